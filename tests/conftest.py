@@ -1,0 +1,37 @@
+"""What several tests need: tiny models with random weights (said so), a real tokenizer for them, the shared data."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and weights that lie beside some checkouts; they are no part of the product."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("no ../shared beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_model("bert")` -> folder of a tiny model with RANDOM weights and a small word-level tokenizer."""
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            from tests.tiny import save_tiny_model
+
+            made[kind] = save_tiny_model(kind, tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    return make

@@ -1,0 +1,107 @@
+"""The study as a set of cells: what is crossed with what, and where each cell's results live.
+
+Light on purpose (standard library only): the Snakefile uses it on a laptop that has no torch.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path("results")
+
+
+@dataclass(frozen=True, order=True)
+class Variant:
+    """A model after pruning: `{method}-{scope}-{sparsity}`, or `dense`.
+
+    `sparsity` keeps its spelling from the config ("0.5", "2of4"), so that paths never suffer from rounding.
+    """
+
+    method: str = "dense"
+    scope: str = ""
+    sparsity: str = "0"
+
+    def __str__(self) -> str:
+        return "dense" if self.is_dense else f"{self.method}-{self.scope}-{self.sparsity}"
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing is removed."""
+        return self.method == "dense"
+
+    @classmethod
+    def parse(cls, text: str) -> "Variant":
+        """The inverse of `str`."""
+        return cls() if text == "dense" else cls(*text.split("-"))
+
+
+DENSE = Variant()
+
+
+@dataclass(frozen=True, order=True)
+class Evaluation:
+    """One variant measured on one task without training."""
+
+    model: str
+    variant: Variant
+    task: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage evaluate leaves its files."""
+        return RESULTS / self.model / str(self.variant) / self.task
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One fine-tuning of one variant on one task with one seed."""
+
+    model: str
+    variant: Variant
+    task: str
+    mask: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage finetune leaves its files."""
+        return RESULTS / self.model / str(self.variant) / self.task / self.mask / f"seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Everything a study computes, each once, in a fixed order."""
+
+    variants: tuple[tuple[str, Variant], ...]
+    evaluations: tuple[Evaluation, ...]
+    runs: tuple[Run, ...]
+
+
+def expand(grids: Iterable[Mapping[str, Any]], evaluated: Iterable[str]) -> Cells:
+    """Cross the lists of every grid.
+
+    `evaluated` names the tasks that need no training (language modelling). Every model is studied dense as well:
+    without it nothing can be compared. A dense model has no mask, so it is fine-tuned once, under `kept`.
+    """
+    evaluated = set(evaluated)
+    variants: dict[tuple[str, Variant], None] = {}
+    evaluations: dict[Evaluation, None] = {}
+    runs: dict[Run, None] = {}
+    for grid in grids:
+        pruned = [
+            Variant(method, scope, sparsity)
+            for method, scope, sparsity in itertools.product(grid["methods"], grid["scopes"], grid["sparsities"])
+            if sparsity != "0"
+        ]
+        for model, variant in itertools.product(grid["models"], [DENSE, *pruned]):
+            variants[model, variant] = None
+            for task in grid["tasks"]:
+                if task in evaluated:
+                    evaluations[Evaluation(model, variant, task)] = None
+                    continue
+                masks = ["kept"] if variant.is_dense else grid["masks"]
+                for mask, seed in itertools.product(masks, grid["seeds"]):
+                    runs[Run(model, variant, task, mask, seed)] = None
+    return Cells(tuple(variants), tuple(evaluations), tuple(runs))
