@@ -74,12 +74,12 @@ def write_manifest(folder: Path, **facts: Any) -> None:
 
     It is written last, so a folder that has a manifest is whole.
     """
-    files = {
+    files: dict[str, dict[str, Any]] = {
         str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST and not path.name.endswith(".tmp")
+        if path.is_file() and path.name != MANIFEST and path.suffix != ".tmp"
     }
-    total = sum(file["bytes"] for file in files.values())
+    total: int = sum(file["bytes"] for file in files.values())
     write_json(folder / MANIFEST, {**facts, "bytes": total, "files": files})
 
 

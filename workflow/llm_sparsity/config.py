@@ -1,0 +1,341 @@
+"""What a config may say, checked before any job starts.
+
+Each class is one section of config.yaml and the only place of its defaults. Import-light on purpose (no torch):
+`snakemake -n` uses it on a laptop.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from llm_sparsity.errors import UserError
+from llm_sparsity.study import Cells, expand
+
+METHODS = tuple(
+    sorted(path.stem for path in (Path(__file__).parent / "pruning").glob("*.py") if not path.stem.startswith("_"))
+)
+SCOPES = ("all", "linear", "attention", "mlp", "embeddings", "encoder", "decoder")
+
+Architecture = Literal["encoder", "decoder", "encoder-decoder"]
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _sparsity(value: Any) -> str:
+    """The one spelling of a sparsity: "0", "0.5" or "2of4"."""
+    text = str(value).strip()
+    pattern = re.fullmatch(r"(\d+)of(\d+)", text)
+    if pattern:
+        kept, group = map(int, pattern.groups())
+        if 0 < kept < group:
+            return text
+    elif not isinstance(value, bool) and re.fullmatch(r"\d*\.?\d+(e-?\d+)?", text):
+        fraction = Decimal(text)
+        if 0 <= fraction < 1:
+            return format(fraction.normalize(), "f")
+    raise ValueError("expected a fraction in [0, 1) such as 0.5, or a pattern N of M kept such as 2of4")
+
+
+def _matches(pattern: str, expected: str) -> BeforeValidator:
+    def check(value: Any) -> str:
+        if not re.fullmatch(pattern, str(value)):
+            raise ValueError(expected)
+        return str(value)
+
+    return BeforeValidator(check)
+
+
+Sparsity = Annotated[str, BeforeValidator(_sparsity)]
+Name = Annotated[
+    str, _matches(r"[A-Za-z0-9][\w.-]*", "a name becomes a folder: use letters, digits, '.', '_' and '-' only")
+]
+Commit = Annotated[
+    str, _matches(r"[0-9a-f]{40}", "expected a commit: 40 hex digits, not a branch or tag that can move")
+]
+Pinned = Annotated[str, _matches(r"[\w.-]+==[\w.+!-]+", "expected name==version")]
+Sha256 = Annotated[str, _matches(r"[0-9a-f]{64}", "expected the 64 hex digits of a sha256")]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, values never change after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Section):
+    """Where a model or a task comes from: exactly one of `hub`, `package`, `folder`."""
+
+    hub: str | None = Field(None, description="repository id on the model or data set hub")
+    revision: Commit | None = Field(None, description="commit of the hub repository")
+    package: Pinned | None = Field(None, description="name==version, a registry package")
+    sha256: Sha256 | None = Field(None, description="of the package's archive")
+    path: str | None = Field(None, description="what to take from the package's archive")
+    folder: str | None = Field(None, description="a folder of this machine")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        needs = {"hub": {"revision"}, "package": {"sha256"}, "folder": set[str]()}
+        allowed = {"hub": {"revision"}, "package": {"sha256", "path"}, "folder": set[str]()}
+        kinds = [kind for kind in needs if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"give exactly one of hub, package or folder, found {' and '.join(kinds) or 'none'}")
+        given = {key for key in ("revision", "sha256", "path") if getattr(self, key) is not None}
+        if missing := needs[kinds[0]] - given:
+            raise ValueError(f"`{kinds[0]}` needs `{missing.pop()}` too, so that everyone gets the same bytes")
+        if extra := given - allowed[kinds[0]]:
+            raise ValueError(f"`{extra.pop()}` does not go with `{kinds[0]}`; remove it")
+        return self
+
+
+class Model(Section):
+    """A pretrained checkpoint."""
+
+    architecture: Architecture
+    source: Source
+
+
+class Binarize(Section):
+    """Turn a rating into a label: 1 above the threshold, 0 below, rows nearer than `margin` are dropped."""
+
+    threshold: float = 0.0
+    margin: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Split(Section):
+    """Carve a validation set out of the training rows."""
+
+    validation: Positive
+    seed: int = 0
+
+
+class Pairs(Section):
+    """Draw sentence pairs from the rows; the label says whether both sentences have the same label."""
+
+    train: Positive
+    validation: Positive
+    seed: int = 0
+
+
+class Limit(Section):
+    """Use at most so many rows of a split, drawn with a fixed seed."""
+
+    train: Positive | None = None
+    validation: Positive | None = None
+    test: Positive | None = None
+    seed: int = 0
+
+
+class Finetune(Section):
+    """How a variant is fine-tuned."""
+
+    epochs: Positive = 3
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    batch_size: Positive = Field(128, description="sentences per optimizer step, over all processes")
+    micro_batch_size: Positive = Field(32, description="sentences in memory at once, per process")
+    max_length: Positive = Field(128, description="tokens per sentence or pair; longer ones are cut")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_ratio: Fraction = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    freeze_embeddings: bool = False
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch_size % min(self.micro_batch_size, self.batch_size):
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}; change one"
+            )
+        return self
+
+
+class Evaluate(Section):
+    """How the perplexity of a causal language model is measured."""
+
+    sequence_length: Annotated[int, Field(gt=1)] = 2048
+    max_tokens: Positive | None = None
+    batch_size: Positive = 1
+
+
+class Task(Section):
+    """A data set with a metric."""
+
+    kind: Literal["classification", "language-model"]
+    source: Source
+    files: dict[str, str] = Field(min_length=1, description="split -> file inside the source")
+    format: Literal["parquet", "jsonl", "csv", "tsv", "text"] | None = None
+    columns: list[str] | None = Field(None, description="names, for files without a header line")
+    text: str = "text"
+    text_pair: str | None = None
+    label: str | None = None
+    labels: list[str] | None = None
+    binarize: Binarize | None = None
+    split: Split | None = None
+    pairs: Pairs | None = None
+    limit: Limit | None = None
+    finetune: dict[str, Any] = Field({}, description="overrides of the config's `finetune`")
+    evaluate: dict[str, Any] = Field({}, description="overrides of the config's `evaluate`")
+
+    @model_validator(mode="after")
+    def _splits(self) -> Self:
+        if self.kind == "language-model":
+            if set(self.files) != {"test"}:
+                raise ValueError(f"files: a language-model task has one split, test; found {', '.join(self.files)}")
+            if self.label or self.finetune:
+                raise ValueError("a language-model task is not trained on; remove label and finetune")
+            return self
+        if self.label is None:
+            raise ValueError("label: missing; name the column that holds the label")
+        expected = {"train"} if self.split else {"train", "validation"}
+        if set(self.files) != expected:
+            raise ValueError(
+                f"files: expected {' and '.join(sorted(expected))}, found {', '.join(self.files)}; "
+                "`split` carves a validation set out of train"
+            )
+        if self.evaluate:
+            raise ValueError("evaluate: is for language-model tasks; use finetune here")
+        return self
+
+
+class Grid(Section):
+    """Lists of names that are crossed. A study is one grid or several."""
+
+    models: list[Name] = Field(min_length=1)
+    methods: list[str] = Field(["magnitude"], min_length=1)
+    scopes: list[str] = Field(["all"], min_length=1)
+    sparsities: list[Sparsity] = Field(min_length=1)
+    tasks: list[Name] = Field(min_length=1)
+    masks: list[Literal["kept", "released"]] = Field(["kept"], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        for key in type(self).model_fields:
+            values = getattr(self, key)
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise ValueError(f"{key}: {twice[0]} is given twice; remove one")
+        return self
+
+
+class Config(Section):
+    """A study: what to cross, and what the names stand for."""
+
+    name: Name
+    study: list[Grid] = Field(min_length=1)
+    models: dict[Name, Model]
+    tasks: dict[Name, Task]
+    finetune: Finetune = Finetune()
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        if "model" in self.tasks:
+            raise ValueError("tasks.model: this name is taken by a folder of the results; choose another")
+        for number, grid in enumerate(self.study):
+            where = f"study.{number}"
+            _known(f"{where}.models", grid.models, self.models)
+            _known(f"{where}.tasks", grid.tasks, self.tasks)
+            _known(f"{where}.methods", grid.methods, METHODS)
+            _known(f"{where}.scopes", grid.scopes, SCOPES)
+            for model in grid.models:
+                architecture = self.models[model].architecture
+                for scope in {"encoder", "decoder"} & set(grid.scopes):
+                    if scope not in architecture.split("-"):
+                        raise ValueError(f"{where}.scopes: {scope}, but model {model} is an {architecture}; remove one")
+                for task in grid.tasks:
+                    if self.tasks[task].kind == "language-model" and architecture != "decoder":
+                        raise ValueError(
+                            f"{where}.tasks: {task} is a language-model task, but model {model} is an {architecture}; "
+                            "give decoders a grid of their own"
+                        )
+        for task in self.tasks:
+            self.finetune_settings(task)
+            self.evaluate_settings(task)
+        return self
+
+    def finetune_settings(self, task: str) -> dict[str, Any]:
+        """`finetune` with the task's overrides."""
+        return _override(self.finetune, self.tasks[task].finetune, f"tasks.{task}.finetune")
+
+    def evaluate_settings(self, task: str) -> dict[str, Any]:
+        """`evaluate` with the task's overrides."""
+        return _override(self.evaluate, self.tasks[task].evaluate, f"tasks.{task}.evaluate")
+
+    def cells(self) -> Cells:
+        """Everything this study computes."""
+        return expand(self.grids(), self.language_tasks())
+
+    def grids(self) -> list[dict[str, Any]]:
+        """The grids as plain values."""
+        return [grid.model_dump() for grid in self.study]
+
+    def language_tasks(self) -> list[str]:
+        """The tasks that are evaluated without training."""
+        return [name for name, task in self.tasks.items() if task.kind == "language-model"]
+
+
+def _override(section: Section, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    try:
+        return type(section).model_validate({**section.model_dump(), **changes}).model_dump()
+    except ValidationError as error:
+        raise ValueError("; ".join(f"{where}.{line}" for line in _lines(error, type(section)))) from None
+
+
+def _known(key: str, names: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{key}: found {name!r}, which is not defined{_guess(name, known)}")
+
+
+def _guess(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
+
+
+def _fields(section: type[BaseModel] | None, path: tuple[Any, ...]) -> list[str]:
+    """The keys that the section at `path` has, to guess a misspelled one from."""
+    for step in path:
+        field = section.model_fields.get(str(step)) if section else None
+        if field is None:
+            continue
+        found = re.search(r"\b(Grid|Model|Task|Source|Binarize|Split|Pairs|Limit|Finetune|Evaluate)\b", str(field))
+        section = globals()[found.group(1)] if found else None
+    return list(section.model_fields) if section else []
+
+
+def _lines(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """One line for each fault: key, value found, what to do."""
+    lines = []
+    for fault in error.errors():
+        path = tuple(step for step in fault["loc"] if step != "[key]")
+        key = ".".join(map(str, path))
+        value = repr(fault["input"])
+        value = value if len(value) <= 60 else f"{value[:57]}..."
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key{_guess(str(path[-1]), _fields(root, path[:-1]))}")
+        elif fault["type"] == "missing":
+            lines.append(f"{key}: missing; add it")
+        elif fault["type"] == "too_short":
+            lines.append(f"{key}: found nothing; give at least one")
+        elif isinstance(fault["input"], Mapping | BaseModel):
+            lines.append(f"{key}: {message}" if key else message)
+        else:
+            lines.append(f"{key}: found {value}; {message[0].lower()}{message[1:]}")
+    return lines
+
+
+def load(values: Mapping[str, Any]) -> Config:
+    """Check a config.
+
+    Raises:
+        UserError: one line for each fault, with key, value and fix.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(f"config: {line}" for line in _lines(error, Config))) from None
