@@ -1,0 +1,34 @@
+# llm-sparsity: how much of a pretrained transformer can be removed, and what does that really save?
+# The stages in the order in which data flows through them; ARCHITECTURE.md draws the picture.
+
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+if "models" not in config:  # no --configfile given: a study is one file, never a merge of two
+
+    configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/download.smk"
+include: "workflow/rules/prune.smk"
+include: "workflow/rules/weights.smk"
+include: "workflow/rules/finetune.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/collect.smk"
+include: "workflow/rules/plot.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.plot.output,
+
+
+onstart:
+    refuse_unreachable_sources()
+
+
+onsuccess:
+    print(Path(rules.plot.output.summary).read_text())

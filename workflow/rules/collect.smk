@@ -1,0 +1,29 @@
+# collect: the tables of a study, one row an observation. They are the public contract; the figures read nothing else.
+#
+# needs   everything that the study computes
+# leaves  reports/{study}/tables/*.csv
+
+TABLES = ["metrics", "runs", "history", "sizes", "weights", "baselines"]
+
+
+localrules:
+    collect,
+
+
+rule collect:
+    input:
+        [f"results/{model}/{variant}/weights.parquet" for model, variant in CELLS.variants],
+        [f"results/{model}/{variant}/sparsity.csv" for model, variant in CELLS.variants if not variant.is_dense],
+        [evaluation.folder / "metrics.json" for evaluation in CELLS.evaluations],
+        [run.folder / "metrics.json" for run in CELLS.runs],
+    output:
+        expand("reports/{study}/tables/{table}.csv", study=STUDY.name, table=TABLES),
+    log:
+        f"logs/collect/{STUDY.name}.log",
+    conda:
+        "../../envs/environment.yaml"
+    params:
+        settings=settings(study=STUDY.name, grids=STUDY.grids(), evaluated=STUDY.language_tasks()),
+        code=code("collect"),
+    shell:
+        f"python scripts/collect.py --output reports/{STUDY.name}/tables --settings {{params.settings:q}} > {{log}} 2>&1"

@@ -1,0 +1,98 @@
+# Shared by all stages: the checked config, the cells of the study, and the two params that every job has.
+#
+#   settings  one sorted JSON string with exactly the values that the job uses
+#   code      a hash of its script and of the library modules that the script reaches
+#
+# Snakemake compares these two, the script reads the first, the log shows both. Nothing else makes a job run again.
+
+import json
+import sys
+from pathlib import Path
+
+WORKFLOW = Path(workflow.basedir)
+sys.path.insert(0, str(WORKFLOW / "workflow"))
+
+from llm_sparsity import config as study_config
+from llm_sparsity.errors import UserError
+from llm_sparsity.fingerprint import code_hash
+from llm_sparsity.study import Variant
+
+# Scripts run with this Python and the library beside this file: the code that was hashed is the code that runs.
+shell.prefix(f"export PATH='{Path(sys.executable).parent}':\"$PATH\" PYTHONPATH='{WORKFLOW / 'workflow'}'; ")
+
+try:
+    STUDY = study_config.load(config)
+except UserError as error:
+    sys.exit(f"error: {error}")
+CELLS = STUDY.cells()
+
+
+wildcard_constraints:
+    model=r"[A-Za-z0-9][\w.-]*",
+    variant=r"dense|[a-z]\w*-[a-z]+-[\w.]+",
+    pruned=r"[a-z]\w*-[a-z]+-[\w.]+",
+    task=r"[A-Za-z0-9][\w.-]*",
+    mask="kept|released",
+    seed=r"\d+",
+
+
+def settings(**values):
+    """The values that a job uses, as one string: what is compared is what is read."""
+    return json.dumps(values, sort_keys=True)
+
+
+def code(stage, *modules, files=()):
+    """The hash of the code that a stage runs."""
+    return code_hash(WORKFLOW / "scripts" / f"{stage}.py", modules=modules, files=files)
+
+
+def model_manifest(wildcards):
+    """The small file that stands for a variant's weights: equal content makes nothing run again."""
+    if wildcards.variant == "dense":
+        return f"resources/models/{wildcards.model}/manifest.json"
+    return f"results/{wildcards.model}/{wildcards.variant}/model/manifest.json"
+
+
+def download_model_settings(wildcards):
+    return settings(**STUDY.models[wildcards.model].model_dump(exclude_none=True))
+
+
+def download_task_settings(wildcards):
+    return settings(**STUDY.tasks[wildcards.task].model_dump(exclude_none=True, exclude={"finetune", "evaluate"}))
+
+
+def prune_settings(wildcards):
+    variant = Variant.parse(wildcards.pruned)
+    return settings(method=variant.method, scope=variant.scope, sparsity=variant.sparsity, seed=0)
+
+
+def prune_code(wildcards):
+    # Only the method named: a change in one method leaves the others alone.
+    return code("prune", f"llm_sparsity.pruning.{Variant.parse(wildcards.pruned).method}")
+
+
+def finetune_settings(wildcards):
+    return settings(mask=wildcards.mask, seed=int(wildcards.seed), **STUDY.finetune_settings(wildcards.task))
+
+
+def evaluate_settings(wildcards):
+    return settings(**STUDY.evaluate_settings(wildcards.task))
+
+
+def refuse_unreachable_sources():
+    """Stop before any job when something has to come from a hub that cannot be reached."""
+    from llm_sparsity.download import missing_offline
+
+    missing = [missing_offline(source.model_dump(exclude_none=True), kind) for kind, source in wanted_sources()]
+    if any(missing):
+        sys.exit("\n".join(f"error: {line}" for line in missing if line))
+
+
+def wanted_sources():
+    """What the study needs and has not got yet."""
+    models = {model for model, _ in CELLS.variants}
+    tasks = {cell.task for cell in CELLS.runs + CELLS.evaluations}
+    for kind, names, entries in (("model", models, STUDY.models), ("task", tasks, STUDY.tasks)):
+        for name in sorted(names):
+            if not Path(f"resources/{kind}s/{name}/manifest.json").exists():
+                yield kind, entries[name].source

@@ -1,0 +1,31 @@
+# finetune: train a variant on a task with one seed, its mask kept or released.
+#
+# needs   the folder of a variant, resources/tasks/{task}/
+# leaves  results/{model}/{variant}/{task}/{mask}/seed-{seed}/
+#             metrics.json     what the last epoch reached
+#             history.csv      every epoch: loss, metrics, sparsity
+#             checkpoints.csv  the weights cached after every epoch, in work/
+#             runtime.json     seconds, memory, device, versions
+
+
+rule finetune:
+    input:
+        model=model_manifest,
+        task="resources/tasks/{task}/manifest.json",
+    output:
+        metrics="results/{model}/{variant}/{task}/{mask}/seed-{seed}/metrics.json",
+        history="results/{model}/{variant}/{task}/{mask}/seed-{seed}/history.csv",
+        checkpoints="results/{model}/{variant}/{task}/{mask}/seed-{seed}/checkpoints.csv",
+        runtime="results/{model}/{variant}/{task}/{mask}/seed-{seed}/runtime.json",
+    log:
+        "logs/finetune/{model}/{variant}/{task}/{mask}/seed-{seed}.log",
+    priority: 1
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    params:
+        settings=finetune_settings,
+        code=code("finetune"),
+    shell:
+        "python scripts/finetune.py --model $(dirname {input.model}) --task $(dirname {input.task}) --output $(dirname {output.metrics})"
+        " --work work --code {params.code} --threads {threads} --settings {params.settings:q} > {log} 2>&1"

@@ -1,0 +1,26 @@
+# plot: figures and one page, from the tables alone.
+#
+# needs   reports/{study}/tables/*.csv
+# leaves  reports/{study}/figures/*.svg, *.png; report.html (one file, no network); summary.txt
+
+
+localrules:
+    plot,
+
+
+rule plot:
+    input:
+        rules.collect.output,
+    output:
+        report=f"reports/{STUDY.name}/report.html",
+        summary=f"reports/{STUDY.name}/summary.txt",
+    log:
+        f"logs/plot/{STUDY.name}.log",
+    conda:
+        "../../envs/environment.yaml"
+    params:
+        settings=settings(config=STUDY.model_dump(exclude_none=True)),
+        code=code("plot", files=[WORKFLOW / "workflow/report/report.html.jinja"]),
+    shell:
+        f"python scripts/plot.py --tables reports/{STUDY.name}/tables --output reports/{STUDY.name}"
+        " --settings {params.settings:q} > {log} 2>&1"
