@@ -83,9 +83,9 @@ def refuse_unreachable_sources():
     """Stop before any job when something has to come from a hub that cannot be reached."""
     from llm_sparsity.download import missing_offline
 
-    missing = [missing_offline(source.model_dump(exclude_none=True), kind) for kind, source in wanted_sources()]
-    if any(missing):
-        sys.exit("\n".join(f"error: {line}" for line in missing if line))
+    lines = {missing_offline(source.model_dump(exclude_none=True), kind) for kind, source in wanted_sources()}
+    if lines - {None}:
+        sys.exit("\n".join(sorted(f"error: {line}" for line in lines if line)))
 
 
 def wanted_sources():

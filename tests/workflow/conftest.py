@@ -1,0 +1,152 @@
+"""A copy of the project with a local hub cache, in which the real Snakemake runs the tiny study."""
+
+import csv
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.tiny import WORDS
+
+COPIED = ["Snakefile", "config.yaml", "workflow", "scripts", "studies", "envs"]
+
+
+class Project:
+    """A copy of the project in a folder of its own, run by the real Snakemake without network."""
+
+    def __init__(self, folder: Path, hub: Path) -> None:
+        self.folder = folder
+        self.hub = hub
+
+    def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = {**os.environ, "HF_HOME": str(self.hub), "HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1"}
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", *arguments],
+            cwd=self.folder,
+            env=variables | environment,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+
+    def run(self) -> str:
+        done = self.snakemake("--configfile", "config.yaml", "--cores", "2", "--show-failed-logs")
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        return done.stdout + done.stderr
+
+    def pending(self) -> list[str]:
+        """What a run would do: "rule wildcard=value ..." a job, sorted; `all` left out."""
+        done = self.snakemake("-n", "--configfile", "config.yaml")
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        jobs = []
+        for block in re.split(r"\n(?=(?:local)?rule )", done.stdout + done.stderr):
+            rule = re.match(r"(?:local)?rule (\w+):", block)
+            if rule and rule.group(1) != "all":
+                wildcards = re.search(r"^    wildcards: (.*)$", block, re.MULTILINE)
+                jobs.append(" ".join([rule.group(1), *(wildcards.group(1).split(", ") if wildcards else [])]))
+        return sorted(jobs)
+
+    def edit(self, file: str, change: Callable[[str], str]) -> None:
+        path = self.folder / file
+        before = path.read_text()
+        after = change(before)
+        assert after != before, f"the edit of {file} changed nothing"
+        path.write_text(after)
+
+    def configure(self, change: Callable[[dict], None]) -> None:
+        path = self.folder / "config.yaml"
+        values = yaml.safe_load(path.read_text())
+        change(values)
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def _sentence(generator: random.Random) -> tuple[str, int]:
+    label = generator.randrange(2)
+    mood = ["good", "great", "fine"] if label else ["bad", "dull", "awful"]
+    return " ".join([*generator.choices(WORDS[:8], k=6), generator.choice(mood)]), label
+
+
+def _glue(root: Path) -> dict[str, pd.DataFrame]:
+    """SST-2 and MRPC as the hub lays them out: the real ones where they lie beside the checkout, else made up."""
+    data = root.parent / "shared" / "data"
+    tables = {}
+    generator = random.Random(0)
+    for split, file in (("train", "train"), ("validation", "dev")):
+        if data.is_dir():
+            sst2 = pd.read_csv(data / "sst2" / f"{file}.tsv", sep="\t", quoting=csv.QUOTE_NONE)
+            mrpc = pd.read_csv(data / "mrpc" / f"{file}.tsv", sep="\t", quoting=csv.QUOTE_NONE)
+            mrpc = mrpc.rename(columns={"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label"})
+            mrpc = mrpc[["sentence1", "sentence2", "label"]]
+        else:
+            rows = [_sentence(generator) for _ in range(100)]
+            sst2 = pd.DataFrame(rows, columns=["sentence", "label"])
+            others = [_sentence(generator) for _ in rows]
+            mrpc = pd.DataFrame(
+                [(a, b, int(x == y)) for (a, x), (b, y) in zip(rows, others, strict=True)],
+                columns=["sentence1", "sentence2", "label"],
+            )
+        tables[f"sst2/{split}-00000-of-00001.parquet"] = sst2
+        tables[f"mrpc/{split}-00000-of-00001.parquet"] = mrpc
+    return tables
+
+
+@pytest.fixture(scope="session")
+def hub(root: Path, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hub cache as huggingface_hub lays it out: tiny models under the report's ids, and GLUE."""
+    cache = tmp_path_factory.mktemp("hub")
+    study = yaml.safe_load((root / "tests/config.yaml").read_text())
+
+    def repository(kind: str, source: dict[str, str]) -> Path:
+        folder = cache / "hub" / f"{kind}--{source['hub'].replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / "main").write_text(source["revision"])
+        snapshot = folder / "snapshots" / source["revision"]
+        snapshot.mkdir(parents=True, exist_ok=True)
+        return snapshot
+
+    for name, kind in (("roberta-base", "roberta"), ("gpt2", "gpt2"), ("bart-base", "bart")):
+        snapshot = repository("models", study["models"][name]["source"])
+        for file in tiny_model(kind).iterdir():
+            if file.name != "manifest.json":
+                shutil.copy(file, snapshot)
+    snapshot = repository("datasets", study["tasks"]["sst2"]["source"])
+    for file, table in _glue(root).items():
+        (snapshot / file).parent.mkdir(exist_ok=True)
+        table.to_parquet(snapshot / file)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def finished(root: Path, hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The tiny study, run once from download to report. Tests that change something work on a copy."""
+    folder = tmp_path_factory.mktemp("project") / "finished"
+    folder.mkdir()
+    for name in COPIED:
+        source = root / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    shutil.copy(root / "tests/config.yaml", folder / "config.yaml")
+    (folder / "inputs").mkdir()
+    generator = random.Random(0)
+    (folder / "inputs/lines.txt").write_text("".join(f"{_sentence(generator)[0]}\n" for _ in range(200)))
+    project = Project(folder, hub)
+    project.log = project.run()
+    return project
+
+
+@pytest.fixture
+def project(finished: Project, tmp_path: Path) -> Project:
+    """A copy of the finished project: its weights are left behind, as nothing pending may need them."""
+    folder = tmp_path / "project"
+    shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("*.safetensors", "work"))
+    return Project(folder, finished.hub)

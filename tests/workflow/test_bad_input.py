@@ -1,0 +1,67 @@
+"""A mistake of the user ends before any job, in one line that names the key, the value and the fix."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import COPIED, Project
+
+pytestmark = pytest.mark.workflow
+
+GRID = ("study", 0)
+
+
+@pytest.fixture
+def fresh(root: Path, hub: Path, tmp_path: Path) -> Project:
+    """A project in which nothing has run yet."""
+    for name in COPIED:
+        if (root / name).is_dir():
+            shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(root / name, tmp_path / name)
+    shutil.copy(root / "tests/config.yaml", tmp_path / "config.yaml")
+    return Project(tmp_path, hub)
+
+
+def errors(project: Project, *arguments: str) -> list[str]:
+    """The error lines of a run that must fail without a traceback and without having started a job."""
+    done = project.snakemake("--configfile", "config.yaml", "--cores", "1", *arguments)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "Traceback" not in output, output
+    assert not (project.folder / "results").exists()
+    return [line for line in output.splitlines() if line.startswith("error: ") or line.startswith("config: ")]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values: values.update(finetun={}), "finetun: unknown key; did you mean 'finetune'?"),
+        (lambda values: values["study"][0].update(models=["gpt3"]), "found 'gpt3', which is not defined"),
+        (lambda values: values["study"][0].update(scopes=["linaer"]), "did you mean 'linear'?"),
+        (lambda values: values["study"][0].update(sparsities=[1.5]), "study.0.sparsities.0: found 1.5; expected"),
+    ],
+)
+def test_config_mistakes(change: Callable[[dict], None], said: str, fresh: Project) -> None:
+    fresh.configure(change)
+    lines = errors(fresh)
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_offline_and_uncached_stops_before_any_job(fresh: Project, tmp_path: Path) -> None:
+    fresh.hub = tmp_path / "empty"
+    lines = errors(fresh)
+    assert lines
+    assert "roberta-base" in " ".join(lines)
+    assert not (fresh.folder / "resources").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_results_folder(fresh: Project) -> None:
+    (fresh.folder / "results").mkdir(mode=0o500)
+    done = fresh.snakemake("--configfile", "config.yaml", "--cores", "1")
+    assert done.returncode != 0

@@ -1,0 +1,79 @@
+"""The real Snakemake runs a tiny study of all three architectures from a hub cache, offline."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from .conftest import Project
+
+pytestmark = pytest.mark.workflow
+
+
+def test_the_study_runs_from_download_to_report(finished: Project) -> None:
+    report = finished.folder / "reports/tiny"
+    metrics = pd.read_csv(report / "tables/metrics.csv")
+    accuracy = metrics[metrics.metric == "accuracy"]
+    assert len(accuracy) == 6 + 2 + 8  # SST-2 of three models, MRPC dense, MRPC pruned: masks x seeds
+    assert set(metrics.model) == {"roberta-base", "gpt2", "bart-base"}
+    assert (metrics.metric == "perplexity").sum() == 2
+    sizes = pd.read_csv(report / "tables/sizes.csv")
+    assert sizes.set_index(["model", "method"]).measured_sparsity["bart-base", "magnitude"] > 0.8
+    assert (report / "report.html").stat().st_size > 10_000
+    assert "report.html" in finished.log  # the run's last lines say where to look
+
+
+def test_a_second_run_does_nothing(finished: Project) -> None:
+    assert "Nothing to be done" in finished.run()
+
+
+def test_the_page_needs_no_network(finished: Project) -> None:
+    page = (finished.folder / "reports/tiny/report.html").read_text()
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?:https?:)?//[^"']+\.(?:js|css|png|svg|woff2?)""", page)
+    assert "<script src" not in page
+    assert "@import" not in page
+
+
+def test_the_kept_mask_is_in_the_measured_sparsity(finished: Project) -> None:
+    folder = finished.folder / "results/roberta-base/magnitude-linear-0.5/mrpc"
+    kept = json.loads((folder / "kept/seed-0/metrics.json").read_text())["measured_sparsity"]
+    released = json.loads((folder / "released/seed-0/metrics.json").read_text())["measured_sparsity"]
+    assert released < 0.1 < kept
+
+
+def test_snakemakes_own_report_works(finished: Project, tmp_path: Path) -> None:
+    done = finished.snakemake("--configfile", "config.yaml", "--report", str(tmp_path / "report.zip"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "report.zip").stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("study", ["config.yaml", "studies/embedded.yaml"])
+def test_dry_run_of_every_shipped_study_without_torch(study: str, root: Path, hub: Path, tmp_path: Path) -> None:
+    """A laptop without torch and network is stood in for by packages that refuse to be imported."""
+    for package in ("torch", "transformers", "datasets", "pandas", "numpy", "huggingface_hub"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise ImportError('heavy import in a dry run')\n")
+    project = Project(root, tmp_path / "empty cache")
+    done = project.snakemake("-n", "--configfile", study, "--nolock", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "This was a dry-run" in done.stdout + done.stderr
+
+
+def test_lint_is_clean(root: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--lint"], cwd=root, text=True, capture_output=True, check=False
+    )
+    assert "Congratulations" in done.stdout + done.stderr, done.stdout + done.stderr
+
+
+def test_every_shipped_study_is_in_the_list_of_dry_runs(root: Path) -> None:
+    shipped = {"config.yaml", *(f"studies/{path.name}" for path in (root / "studies").glob("*.yaml"))}
+    tested = test_dry_run_of_every_shipped_study_without_torch.pytestmark[0].args[1]
+    assert shipped == set(tested)
+    for study in shipped:
+        assert yaml.safe_load((root / study).read_text())["name"]
