@@ -81,7 +81,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "fresh clone": (cloned, []),
     "comment in a library module": (appended(f"{LIBRARY}finetune.py", "\n# a remark\n"), []),
     "docstring of a module": (
-        lambda project: project.edit(f"{LIBRARY}finetune.py", lambda source: source.replace('"""', '"""Said anew. ', 1)),
+        lambda project: project.edit(f"{LIBRARY}finetune.py", lambda source: source.replace('"""', '"""Anew. ', 1)),
         [],
     ),
     "learning rate of one task": (

@@ -1,0 +1,94 @@
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llm_sparsity import config
+from llm_sparsity.errors import UserError
+
+
+@pytest.fixture
+def values(root: Path) -> dict[str, Any]:
+    return copy.deepcopy(yaml.safe_load((root / "config.yaml").read_text()))
+
+
+@pytest.mark.parametrize("study", ["config.yaml", "studies/embedded.yaml", "tests/config.yaml"])
+def test_shipped_studies_are_valid(study: str, root: Path) -> None:
+    assert config.load(yaml.safe_load((root / study).read_text())).cells().variants
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(0, "0"), (0.0, "0"), (0.5, "0.5"), ("0.50", "0.5"), (".5", "0.5"), (1e-3, "0.001"), ("2of4", "2of4")],
+)
+def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str, Any]) -> None:
+    values["study"][0]["sparsities"] = [given]
+    assert config.load(values).study[0].sparsities == [expected]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: v.update(finetun={}), "finetun: unknown key; did you mean 'finetune'?"),
+        (lambda v: v.pop("name"), "name: missing; add it"),
+        (lambda v: v.update(name="a/b"), "name: found 'a/b'; a name becomes a folder"),
+        (lambda v: v.update(study=[]), "study: found nothing; give at least one"),
+        (lambda v: v["study"][0].update(models=["roberta-bse"]), "'roberta-bse', which is not defined; did you mean"),
+        (lambda v: v["study"][0].update(tasks=["sst3"]), "study.0.tasks: found 'sst3'"),
+        (lambda v: v["study"][0].update(methods=["magnitud"]), "did you mean 'magnitude'?"),
+        (lambda v: v["study"][0].update(scopes=["linar"]), "did you mean 'linear'?"),
+        (lambda v: v["study"][0].update(scopes=["decoder"]), "decoder, but model roberta-base is an encoder"),
+        (lambda v: v["study"][0].update(sparsities=[1.0]), "study.0.sparsities.0: found 1.0; expected a fraction"),
+        (lambda v: v["study"][0].update(sparsities=[-0.1]), "study.0.sparsities.0: found -0.1; expected a fraction"),
+        (lambda v: v["study"][0].update(sparsities=["4of2"]), "found '4of2'; expected a fraction"),
+        (lambda v: v["study"][0].update(sparsities=[True]), "found True; expected a fraction"),
+        (lambda v: v["study"][0].update(sparsities=[0.5, "0.50"]), "sparsities: 0.5 is given twice; remove one"),
+        (lambda v: v["study"][0].update(sparsities=[]), "study.0.sparsities: found nothing"),
+        (lambda v: v["study"][0].update(masks=["keep"]), "found 'keep'; input should be 'kept' or 'released'"),
+        (lambda v: v["study"][0].update(seeds=[-1]), "study.0.seeds.0: found -1"),
+        (lambda v: v["finetune"].update(learning_rte=1), "finetune.learning_rte: unknown key; did you mean 'learning_rate'"),
+        (lambda v: v["finetune"].update(batch_size=100), "batch_size 100 is no multiple of micro_batch_size 32"),
+        (lambda v: v["tasks"]["sst2"].update(finetune={"epoch": 1}), "tasks.sst2.finetune.epoch: unknown key"),
+        (lambda v: v["tasks"]["sst2"].pop("label"), "tasks.sst2: label: missing"),
+        (lambda v: v["tasks"]["sst2"].pop("files"), "tasks.sst2.files: missing"),
+        (lambda v: v["tasks"]["sst2"]["files"].pop("train"), "files: expected train and validation, found validation"),
+        (lambda v: v["tasks"].update(model=v["tasks"]["sst2"]), "tasks.model: this name is taken"),
+        (lambda v: v["models"]["gpt2"]["source"].pop("revision"), "`hub` needs `revision` too"),
+        (lambda v: v["models"]["gpt2"]["source"].update(revision="main"), "found 'main'; expected a commit"),
+        (lambda v: v["models"]["gpt2"]["source"].update(folder="x"), "exactly one of hub, package or folder"),
+        (lambda v: v["models"]["gpt2"].update(architecture="decodr"), "models.gpt2.architecture: found 'decodr'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_with_key_and_fix(
+    change: Callable[[dict[str, Any]], Any], said: str, values: dict[str, Any]
+) -> None:
+    change(values)
+    with pytest.raises(UserError) as error:
+        config.load(values)
+    (line,) = str(error.value).splitlines()
+    assert said in line
+
+
+def test_every_mistake_is_told_at_once(values: dict[str, Any]) -> None:
+    values["finetun"] = {}
+    values["study"][0]["masks"] = ["keep"]
+    with pytest.raises(UserError) as error:
+        config.load(values)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_language_model_tasks_need_a_decoder(root: Path) -> None:
+    values = yaml.safe_load((root / "studies/embedded.yaml").read_text())
+    values["study"][0]["tasks"].append("editorials")
+    with pytest.raises(UserError, match="editorials is a language-model task, but model minilm is an encoder"):
+        config.load(values)
+
+
+def test_a_task_overrides_the_defaults_of_finetune(values: dict[str, Any]) -> None:
+    values["tasks"]["mrpc"]["finetune"] = {"epochs": 5}
+    study = config.load(values)
+    assert study.finetune_settings("mrpc")["epochs"] == 5
+    assert study.finetune_settings("sst2")["epochs"] == 3

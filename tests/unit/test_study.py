@@ -1,0 +1,50 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_sparsity.study import DENSE, Run, Variant, expand
+
+GRID: dict[str, Any] = {
+    "models": ["gpt2"],
+    "methods": ["magnitude"],
+    "scopes": ["all"],
+    "sparsities": ["0", "0.5"],
+    "tasks": ["sst2"],
+    "masks": ["kept", "released"],
+    "seeds": [0, 1],
+}
+
+
+@pytest.mark.parametrize("variant", [DENSE, Variant("magnitude", "linear", "0.5"), Variant("wanda", "mlp", "2of4")])
+def test_a_variant_is_its_name(variant: Variant) -> None:
+    assert Variant.parse(str(variant)) == variant
+
+
+def test_a_run_names_its_folder() -> None:
+    run = Run("gpt2", Variant("magnitude", "all", "0.5"), "sst2", "kept", 3)
+    assert run.folder == Path("results/gpt2/magnitude-all-0.5/sst2/kept/seed-3")
+
+
+def test_dense_runs_once_whatever_the_masks() -> None:
+    cells = expand([GRID], [])
+    assert cells.variants == (("gpt2", DENSE), ("gpt2", Variant("magnitude", "all", "0.5")))
+    assert [run.mask for run in cells.runs if run.variant.is_dense] == ["kept", "kept"]
+    assert len(cells.runs) == 2 + 4
+
+
+def test_a_cell_that_two_grids_name_is_computed_once() -> None:
+    assert expand([GRID, GRID], []) == expand([GRID], [])
+
+
+def test_dense_is_studied_even_when_no_zero_is_listed() -> None:
+    assert ("gpt2", DENSE) in expand([GRID | {"sparsities": ["0.5"]}], []).variants
+
+
+def test_language_tasks_are_evaluated_not_trained() -> None:
+    cells = expand([GRID | {"tasks": ["wikitext"]}], ["wikitext"])
+    assert not cells.runs
+    assert [str(cell.folder) for cell in cells.evaluations] == [
+        "results/gpt2/dense/wikitext",
+        "results/gpt2/magnitude-all-0.5/wikitext",
+    ]
