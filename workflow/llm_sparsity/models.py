@@ -1,0 +1,230 @@
+"""Model families: the only place that knows tensor names, and how a folder becomes a model for a task.
+
+A family is a few patterns over tensor names. They say for each tensor which part of the model it belongs to, in which
+layer and in which stack. Nothing heavy is imported before a model is loaded.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llm_sparsity.errors import UserError
+from llm_sparsity.files import read_json
+
+PARTS_OF_SCOPE = {
+    "all": {"attention", "mlp", "embeddings", "norm"},
+    "linear": {"attention", "mlp"},
+    "attention": {"attention"},
+    "mlp": {"mlp"},
+    "embeddings": {"embeddings"},
+    "encoder": {"attention", "mlp"},
+    "decoder": {"attention", "mlp"},
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor belongs: stack "encoder" or "decoder", layer (-1 outside the layers), part of the model."""
+
+    stack: str
+    layer: int
+    part: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tensor names of related models. Patterns are searched in a name without its `.weight`."""
+
+    types: tuple[str, ...]
+    architecture: str
+    layer: str
+    attention: str
+    mlp: str
+    embeddings: str
+    norm: str
+    transposed: bool = False  # GPT-2's Conv1D keeps its matrices as (in, out)
+    alias: str = "^$"  # copies of a tied tensor, which some files hold beside `shared`
+
+    @cached_property
+    def _parts(self) -> dict[str, re.Pattern[str]]:
+        return {part: re.compile(getattr(self, part)) for part in ("norm", "attention", "mlp", "embeddings")}
+
+    def place(self, name: str) -> Place | None:
+        """The place of a tensor; None for biases, buffers, poolers and heads, which are never pruned."""
+        stem, _, kind = name.rpartition(".")
+        if kind != "weight" or re.search(r"pooler|lm_head|classifi|score|^cls\.|qa_outputs|^decoder$", stem):
+            return None
+        layer = re.search(self.layer, stem)
+        for part, pattern in self._parts.items():
+            if pattern.search(stem):
+                stack = self.architecture
+                if stack == "encoder-decoder":
+                    stack = "decoder" if re.search(r"(^|\.)decoder\.", stem) else "encoder"
+                return Place(stack, int(layer.group(1)) if layer else -1, part)
+        return None
+
+    def without_aliases(self, names: list[str]) -> list[str]:
+        """The names of a checkpoint's tensors, those that are tied counted once."""
+        if not any(name.endswith("shared.weight") for name in names):
+            return names
+        return [name for name in names if not re.search(self.alias, name.removesuffix(".weight"))]
+
+
+FAMILIES = (
+    Family(
+        types=("bert", "roberta", "xlm-roberta"),
+        architecture="encoder",
+        layer=r"encoder\.layer\.(\d+)",
+        attention=r"attention\.self\.(query|key|value)$|attention\.output\.dense$",
+        mlp=r"(intermediate|layer\.\d+\.output)\.dense$",
+        embeddings=r"embeddings\.\w+_embeddings$",
+        norm=r"LayerNorm$",
+    ),
+    Family(
+        types=("distilbert",),
+        architecture="encoder",
+        layer=r"transformer\.layer\.(\d+)",
+        attention=r"attention\.(q|k|v|out)_lin$",
+        mlp=r"ffn\.lin[12]$",
+        embeddings=r"embeddings\.\w+_embeddings$",
+        norm=r"LayerNorm$|layer_norm$",
+    ),
+    Family(
+        types=("gpt2",),
+        architecture="decoder",
+        layer=r"(?:^|\.)h\.(\d+)\.",
+        attention=r"attn\.c_(attn|proj)$",
+        mlp=r"mlp\.c_(fc|proj)$",
+        embeddings=r"(^|\.)w[tp]e$",
+        norm=r"ln_(\d|f)$",
+        transposed=True,
+    ),
+    Family(
+        types=("llama", "mistral", "qwen2"),
+        architecture="decoder",
+        layer=r"layers\.(\d+)\.",
+        attention=r"self_attn\.[qkvo]_proj$",
+        mlp=r"mlp\.(gate|up|down)_proj$",
+        embeddings=r"embed_tokens$",
+        norm=r"norm$",
+    ),
+    Family(
+        types=("opt",),
+        architecture="decoder",
+        layer=r"layers\.(\d+)\.",
+        attention=r"self_attn\.([qkv]|out)_proj$",
+        mlp=r"layers\.\d+\.fc[12]$",
+        embeddings=r"embed_(tokens|positions)$|project_(in|out)$",
+        norm=r"layer_norm$",
+    ),
+    Family(
+        types=("gpt_neox",),
+        architecture="decoder",
+        layer=r"layers\.(\d+)\.",
+        attention=r"attention\.(query_key_value|dense)$",
+        mlp=r"mlp\.dense_(h_to_4h|4h_to_h)$",
+        embeddings=r"embed_in$",
+        norm=r"norm$",
+    ),
+    Family(
+        types=("bart", "mbart"),
+        architecture="encoder-decoder",
+        layer=r"layers\.(\d+)\.",
+        attention=r"(self|encoder)_attn\.([qkv]|out)_proj$",
+        mlp=r"layers\.\d+\.fc[12]$",
+        embeddings=r"shared$|embed_(tokens|positions)$",
+        norm=r"layer_?norm(_embedding)?$",
+        alias=r"(encoder|decoder)\.embed_tokens$",
+    ),
+)
+
+
+def family(folder: Path) -> Family:
+    """The family of a model folder, from its config.json.
+
+    Raises:
+        UserError: no configuration, or a model type that no family covers.
+    """
+    try:
+        model_type = read_json(folder / "config.json")["model_type"]
+    except (FileNotFoundError, KeyError, ValueError):
+        raise UserError(
+            f"{folder}/config.json: not the configuration of a transformers model; expected `model_type`"
+        ) from None
+    for candidate in FAMILIES:
+        if model_type in candidate.types:
+            return candidate
+    known = ", ".join(name for candidate in FAMILIES for name in candidate.types)
+    raise UserError(
+        f"{folder}/config.json: model type {model_type!r} is not known; known: {known}. "
+        "A family is a few patterns: add it to FAMILIES in workflow/llm_sparsity/models.py"
+    )
+
+
+def in_scope(place: Place | None, scope: str) -> bool:
+    """Whether a tensor belongs to a scope (see `PARTS_OF_SCOPE`; `encoder` and `decoder` are one stack's matrices)."""
+    if place is None or place.part not in PARTS_OF_SCOPE[scope]:
+        return False
+    return scope not in ("encoder", "decoder") or place.stack == scope
+
+
+def max_length(folder: Path) -> int | None:
+    """The longest sequence that a model has positions for; None when it sets no limit."""
+    config = read_json(folder / "config.json")
+    longest = config.get("max_position_embeddings") or config.get("n_positions")
+    if longest and config["model_type"] in ("roberta", "xlm-roberta"):
+        longest -= config.get("pad_token_id", 1) + 1  # positions start behind the padding index
+    return int(longest) if longest else None
+
+
+def check_length(folder: Path, key: str, value: int) -> None:
+    """Refuse a sequence length that a model has no positions for.
+
+    Raises:
+        UserError: `value` is larger than what the model allows.
+    """
+    longest = max_length(folder)
+    if longest and value > longest:
+        raise UserError(f"{key}: found {value}, but {folder.name} allows {longest} tokens at most; lower it")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, with a padding token: a decoder that has none pads with its last token."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_classifier(folder: Path, *, labels: int, seed: int) -> Any:
+    """A variant with a fresh classification head that depends on nothing but the seed.
+
+    Decoders classify at the last token that is no padding; dropout is what the model's configuration says.
+    """
+    import torch
+    import transformers
+
+    from llm_sparsity.checkpoint import load_model
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = load_model(transformers.AutoModelForSequenceClassification, folder, num_labels=labels)
+    model.config.pad_token_id = load_tokenizer(folder).pad_token_id
+    return model
+
+
+def load_causal(folder: Path) -> Any:
+    """A variant as a causal language model, for perplexity."""
+    import transformers
+
+    from llm_sparsity.checkpoint import load_model
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return load_model(transformers.AutoModelForCausalLM, folder)

@@ -1,0 +1,11 @@
+"""Random pruning: the control that every criterion has to beat (Frankle & Carbin 2019, arXiv:1803.03635)."""
+
+import torch
+from torch import Generator, Tensor
+
+POOL = "scope"
+
+
+def score(weight: Tensor, generator: Generator) -> Tensor:
+    """Uniform noise in [0, 1), float32, same shape."""
+    return torch.rand(weight.shape, generator=generator)
