@@ -5,6 +5,7 @@ import errno
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -52,6 +53,8 @@ def _settings(text: str) -> dict[str, Any]:
 
 def run(main: Callable[[], None]) -> None:
     """Call a script's `main`; a user's mistake or a disk that refuses ends in one line, not in a traceback."""
+    # scripts/evaluate.py would hide the library evaluate: a script's own folder is no place to import from.
+    sys.path[:] = [path for path in sys.path if path != str(Path(sys.argv[0]).resolve().parent)]
     try:
         main()
     except UserError as error:
