@@ -1,0 +1,28 @@
+"""Measure the perplexity of a variant of a causal language model on a text.
+
+Settings: what `evaluate:` in the config holds.
+"""
+
+from pathlib import Path
+
+from llm_sparsity.errors import arguments, run
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="folder of a variant")
+    parser.add_argument("--task", type=Path, required=True, help="folder of a prepared task")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = parser.parse_args()
+
+    import torch
+
+    from llm_sparsity.evaluate import evaluate
+
+    torch.set_num_threads(args.threads)
+    evaluate(args.model, args.task, args.output, **args.settings)
+
+
+if __name__ == "__main__":
+    run(main)

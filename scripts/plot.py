@@ -1,0 +1,23 @@
+"""Draw a study's figures and its page from its tables.
+
+Settings: config (the study's).
+"""
+
+from pathlib import Path
+
+from llm_sparsity.errors import arguments, run
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--tables", type=Path, required=True, help="folder of the study's tables")
+    parser.add_argument("--output", type=Path, required=True, help="folder that gets figures/ and report.html")
+    args = parser.parse_args()
+
+    from llm_sparsity.plot import plot
+
+    plot(args.tables, args.output, **args.settings)
+
+
+if __name__ == "__main__":
+    run(main)

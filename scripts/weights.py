@@ -1,0 +1,20 @@
+"""Describe how the weights of a variant are distributed: writes one parquet table. It has no settings."""
+
+from pathlib import Path
+
+from llm_sparsity.errors import arguments, run
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="folder of a variant")
+    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
+    args = parser.parse_args()
+
+    from llm_sparsity.weights import weights
+
+    weights(args.model, args.output, **args.settings)
+
+
+if __name__ == "__main__":
+    run(main)

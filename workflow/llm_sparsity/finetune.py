@@ -148,10 +148,7 @@ def finetune(
     wrapped, prepared = accelerator.prepare(net, optimizer)
 
     steps = math.ceil(len(train.ids) / batch_size)
-    bar = tqdm(
-        total=epochs * steps, initial=done * steps, unit="step", disable=not accelerator.is_main_process,
-        mininterval=0.1 if sys.stderr.isatty() else 15,
-    )  # fmt: skip
+    bar = tqdm(total=epochs * steps, initial=done * steps, unit="step", disable=not accelerator.is_main_process)
     progress["setup_seconds"] += time.perf_counter() - begun
     for epoch in range(done, epochs):
         begun = time.perf_counter()

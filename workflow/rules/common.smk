@@ -18,7 +18,10 @@ from llm_sparsity.fingerprint import code_hash
 from llm_sparsity.study import Variant
 
 # Scripts run with this Python and the library beside this file: the code that was hashed is the code that runs.
-shell.prefix(f"export PATH='{Path(sys.executable).parent}':\"$PATH\" PYTHONPATH='{WORKFLOW / 'workflow'}'; ")
+# TQDM_MININTERVAL: a progress line every ten seconds keeps logs short.
+shell.prefix(
+    f"export PATH='{Path(sys.executable).parent}':\"$PATH\" PYTHONPATH='{WORKFLOW / 'workflow'}' TQDM_MININTERVAL=10; "
+)
 
 try:
     STUDY = study_config.load(config)

@@ -1,0 +1,138 @@
+"""Collect a study's results into tidy tables: one row an observation, the public contract of a study.
+
+    metrics.csv    model method scope sparsity task mask seed  metric value
+    runs.csv       ... train_seconds eval_seconds setup_seconds samples_per_second (training) peak_memory_bytes epochs
+                   validation_examples measured_sparsity device threads processes torch transformers accelerate python
+    history.csv    ... epoch step train_loss accuracy f1 combined measured_sparsity; rows inside the first epoch, with
+                   epoch 0, hold the sparsity alone
+    sizes.csv      model method scope sparsity  measured_sparsity bytes dense_bytes ratio; bytes of the weight files
+    weights.csv    model method scope sparsity  and the columns of `weights`
+    baselines.csv  task metric value  what always answering with the most frequent label reaches
+
+A dense model has method "dense", no scope, sparsity 0; its one fine-tuning stands for both masks. `sparsity` is what
+was asked for, `measured_sparsity` what the saved file holds: the share of zeros in the scope.
+"""
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llm_sparsity.errors import UserError
+from llm_sparsity.files import atomic, read_json, read_manifest
+from llm_sparsity.study import Cells, Evaluation, Run, Variant, expand
+
+VARIANT = ["model", "method", "scope", "sparsity"]
+RUN = [*VARIANT, "task", "mask", "seed"]
+SECONDS = ["train_seconds", "eval_seconds", "setup_seconds", "samples_per_second", "peak_memory_bytes"]
+MACHINE = ["device", "threads", "processes"]
+VERSIONS = ["torch", "transformers", "accelerate", "python"]
+COLUMNS = {
+    "metrics": [*RUN, "metric", "value"],
+    "runs": [*RUN, *SECONDS, "epochs", "validation_examples", "measured_sparsity", *MACHINE, *VERSIONS],
+    "history": [*RUN, "epoch", "step", "train_loss", "accuracy", "f1", "combined", "measured_sparsity"],
+    "sizes": [*VARIANT, "measured_sparsity", "bytes", "dense_bytes", "ratio"],
+    "weights": [*VARIANT, "level", "name", "stack", "layer", "part", "statistic", "x", "value"],
+    "baselines": ["task", "metric", "value"],
+}
+Row = dict[str, Any]
+
+
+def collect(
+    output: Path, *, study: str, grids: Iterable[Mapping[str, Any]], evaluated: Iterable[str], root: Path = Path()
+) -> None:
+    """Write the tables of a study.
+
+    Args:
+        output: folder that gets one CSV file a table.
+        study: its name, for messages.
+        grids: the grids of the config.
+        evaluated: the tasks without training.
+        root: the folder that holds `results/` and `resources/`.
+
+    Raises:
+        UserError: a result of the study is missing.
+    """
+    cells = expand(grids, evaluated)
+    try:
+        tables = _tables(cells, root)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: missing; run the study {study} first") from None
+    for name, table in tables.items():
+        with atomic(output / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _tables(cells: Cells, root: Path) -> dict[str, pd.DataFrame]:
+    rows: dict[str, list[Row]] = {name: [] for name in COLUMNS if name != "weights"}
+    for evaluation in cells.evaluations:
+        result = read_json(root / evaluation.folder / "metrics.json")
+        rows["metrics"] += _metrics(_cell(evaluation), result)
+    for run in cells.runs:
+        folder, cell = root / run.folder, _cell(run)
+        result, runtime = read_json(folder / "metrics.json"), read_json(folder / "runtime.json")
+        rows["metrics"] += _metrics(cell, result)
+        rows["runs"].append(
+            {
+                **cell,
+                **{key: runtime[key] for key in [*SECONDS, *MACHINE]},
+                **{key: runtime["versions"][key] for key in VERSIONS},
+                "epochs": result["settings"]["epochs"],
+                "validation_examples": result["examples"]["validation"],
+                "measured_sparsity": result["measured_sparsity"],
+            }
+        )
+        rows["history"] += [cell | dict(row) for row in _history(folder / "history.csv")]
+        rows["baselines"] += [
+            {"task": run.task, "metric": key, "value": value} for key, value in result["baseline"].items()
+        ]
+    rows["sizes"] = [_size(model, variant, root) for model, variant in cells.variants]
+    tables = {name: pd.DataFrame(found, columns=COLUMNS[name]) for name, found in rows.items()}
+    tables["baselines"] = tables["baselines"].drop_duplicates()
+    tables["weights"] = pd.concat(
+        [
+            pd.read_parquet(root / "results" / model / str(variant) / "weights.parquet").assign(
+                **_variant(model, variant)
+            )
+            for model, variant in cells.variants
+        ]
+    )[COLUMNS["weights"]]
+    return tables
+
+
+def _history(path: Path) -> list[Row]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _variant(model: str, variant: Variant) -> Row:
+    return {"model": model, "method": variant.method, "scope": variant.scope, "sparsity": variant.sparsity}
+
+
+def _cell(cell: Run | Evaluation) -> Row:
+    extra = {"mask": cell.mask, "seed": cell.seed} if isinstance(cell, Run) else {"mask": "", "seed": ""}
+    return {**_variant(cell.model, cell.variant), "task": cell.task, **extra}
+
+
+def _metrics(cell: Row, result: Mapping[str, Any]) -> list[Row]:
+    return [{**cell, "metric": metric, "value": value} for metric, value in result["metrics"].items()]
+
+
+def _size(model: str, variant: Variant, root: Path) -> Row:
+    dense = read_manifest(root / "resources/models" / model)
+    manifest = dense if variant.is_dense else read_manifest(root / "results" / model / str(variant) / "model")
+    size, dense_size = _weight_bytes(manifest), _weight_bytes(dense)
+    measured = manifest["pruned"]["measured_sparsity"] if "pruned" in manifest else 0.0
+    return {
+        **_variant(model, variant),
+        "measured_sparsity": measured,
+        "bytes": size,
+        "dense_bytes": dense_size,
+        "ratio": size / dense_size,
+    }
+
+
+def _weight_bytes(manifest: Mapping[str, Any]) -> int:
+    return sum(file["bytes"] for name, file in manifest["files"].items() if name.endswith(".safetensors"))

@@ -1,0 +1,74 @@
+"""Perplexity of a causal language model, without training.
+
+Protocol: the task's lines are joined by blank lines, tokenised as one text without special tokens, and cut into
+non-overlapping windows of `sequence_length`; the rest is left out. Each window is predicted from its own tokens only,
+so its first token is not predicted. Perplexity is the exponential of the mean negative log-likelihood (nats) over all
+predicted tokens. These are the windows of the pruning papers (Frantar & Alistarh 2023, arXiv:2301.00774), which use
+WikiText-2 and sequence_length 2048.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from llm_sparsity import tasks
+from llm_sparsity.errors import UserError
+from llm_sparsity.files import write_json
+from llm_sparsity.finetune import machine
+from llm_sparsity.models import check_length, load_causal, load_tokenizer
+
+
+def evaluate(
+    model: Path, task: Path, output: Path, *, sequence_length: int, max_tokens: int | None, batch_size: int
+) -> None:
+    """Measure one variant on one text.
+
+    Args:
+        model: folder of a variant.
+        task: folder of a prepared language-model task.
+        output: gets metrics.json and runtime.json.
+        sequence_length: tokens in a window.
+        max_tokens: use at most the first so many tokens; None for all.
+        batch_size: windows at once.
+
+    Raises:
+        UserError: the text is shorter than a window, or a window is longer than the model allows.
+    """
+    begun = time.perf_counter()
+    check_length(model, "sequence_length", sequence_length)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = load_tokenizer(model)("\n\n".join(tasks.load_text(task)), add_special_tokens=False)["input_ids"]
+    count = min(len(tokens), max_tokens or len(tokens)) // sequence_length
+    if not count:
+        raise UserError(
+            f"sequence_length: found {sequence_length}, but {task.name} has only {len(tokens)} tokens "
+            f"(max_tokens: {max_tokens}); lower it, or give more text"
+        )
+    windows = torch.tensor(tokens[: count * sequence_length]).view(count, sequence_length)
+    net = load_causal(model).to(device)
+    setup = time.perf_counter() - begun
+
+    begun = time.perf_counter()
+    total = 0.0
+    with torch.inference_mode():
+        for batch in tqdm(windows.split(batch_size), desc="perplexity", unit="batch"):
+            inputs = batch.to(device)
+            logits: Any = net(input_ids=inputs, use_cache=False).logits
+            total += float(
+                cross_entropy(logits[:, :-1].float().flatten(0, 1), inputs[:, 1:].flatten(), reduction="sum")
+            )
+    seconds = time.perf_counter() - begun
+
+    predicted = count * (sequence_length - 1)
+    nll = total / predicted
+    perplexity = math.exp(nll) if nll < 700 else math.inf
+    settings = {"sequence_length": sequence_length, "max_tokens": max_tokens, "batch_size": batch_size}
+    times = {"setup_seconds": setup, "eval_seconds": seconds, "tokens_per_second": predicted / seconds}
+    write_json(output / "runtime.json", {**times, **machine(device)})
+    metrics = {"perplexity": perplexity, "nll": nll}
+    write_json(output / "metrics.json", {"metrics": metrics, "tokens": predicted, "settings": settings})

@@ -1,0 +1,545 @@
+"""Figures and the page, from a study's tables alone.
+
+House style: a model has one colour and one marker everywhere (Okabe & Ito's palette, told apart without colour too); a
+kept mask is a solid line with filled markers, a released one dashed and hollow; every seed is a point, lines join
+their means, bands are 95 % t-intervals over seeds; lines carry their names. Each figure is a vector and a bitmap file.
+"""
+
+import base64
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from scipy.stats import t as student
+
+from llm_sparsity.files import atomic, write_text
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+METRICS = {"accuracy": "Accuracy", "f1": "F1", "combined": "Combined score (mean of accuracy and F1)"}
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.edgecolor": "#555555",
+    "lines.linewidth": 1.6, "lines.markersize": 5, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 160,
+    "svg.hashsalt": "llm-sparsity", "figure.constrained_layout.use": True,
+}  # fmt: skip
+CELL = ["model", "method", "scope", "sparsity"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure, the name of its files, and how to read it."""
+
+    name: str
+    section: str
+    caption: str
+    figure: Figure
+
+
+def plot(tables: Path, output: Path, *, config: Mapping[str, Any]) -> None:
+    """Draw every figure that the tables hold, and write report.html and summary.txt.
+
+    Args:
+        tables: folder of the study's CSV files.
+        output: gets figures/, report.html and summary.txt.
+        config: the study's config, for the order of names and for the page.
+    """
+    data = {path.stem: _read(path) for path in sorted(tables.glob("*.csv"))}
+    models = list(dict.fromkeys(model for grid in config["study"] for model in grid["models"]))
+    with mpl.rc_context(STYLE):
+        drawn = [_save(figure, output / "figures") for figure in _figures(data, models)]
+    write_text(output / "summary.txt", _summary(data, output))
+    template = Path(__file__).parent.parent / "report" / "report.html.jinja"
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template.read_text())
+    write_text(
+        output / "report.html",
+        page.render(
+            name=config["name"],
+            answers=_answers(data),
+            figures=[
+                {"section": section, "drawn": list(group)}
+                for section, group in itertools.groupby(drawn, lambda f: f["section"])
+            ],
+            results=_results(data),
+            tables={name: _html_table(table) for name, table in data.items() if name not in ("weights", "history")},
+            config=yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False),
+            machines=_machines(data),
+        ),
+    )
+
+
+def _read(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, keep_default_na=False, na_values={"value": [""], "x": [""]}, dtype={"sparsity": str})
+    table = table.rename(columns={"level": "level_"})  # of weights.csv: overall, layer, tensor
+    if "sparsity" in table:
+        table["level"] = [_level(sparsity) for sparsity in table["sparsity"]]
+    return table
+
+
+def _level(sparsity: str) -> float:
+    """A sparsity as a number: "0.5" is 0.5, "2of4" (2 kept) is 0.5."""
+    if "of" in sparsity:
+        kept, group = map(int, sparsity.split("of"))
+        return 1 - kept / group
+    return float(sparsity)
+
+
+def _figures(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[Drawn]:
+    metrics = data["metrics"]
+    for task in dict.fromkeys(metrics.loc[metrics.metric == "accuracy", "task"]):
+        for metric, label in METRICS.items():
+            rows = metrics[(metrics.task == task) & (metrics.metric == metric)]
+            yield _by_sparsity(
+                f"{metric}-{task}", rows, models, label, _noise(data, task), _majority(data, task, metric)
+            )
+        runs = data["runs"][data["runs"].task == task].assign(value=lambda rows: rows.train_seconds)
+        caption = "Seconds of training; set-up and evaluation are not counted. A mask alone saves no time."
+        yield _by_sparsity(f"train-time-{task}", runs, models, "Training time (s)", caption, None)
+        history = data["history"]
+        if (history.loc[history.task == task, "mask"] == "released").any():
+            yield _regrowth(task, history[(history.task == task) & (history["mask"] == "released")], models)
+    for task in dict.fromkeys(metrics.loc[metrics.metric == "perplexity", "task"]):
+        yield _perplexity(task, metrics[(metrics.task == task) & (metrics.metric == "perplexity")], models)
+    yield _sizes(data["sizes"], models)
+    for model in models:
+        rows = data["weights"][data["weights"].model == model]
+        yield _histogram(model, rows, models)
+        yield _layers(model, rows[rows.method == "dense"])
+
+
+def _save(drawn: Drawn, folder: Path) -> dict[str, str]:
+    """Write both files; what the page needs."""
+    for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        with atomic(folder / f"{drawn.name}.{suffix}") as temporary:
+            drawn.figure.savefig(temporary, format=suffix, metadata=metadata)
+    plt.close(drawn.figure)
+    svg = (folder / f"{drawn.name}.svg").read_bytes()
+    width, height = drawn.figure.get_size_inches() * 96
+    return {
+        "name": drawn.name, "section": drawn.section, "caption": drawn.caption, "width": str(round(width)),
+        "height": str(round(height)), "svg": base64.b64encode(svg).decode(),
+    }  # fmt: skip
+
+
+def _panels(names: Sequence[str], width: float = 4.4, height: float = 3.4, **kwargs: Any) -> tuple[Figure, list[Axes]]:
+    """Small multiples, at most four in a row, each with its name; unused ones are taken away."""
+    columns = min(len(names), 4) if len(names) != 4 else 2
+    rows = math.ceil(len(names) / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(max(width * columns, 6.0), height * rows), squeeze=False, **kwargs
+    )
+    for ax, name in itertools.zip_longest(axes.flat, names):
+        if name is None:
+            ax.remove()
+        else:
+            ax.set_title(name)
+    return figure, list(axes.flat)[: len(names)]
+
+
+def _look(models: list[str], model: str) -> dict[str, Any]:
+    """A model's colour and marker."""
+    number = models.index(model)
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def _groups(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """The (method, scope) that were pruned with; dense belongs to each."""
+    pruned = rows[rows.method != "dense"]
+    return list(dict.fromkeys(zip(pruned.method, pruned.scope, strict=True))) or [("dense", "")]
+
+
+def _with_dense(rows: pd.DataFrame, method: str, scope: str) -> pd.DataFrame:
+    """The rows of one method and scope, the dense model as their beginning."""
+    return rows[((rows.method == method) & (rows.scope == scope)) | (rows.method == "dense")]
+
+
+def _sparsity_axis(ax: Axes, levels: Iterable[float]) -> None:
+    """Sparsity in percent; the levels that were computed are the ticks, unless they would touch."""
+    ticks: list[float] = []
+    for level in sorted(set(levels), reverse=True):
+        if not ticks or ticks[-1] - level > 0.07:
+            ticks.append(level)
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=None if any(t * 100 % 1 > 1e-9 for t in ticks) else 0))
+    ax.set_xlabel("Sparsity of the scope (% of weights removed)")
+
+
+def _spread(ax: Axes, labels: list[tuple[float, float, str, str]]) -> None:
+    """Write names beside the last points of lines, moved apart where they would overlap."""
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    figure.canvas.draw()
+    transform = ax.transData
+    placed: list[tuple[float, tuple[float, float, str, str]]] = []
+    for label in sorted(labels, key=lambda item: item[1]):
+        height = float(transform.transform((label[0], label[1]))[1])
+        if placed and height < placed[-1][0] + 13:
+            height = placed[-1][0] + 13
+        placed.append((height, label))
+    for height, (x, y, text, colour) in placed:
+        offset = (height - float(transform.transform((x, y))[1])) * 72 / figure.dpi
+        ax.annotate(
+            text, (x, y), (7, offset), textcoords="offset points", color=colour, va="center", fontsize=8.5,
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def _line(ax: Axes, rows: pd.DataFrame, dashed: bool, **look: Any) -> tuple[float, float]:
+    """Seeds as points, their mean as a line, a 95 % t-interval as a band; returns the last point."""
+    style = {"linestyle": "--" if dashed else "-", "markerfacecolor": "white" if dashed else look["color"]}
+    levels, means, low, high = [], [], [], []
+    for level, group in rows.groupby("level"):
+        values = group["value"].astype(float)
+        margin = 0.0
+        if len(values) > 1:
+            margin = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+            ax.plot([level] * len(values), values, linestyle="", alpha=0.45, **{**look, "markersize": 3})
+        levels.append(float(str(level)))
+        means.append(float(values.mean()))
+        low.append(means[-1] - margin)
+        high.append(means[-1] + margin)
+    ax.plot(levels, means, **look, **style)
+    if high != low:
+        ax.fill_between(levels, low, high, color=look["color"], alpha=0.12, linewidth=0)
+    return levels[-1], means[-1]
+
+
+def _by_sparsity(
+    name: str, rows: pd.DataFrame, models: list[str], label: str, caption: str, majority: float | None
+) -> Drawn:
+    """One value by sparsity: a panel for each method and scope, a line for each model and mask."""
+    groups = _groups(rows)
+    figure, axes = _panels([f"{method}, scope {scope}" if scope else method for method, scope in groups], sharey=True)
+    for ax, (method, scope) in zip(axes, groups, strict=True):
+        ends = []
+        group = _with_dense(rows, method, scope)
+        masks = list(dict.fromkeys(group.loc[group.method != "dense", "mask"])) or ["kept"]
+        for model in [model for model in models if model in set(group.loc[group.method == method, "model"])]:
+            for mask in masks:
+                line = group[(group.model == model) & ((group["mask"] == mask) | (group.method == "dense"))]
+                look = _look(models, model)
+                x, y = _line(ax, line, mask == "released", **look)
+                ends.append((x, y, f"{model}, {mask}" if len(masks) > 1 else model, look["color"]))
+        _sparsity_axis(ax, group.level)
+        if majority is not None:
+            ax.axhline(majority, color="#777777", linewidth=1, linestyle=":")
+            ax.annotate(
+                "majority class", (0, majority), (2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                fontsize=8, color="#555555",
+            )  # fmt: skip
+        else:
+            ax.set_ylim(bottom=0)
+        _spread(ax, ends)
+    axes[0].set_ylabel(label)
+    section = "Task quality" if majority is not None else "Cost"
+    return Drawn(name, section, f"{label} by sparsity. {caption}", figure)
+
+
+def _noise(data: Mapping[str, pd.DataFrame], task: str) -> str:
+    """What a reader must know about chance before comparing two points."""
+    runs = data["runs"][data["runs"].task == task]
+    seeds, examples = runs.seed.nunique(), int(runs.validation_examples.iloc[0])
+    band = 100 * 1.96 * math.sqrt(0.25 / examples)
+    told = (
+        "One seed: points without a band"
+        if seeds == 1
+        else f"{seeds} seeds: small points; line and band are their mean and its 95 % t-interval"
+    )
+    return (
+        f"{told}. The validation split has {examples} examples, so one accuracy is known to ±{band:.1f} points at worst. "
+        "Solid: mask kept while fine-tuning; dashed: released, zeros may grow back. Dotted: the majority class."
+    )
+
+
+def _majority(data: Mapping[str, pd.DataFrame], task: str, metric: str) -> float:
+    rows = data["baselines"]
+    return float(rows.loc[(rows.task == task) & (rows.metric == metric), "value"].iloc[0])
+
+
+def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
+    """How fast zeros grow back when the mask is released."""
+    rows = rows[(rows.method != "dense") & (rows.seed == rows.seed.min())]
+    shown = [model for model in models if model in set(rows.model)]
+    figure, axes = _panels(shown, sharey=True)
+    for ax, model in zip(axes, shown, strict=True):
+        ends = []
+        variants = rows[rows.model == model].groupby(["method", "scope", "level"], sort=True)
+        for number, ((method, scope, level), group) in enumerate(variants):
+            steps = np.array([0, *group.step.astype(int)])
+            shares = np.array([level, *group.measured_sparsity.astype(float)])
+            order = np.argsort(steps, kind="stable")
+            colour = mpl.colormaps["viridis"](0.85 * number / max(len(variants) - 1, 1))
+            ax.plot(steps[order], shares[order], marker="o", markersize=3, color=colour)
+            name = f"{level:.0%}" if len(_groups(rows)) == 1 else f"{method} {scope} {level:.0%}"
+            ends.append((float(steps[0]), float(level), name, mpl.colors.to_hex(colour)))
+        ax.set_xscale("symlog", linthresh=1)
+        ax.xaxis.set_major_locator(FixedLocator([0, 1, 10, 100, 1000, 10000]))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        ax.set_xlim(-0.1, max(rows.step.astype(int)) * 1.2)
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.set_ylim(0, 1)
+        ax.set_xlabel("Optimizer step")
+        _spread(ax, ends)
+    axes[0].set_ylabel("Measured sparsity of the scope")
+    caption = (
+        "Share of zeros while fine-tuning with the mask released, from each pruned sparsity (named at its start). "
+        "The zeros are gone after the first steps: what is then measured is a dense model."
+    )
+    return Drawn(f"regrowth-{task}", "Task quality", caption, figure)
+
+
+def _perplexity(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
+    """Perplexity by sparsity: a panel for each model, a line for each method and scope."""
+    shown = [model for model in models if model in set(rows.model)]
+    figure, axes = _panels(shown, width=6.0)
+    groups = _groups(rows)
+    scopes = {scope for _, scope in groups}
+    for ax, model in zip(axes, shown, strict=True):
+        ends = []
+        for number, (method, scope) in enumerate(groups):
+            line = _with_dense(rows[rows.model == model], method, scope)
+            if (line.method == method).any():
+                look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+                x, y = _line(ax, line, False, **look)
+                ends.append((x, y, method if len(scopes) == 1 else f"{method}, {scope}", look["color"]))
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+        ax.yaxis.set_minor_locator(NullLocator())
+        _sparsity_axis(ax, rows.level)
+        _spread(ax, ends)
+    axes[0].set_ylabel("Perplexity (log scale; lower is better)")
+    caption = (
+        f"Perplexity on {task} by sparsity of the scope {' and '.join(sorted(scopes))}, one-shot: pruned and measured, "
+        "not trained. Every method starts at the dense model."
+    )
+    return Drawn(f"perplexity-{task}", "Task quality", caption, figure)
+
+
+def _sizes(rows: pd.DataFrame, models: list[str]) -> Drawn:
+    """Bytes of the weight files by sparsity, as a share of the dense file."""
+    groups = [(scope, group) for scope, group in rows[rows.method != "dense"].groupby("scope")]
+    figure, axes = _panels([f"scope {scope}" for scope, _ in groups] or ["dense"], sharey=True)
+    for ax, (_, group) in zip(axes, groups, strict=False):
+        ends = []
+        for model in [model for model in models if model in set(group.model)]:
+            points = group[group.model == model].groupby("level").ratio.mean()
+            look = _look(models, model)
+            ax.plot([0, *points.index], [1, *points], **look)
+            ends.append((float(points.index[-1]), float(points.iloc[-1]), model, look["color"]))
+        ax.axhline(1, color="#777777", linewidth=1, linestyle=":")
+        ax.annotate("dense file", (1, 1), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                    fontsize=8, color="#555555", ha="right")  # fmt: skip
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.set_ylim(0, 1.1)
+        _sparsity_axis(ax, [0, *group.level])
+        _spread(ax, ends)
+    axes[0].set_ylabel("Weight file, share of dense")
+    caption = (
+        "Bytes of the saved weights, measured: survivors and their positions are stored, zeros are not. What is outside "
+        "the scope (embeddings, when only matrices are pruned) stays as it was and sets the floor."
+    )
+    return Drawn("size", "Cost", caption, figure)
+
+
+def _number(rows: pd.DataFrame, statistic: str) -> float:
+    return float(rows.loc[rows.statistic == statistic, "value"].iloc[0])
+
+
+def _histogram(model: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
+    """The distribution of a model's weights."""
+    overall = rows[(rows.method == "dense") & (rows["level_"] == "overall")]
+    bins = overall[overall.statistic == "histogram"]
+    x, count = bins.x.astype(float).to_numpy(), bins.value.astype(float).to_numpy()
+    width = x[1] - x[0]
+    figure, (ax,) = _panels([model], width=6.4)
+    colour = _look(models, model)["color"]
+    ax.fill_between(x + width / 2, count, step="mid", color=colour, alpha=0.35, linewidth=0)
+    ax.step(x + width / 2, count, where="mid", color=colour, linewidth=1)
+    ax.set_yscale("log")
+    ax.set_ylim(bottom=0.8)
+    ax.set_xlabel("Weight")
+    ax.set_ylabel("Weights in the bin (log scale)")
+    below = overall[overall.statistic == "share_below"]
+    shares = "\n".join(f"|w| < {float(at):g}:  {value:.1%}" for at, value in zip(below.x, below.value, strict=True))
+    ax.text(
+        0.985, 0.97, f"{_number(overall, 'count') / 1e6:,.1f} M weights\n{shares}", transform=ax.transAxes, ha="right",
+        va="top", fontsize=8.5, linespacing=1.5,
+    )  # fmt: skip
+    caption = (
+        f"All prunable weights of dense {model}, between {_number(overall, 'min'):.3g} and {_number(overall, 'max'):.3g}; "
+        f"standard deviation {_number(overall, 'std'):.3g}. The more weights lie near zero, the more can go unnoticed."
+    )
+    return Drawn(f"weights-{model}", "Weights", caption, figure)
+
+
+def _layers(model: str, rows: pd.DataFrame) -> Drawn:
+    """Cumulative curves of abs(w), layer by layer, a panel for each stack."""
+    curves = rows[(rows["level_"] == "layer") & (rows.statistic == "cumulative")]
+    stacks = list(dict.fromkeys(curves.stack))
+    figure, axes = _panels(
+        [f"{model}: {stack}" if len(stacks) > 1 else model for stack in stacks], width=6.4, sharey=True
+    )
+    named = []
+    for ax, stack in zip(axes, stacks, strict=True):
+        layers = curves[curves.stack == stack]
+        highest = max(int(layers.layer.max()), 1)
+        medians = {}
+        for layer, curve in layers.groupby("layer"):
+            x, y = curve.x.astype(float).to_numpy(), curve.value.astype(float).to_numpy()
+            number = int(str(layer))
+            inside = number >= 0
+            colour = mpl.colormaps["viridis"](0.9 * number / highest) if inside else "#D55E00"
+            ax.plot(x, y, color=colour, linewidth=1.2, linestyle="-" if inside else "--")
+            medians[number] = float(x[min(int(np.searchsorted(y, 0.5)), len(x) - 1)])
+        inner = {number: median for number, median in medians.items() if number >= 0} or medians
+        largest, smallest = max(inner, key=lambda n: inner[n]), min(inner, key=lambda n: inner[n])
+        named.append(f"{stack} layer {largest}")
+        for number, side in ((largest, 1), (smallest, -1)):
+            ax.annotate(
+                f"layer {number}", (inner[number], 0.5), (26 * side, -22 * side), textcoords="offset points", fontsize=8.5,
+                ha="left" if side > 0 else "right", va="center", arrowprops={"arrowstyle": "-", "color": "#555555", "lw": 0.8},
+            )  # fmt: skip
+        if -1 in medians:
+            ax.plot([], [], color="#D55E00", linestyle="--", label="embeddings")
+        ax.plot([], [], color=mpl.colormaps["viridis"](0.0), label="layer 0")
+        ax.plot([], [], color=mpl.colormaps["viridis"](0.9), label=f"layer {highest}")
+        ax.legend(loc="upper left", fontsize=8)
+        ax.set_xscale("log")
+        spread = layers[(layers.value.astype(float) > 0.005) & (layers.value.astype(float) < 0.9995)].x.astype(float)
+        ax.set_xlim(spread.min(), spread.max())
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.set_xlabel("|weight| (log scale)")
+    axes[0].set_ylabel("Share of the layer's weights below")
+    caption = (
+        f"Cumulative distribution of |w| in each layer of dense {model}. A curve further right has larger weights and "
+        f"loses less under global magnitude pruning; the largest: {', '.join(named)}."
+    )
+    return Drawn(f"layers-{model}", "Weights", caption, figure)
+
+
+def _results(data: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """For each task and metric a small table: a row a model, method, scope and mask; a column a sparsity."""
+    metrics = data["metrics"]
+    tables = []
+    for task in dict.fromkeys(metrics.task):
+        rows = metrics[(metrics.task == task) & (metrics.metric != "nll")]
+        for metric in dict.fromkeys(rows.metric):
+            chosen = rows[rows.metric == metric]
+            levels = sorted(set(chosen.level))
+            lines = []
+            for (model, method, scope, mask), group in chosen[chosen.method != "dense"].groupby(
+                ["model", "method", "scope", "mask"], sort=False
+            ):
+                dense = chosen[(chosen.model == model) & (chosen.method == "dense")]
+                means = pd.concat([dense, group]).groupby("level").value.mean()
+                cells = [_shown(metric, means[level]) if level in means.index else "" for level in levels]
+                lines.append([model, method, scope, mask, *cells])
+            heads = ["model", "method", "scope", "mask", *(f"{100 * level:g} %" for level in levels)]
+            tables.append({"task": task, "metric": metric, "heads": heads, "lines": lines})
+    return tables
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:,.1f}" if metric == "perplexity" else f"{value:.3f}"
+
+
+def _answers(data: Mapping[str, pd.DataFrame]) -> list[str]:
+    """The study's answer in a few sentences, made from its tables."""
+    metrics, sizes = data["metrics"], data["sizes"]
+    lines = []
+    for metric, tolerance, better in (("accuracy", 0.02, 1), ("perplexity", 0.1, -1)):
+        chosen = metrics[metrics.metric == metric]
+        for (model, task), rows in chosen.groupby(["model", "task"], sort=False):
+            dense = rows.loc[rows.method == "dense", "value"].mean()
+            pruned = rows[(rows.method != "dense") & (rows["mask"] != "released")]
+            if pruned.empty:
+                continue
+            means = pruned.groupby(["method", "scope", "sparsity", "level"]).value.mean().reset_index()
+            limit = dense - tolerance if better > 0 else dense * (1 + tolerance)
+            free = means[(means.value - limit) * better >= 0]
+            worst = means.loc[means.level.idxmax()]
+            within = "2 points of accuracy" if better > 0 else "10 % of perplexity"
+            if free.empty:
+                low = means.loc[means.level.idxmin()]
+                told = f"none of the sparsities tried stays within {within} of dense ({_shown(metric, dense)}); {low.sparsity} "
+                told += f"by {low.method} already gives {_shown(metric, low.value)}"
+            else:
+                best = free.loc[free.level.idxmax()]
+                told = f"{100 * best.level:g} % can go ({best.method}, scope {best.scope}) within {within} of dense: "
+                told += f"{_shown(metric, best.value)} against {_shown(metric, dense)}"
+            lines.append(
+                f"{model} on {task}: {told}. At {100 * worst.level:g} % ({worst.method}) it is {_shown(metric, worst.value)}."
+            )
+    runs = data["runs"]
+    released = runs[(runs["mask"] == "released") & (runs.method != "dense")]
+    if not released.empty:
+        lines.append(
+            f"With the mask released, zeros grow back: of {released.level.max():.0%} asked for, "
+            f"{float(released.loc[released.level.idxmax(), 'measured_sparsity']):.1%} are left after fine-tuning. "
+            "What is then measured is a dense model."
+        )
+    if (sizes.method != "dense").any():
+        smallest = sizes.loc[sizes.ratio.astype(float).idxmin()]
+        lines.append(
+            f"Bytes: {smallest.model} at {100 * smallest.level:g} % ({smallest.method}, scope {smallest.scope}) takes "
+            f"{float(smallest.ratio):.1%} of its dense file, {smallest.bytes / 1e6:,.1f} MB instead of "
+            f"{smallest.dense_bytes / 1e6:,.1f} MB."
+        )
+    return lines
+
+
+def _summary(data: Mapping[str, pd.DataFrame], output: Path) -> str:
+    """What the run's last lines say."""
+    lines = []
+    for table in _results(data):
+        if table["metric"] in ("accuracy", "perplexity"):
+            lines += ["", f"{table['metric']} on {table['task']}, by sparsity"]
+            grid = [table["heads"], *table["lines"]]
+            widths = [max(len(row[column]) for row in grid) for column in range(len(grid[0]))]
+            lines += [
+                "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in grid
+            ]
+    lines += ["", *(f"* {answer}" for answer in _answers(data)), "", f"Read {output / 'report.html'}"]
+    lines += [f"Figures: {output / 'figures'}   Tables: {output / 'tables'}"]
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _machines(data: Mapping[str, pd.DataFrame]) -> list[str]:
+    """The hardware and versions that the study's runs had, each once."""
+    runs = data["runs"]
+    keys = ["device", "threads", "processes", "torch", "transformers", "accelerate", "python"]
+    found: dict[str, None] = dict.fromkeys(
+        ", ".join(f"{key} {row[key]}" for key in keys) for row in runs.drop_duplicates(keys).to_dict("records")
+    )
+    return list(found)
+
+
+def _html_table(table: pd.DataFrame) -> dict[str, Any]:
+    """A table for the page: heads, rows as text, which columns hold numbers."""
+    shown = table.drop(columns=["level"], errors="ignore")
+    formats: dict[str, Callable[[Any], str]] = {
+        column: (lambda value: "" if pd.isna(value) else f"{value:.6g}") if shown[column].dtype == float else str
+        for column in shown
+    }
+    rows = [
+        [formats[column](value) for column, value in zip(shown, row, strict=True)]
+        for row in shown.itertuples(index=False)
+    ]
+    numeric = [bool(pd.api.types.is_numeric_dtype(shown[column])) for column in shown]
+    return {"heads": list(shown), "rows": rows, "numeric": numeric}
