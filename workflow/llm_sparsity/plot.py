@@ -208,7 +208,7 @@ def _line(ax: Axes, rows: pd.DataFrame, dashed: bool, **look: Any) -> tuple[floa
         if len(values) > 1:
             margin = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
             ax.plot([level] * len(values), values, linestyle="", alpha=0.45, **{**look, "markersize": 3})
-        levels.append(float(str(level)))
+        levels.append(float(level))
         means.append(float(values.mean()))
         low.append(means[-1] - margin)
         high.append(means[-1] + margin)
@@ -260,7 +260,7 @@ def _noise(data: Mapping[str, pd.DataFrame], task: str) -> str:
         else f"{seeds} seeds: small points; line and band are their mean and its 95 % t-interval"
     )
     return (
-        f"{told}. The validation split has {examples} examples, so one accuracy is known to ±{band:.1f} points at worst. "
+        f"{told}. The validation split has {examples} examples, so an accuracy is known to ±{band:.1f} points. "
         "Solid: mask kept while fine-tuning; dashed: released, zeros may grow back. Dotted: the majority class."
     )
 
@@ -351,7 +351,7 @@ def _sizes(rows: pd.DataFrame, models: list[str]) -> Drawn:
         _spread(ax, ends)
     axes[0].set_ylabel("Weight file, share of dense")
     caption = (
-        "Bytes of the saved weights, measured: survivors and their positions are stored, zeros are not. What is outside "
+        "Bytes of the saved weights, measured: survivors and where they are; zeros are not stored. What is outside "
         "the scope (embeddings, when only matrices are pruned) stays as it was and sets the floor."
     )
     return Drawn("size", "Cost", caption, figure)
@@ -382,7 +382,7 @@ def _histogram(model: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
         va="top", fontsize=8.5, linespacing=1.5,
     )  # fmt: skip
     caption = (
-        f"All prunable weights of dense {model}, between {_number(overall, 'min'):.3g} and {_number(overall, 'max'):.3g}; "
+        f"Weights of dense {model} that can be pruned, {_number(overall, 'min'):.3g} to {_number(overall, 'max'):.3g}; "
         f"standard deviation {_number(overall, 'std'):.3g}. The more weights lie near zero, the more can go unnoticed."
     )
     return Drawn(f"weights-{model}", "Weights", caption, figure)
@@ -411,9 +411,10 @@ def _layers(model: str, rows: pd.DataFrame) -> Drawn:
         largest, smallest = max(inner, key=lambda n: inner[n]), min(inner, key=lambda n: inner[n])
         named.append(f"{stack} layer {largest}")
         for number, side in ((largest, 1), (smallest, -1)):
+            arrow = {"arrowstyle": "-", "color": "#555555", "lw": 0.8}
             ax.annotate(
-                f"layer {number}", (inner[number], 0.5), (26 * side, -22 * side), textcoords="offset points", fontsize=8.5,
-                ha="left" if side > 0 else "right", va="center", arrowprops={"arrowstyle": "-", "color": "#555555", "lw": 0.8},
+                f"layer {number}", (inner[number], 0.5), (26 * side, -22 * side), textcoords="offset points",
+                fontsize=8.5, ha="left" if side > 0 else "right", va="center", arrowprops=arrow,
             )  # fmt: skip
         if -1 in medians:
             ax.plot([], [], color="#D55E00", linestyle="--", label="embeddings")
@@ -477,15 +478,14 @@ def _answers(data: Mapping[str, pd.DataFrame]) -> list[str]:
             within = "2 points of accuracy" if better > 0 else "10 % of perplexity"
             if free.empty:
                 low = means.loc[means.level.idxmin()]
-                told = f"none of the sparsities tried stays within {within} of dense ({_shown(metric, dense)}); {low.sparsity} "
-                told += f"by {low.method} already gives {_shown(metric, low.value)}"
+                told = f"no sparsity tried stays within {within} of dense ({_shown(metric, dense)}); "
+                told += f"{100 * low.level:g} % by {low.method} gives {_shown(metric, low.value)}"
             else:
                 best = free.loc[free.level.idxmax()]
                 told = f"{100 * best.level:g} % can go ({best.method}, scope {best.scope}) within {within} of dense: "
                 told += f"{_shown(metric, best.value)} against {_shown(metric, dense)}"
-            lines.append(
-                f"{model} on {task}: {told}. At {100 * worst.level:g} % ({worst.method}) it is {_shown(metric, worst.value)}."
-            )
+            end = f"At {100 * worst.level:g} % ({worst.method}) it is {_shown(metric, worst.value)}."
+            lines.append(f"{model} on {task}: {told}. {end}")
     runs = data["runs"]
     released = runs[(runs["mask"] == "released") & (runs.method != "dense")]
     if not released.empty:
