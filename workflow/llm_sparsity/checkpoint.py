@@ -297,7 +297,7 @@ def _encode(flat: Tensor) -> Iterator[bytes]:
             parts.append(_gaps(where).tobytes())
         planes = values.view(np.uint8).reshape(-1, width)
         parts += [np.ascontiguousarray(planes[:, plane]).tobytes() for plane in range(width)]
-        packed = [min(compressor.compress(raw), raw, key=len) for raw in parts]
+        packed = [min(raw, compressor.compress(raw), key=len) for raw in parts]  # equal length means raw
         lengths = [length for raw, small in zip(parts, packed, strict=True) for length in (len(raw), len(small))]
         yield struct.pack(f"<BI{len(lengths)}I", kind, len(values), *lengths)
         yield from packed

@@ -100,6 +100,7 @@ def prune(model: Path, outputs: Mapping[str, Path], *, method: str, scope: str, 
                 for name in tqdm(names, desc=f"prune {level}", unit="tensor"):
                     weight = reader.tensor(name)
                     if name in places:
+                        weight = weight.clone()  # what the reader gives is the file itself, mapped into memory
                         rows.append(_prune_tensor(pool, name, weight, level, cuts.get((level, name))))
                     writer.add(name, weight)
             write_csv(output / "sparsity.csv", rows, COLUMNS)

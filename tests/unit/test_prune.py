@@ -1,0 +1,236 @@
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils import prune as torch_prune
+
+from llm_sparsity import checkpoint
+from llm_sparsity.checkpoint import load
+from llm_sparsity.config import METHODS
+from llm_sparsity.errors import UserError
+from llm_sparsity.files import read_json, write_manifest
+from llm_sparsity.models import family, in_scope
+from llm_sparsity.prune import prune, removed_of
+
+
+def model_of(tensors: dict[str, torch.Tensor], folder: Path, model_type: str = "bert") -> Path:
+    """A model folder of given tensors; nothing else about it is real."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    checkpoint.save(folder, tensors, sparse=False)
+    write_manifest(folder, kind="model")
+    return folder
+
+
+def query(layer: int) -> str:
+    return f"encoder.layer.{layer}.attention.self.query.weight"
+
+
+def pruned(model: Path, sparsity: str, output: Path, method: str = "magnitude", scope: str = "linear", seed: int = 0):
+    prune(model, {sparsity: output}, method=method, scope=scope, seed=seed)
+    return load(output / "model")
+
+
+@pytest.mark.parametrize(
+    ("size", "sparsity", "removed"), [(10, "0.5", 5), (10, "0.25", 2), (3, "0.5", 2), (10**9, "0.1", 10**8)]
+)
+def test_the_count_is_the_nearest_whole_number(size: int, sparsity: str, removed: int) -> None:
+    assert removed_of(size, sparsity) == removed
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 30), min_size=1, max_size=3),
+    sparsity=st.integers(1, 99),
+    values=st.sampled_from(["gaussian", "few", "equal", "zeros"]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    method=st.sampled_from(METHODS),
+)
+def test_the_removed_count_is_the_asked_count(
+    rows: list[int],
+    sparsity: int,
+    values: str,
+    dtype: torch.dtype,
+    method: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("prune")
+    generator = torch.Generator().manual_seed(sparsity)
+    tensors = {}
+    for layer, row in enumerate(rows):
+        weight = torch.randn(row, 8, generator=generator)
+        weight = {"gaussian": weight, "few": weight.round(), "equal": weight.sign(), "zeros": weight * 0}[values]
+        tensors[query(layer)] = weight.to(dtype)
+    level = f"0.{sparsity:02d}"
+    after = pruned(model_of(tensors, folder / "model"), level, folder / "out", method)
+    kept = {name: int(weight.count_nonzero()) for name, weight in after.items()}
+    before = {name: int(weight.count_nonzero()) for name, weight in tensors.items()}
+    sizes = {name: weight.numel() for name, weight in tensors.items()}
+    assert all(weight.dtype == dtype for weight in after.values())
+    assert all(torch.equal(after[n][after[n] != 0], tensors[n][after[n] != 0]) for n in tensors)
+    if method == "random":  # may hit weights that are zero already: its own count is what it draws
+        assert sum(kept.values()) <= sum(before.values())
+    elif method == "uniform":
+        for name, size in sizes.items():
+            assert size - kept[name] == max(removed_of(size, level), size - before[name])
+    else:
+        size = sum(sizes.values())
+        assert size - sum(kept.values()) == max(removed_of(size, level), size - sum(before.values()))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "llama", "bart"])
+@pytest.mark.parametrize("sparsity", ["0.1", "0.9", "0.99"])
+def test_the_mask_is_that_of_torch(kind: str, sparsity: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tiny_model(kind)
+    after = pruned(folder, sparsity, tmp_path, scope="all")
+    model = transformers.AutoModel.from_pretrained(folder)
+    known = family(folder)
+    modules = {id(m.weight): m for n, m in model.named_modules() if hasattr(m, "weight") and known.place(f"{n}.weight")}
+    chosen = [(module, "weight") for module in modules.values()]
+    size = sum(module.weight.numel() for module, _ in chosen)
+    torch_prune.global_unstructured(chosen, torch_prune.L1Unstructured, amount=round(Decimal(sparsity) * size))
+    for name, module in model.named_modules():
+        if hasattr(module, "weight_mask"):
+            found = next((key for key in after if key.endswith(f"{name}.weight")), None)
+            if found:
+                assert torch.equal(after[found], module.weight)
+
+
+def test_ties_go_by_position(tmp_path: Path) -> None:
+    ones = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
+    model = model_of({query(1): ones, query(0): ones}, tmp_path / "model")
+    after = pruned(model, "0.625", tmp_path / "out")
+    assert after[query(0)].tolist() == [[0, 0, 0, 0]]
+    assert after[query(1)].tolist() == [[0, -1, 1, -1]]
+
+
+def test_no_negative_zero_is_left(tmp_path: Path) -> None:
+    weight = torch.tensor([[-0.1, 0.2, -0.0, 0.4]])
+    after = pruned(model_of({query(0): weight}, tmp_path / "model"), "0.5", tmp_path / "out")[query(0)]
+    assert after.view(torch.int32).tolist()[0][:1] == [0]
+    assert after.view(torch.int32).tolist()[0][2] == 0
+
+
+def test_all_sparsities_at_once_equal_one_by_one(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    levels = ["0.1", "0.5", "0.9", "2of4"]
+    for method in METHODS:
+        prune(tiny_model("bert"), {level: tmp_path / method / level for level in levels}, method=method, scope="linear")
+        for level in levels:
+            pruned(tiny_model("bert"), level, tmp_path / "single" / method / level, method)
+            for file in ("sparsity.csv", "model/manifest.json"):
+                one, many = (tmp_path / part / method / level / file for part in ("single", "."))
+                assert one.read_text() == many.read_text()
+
+
+@pytest.mark.parametrize(("method", "expected"), [
+    # 2x4, by hand: half of [[1, 8, 3, 4], [5, 6, 7, 2]]
+    ("magnitude", [[0, 8, 0, 0], [5, 6, 7, 0]]),
+    ("uniform", [[0, 8, 0, 0], [5, 6, 7, 0]]),
+])  # fmt: skip
+def test_two_by_four_by_hand(method: str, expected: list[list[int]], tmp_path: Path) -> None:
+    weight = torch.tensor([[1.0, 8, 3, 4], [5, 6, 7, 2]])
+    assert (
+        pruned(model_of({query(0): weight}, tmp_path / "model"), "0.5", tmp_path / "out", method)[query(0)].tolist()
+        == expected
+    )
+
+
+def test_magnitude_compares_tensors_and_uniform_does_not(tmp_path: Path) -> None:
+    model = model_of(
+        {query(0): torch.tensor([[1.0, 2, 3, 4]]), query(1): torch.tensor([[5.0, 6, 7, 8]])}, tmp_path / "model"
+    )
+    after = pruned(model, "0.5", tmp_path / "magnitude")
+    assert [after[query(n)].tolist() for n in (0, 1)] == [[[0, 0, 0, 0]], [[5, 6, 7, 8]]]
+    after = pruned(model, "0.5", tmp_path / "uniform", "uniform")
+    assert [after[query(n)].tolist() for n in (0, 1)] == [[[0, 0, 3, 4]], [[0, 0, 7, 8]]]
+
+
+def test_random_depends_on_seed_and_name_alone(tmp_path: Path) -> None:
+    weight = torch.ones(20, 8)
+    both = model_of({query(0): weight, query(1): weight}, tmp_path / "both")
+    first = pruned(both, "0.5", tmp_path / "1", "random")
+    assert torch.equal(first[query(1)], pruned(both, "0.5", tmp_path / "2", "random")[query(1)])
+    assert not torch.equal(first[query(1)], first[query(0)])
+    assert not torch.equal(first[query(1)], pruned(both, "0.5", tmp_path / "3", "random", seed=1)[query(1)])
+
+
+def test_n_of_m_along_the_input(tmp_path: Path) -> None:
+    weight = torch.tensor([[1.0, -8, 3, 4], [5, 6, -7, 2]])
+    after = pruned(model_of({query(0): weight}, tmp_path / "linear"), "2of4", tmp_path / "out")
+    assert after[query(0)].tolist() == [[0, -8, 0, 4], [0, 6, -7, 0]]
+    name = "h.0.attn.c_attn.weight"  # Conv1D: (in, out)
+    after = pruned(model_of({name: weight.t().contiguous()}, tmp_path / "conv", "gpt2"), "2of4", tmp_path / "out2")
+    assert after[name].t().tolist() == [[0, -8, 0, 4], [0, 6, -7, 0]]
+
+
+def test_n_of_m_that_does_not_divide(tmp_path: Path) -> None:
+    model = model_of({query(0): torch.ones(4, 6)}, tmp_path / "model")
+    with pytest.raises(UserError, match=f"4 does not divide the input dimension of tensor {query(0)}, which is 4x6"):
+        pruned(model, "2of4", tmp_path / "out")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(bad: float, tmp_path: Path) -> None:
+    model = model_of({query(0): torch.tensor([[1.0, bad]])}, tmp_path / "model")
+    with pytest.raises(UserError, match=f"tensor {query(0)} has NaN or infinite weights"):
+        pruned(model, "0.5", tmp_path / "out", "random")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scope_without_tensors(tmp_path: Path) -> None:
+    model = model_of({query(0): torch.ones(2, 4)}, tmp_path / "model")
+    with pytest.raises(UserError, match=r"scope mlp: .* has no such tensors"):
+        pruned(model, "0.5", tmp_path / "out", scope="mlp")
+
+
+@pytest.mark.parametrize("scope", ["all", "linear", "attention", "mlp", "embeddings"])
+def test_only_the_scope_is_touched(scope: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tiny_model("bert")
+    before, after = load(folder), pruned(folder, "0.9", tmp_path, scope=scope)
+    known = family(folder)
+    assert after.keys() == before.keys()
+    for name in before:
+        if not in_scope(known.place(name), scope):
+            assert torch.equal(before[name], after[name])
+    assert not torch.equal(
+        torch.cat([w.flatten() for w in before.values()]), torch.cat([w.flatten() for w in after.values()])
+    )
+
+
+def test_the_table_and_the_manifest_say_what_was_measured(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    after = pruned(tiny_model("bert"), "0.9", tmp_path)
+    with (tmp_path / "sparsity.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    for name, row in rows.items():
+        assert int(row["zeros"]) == int((after[name] == 0).sum())
+        assert row["shape"] == "x".join(map(str, after[name].shape))
+    facts = read_json(tmp_path / "model/manifest.json")["pruned"]
+    assert facts["removed"] == removed_of(facts["size"], "0.9")
+    assert facts["measured_sparsity"] == pytest.approx(0.9, abs=1e-4)
+
+
+def test_a_model_in_float16_stays_so(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny_model("bert"), dtype=torch.float16)
+    shutil.copytree(tiny_model("bert"), tmp_path / "half")
+    model.save_pretrained(tmp_path / "half")
+    after = pruned(tmp_path / "half", "0.5", tmp_path / "out")
+    assert {weight.dtype for weight in after.values()} == {torch.float16}
+
+
+def test_the_real_bart(shared: Path, tmp_path: Path) -> None:
+    shutil.copytree(shared / "models/g2p-bart-us", tmp_path / "model")
+    write_manifest(tmp_path / "model", kind="model")
+    pruned(tmp_path / "model", "0.9", tmp_path / "out", scope="all")
+    facts = read_json(tmp_path / "out/model/manifest.json")
+    assert facts["pruned"]["removed"] == removed_of(facts["pruned"]["size"], "0.9")
+    assert facts["files"]["model.safetensors"]["bytes"] < 0.12 * (tmp_path / "model/model.safetensors").stat().st_size
+    assert np.isclose(facts["pruned"]["measured_sparsity"], 0.9, atol=1e-3)
