@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,19 +16,21 @@ from llm_sparsity.models import check_length, family, in_scope, load_causal, loa
 SMALL: dict[str, tuple[type, dict[str, Any]]] = {
     "bert": (tf.BertForMaskedLM, {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}),
     "roberta": (tf.RobertaForMaskedLM, {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}),
+    "electra": (tf.ElectraForMaskedLM, {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}),
     "distilbert": (tf.DistilBertForMaskedLM, {"dim": 32, "n_layers": 3, "n_heads": 4}),
     "gpt2": (tf.GPT2LMHeadModel, {"n_embd": 32, "n_layer": 3, "n_head": 4}),
     "llama": (tf.LlamaForCausalLM, {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}),
     "mistral": (tf.MistralForCausalLM, {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}),
     "qwen2": (tf.Qwen2ForCausalLM, {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}),
+    "qwen3": (tf.Qwen3ForCausalLM, {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}),
     "opt": (tf.OPTForCausalLM, {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 64}),
     "gpt_neox": (tf.GPTNeoXForCausalLM, {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}),
     "bart": (tf.BartForConditionalGeneration, {"d_model": 32, "encoder_layers": 3, "decoder_layers": 2}),
 }
 # Matrices in each layer, attention and feed-forward, as the architecture's paper has them.
 MATRICES = {
-    "bert": (4, 2), "roberta": (4, 2), "distilbert": (4, 2), "gpt2": (2, 2), "llama": (4, 3), "mistral": (4, 3),
-    "qwen2": (4, 3), "opt": (4, 2), "gpt_neox": (2, 2),
+    "bert": (4, 2), "roberta": (4, 2), "electra": (4, 2), "distilbert": (4, 2), "gpt2": (2, 2),
+    "llama": (4, 3), "mistral": (4, 3), "qwen2": (4, 3), "qwen3": (4, 3), "opt": (4, 2), "gpt_neox": (2, 2),
 }  # fmt: skip
 
 
@@ -45,8 +50,10 @@ def folder_of(kind: str, tmp_path: Path) -> Path:
 def test_every_weight_outside_the_heads_has_one_place(kind: str, tmp_path: Path) -> None:
     known = family(folder_of(kind, tmp_path))
     for name, tensor in meta(kind).state_dict().items():
-        heads = ("lm_head", "cls.", "vocab_", "embed_out", "final_logits_bias")
-        if name.endswith(".weight") and not name.startswith(heads):
+        heads = ("lm_head", "cls.", "vocab_", "generator_", "embed_out", "final_logits_bias")
+        if name.startswith(heads):
+            assert known.place(name) is None, name
+        elif name.endswith(".weight"):
             assert known.place(name), name
         elif name.endswith("bias"):
             assert known.place(name) is None
@@ -71,6 +78,13 @@ def test_encoder_and_decoder_of_bart_are_apart(tmp_path: Path) -> None:
     assert sum(in_scope(place, "encoder") for place in places.values()) == 3 * 6
     assert sum(in_scope(place, "decoder") for place in places.values()) == 2 * 10
     assert not any(in_scope(place, "encoder") and in_scope(place, "decoder") for place in places.values())
+
+
+def test_conv1d_is_what_gpt2_stores_transposed(tmp_path: Path) -> None:
+    known = family(folder_of("gpt2", tmp_path))
+    model = meta("gpt2")
+    for name, module in model.named_modules():
+        assert known.is_transposed(f"{name}.weight") == isinstance(module, tf.pytorch_utils.Conv1D)
 
 
 def test_tied_copies_are_counted_once(tmp_path: Path) -> None:
@@ -105,6 +119,29 @@ def test_the_head_depends_on_the_seed_alone(tiny_model: Callable[[str], Path]) -
     second = load_classifier(folder, labels=2, seed=0).classifier.weight
     assert torch.equal(first, second)
     assert not torch.equal(first, load_classifier(folder, labels=2, seed=1).classifier.weight)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    load_classifier(folder, labels=2, seed=0)
+    assert torch.equal(torch.rand(1), expected)  # the caller's generator is left alone
+
+
+def test_a_decoder_classifies_at_the_last_token_that_is_no_padding(tiny_model: Callable[[str], Path]) -> None:
+    model = load_classifier(tiny_model("gpt2"), labels=2, seed=0)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    pad = model.config.pad_token_id
+    with torch.no_grad():
+        short = model(torch.tensor([[7, 8, 9]])).logits
+        padded = model(
+            torch.tensor([[7, 8, 9, pad, pad]]), attention_mask=torch.tensor([[1, 1, 1, 0, 0]])
+        ).logits  # fmt: skip
+    torch.testing.assert_close(short, padded)
+
+
+def test_describing_a_family_imports_nothing_heavy(root: Path) -> None:
+    code = "import sys, llm_sparsity.models; sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": str(root / "workflow")}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
 def test_a_decoder_gets_a_padding_token(tiny_model: Callable[[str], Path]) -> None:

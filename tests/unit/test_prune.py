@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from torch.nn.utils import prune as torch_prune
 
 from llm_sparsity import checkpoint
-from llm_sparsity.checkpoint import load
+from llm_sparsity import prune as stage
+from llm_sparsity.checkpoint import load, load_model, save
 from llm_sparsity.config import METHODS
 from llm_sparsity.errors import UserError
-from llm_sparsity.files import read_json, write_manifest
+from llm_sparsity.files import read_json, read_manifest, write_manifest
 from llm_sparsity.models import family, in_scope
 from llm_sparsity.prune import prune, removed_of
 
@@ -234,3 +235,204 @@ def test_the_real_bart(shared: Path, tmp_path: Path) -> None:
     assert facts["pruned"]["removed"] == removed_of(facts["pruned"]["size"], "0.9")
     assert facts["files"]["model.safetensors"]["bytes"] < 0.12 * (tmp_path / "model/model.safetensors").stat().st_size
     assert np.isclose(facts["pruned"]["measured_sparsity"], 0.9, atol=1e-3)
+
+
+def edited(model: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A copy of a model folder with changed tensors."""
+    tensors = load(model)
+    change(tensors)
+    shutil.copytree(model, folder)
+    save(folder, tensors, sparse=False)
+    return folder
+
+
+def rows_of(output: Path) -> list[dict[str, str]]:
+    with (output / "sparsity.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("method", ["magnitude", "uniform", "random"])
+def test_a_ladder_is_the_same_as_one_by_one(tiny_model: Callable[[str], Path], tmp_path: Path, method: str) -> None:
+    levels = ["0.9", "2of4", "0.1", "0.5"]
+    prune(tiny_model("gpt2"), {level: tmp_path / "ladder" / level for level in levels}, method=method, scope="linear")
+    for level in levels:
+        single = tmp_path / "single" / level
+        prune(tiny_model("gpt2"), {level: single}, method=method, scope="linear")
+        for path in sorted(single.rglob("*")):
+            if path.is_file():
+                twin = tmp_path / "ladder" / level / path.relative_to(single)
+                assert path.read_bytes() == twin.read_bytes(), path
+
+
+def test_conv1d_patterns_run_along_the_input(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    prune(tiny_model("gpt2"), {"2of4": tmp_path}, method="magnitude", scope="linear")
+    before, after = load(tiny_model("gpt2")), load(tmp_path / "model")
+    name = next(name for name in after if name.endswith("h.0.attn.c_attn.weight"))
+    assert after[name].shape == (32, 96)  # (in, out)
+    groups = after[name].t().reshape(96, 8, 4)
+    assert bool(((groups != 0).sum(2) == 2).all())
+    dense = before[name].t().reshape(96, 8, 4).abs()
+    assert bool((groups.abs().sum(2) == dense.topk(2, dim=2).values.sum(2)).all())
+    assert not bool(((after[name].reshape(32, 24, 4) != 0).sum(2) == 2).all())
+    prune(tiny_model("gpt2"), {"2of4": tmp_path / "embeddings"}, method="magnitude", scope="embeddings")
+    embedding = load(tmp_path / "embeddings/model")["transformer.wte.weight"]  # (tokens, features): not transposed
+    assert bool(((embedding.reshape(len(embedding), 8, 4) != 0).sum(2) == 2).all())
+
+
+def test_pattern_that_does_not_divide_is_refused_before_anything_is_written(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"3of5: 5 does not divide the input dimension of tensor encoder\.layer\.0"):
+        prune(tiny_model("bert"), {"0.5": tmp_path / "a", "3of5": tmp_path / "b"}, method="magnitude", scope="linear")
+    with pytest.raises(UserError, match=r"LayerNorm\.weight, which is 32; choose scope linear"):
+        prune(tiny_model("bert"), {"2of4": tmp_path / "a"}, method="magnitude", scope="all")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tied_tensors_count_once(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model = edited(
+        tiny_model("bart"), tmp_path / "bart",
+        lambda tensors: tensors.update(
+            {f"{stack}.embed_tokens.weight": tensors["shared.weight"].clone() for stack in ("encoder", "decoder")}
+        ),
+    )  # fmt: skip
+    prune(model, {"0.5": tmp_path / "copies"}, method="magnitude", scope="all")
+    prune(tiny_model("bart"), {"0.5": tmp_path / "once"}, method="magnitude", scope="all")
+    assert load(tmp_path / "copies/model").keys() == load(tmp_path / "once/model").keys()
+    result = load_model(transformers.AutoModel, tmp_path / "copies/model")
+    assert result.encoder.embed_tokens.weight.data_ptr() == result.decoder.embed_tokens.weight.data_ptr()
+    assert torch.equal(result.encoder.embed_tokens.weight, load(tmp_path / "once/model")["shared.weight"])
+    assert rows_of(tmp_path / "copies") == rows_of(tmp_path / "once")
+
+
+def test_what_is_left_behind(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    prune(tiny_model("roberta"), {"0.3": tmp_path}, method="magnitude", scope="linear", seed=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "sparsity.csv"]
+    dense, manifest = read_manifest(tiny_model("roberta")), read_manifest(tmp_path / "model")
+    assert manifest["source"] == dense["source"] and manifest["model_type"] == "roberta"
+    assert manifest["files"].keys() == dense["files"].keys()
+    rows = rows_of(tmp_path)
+    tensors = load(tmp_path / "model")
+    size = sum(int(row["size"]) for row in rows)
+    zeros = sum(int((tensors[row["name"]] == 0).sum()) for row in rows)
+    assert manifest["pruned"] == {
+        "method": "magnitude", "scope": "linear", "sparsity": "0.3", "seed": 4,
+        "size": size, "removed": removed_of(size, "0.3"), "measured_sparsity": zeros / size,
+    }  # fmt: skip
+    places = family(tiny_model("roberta"))
+    assert [row["name"] for row in rows] == sorted(n for n in tensors if in_scope(places.place(n), "linear"))
+    assert len({row["threshold"] for row in rows}) == 1
+    first = rows[0]
+    assert first["name"] == "roberta.encoder.layer.0.attention.output.dense.weight"
+    assert (first["stack"], first["layer"], first["part"]) == ("encoder", "0", "attention")
+    assert (first["shape"], first["dtype"], first["size"]) == ("32x32", "float32", "1024")
+    # A list of zeros is not a promise: the weights below the threshold are the zeros, and there are no others.
+    threshold = float(first["threshold"])
+    original = load(tiny_model("roberta"))
+    for row in rows:
+        assert torch.equal(tensors[row["name"]] == 0, original[row["name"]].abs() <= threshold)
+
+
+def test_zeros_of_both_signs_go_first_and_are_stored_as_zero(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[query(0)][:4] = -0.0
+        tensors[query(0)][4:8] = 0.0
+
+    model = edited(tiny_model("bert"), tmp_path / "zeros", change)
+    prune(model, {"0.001": tmp_path / "few", "0.5": tmp_path / "half"}, method="magnitude", scope="linear")
+    for level in ("few", "half"):
+        tensor = load(tmp_path / level / "model")[query(0)]
+        assert bool((tensor[:8] == 0).all()) and not bool(torch.signbit(tensor[tensor == 0]).any())
+    rows = {row["name"]: row for row in rows_of(tmp_path / "few")}
+    size = sum(int(row["size"]) for row in rows.values())
+    # All that go were zeros already; ties by position, so they are the first ones.
+    assert (
+        int(rows[query(0)]["removed"]) == removed_of(size, "0.001") == sum(int(row["removed"]) for row in rows.values())
+    )
+    assert int(rows[query(0)]["zeros"]) == 256
+    assert float(rows[query(0)]["threshold"]) == 0
+    manifest = read_manifest(tmp_path / "few/model")["pruned"]
+    assert manifest["removed"] == removed_of(size, "0.001") and manifest["measured_sparsity"] == 256 / size
+
+
+def test_chunks_do_not_matter(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = ["0.2", "0.8", "1of4"]
+    prune(tiny_model("bert"), {level: tmp_path / "whole" / level for level in levels}, method="magnitude", scope="mlp")
+    monkeypatch.setattr(stage, "CHUNK", 77)
+    prune(tiny_model("bert"), {level: tmp_path / "parts" / level for level in levels}, method="magnitude", scope="mlp")
+    for level in levels:
+        whole, parts = (load(tmp_path / way / level / "model") for way in ("whole", "parts"))
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_failure_leaves_no_model(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stage, "_prune_tensor", fail)
+    with pytest.raises(OSError, match="No space"):
+        prune(tiny_model("bert"), {"0.5": tmp_path / "out"}, method="magnitude", scope="linear")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_a_shard_at_a_time_and_from_a_sparse_model(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model = load_model(transformers.AutoModel, tiny_model("bert"))
+    model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    write_manifest(tmp_path / "shards", kind="model")
+    shutil.copytree(tiny_model("bert"), tmp_path / "sparse")
+    save(tmp_path / "sparse", load(tiny_model("bert")), sparse=True)
+    for source in ("shards", "sparse"):
+        prune(tmp_path / source, {"0.6": tmp_path / f"{source}-out"}, method="magnitude", scope="all")
+    prune(tiny_model("bert"), {"0.6": tmp_path / "plain-out"}, method="magnitude", scope="all")
+    expected = (tmp_path / "plain-out/model/model.safetensors").read_bytes()
+    for source in ("shards", "sparse"):
+        assert (tmp_path / f"{source}-out/model/model.safetensors").read_bytes() == expected
+    assert not list((tmp_path / "shards-out/model").glob("*index*"))
+
+
+@pytest.mark.parametrize(
+    ("size", "sparsity", "count"),
+    [(10, "0.1", 1), (10, "0.25", 2), (10, "0.35", 4), (3, "0.5", 2), (1, "0.5", 0), (100, "0.29", 29),
+     (100, "0.57", 57), (124_439_808, "0.95", 118217818), (7, "0", 0)],
+)  # fmt: skip
+def test_count_is_decimal_arithmetic(size: int, sparsity: str, count: int) -> None:
+    assert removed_of(size, sparsity) == count
+
+
+def test_a_real_model(shared: Path, tmp_path: Path) -> None:
+    """g2p-bart: real weights, tied embeddings, both stacks."""
+    model = tmp_path / "g2p"
+    shutil.copytree(shared / "models/g2p-bart-us", model)
+    write_manifest(model, kind="model")
+    levels = ["0.1", "0.5", "0.9", "0.95", "0.99"]
+    prune(model, {level: tmp_path / level for level in levels}, method="magnitude", scope="all")
+    dense = load(model)
+    names = [row["name"] for row in rows_of(tmp_path / "0.5")]
+    assert {name for name in dense if name.endswith(".weight")} >= set(names)
+    pool = torch.cat([dense[name].flatten().abs() for name in names])
+    sizes = []
+    for level in levels:
+        result = load(tmp_path / level / "model")
+        count = removed_of(len(pool), level)
+        threshold = pool.kthvalue(count).values
+        gone = torch.cat([result[name].flatten() == 0 for name in names])
+        assert int(gone.sum()) == count
+        assert bool(gone[pool < threshold].all()) and not bool(gone[pool > threshold].any())
+        sizes.append((tmp_path / level / "model/model.safetensors").stat().st_size)
+    # The sparser, the smaller; from .5 on smaller than the mask and the survivors would be uncompressed.
+    stored = sum(tensor.nbytes for tensor in dense.values())
+    assert sizes == sorted(sizes, reverse=True) and sizes[1] < 0.55 * stored and sizes[4] < 0.1 * stored
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan")])
+def test_a_method_with_scores_that_have_no_order_is_a_fault(
+    bad: float, tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_sparsity.pruning.magnitude.score", lambda weight, _: torch.full(weight.shape, bad))
+    with pytest.raises(ValueError, match=r"pruning\.magnitude: scores must be non-negative numbers"):
+        prune(tiny_model("bert"), {"0.5": tmp_path}, method="magnitude", scope="linear")

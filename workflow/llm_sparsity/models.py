@@ -23,6 +23,9 @@ PARTS_OF_SCOPE = {
     "decoder": {"attention", "mlp"},
 }
 
+# Tensors behind the base model: poolers, and the heads of pretraining and of tasks. In no scope.
+HEADS = r"pooler|lm_head|classifi|score|^cls\.|qa_outputs|^vocab_|_predictions\."
+
 
 @dataclass(frozen=True)
 class Place:
@@ -54,7 +57,7 @@ class Family:
     def place(self, name: str) -> Place | None:
         """The place of a tensor; None for biases, buffers, poolers and heads, which are never pruned."""
         stem, _, kind = name.rpartition(".")
-        if kind != "weight" or re.search(r"pooler|lm_head|classifi|score|^cls\.|qa_outputs|^decoder$", stem):
+        if kind != "weight" or re.search(HEADS, stem):
             return None
         layer = re.search(self.layer, stem)
         for part, pattern in self._parts.items():
@@ -65,6 +68,11 @@ class Family:
                 return Place(stack, int(layer.group(1)) if layer else -1, part)
         return None
 
+    def is_transposed(self, name: str) -> bool:
+        """Whether a matrix is stored as (in, out); embeddings never are."""
+        place = self.place(name)
+        return self.transposed and place is not None and place.part in PARTS_OF_SCOPE["linear"]
+
     def without_aliases(self, names: list[str]) -> list[str]:
         """The names of a checkpoint's tensors, those that are tied counted once."""
         if not any(name.endswith("shared.weight") for name in names):
@@ -74,12 +82,12 @@ class Family:
 
 FAMILIES = (
     Family(
-        types=("bert", "roberta", "xlm-roberta"),
+        types=("bert", "roberta", "xlm-roberta", "electra"),
         architecture="encoder",
         layer=r"encoder\.layer\.(\d+)",
         attention=r"attention\.self\.(query|key|value)$|attention\.output\.dense$",
         mlp=r"(intermediate|layer\.\d+\.output)\.dense$",
-        embeddings=r"embeddings\.\w+_embeddings$",
+        embeddings=r"embeddings\.\w+_embeddings$|embeddings_project$",
         norm=r"LayerNorm$",
     ),
     Family(
@@ -102,7 +110,7 @@ FAMILIES = (
         transposed=True,
     ),
     Family(
-        types=("llama", "mistral", "qwen2"),
+        types=("llama", "mistral", "qwen2", "qwen3"),
         architecture="decoder",
         layer=r"layers\.(\d+)\.",
         attention=r"self_attn\.[qkvo]_proj$",
