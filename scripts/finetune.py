@@ -7,7 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from llm_sparsity.errors import arguments, run
+from llm_sparsity.errors import UserError, arguments, run
+
+LAUNCHED = "LLM_SPARSITY_LAUNCHED"
 
 
 def main() -> None:
@@ -18,20 +20,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work"), help="folder of cached checkpoints")
     parser.add_argument("--code", default="", help="hash of the code, part of a cached checkpoint's name")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--processes", type=int, default=1, help="more than one: started by accelerate launch")
+    parser.add_argument("--processes", type=int, default=1, help="how many, one a GPU")
     args = parser.parse_args()
 
     if args.processes > 1 and "LOCAL_RANK" not in os.environ:
-        launch = ["accelerate", "launch", "--num_processes", str(args.processes), "--num_machines", "1"]
-        launch += [
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--num_cpu_threads_per_process",
-            str(args.threads),
-        ]
-        os.execvp(sys.executable, [sys.executable, "-m", "accelerate.commands.accelerate_cli", *launch[1:], *sys.argv])
+        launch(args.processes, args.threads)
 
     import torch
 
@@ -39,6 +32,28 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     finetune(args.model, args.task, args.output, args.work, code=args.code, **args.settings)
+
+
+def launch(processes: int, threads: int) -> None:
+    """Become the launcher of this script's processes: accelerate's on GPUs, torch's own on CPUs, which accelerate
+    starts through MPI alone.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        module = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", str(processes)]
+        module += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    else:
+        module = [
+            "torch.distributed.run",
+            "--standalone",
+            "--local-addr",
+            "127.0.0.1",
+            "--nproc-per-node",
+            str(processes),
+        ]
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.execv(sys.executable, [sys.executable, "-m", *module, *sys.argv])
 
 
 if __name__ == "__main__":
