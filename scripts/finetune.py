@@ -7,9 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from llm_sparsity.errors import UserError, arguments, run
-
-LAUNCHED = "LLM_SPARSITY_LAUNCHED"
+from llm_sparsity.errors import arguments, run
 
 
 def main() -> None:
@@ -44,14 +42,8 @@ def launch(processes: int, threads: int) -> None:
         module = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", str(processes)]
         module += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     else:
-        module = [
-            "torch.distributed.run",
-            "--standalone",
-            "--local-addr",
-            "127.0.0.1",
-            "--nproc-per-node",
-            str(processes),
-        ]
+        module = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+        module += ["--nproc-per-node", str(processes)]
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.execv(sys.executable, [sys.executable, "-m", *module, *sys.argv])
 

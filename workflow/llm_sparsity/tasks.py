@@ -11,6 +11,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,16 +152,16 @@ def _table(path: Path, form: str | None, columns: Sequence[str] | None) -> list[
         "tsv": {**plain, "sep": "\t", "quoting": csv.QUOTE_NONE},  # GLUE's: a bare quotation mark is text
     }.get(form, {})
     builder = {"jsonl": "json", "tsv": "csv"}.get(form, form)
-    with tempfile.TemporaryDirectory() as cache:
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as cache, suppress(ValueError):  # a header alone is "no data" to datasets
         try:
             table = datasets.load_dataset(
                 builder, data_files=str(path), split="train", cache_dir=cache, keep_in_memory=True, **options
             )
         except datasets.exceptions.DatasetGenerationError as error:
-            raise UserError(
-                f"{path.name}: not readable as {form} ({error.__cause__}); correct the file or `format`"
-            ) from None
-        rows: list[Row] = table.to_list()
+            why = str(error.__cause__).splitlines()[0]
+            raise UserError(f"{path.name}: not readable as {form} ({why}); correct the file or `format`") from None
+        rows = table.to_list()
     if not rows:
         raise UserError(f"{path.name}: has no rows; expected a table with at least one")
     return rows

@@ -1,0 +1,47 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_sparsity import tasks
+from llm_sparsity.errors import UserError
+from llm_sparsity.evaluate import evaluate
+from llm_sparsity.files import read_json, write_manifest
+from llm_sparsity.models import load_causal, load_tokenizer
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "lines.txt").write_text("the film is good\na dull story\n" * 30)
+    facts = tasks.prepare({"test": tmp_path / "lines.txt"}, tmp_path / "task", kind="language-model")
+    write_manifest(tmp_path / "task", kind="task", **facts)
+    return tmp_path / "task"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_perplexity_is_that_of_transformers_own_loss(
+    kind: str, tiny_model: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    evaluate(tiny_model(kind), text, tmp_path / "out", sequence_length=16, max_tokens=100, batch_size=2)
+    result = read_json(tmp_path / "out/metrics.json")
+    tokens = load_tokenizer(tiny_model(kind))("\n\n".join(tasks.load_text(text)), add_special_tokens=False)["input_ids"]
+    model, losses = load_causal(tiny_model(kind)), []
+    for start in range(0, 96, 16):
+        window = torch.tensor([tokens[start : start + 16]])
+        with torch.no_grad():
+            losses.append(float(model(input_ids=window, labels=window).loss))
+    assert result["tokens"] == 6 * 15
+    assert result["metrics"]["perplexity"] == pytest.approx(math.exp(sum(losses) / 6), rel=1e-5)
+    assert read_json(tmp_path / "out/runtime.json")["device"]
+
+
+def test_a_text_that_is_too_short(tiny_model: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sequence_length: found 64, but task has only \d+ tokens \(max_tokens: 20\)"):
+        evaluate(tiny_model("llama"), text, tmp_path / "out", sequence_length=64, max_tokens=20, batch_size=1)
+
+
+def test_a_window_longer_than_the_model_allows(tiny_model: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sequence_length: found 65, but llama.* allows 64 tokens"):
+        evaluate(tiny_model("llama"), text, tmp_path / "out", sequence_length=65, max_tokens=None, batch_size=1)

@@ -1,0 +1,157 @@
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from llm_sparsity import tasks
+from llm_sparsity.errors import UserError
+from llm_sparsity.files import sha256, write_manifest
+
+ROWS = [{"sentence": f"a film {n}", "label": n % 2} for n in range(20)]
+
+
+def prepared(folder: Path, tables: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """Write tables (a frame as parquet, text as it is) and prepare them."""
+    paths = {}
+    for name, table in tables.items():
+        split, _, suffix = name.partition(".")
+        paths[split] = folder / name
+        if suffix == "parquet":
+            pd.DataFrame(table).to_parquet(paths[split])
+        else:
+            paths[split].write_bytes(table if isinstance(table, bytes) else table.encode())
+    settings = {"kind": "classification", "text": "sentence", "label": "label"} | settings
+    facts = tasks.prepare(paths, folder / "out", **settings)
+    write_manifest(folder / "out", kind="task", **facts)
+    return facts
+
+
+def both(table: Any, suffix: str = "parquet") -> dict[str, Any]:
+    return {f"train.{suffix}": table, f"validation.{suffix}": table}
+
+
+def test_parquet_as_the_hub_has_it(tmp_path: Path) -> None:
+    facts = prepared(tmp_path, both([{**row, "idx": 1} for row in ROWS]))
+    assert facts["rows"] == {"train": 20, "validation": 20}
+    assert facts["label_counts"]["train"] == [10, 10]
+    examples = tasks.load(tmp_path / "out", "train")
+    assert examples.texts[3] == "a film 3"
+    assert examples.labels[3] == 1
+    assert examples.pairs is None
+    assert tasks.label_count(tmp_path / "out") == 2
+
+
+def test_tsv_has_no_quoting(tmp_path: Path) -> None:
+    table = 'sentence\tlabel\nhe said " no \t0\nNA\t1\n'
+    prepared(tmp_path, both(table, "tsv"))
+    assert tasks.load(tmp_path / "out", "train").texts == ['he said " no', "NA"]
+
+
+def test_csv_jsonl_and_files_without_header(tmp_path: Path) -> None:
+    prepared(
+        tmp_path, {"train.csv": 'sentence,label\n"a, b",0\nc,1\n', "validation.jsonl": '{"sentence":"d","label":1}\n'}
+    )
+    assert tasks.load(tmp_path / "out", "train").texts == ["a, b", "c"]
+    assert tasks.load(tmp_path / "out", "validation").labels == [1]
+    prepared(tmp_path, both("1\tgood\t1\r\n2\tbad\t0\r\n", "tsv"), columns=["id", "sentence", "label"])
+    assert tasks.load(tmp_path / "out", "train").labels == [1, 0]
+
+
+def test_a_rating_becomes_a_label_and_near_neutral_rows_are_counted(tmp_path: Path) -> None:
+    table = "sentence\tlabel\na\t2.5\nb\t-0.4\nc\t-3\nd\t0.5\ne\t0\n"
+    facts = prepared(tmp_path, both(table, "tsv"), binarize={"threshold": 0.0, "margin": 0.5})
+    assert tasks.load(tmp_path / "out", "train").texts == ["a", "c", "d"]
+    assert tasks.load(tmp_path / "out", "train").labels == [1, 0, 1]
+    assert facts["dropped"] == 4  # two in each split
+
+
+def test_a_carved_validation_split_is_disjoint_and_fixed(tmp_path: Path) -> None:
+    digests = []
+    for _ in range(2):
+        prepared(tmp_path, {"train.parquet": ROWS}, split={"validation": 5, "seed": 3})
+        digests.append(sha256(tmp_path / "out/train.jsonl"))
+    train, validation = (set(tasks.load(tmp_path / "out", split).texts) for split in ("train", "validation"))
+    assert (len(train), len(validation)) == (15, 5)
+    assert not train & validation
+    assert digests[0] == digests[1]
+
+
+def test_pairs_are_balanced_and_labelled_by_equal_labels(tmp_path: Path) -> None:
+    settings = {"split": {"validation": 6}, "pairs": {"train": 40, "validation": 10, "seed": 0}}
+    facts = prepared(tmp_path, {"train.parquet": ROWS}, **settings)
+    assert facts["label_counts"] == {"train": [20, 20], "validation": [5, 5]}
+    examples = tasks.load(tmp_path / "out", "train")
+    assert examples.pairs is not None
+    labels = {row["sentence"]: row["label"] for row in ROWS}
+    for first, second, label in zip(examples.texts, examples.pairs, examples.labels, strict=True):
+        assert label == int(labels[first] == labels[second])
+    held_out = set(tasks.load(tmp_path / "out", "validation").texts)
+    assert not held_out & {*examples.texts, *examples.pairs}
+
+
+def test_limit_draws_rows(tmp_path: Path) -> None:
+    facts = prepared(tmp_path, both(ROWS), limit={"train": 7, "validation": None, "seed": 0})
+    assert facts["rows"] == {"train": 7, "validation": 20}
+
+
+def test_lines_for_language_modelling(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("one\n\n two \n")
+    facts = tasks.prepare({"test": tmp_path / "test.txt"}, tmp_path / "out", kind="language-model")
+    assert tasks.load_text(tmp_path / "out") == ["one", "two"]
+    assert facts["rows"] == {"test": 2}
+
+
+@pytest.mark.parametrize(
+    ("tables", "settings", "said"),
+    [
+        (both(ROWS), {"text": "text"}, r"train.parquet: no column 'text'; it has 'sentence', 'label'"),
+        (both(ROWS), {"label": "class"}, r"no column 'class'; it has 'sentence', 'label'"),
+        (
+            both([{"sentence": "a", "label": None}, {"sentence": "b", "label": 1}]),
+            {},
+            "column 'label' is empty in a row",
+        ),
+        (both([{"sentence": "a", "label": -1}]), {}, "column 'label' holds '-1'; expected 0, 1"),
+        (both("sentence\tlabel\na\tgood\n", "tsv"), {}, "column 'label' holds 'good'; expected 0, 1"),
+        (both([{"sentence": "a", "label": 1}]), {}, "train: all rows have the same label"),
+        (both(b"sentence\tlabel\ncaf\xe9\t1\n", "tsv"), {}, "train.tsv: byte 18 is not UTF-8"),
+        (both("", "tsv"), {}, "train.tsv: is empty"),
+        (both("sentence\tlabel\n", "tsv"), {}, "train.tsv: has no rows"),
+        (both(ROWS), {"labels": ["only"]}, "labels: 1 names given, but the rows hold label 1"),
+        ({"train.parquet": ROWS}, {"split": {"validation": 20}}, "split.validation: found 20, but there are 20 rows"),
+        (both("x", "dat"), {}, "train.dat: format unknown; add `format:`, one of csv, jsonl, parquet, text, tsv"),
+        (both("{", "jsonl"), {}, "train.jsonl: not readable as jsonl"),
+    ],
+)
+def test_a_faulty_table_is_one_line(
+    tables: dict[str, Any], settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        prepared(tmp_path, tables, **settings)
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_text(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text(" \n\n")
+    with pytest.raises(UserError, match=r"test\.txt: is empty"):
+        tasks.prepare({"test": tmp_path / "test.txt"}, tmp_path / "out", kind="language-model")
+
+
+def test_the_real_glue_files(shared: Path, tmp_path: Path) -> None:
+    data = shared / "data"
+    sst2 = {split: data / f"sst2/{file}.tsv" for split, file in (("train", "train"), ("validation", "dev"))}
+    facts = tasks.prepare(sst2, tmp_path / "sst2", kind="classification", text="sentence", label="label")
+    assert facts["rows"] == {"train": 67349, "validation": 872}
+    assert facts["label_counts"]["validation"] == [428, 444]
+    mrpc = {split: data / f"mrpc/{file}.tsv" for split, file in (("train", "train"), ("validation", "dev"))}
+    columns = {"text": "#1 String", "text_pair": "#2 String", "label": "Quality"}
+    facts = tasks.prepare(mrpc, tmp_path / "mrpc", kind="classification", **columns)
+    assert facts["rows"] == {"train": 3668, "validation": 408}
+    assert facts["label_counts"]["validation"] == [129, 279]
+    with (tmp_path / "mrpc/train.jsonl").open() as file:
+        assert Counter(json.loads(line)["label"] for line in file) == {1: 2474, 0: 1194}
