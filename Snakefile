@@ -31,4 +31,5 @@ onstart:
 
 
 onsuccess:
-    print(Path(rules.plot.output.summary).read_text())
+    if Path(rules.plot.output.summary).exists():
+        print(Path(rules.plot.output.summary).read_text())

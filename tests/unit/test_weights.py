@@ -78,5 +78,5 @@ def test_the_same_weights_give_the_same_bytes(tiny_model: Callable[[str], Path],
 def test_the_real_bart(shared: Path, tmp_path: Path) -> None:
     weights(shared / "models/g2p-bart-us", tmp_path / "weights.parquet")
     table = pd.read_parquet(tmp_path / "weights.parquet")
-    assert set(table.stack) == {"", "encoder", "decoder"}
+    assert set(table["stack"]) == {"", "encoder", "decoder"}
     assert value(table, level="overall", statistic="count") > 700_000

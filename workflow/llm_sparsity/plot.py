@@ -391,13 +391,13 @@ def _histogram(model: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
 def _layers(model: str, rows: pd.DataFrame) -> Drawn:
     """Cumulative curves of abs(w), layer by layer, a panel for each stack."""
     curves = rows[(rows["level_"] == "layer") & (rows.statistic == "cumulative")]
-    stacks = list(dict.fromkeys(curves.stack))
+    stacks = list(dict.fromkeys(curves["stack"]))
     figure, axes = _panels(
         [f"{model}: {stack}" if len(stacks) > 1 else model for stack in stacks], width=6.4, sharey=True
     )
     named = []
     for ax, stack in zip(axes, stacks, strict=True):
-        layers = curves[curves.stack == stack]
+        layers = curves[curves["stack"] == stack]
         highest = max(int(layers.layer.max()), 1)
         medians = {}
         for layer, curve in layers.groupby("layer"):
