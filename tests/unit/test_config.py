@@ -50,7 +50,6 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
         (lambda v: v["study"][0].update(masks=["keep"]), "found 'keep'; input should be 'kept' or 'released'"),
         (lambda v: v["study"][0].update(seeds=[-1]), "study.0.seeds.0: found -1"),
         (lambda v: v["finetune"].update(learning_rte=1), "finetune.learning_rte: unknown key; did you mean"),
-        (lambda v: v["finetune"].update(batch_size=100), "batch_size 100 is no multiple of micro_batch_size 32"),
         (lambda v: v["tasks"]["sst2"].update(finetune={"epoch": 1}), "tasks.sst2.finetune.epoch: unknown key"),
         (lambda v: v["tasks"]["sst2"].pop("label"), "tasks.sst2: label: missing"),
         (lambda v: v["tasks"]["sst2"].pop("files"), "tasks.sst2.files: missing"),

@@ -92,6 +92,22 @@ def test_pairs_are_balanced_and_labelled_by_equal_labels(tmp_path: Path) -> None
     assert not held_out & {*examples.texts, *examples.pairs}
 
 
+def test_pairs_of_the_same_document(tmp_path: Path) -> None:
+    rows = [{"sentence": f"{n} {m}", "label": f"{n}_{m}"} for n in range(12) for m in range(3)]
+    settings = {"split": {"validation": 9}, "pairs": {"train": 20, "validation": 10, "seed": 0, "group": r"\d+"}}
+    facts = prepared(tmp_path, {"train.parquet": rows}, **settings)
+    assert facts["label_counts"] == {"train": [10, 10], "validation": [5, 5]}
+    documents = {}
+    for split in ("train", "validation"):
+        examples = tasks.load(tmp_path / "out", split)
+        assert examples.pairs is not None
+        both = [(a.split()[0], b.split()[0]) for a, b in zip(examples.texts, examples.pairs, strict=True)]
+        assert [int(a == b) for a, b in both] == examples.labels
+        documents[split] = {name for pair in both for name in pair}
+    assert len(documents["validation"]) == 3
+    assert not documents["train"] & documents["validation"]
+
+
 def test_limit_draws_rows(tmp_path: Path) -> None:
     facts = prepared(tmp_path, both(ROWS), limit={"train": 7, "validation": None, "seed": 0})
     assert facts["rows"] == {"train": 7, "validation": 20}

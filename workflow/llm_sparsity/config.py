@@ -119,6 +119,7 @@ class Pairs(Section):
     train: Positive
     validation: Positive
     seed: int = 0
+    group: str | None = Field(None, description="pattern; rows whose label begins with the same match share a label")
 
 
 class Limit(Section):
@@ -142,14 +143,6 @@ class Finetune(Section):
     warmup_ratio: Fraction = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     freeze_embeddings: bool = False
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        if self.batch_size % min(self.micro_batch_size, self.batch_size):
-            raise ValueError(
-                f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}; change one"
-            )
-        return self
 
 
 class Evaluate(Section):

@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import random
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,7 @@ def prepare(
     columns: Sequence[str] | None = None,
     binarize: Mapping[str, float] | None = None,
     split: Mapping[str, int] | None = None,
-    pairs: Mapping[str, int] | None = None,
+    pairs: Mapping[str, Any] | None = None,
     limit: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Write each split as JSON lines.
@@ -84,7 +85,9 @@ def prepare(
         columns: names, for tables without a header.
         binarize: {"threshold", "margin"}: label 1 above the threshold; rows nearer than the margin are dropped.
         split: {"validation", "seed"}: that many training rows become the validation split.
-        pairs: {split: count, "seed"}: pairs drawn from a split's rows, label 1 where both have the same label.
+        pairs: {split: count, "seed", "group"}: pairs drawn from a split's rows, label 1 where both have the same label.
+            With a group, a pattern, the label may be any text: what the pattern finds at its beginning counts, and
+            rows that share it stay in one split.
         limit: {split: count, "seed"}: at most so many rows, drawn after a shuffle.
 
     Returns:
@@ -104,13 +107,13 @@ def prepare(
         facts: dict[str, Any] = {"task": kind, "rows": {name: len(rows) for name, rows in splits.items()}}
     else:
         assert label is not None, "config.py refuses a classification task without a label"
-        splits, dropped = {}, 0
+        splits, dropped, group = {}, 0, (pairs or {}).get("group")
         for name, rows in tables.items():
-            made = [_example(row, text, text_pair, label, binarize, paths[name]) for row in rows]
+            made = [_example(row, text, text_pair, label, binarize, group, paths[name]) for row in rows]
             splits[name] = [example for example in made if example]
             dropped += len(made) - len(splits[name])
         if split:
-            splits = _carve(splits["train"], split["validation"], split.get("seed", 0))
+            splits = _carve(splits["train"], split["validation"], split.get("seed", 0), whole_groups=bool(group))
         if pairs:
             splits = {
                 name: _pairs(rows, pairs[name], f"{pairs.get('seed', 0)} {name}") for name, rows in splits.items()
@@ -174,7 +177,13 @@ def _text(row: Row, column: str, path: Path) -> str:
 
 
 def _example(
-    row: Row, text: str, text_pair: str | None, label: str, binarize: Mapping[str, float] | None, path: Path
+    row: Row,
+    text: str,
+    text_pair: str | None,
+    label: str,
+    binarize: Mapping[str, float] | None,
+    group: str | None,
+    path: Path,
 ) -> Row | None:
     """One labelled example; None where a rating is too near to the threshold."""
     example: Row = {"text": _text(row, text, path)}
@@ -183,6 +192,13 @@ def _example(
     value = _text(row, label, path)
     if not value:
         raise UserError(f"{path.name}: column {label!r} is empty in a row; every row needs a label")
+    if group:
+        found = re.match(group, value)
+        if not found:
+            raise UserError(
+                f"{path.name}: column {label!r} holds {value!r}, in which pairs.group {group!r} finds nothing"
+            )
+        return example | {"label": found.group()}
     try:
         number = float(value)
     except ValueError:
@@ -202,10 +218,17 @@ def _example(
     return example
 
 
-def _carve(rows: list[Row], count: int, seed: int) -> dict[str, list[Row]]:
+def _carve(rows: list[Row], count: int, seed: int, whole_groups: bool) -> dict[str, list[Row]]:
     if count >= len(rows):
         raise UserError(f"split.validation: found {count}, but there are {len(rows)} rows; ask for fewer")
     shuffled = random.Random(seed).sample(rows, len(rows))
+    if whole_groups:
+        drawn: set[str] = set()
+        for label in dict.fromkeys(row["label"] for row in shuffled):
+            if sum(row["label"] in drawn for row in rows) < count:
+                drawn.add(label)
+        parts = {"train": False, "validation": True}
+        return {name: [row for row in shuffled if (row["label"] in drawn) == inside] for name, inside in parts.items()}
     return {"train": shuffled[count:], "validation": shuffled[:count]}
 
 
@@ -218,17 +241,20 @@ def _limit(rows: list[Row], count: int | None, seed: int) -> list[Row]:
 def _pairs(rows: list[Row], count: int, seed: str) -> list[Row]:
     """Pairs of rows, half of them with equal labels."""
     generator = random.Random(seed)
-    groups: dict[int, list[Row]] = {}
+    groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(row["label"], []).append(row)
-    if len(groups) < 2:
-        raise UserError("pairs: all rows have the same label; pairs need two labels to compare")
+    labels = list(groups)
+    several = [label for label in labels if len(groups[label]) > 1]
+    if len(labels) < 2 or not several:
+        raise UserError("pairs: needs rows of two labels at least, and a label that two rows share")
     drawn = []
     for number in range(count):
         equal = number % 2
-        first = generator.choice(rows)
-        others = sorted(label for label in groups if (label == first["label"]) == bool(equal))
-        second = generator.choice(groups[generator.choice(others)])
+        if equal:
+            first, second = generator.sample(groups[generator.choice(several)], 2)
+        else:
+            first, second = (generator.choice(groups[label]) for label in generator.sample(labels, 2))
         drawn.append({"text": first["text"], "text_pair": second["text"], "label": equal})
     generator.shuffle(drawn)
     return drawn
