@@ -229,9 +229,9 @@ def test_two_processes_do_what_one_does(
     for processes in ("1", "2"):
         folder = tmp_path / processes
         arguments = ["--model", model, "--task", task, "--output", folder / "out", "--work", folder / "work"]
+        arguments += ["--processes", processes, "--settings", json.dumps(settings)]
         done = subprocess.run(
-            [sys.executable, root / "scripts/finetune.py", *arguments, "--processes", processes]
-            + ["--settings", json.dumps(settings)],
+            [sys.executable, root / "scripts/finetune.py", *arguments],
             env={"PYTHONPATH": str(root / "workflow"), "PATH": "/usr/bin:/bin", "ACCELERATE_USE_CPU": "true"},
             text=True, capture_output=True, check=False, timeout=120,
         )  # fmt: skip

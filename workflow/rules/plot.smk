@@ -12,6 +12,12 @@ rule plot:
     input:
         rules.collect.output,
     output:
+        figures=report(
+            directory(f"reports/{STUDY.name}/figures"),
+            patterns=["{figure}.svg"],
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
         report=f"reports/{STUDY.name}/report.html",
         summary=f"reports/{STUDY.name}/summary.txt",
     log:
