@@ -19,7 +19,7 @@ from llm_sparsity.checkpoint import load, load_model, save
 from llm_sparsity.config import METHODS
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_json, read_manifest, write_manifest
-from llm_sparsity.models import family, in_scope
+from llm_sparsity.models import family, in_scope, load_causal
 from llm_sparsity.prune import prune, removed_of
 
 
@@ -436,3 +436,20 @@ def test_a_method_with_scores_that_have_no_order_is_a_fault(
     monkeypatch.setattr("llm_sparsity.pruning.magnitude.score", lambda weight, _: torch.full(weight.shape, bad))
     with pytest.raises(ValueError, match=r"pruning\.magnitude: scores must be non-negative numbers"):
         prune(tiny_model("bert"), {"0.5": tmp_path}, method="magnitude", scope="linear")
+
+
+@pytest.mark.parametrize(("kind", "embeddings"), [("llama", "model.embed_tokens"), ("gpt2", "transformer.wte")])
+def test_an_output_layer_stored_beside_its_embeddings_stays_tied(
+    kind: str, embeddings: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = edited(
+        tiny_model(kind),
+        tmp_path / "both",
+        lambda tensors: tensors.update({"lm_head.weight": tensors[f"{embeddings}.weight"].clone()}),
+    )
+    for name, folder in (("both", model), ("once", tiny_model(kind))):
+        prune(folder, {"0.9": tmp_path / "out" / name}, method="magnitude", scope="all")
+    assert rows_of(tmp_path / "out/both") == rows_of(tmp_path / "out/once")
+    result = load_causal(tmp_path / "out/both/model")
+    assert result.lm_head.weight is result.get_input_embeddings().weight
+    assert torch.equal(result.lm_head.weight, load(tmp_path / "out/once/model")[f"{embeddings}.weight"])

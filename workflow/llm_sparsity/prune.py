@@ -93,10 +93,11 @@ def prune(model: Path, outputs: Mapping[str, Path], *, method: str, scope: str, 
         _check(model, reader, places, [level for level in outputs if "of" in level])
         pool = Pool(reader, places, rule, seed)
         cuts = _cuts(pool, [level for level in outputs if "of" not in level])
+        twins = _twins(reader, names, places)
         rows: dict[str, list[dict[str, Any]]] = {level: [] for level in outputs}
         with ExitStack() as stack:
             writers = {level: stack.enter_context(Writer(output / "model")) for level, output in outputs.items()}
-            for name in tqdm(names, desc=f"prune {', '.join(outputs)}", unit="tensor"):
+            for name in tqdm(sorted(set(names) - set(twins)), desc=f"prune {', '.join(outputs)}", unit="tensor"):
                 scores = pool.scores(name) if name in places else None
                 for level, writer in writers.items():
                     weight = reader.tensor(name)
@@ -104,7 +105,8 @@ def prune(model: Path, outputs: Mapping[str, Path], *, method: str, scope: str, 
                         weight = weight.clone()  # what a reader gives may be the mapped file itself
                         row = _prune_tensor(weight, scores, level, cuts.get((level, name)), kind.is_transposed(name))
                         rows[level].append({"name": name, **asdict(places[name]), **row})
-                    writer.add(name, weight)
+                    for copy in [name, *(twin for twin, original in twins.items() if original == name)]:
+                        writer.add(copy, weight)
     for level, output in outputs.items():
         copy_companions(model, output / "model")
         write_csv(output / "sparsity.csv", rows[level], COLUMNS)
@@ -137,6 +139,22 @@ def _check(model: Path, reader: Reader, places: Mapping[str, Place], patterns: S
                     f"sparsity {level}: {group} does not divide the input dimension of tensor {name}, which is "
                     f"{'x'.join(map(str, shape))}; choose scope linear, or another pattern"
                 )
+
+
+def _twins(reader: Reader, names: Sequence[str], places: Mapping[str, Place]) -> dict[str, str]:
+    """Output layers that a file holds beside the embeddings they are tied to -> those embeddings.
+
+    They have to stay equal: transformers unties what it finds different, and the output layer would be dense again.
+    """
+    embeddings = [name for name, place in places.items() if place.part == "embeddings"]
+    return {
+        name: original
+        for name in names
+        for original in embeddings
+        if name.endswith("lm_head.weight")
+        and reader.shape(name) == reader.shape(original)
+        and torch.equal(reader.tensor(name), reader.tensor(original))
+    }
 
 
 def _cuts(pool: Pool, levels: Sequence[str]) -> dict[tuple[str, str], Cut]:

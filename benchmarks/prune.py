@@ -1,0 +1,272 @@
+"""Pruning beside torch.nn.utils.prune: seconds, peak memory and bytes, each run in a process of its own.
+
+    PYTHONPATH=workflow python benchmarks/prune.py            GPT-2's shape, 124M RANDOM weights, five sparsities
+    PYTHONPATH=workflow python benchmarks/prune.py --write    the same, and the table goes into BENCHMARKS.md
+    PYTHONPATH=workflow python benchmarks/prune.py --params 1.2e9 [--write]
+                                                              a Llama's shape in shards, pruned within 6 GiB
+
+Both sides do the whole job: read a folder, prune all weights of the base model together by magnitude, write a folder.
+Torch has no other way than to start again for every sparsity. "Pruning" is the part without reading and writing:
+`global_unstructured` and `remove` there; here the check for NaN, scores, histograms, and zeroing the weights.
+Peak memory is the resident set, with libraries and with the pages of mapped input files, which the system takes back
+when it needs them. "Of its own" is anonymous memory beyond what the process had when pruning began (Linux).
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+LEVELS = ["0.1", "0.5", "0.9", "0.95", "0.99"]
+GIB = 1 << 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=float, help="size of a Llama-shaped model; default: GPT-2 beside torch")
+    parser.add_argument("--threads", type=int, default=1, help="threads of either side (default 1)")
+    parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
+    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)  # what a child process does, and for which sparsity
+    args = parser.parse_args()
+    if args.part:
+        _child(args.folder, *args.part, threads=args.threads)
+        return
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        folder = Path(temporary)
+        if args.params:
+            name, table = "prune-large", _large(folder, int(args.params), args.threads)
+        else:
+            name, table = "prune", _beside_torch(folder, args.threads)
+    print(table)
+    if args.write:
+        _write(name, table)
+
+
+def _beside_torch(folder: Path, threads: int) -> str:
+    _run(folder, "make", "gpt2", threads)
+    _run(folder, "torch", "0.5", threads)  # once unmeasured: files and libraries are in memory for both
+    ours = _run(folder, "ours", ",".join(LEVELS), threads)
+    theirs = [_run(folder, "torch", level, threads) for level in LEVELS]
+    differing = sum(_run(folder, "compare", level, threads)["differing"] for level in LEVELS)
+    total = {key: sum(run[key] for run in theirs) for key in ("seconds", "pruning", "bytes")}
+    peak = max(run["peak"] for run in theirs)
+    rows = [
+        ("read, prune, write, s", ours["seconds"], total["seconds"], 1),
+        ("of this pruning, s", ours["pruning"], total["pruning"], 1),
+        ("peak memory, GiB", ours["peak"] / GIB, peak / GIB, 2),
+        ("five folders, GiB", ours["bytes"] / GIB, total["bytes"] / GIB, 2),
+    ]
+    lines = [
+        f"{ours['size'] / 1e6:.1f}M random weights in GPT-2's shape, {', '.join(LEVELS)} of all of them removed. "
+        f"Weights that one side keeps and the other removes: {differing}. Of its own: {ours['own'] / GIB:.2f} GiB. "
+        f"{_machine(threads)}.",
+        "",
+        "| | this, one pass | torch `global_unstructured`, five runs | ratio |",
+        "|---|---:|---:|---:|",
+    ]
+    lines += [f"| {what} | {a:.{digits}f} | {b:.{digits}f} | {b / a:.1f} |" for what, a, b, digits in rows]
+    return "\n".join(lines)
+
+
+def _large(folder: Path, params: int, threads: int) -> str:
+    made = _run(folder, "make", str(params), threads)
+    ours = _run(folder, "ours", "0.5", threads)
+    return "\n".join(
+        [
+            f"{made['size'] / 1e9:.2f}B random float32 weights in Llama's shape, {made['bytes'] / GIB:.1f} GiB in "
+            f"{made['shards']} shards, half of them removed. {_machine(threads)}.",
+            "",
+            "| read, prune, write, s | of this pruning, s | peak memory, GiB | of its own, GiB | largest tensor, GiB "
+            "| folder, GiB |",
+            "|---:|---:|---:|---:|---:|---:|",
+            f"| {ours['seconds']:.0f} | {ours['pruning']:.0f} | {ours['peak'] / GIB:.2f} "
+            f"| {ours['own'] / GIB:.2f} | {made['largest'] / GIB:.2f} | {ours['bytes'] / GIB:.2f} |",
+        ]
+    )
+
+
+def _run(folder: Path, part: str, value: str, threads: int) -> dict[str, Any]:
+    """One part in a process of its own; what it measured."""
+    command = [sys.executable, __file__, "--folder", str(folder), "--threads", str(threads), "--part", part, value]
+    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    found: dict[str, Any] = json.loads(lines[-1])
+    print(part, value, found, file=sys.stderr)
+    return found
+
+
+def _child(folder: Path, part: str, value: str, *, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    parts: dict[str, Callable[[Path, str], dict[str, Any]]] = {
+        "make": _make, "ours": _ours, "torch": _torch, "compare": _compare,
+    }  # fmt: skip
+    found = parts[part](folder, value)
+    print(json.dumps({**found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+
+
+def _make(folder: Path, value: str) -> dict[str, Any]:
+    """A model folder with random weights: GPT-2's shape, or a Llama's of so many parameters, shard by shard."""
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    from llm_sparsity.files import write_json, write_manifest
+
+    model = folder / "dense"
+    if value == "gpt2":
+        torch.manual_seed(0)
+        transformers.GPT2LMHeadModel(transformers.GPT2Config()).save_pretrained(model)
+        write_manifest(model, kind="model")
+        return {}
+    vocabulary, hidden, inner = 32000, 2048, 8192
+    a_layer = 4 * hidden**2 + 3 * hidden * inner + 2 * hidden
+    layers = max(round((int(value) - vocabulary * hidden) / a_layer), 1)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=16, num_key_value_heads=16, tie_word_embeddings=True,
+    )  # fmt: skip
+    config.save_pretrained(model)
+    matrix, norm = (hidden, hidden), (hidden,)
+    shapes = {f"self_attn.{name}_proj": matrix for name in "qkvo"} | {
+        "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner),
+        "input_layernorm": norm, "post_attention_layernorm": norm,
+    }  # fmt: skip
+    shards: list[dict[str, tuple[int, ...]]] = [{"model.embed_tokens.weight": (vocabulary, hidden)}]
+    shards += [{f"model.layers.{i}.{name}.weight": shape for name, shape in shapes.items()} for i in range(layers)]
+    shards += [{"model.norm.weight": norm}]
+    generator = torch.Generator().manual_seed(0)
+    files = {}
+    for number, shard in enumerate(shards):
+        name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in shard.items()}
+        save_file(tensors, model / name, metadata={"format": "pt"})
+        files |= dict.fromkeys(shard, name)
+    write_json(model / "model.safetensors.index.json", {"metadata": {}, "weight_map": files})
+    write_manifest(model, kind="model")
+    return {
+        "size": vocabulary * hidden + layers * a_layer + hidden,
+        "bytes": _bytes(model),
+        "shards": len(shards),
+        "largest": 4 * max(vocabulary, inner) * hidden,
+    }
+
+
+def _ours(folder: Path, value: str) -> dict[str, Any]:
+    from llm_sparsity import prune as stage
+    from llm_sparsity.files import read_manifest
+
+    pruning, depth = 0.0, 0
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            nonlocal pruning, depth
+            begun = time.perf_counter()
+            depth += 1
+            result = function(*args)
+            depth -= 1
+            pruning += 0 if depth else time.perf_counter() - begun
+            return result
+
+        return call
+
+    for holder, name in [(stage, "_check"), (stage, "_cuts"), (stage, "_prune_tensor"), (stage.Pool, "scores")]:
+        setattr(holder, name, timed(getattr(holder, name)))
+    before = _anonymous()
+    highest, done = before, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(0.005):
+            highest = max(highest, _anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    outputs = {level: folder / "ours" / level for level in value.split(",")}
+    begun = time.perf_counter()
+    stage.prune(folder / "dense", outputs, method="magnitude", scope="all")
+    seconds = time.perf_counter() - begun
+    done.set()
+    watcher.join()
+    size = read_manifest(next(iter(outputs.values())) / "model")["pruned"]["size"]
+    return {
+        "seconds": seconds, "pruning": pruning, "size": size,
+        "bytes": sum(_bytes(output) for output in outputs.values()), "own": highest - before,
+    }  # fmt: skip
+
+
+def _torch(folder: Path, level: str) -> dict[str, Any]:
+    import transformers
+    from torch.nn.utils import prune
+
+    begun = time.perf_counter()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "dense")
+    modules = [(module, "weight") for module in model.transformer.modules() if hasattr(module, "weight")]
+    started = time.perf_counter()
+    prune.global_unstructured(modules, pruning_method=prune.L1Unstructured, amount=float(level))
+    for module, name in modules:
+        prune.remove(module, name)
+    pruning = time.perf_counter() - started
+    shutil.rmtree(folder / "torch" / level, ignore_errors=True)
+    model.save_pretrained(folder / "torch" / level)
+    return {
+        "seconds": time.perf_counter() - begun, "pruning": pruning, "bytes": _bytes(folder / "torch" / level)
+    }  # fmt: skip
+
+
+def _compare(folder: Path, level: str) -> dict[str, Any]:
+    """How many weights one side removed and the other kept."""
+    from llm_sparsity.checkpoint import Reader
+
+    with Reader(folder / "ours" / level / "model") as ours, Reader(folder / "torch" / level) as theirs:
+        assert ours.names == theirs.names
+        return {"differing": sum(int((ours.tensor(n) != theirs.tensor(n)).sum()) for n in ours.names)}
+
+
+def _anonymous() -> int:
+    """Bytes of this process that are no file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def _machine(threads: int) -> str:
+    """Where and how busy."""
+    import torch
+
+    return (
+        f"torch {torch.__version__}, {threads} thread{'s' * (threads > 1)} of {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f} when it ended"
+    )
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def _write(name: str, table: str) -> None:
+    """Replace the block of this benchmark in BENCHMARKS.md, or add it."""
+    path = ROOT / "BENCHMARKS.md"
+    text = path.read_text() if path.exists() else "# Benchmarks\n"
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    block = f"{start}\n{table}\n{end}"
+    if start in text and end in text:
+        before, _, rest = text.partition(start)
+        text = before + block + rest.partition(end)[2]
+    else:
+        text = f"{text.rstrip()}\n\n{block}\n"
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
