@@ -1,3 +1,4 @@
+import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -5,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_sparsity import tasks
+from llm_sparsity import checkpoint, tasks
+from llm_sparsity.checkpoint import copy_companions
 from llm_sparsity.errors import UserError
 from llm_sparsity.evaluate import evaluate
 from llm_sparsity.files import read_json, write_manifest
@@ -20,10 +22,17 @@ def text(tmp_path: Path) -> Path:
     return tmp_path / "task"
 
 
+@pytest.mark.parametrize("chunk", [256, 7])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_perplexity_is_that_of_transformers_own_loss(
-    kind: str, tiny_model: Callable[[str], Path], text: Path, tmp_path: Path
+    kind: str,
+    chunk: int,
+    tiny_model: Callable[[str], Path],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(importlib.import_module("llm_sparsity.evaluate"), "CHUNK", chunk)
     evaluate(tiny_model(kind), text, tmp_path / "out", sequence_length=16, max_tokens=100, batch_size=2)
     result = read_json(tmp_path / "out/metrics.json")
     tokens = load_tokenizer(tiny_model(kind))("\n\n".join(tasks.load_text(text)), add_special_tokens=False)["input_ids"]
@@ -35,6 +44,18 @@ def test_perplexity_is_that_of_transformers_own_loss(
     assert result["tokens"] == 6 * 15
     assert result["metrics"]["perplexity"] == pytest.approx(math.exp(sum(losses) / 6), rel=1e-5)
     assert read_json(tmp_path / "out/runtime.json")["device"]
+
+
+def test_weights_that_are_not_finite(tiny_model: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+    """NaN is no JSON number, and no perplexity."""
+    copy_companions(tiny_model("llama"), tmp_path / "nan")
+    weights = checkpoint.load(tiny_model("llama"))
+    name = next(name for name in weights if "down_proj" in name)
+    weights[name] = torch.full_like(weights[name], math.nan)
+    checkpoint.save(tmp_path / "nan", weights)
+    with pytest.raises(UserError, match="the loss on task is nan; a weight is damaged"):
+        evaluate(tmp_path / "nan", text, tmp_path / "out", sequence_length=16, max_tokens=None, batch_size=1)
+    assert not (tmp_path / "out/metrics.json").exists()
 
 
 def test_a_text_that_is_too_short(tiny_model: Callable[[str], Path], text: Path, tmp_path: Path) -> None:

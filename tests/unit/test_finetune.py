@@ -13,7 +13,7 @@ import torch
 
 from llm_sparsity import checkpoint, finetune
 from llm_sparsity.errors import UserError
-from llm_sparsity.files import read_json, sha256, write_manifest
+from llm_sparsity.files import read_json, sha256, write_json, write_manifest
 from llm_sparsity.finetune import Encoded
 from llm_sparsity.models import family, in_scope
 from llm_sparsity.prune import prune
@@ -81,6 +81,15 @@ def test_the_kept_mask_is_exact_in_the_saved_file(
     assert not any("_orig" in name or "_mask" in name for name in checkpoint.load(result["weights"]))
 
 
+def test_a_negative_zero_is_not_a_removed_weight() -> None:
+    weight = torch.nn.Parameter(torch.tensor([-0.0, 1.0]))
+    masks = [(weight, weight == 0)]
+    with pytest.raises(RuntimeError, match="has grown back"):
+        finetune._assert_masked(masks)
+    finetune._apply(masks)
+    finetune._assert_masked(masks)
+
+
 def test_moments_of_removed_weights_are_zero(variant: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
     model = variant("bert")
     result = run(model, task, tmp_path)
@@ -132,10 +141,11 @@ def test_the_same_run_gives_the_same_bytes(variant: Callable[[str], Path], task:
         assert (tmp_path / "1/out" / file).read_bytes() == (tmp_path / "2/out" / file).read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "bart"])
 def test_an_interrupted_run_goes_on_and_leaves_the_same_bytes(
-    variant: Callable[[str], Path], task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, variant: Callable[[str], Path], task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = variant("bert")
+    model = variant(kind)
     whole = run(model, task, tmp_path / "whole", epochs=3)["weights"]
     step, count = finetune._step, 0
 
@@ -224,6 +234,8 @@ def test_two_processes_do_what_one_does(
 ) -> None:
     """Two CPU processes over gloo: the same global batch, so the same weights but for rounding."""
     model = variant(kind)
+    config = read_json(model / "config.json")  # without dropout, whose draws differ between processes
+    write_json(model / "config.json", {key: 0.0 if "drop" in key else value for key, value in config.items()})
     settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 4}
     weights = []
     for processes in ("1", "2"):
@@ -238,10 +250,10 @@ def test_two_processes_do_what_one_does(
         assert done.returncode == 0, done.stderr[-3000:]
         assert read_json(folder / "out/runtime.json")["processes"] == int(processes)
         weights.append(checkpoint.load(next((folder / "work").glob("*/epoch-1"))))
-    # Dropout draws differ between processes, so the classifier is compared by what cannot differ: the mask.
+    one, two = weights
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
     for name, gone in removed(model).items():
         for found in weights:
             assert not next(w for key, w in found.items() if key.endswith(name))[gone].any()
-    one, two = (read_json(tmp_path / p / "out/metrics.json") for p in ("1", "2"))
-    assert one["measured_sparsity"] == two["measured_sparsity"]
-    assert abs(one["metrics"]["accuracy"] - two["metrics"]["accuracy"]) < 0.35
+    first, second = (read_json(tmp_path / p / "out/metrics.json") for p in ("1", "2"))
+    assert first == second

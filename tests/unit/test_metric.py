@@ -12,7 +12,13 @@ def test_by_hand() -> None:
 
 
 def test_more_than_two_labels_are_macro_averaged() -> None:
-    assert score([0, 1, 2], [0, 1, 1])["f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert score([0, 1, 2], [0, 1, 1], labels=3)["f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+def test_the_average_does_not_depend_on_which_labels_occur() -> None:
+    """Epochs in which the third of three labels is never met are scored like the others: macro, (2/3 + 0) / 2."""
+    assert score([0, 1, 0], [0, 0, 0], labels=3)["f1"] == pytest.approx(0.4)
+    assert score([0, 1, 0], [0, 0, 0], labels=2)["f1"] == 0
 
 
 def test_the_majority_class_of_mrpc() -> None:

@@ -22,6 +22,8 @@ from llm_sparsity.files import write_json
 from llm_sparsity.finetune import machine
 from llm_sparsity.models import check_length, load_causal, load_tokenizer
 
+CHUNK = 256  # tokens whose logits are held at once: 50 MB for a vocabulary of 49,000
+
 
 def evaluate(
     model: Path, task: Path, output: Path, *, sequence_length: int, max_tokens: int | None, batch_size: int
@@ -37,7 +39,8 @@ def evaluate(
         batch_size: windows at once.
 
     Raises:
-        UserError: the text is shorter than a window, or a window is longer than the model allows.
+        UserError: the text is shorter than a window, a window is longer than the model allows, or the loss is not
+            finite.
     """
     begun = time.perf_counter()
     check_length(model, "sequence_length", sequence_length)
@@ -50,7 +53,8 @@ def evaluate(
             f"(max_tokens: {max_tokens}); lower it, or give more text"
         )
     windows = torch.tensor(tokens[: count * sequence_length]).view(count, sequence_length)
-    net = load_causal(model).to(device)
+    net: Any = load_causal(model).to(device)
+    head = net.get_output_embeddings()
     setup = time.perf_counter() - begun
 
     begun = time.perf_counter()
@@ -58,11 +62,13 @@ def evaluate(
     with torch.inference_mode():
         for batch in tqdm(windows.split(batch_size), desc="perplexity", unit="batch"):
             inputs = batch.to(device)
-            logits: Any = net(input_ids=inputs, use_cache=False).logits
-            total += float(
-                cross_entropy(logits[:, :-1].float().flatten(0, 1), inputs[:, 1:].flatten(), reduction="sum")
-            )
+            hidden = net.base_model(input_ids=inputs, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+            targets = inputs[:, 1:].flatten()
+            for states, words in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+                total += float(cross_entropy(head(states).float(), words, reduction="sum"))
     seconds = time.perf_counter() - begun
+    if not math.isfinite(total):
+        raise UserError(f"{model}: the loss on {task.name} is {total}; a weight is damaged or overflows, make it again")
 
     predicted = count * (sequence_length - 1)
     nll = total / predicted

@@ -136,6 +136,7 @@ def finetune(
         net.config.pad_token_id = tokenizer.pad_token_id
     scoped = _scoped(model, net)
     masks = [(weight, weight == 0) for weight in scoped] if mask == "kept" else []
+    _apply(masks)  # a -0.0 in the file becomes 0.0
     if freeze_embeddings:
         kind = family(model)
         for name, weight in net.named_parameters():
@@ -173,7 +174,7 @@ def finetune(
         _assert_masked(masks)
         progress["train_seconds"] += time.perf_counter() - begun
         begun = time.perf_counter()
-        metrics = _evaluate(accelerator, wrapped, validation, 2 * micro_batch_size, tokenizer.pad_token_id)
+        metrics = _evaluate(accelerator, wrapped, validation, 2 * micro_batch_size, tokenizer.pad_token_id, labels)
         progress["eval_seconds"] += time.perf_counter() - begun
         mean = float(np.mean(losses))
         progress["history"].append(
@@ -181,7 +182,7 @@ def finetune(
             | {"measured_sparsity": _sparsity(scoped)}
         )
         if accelerator.is_main_process:
-            _save(work, epoch + 1, net, optimizer, progress, metrics)
+            _save(work, epoch + 1, model, net, optimizer, progress, metrics)
         accelerator.wait_for_everyone()
     bar.close()
     if accelerator.is_main_process:
@@ -258,12 +259,12 @@ def _step(accelerator: Accelerator, net: Module, optimizer: Any, masks: list[Mas
     accelerator.clip_grad_norm_(net.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
-    with torch.no_grad():
-        for weight, removed in masks:
-            weight.masked_fill_(removed, 0)
+    _apply(masks)
 
 
-def _evaluate(accelerator: Accelerator, net: Module, split: Encoded, size: int, pad: int) -> dict[str, float]:
+def _evaluate(
+    accelerator: Accelerator, net: Module, split: Encoded, size: int, pad: int, labels: int
+) -> dict[str, float]:
     """The metrics of a split; batches of similar length, split over the processes."""
     from llm_sparsity.metric import score  # heavy; not needed before the first epoch has ended
 
@@ -278,7 +279,7 @@ def _evaluate(accelerator: Accelerator, net: Module, split: Encoded, size: int, 
             found += zip(batch.tolist(), logits.argmax(-1).tolist(), strict=True)
     net.train()
     predictions = dict(gather_object(found))
-    return score([predictions[i] for i in range(len(order))], split.labels.tolist())
+    return score([predictions[i] for i in range(len(order))], split.labels.tolist(), labels)
 
 
 def _scoped(model: Path, net: Module) -> list[Parameter]:
@@ -296,9 +297,17 @@ def _sparsity(weights: list[Parameter]) -> float:
     return zeros / max(sum(weight.numel() for weight in weights), 1)
 
 
+def _apply(masks: list[Mask]) -> None:
+    """Zero what is removed."""
+    with torch.no_grad():
+        for weight, removed in masks:
+            weight.masked_fill_(removed, 0)
+
+
 def _assert_masked(masks: list[Mask]) -> None:
     for weight, removed in masks:
-        if bool(weight[removed].any()):
+        found = weight[removed]
+        if bool(found.any() or found.signbit().any()):  # -0.0 is equal to 0, but its bits are not: a larger file
             raise RuntimeError(
                 "a removed weight has grown back although the mask is kept; this is a fault of the program"
             )
@@ -326,6 +335,7 @@ def _progress(work: Path) -> dict[str, Any]:
 def _save(
     work: Path,
     epoch: int,
+    model: Path,
     net: Any,
     optimizer: torch.optim.Optimizer,
     progress: dict[str, Any],
@@ -333,6 +343,7 @@ def _save(
 ) -> None:
     """Cache an epoch: weights, optimizer, then the file that says so. Older optimizer states go."""
     folder = work / f"epoch-{epoch}"
+    checkpoint.copy_companions(model, folder)  # the tokenizer: a decoder's folder cannot be loaded without it
     checkpoint.save(folder, net.state_dict())
     net.config.save_pretrained(folder)
     checkpoint.save(work / f"state-{epoch}", _moments(optimizer, net))
@@ -391,7 +402,7 @@ def _report(
         output / "metrics.json",
         {
             "metrics": {key: last[key] for key in ("accuracy", "f1", "combined")},
-            "baseline": majority(train, validation),
+            "baseline": majority(train, validation, tasks.label_count(task)),
             "measured_sparsity": last["measured_sparsity"],
             "examples": {"train": len(train), "validation": len(validation)},
             "settings": settings,

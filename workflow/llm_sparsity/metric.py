@@ -23,20 +23,20 @@ class Classification(evaluate.Metric):  # type: ignore[misc]
         )
 
     def _compute(self, *, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-        average = "binary" if set(references) | set(predictions) <= {0, 1} else "macro"
+        average = "binary" if self.config_name == "2" else "macro"
         accuracy = float(accuracy_score(references, predictions))
         f1 = float(f1_score(references, predictions, average=average, zero_division=0))
         return {"accuracy": accuracy, "f1": f1, "combined": (accuracy + f1) / 2}
 
 
-def score(predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-    """accuracy, f1, combined of predicted labels."""
-    metric: Any = Classification(keep_in_memory=True)
+def score(predictions: Sequence[int], references: Sequence[int], labels: int = 2) -> dict[str, float]:
+    """accuracy, f1, combined of predicted labels, for a task that has `labels` of them, whether they occur or not."""
+    metric: Any = Classification(config_name=str(labels), keep_in_memory=True)
     result: dict[str, float] = metric.compute(predictions=predictions, references=references)
     return result
 
 
-def majority(training: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+def majority(training: Sequence[int], references: Sequence[int], labels: int = 2) -> dict[str, float]:
     """What a model reaches that always answers with the most frequent training label."""
     ((label, _),) = Counter(training).most_common(1)
-    return score([label] * len(references), references)
+    return score([label] * len(references), references, labels)
