@@ -35,7 +35,6 @@ def pruned(model: str, variant: str) -> list[str]:
 MRPC = [
     *runs("dense", "mrpc", seeds=(0, 1)),
     *runs("magnitude-linear-0.5", "mrpc", ("kept", "released"), (0, 1)),
-    *runs("random-linear-0.5", "mrpc", ("kept", "released"), (0, 1)),
 ]
 SST2 = [
     job
@@ -46,7 +45,7 @@ SST2 = [
 EVALUATE = [f"evaluate model=gpt2 variant={variant} task=lines" for variant in ("dense", "uniform-linear-0.5")]
 VARIANTS = [
     ("roberta-base", "dense"), ("roberta-base", "magnitude-all-0.9"), ("roberta-base", "magnitude-linear-0.5"),
-    ("roberta-base", "random-linear-0.5"), ("gpt2", "dense"), ("gpt2", "magnitude-all-0.9"),
+("gpt2", "dense"), ("gpt2", "magnitude-all-0.9"),
     ("gpt2", "uniform-linear-0.5"), ("bart-base", "dense"), ("bart-base", "magnitude-all-0.9"),
 ]  # fmt: skip
 LIBRARY = "workflow/llm_sparsity/"
@@ -91,17 +90,15 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "new sparsity": (
         config(lambda values: values["study"][1]["sparsities"].append(0.7)),
         [
-            *pruned("roberta-base", "magnitude-linear-0.7"), *pruned("roberta-base", "random-linear-0.7"),
-            *runs("magnitude-linear-0.7", "mrpc", ("kept", "released"), (0, 1)),
-            *runs("random-linear-0.7", "mrpc", ("kept", "released"), (0, 1)), *END,
+            *pruned("roberta-base", "magnitude-linear-0.7"),
+            *runs("magnitude-linear-0.7", "mrpc", ("kept", "released"), (0, 1)), *END,
         ],
     ),
     "new seed": (
         config(lambda values: values["study"][1]["seeds"].append(2)),
         [
             *runs("dense", "mrpc", seeds=(2,)),
-            *runs("magnitude-linear-0.5", "mrpc", ("kept", "released"), (2,)),
-            *runs("random-linear-0.5", "mrpc", ("kept", "released"), (2,)), *END,
+            *runs("magnitude-linear-0.5", "mrpc", ("kept", "released"), (2,)), *END,
         ],
     ),
     "new task": (

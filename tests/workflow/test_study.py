@@ -19,7 +19,7 @@ def test_the_study_runs_from_download_to_report(finished: Project) -> None:
     report = finished.folder / "reports/tiny"
     metrics = pd.read_csv(report / "tables/metrics.csv")
     accuracy = metrics[metrics.metric == "accuracy"]
-    assert len(accuracy) == 6 + 2 + 8  # SST-2 of three models, MRPC dense, MRPC pruned: masks x seeds
+    assert len(accuracy) == 6 + 2 + 4  # SST-2 of three models, MRPC dense, MRPC pruned: masks x seeds
     assert set(metrics.model) == {"roberta-base", "gpt2", "bart-base"}
     assert (metrics.metric == "perplexity").sum() == 2
     sizes = pd.read_csv(report / "tables/sizes.csv")
@@ -55,7 +55,7 @@ def test_snakemakes_own_report_works(finished: Project, tmp_path: Path) -> None:
 @pytest.mark.parametrize("study", ["config.yaml", "studies/embedded.yaml"])
 def test_dry_run_of_every_shipped_study_without_torch(study: str, root: Path, hub: Path, tmp_path: Path) -> None:
     """A laptop without torch and network is stood in for by packages that refuse to be imported."""
-    for package in ("torch", "transformers", "datasets", "pandas", "numpy", "huggingface_hub"):
+    for package in ("torch", "transformers", "datasets", "huggingface_hub", "matplotlib"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise ImportError('heavy import in a dry run')\n")
     project = Project(root, tmp_path / "empty cache")

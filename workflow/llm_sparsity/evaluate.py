@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llm_sparsity import tasks
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import write_json
-from llm_sparsity.finetune import machine
+from llm_sparsity.machine import machine
 from llm_sparsity.models import check_length, load_causal, load_tokenizer
 
 CHUNK = 256  # tokens whose logits are held at once: 50 MB for a vocabulary of 49,000

@@ -13,16 +13,12 @@ last one stopped and leaves the same bytes.
 import hashlib
 import json
 import math
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
 import numpy as np
@@ -38,6 +34,7 @@ from tqdm import tqdm
 from llm_sparsity import checkpoint, tasks
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import MANIFEST, read_json, read_manifest, sha256, write_csv, write_json
+from llm_sparsity.machine import machine
 from llm_sparsity.models import check_length, family, in_scope, load_classifier, load_tokenizer
 
 HISTORY = ["epoch", "step", "train_loss", "accuracy", "f1", "combined", "measured_sparsity"]
@@ -408,18 +405,3 @@ def _report(
             "settings": settings,
         },
     )
-
-
-def machine(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """What a result's seconds depend on: device, threads, versions, and the peak of memory in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    libraries = {name: version(name) for name in ("torch", "transformers", "accelerate")}
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "processes": processes,
-        "threads": torch.get_num_threads(),
-        "peak_memory_bytes": peak,
-        "versions": {**libraries, "python": python_version()},
-    }

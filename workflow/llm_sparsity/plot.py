@@ -351,7 +351,7 @@ def _sizes(rows: pd.DataFrame, models: list[str]) -> Drawn:
     axes[0].set_ylabel("Weight file, share of dense")
     caption = (
         "Bytes of the saved weights, measured: survivors and where they are; zeros are not stored. What is outside "
-        "the scope (embeddings, when only matrices are pruned) sets the floor. Dense tensors are compressed too, without "
+        "the scope (embeddings, when only matrices are pruned) sets the floor. Dense tensors are compressed without "
         "loss, which is what the first step down shows."
     )
     return Drawn("size", "Cost", caption, figure)
