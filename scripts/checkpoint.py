@@ -1,0 +1,20 @@
+"""Convert a model folder to plain safetensors, which any program reads. It has no settings."""
+
+from pathlib import Path
+
+from llm_sparsity.errors import arguments, run
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("model", type=Path, help="model folder, sparse or plain")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    args = parser.parse_args()
+
+    from llm_sparsity.checkpoint import to_plain
+
+    to_plain(args.model, args.output)
+
+
+if __name__ == "__main__":
+    run(main)
