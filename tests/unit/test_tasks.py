@@ -19,7 +19,7 @@ def prepared(folder: Path, tables: dict[str, Any], **settings: Any) -> dict[str,
     for name, table in tables.items():
         split, _, suffix = name.partition(".")
         paths[split] = folder / name
-        if suffix == "parquet":
+        if suffix == "parquet" and not isinstance(table, bytes):
             pd.DataFrame(table).to_parquet(paths[split])
         else:
             paths[split].write_bytes(table if isinstance(table, bytes) else table.encode())
@@ -58,6 +58,28 @@ def test_csv_jsonl_and_files_without_header(tmp_path: Path) -> None:
     assert tasks.load(tmp_path / "out", "validation").labels == [1]
     prepared(tmp_path, both("1\tgood\t1\r\n2\tbad\t0\r\n", "tsv"), columns=["id", "sentence", "label"])
     assert tasks.load(tmp_path / "out", "train").labels == [1, 0]
+
+
+def test_values_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    table = b"\xef\xbb\xbfsentence\tlabel\r\n007\t0\r\n\r\n1e5\t1\r\n"  # with byte order mark and an empty line
+    prepared(tmp_path, both(table, "tsv"))
+    assert tasks.load(tmp_path / "out", "train").texts == ["007", "1e5"]
+    prepared(tmp_path, both('sentence,label\n"two\nlines ""so""",0\n"",1\nb,1\n', "csv"))
+    assert tasks.load(tmp_path / "out", "train").texts == ['two\nlines "so"', "b"]
+
+
+def test_labels_may_be_given_by_name(tmp_path: Path) -> None:
+    facts = prepared(tmp_path, both("sentence\tlabel\na\tno\nb\tyes\n", "tsv"), labels=["yes", "no"])
+    assert tasks.load(tmp_path / "out", "train").labels == [1, 0]
+    assert facts["labels"] == ["yes", "no"]
+
+
+def test_rows_without_text_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = [{"sentence": "a", "other": "", "label": 0}, {"sentence": " ", "other": None, "label": 1}]
+    rows.append({"sentence": "", "other": "b", "label": 1})
+    facts = prepared(tmp_path, both(rows), text_pair="other")
+    assert facts["dropped"] == 2  # one in each split
+    assert tasks.load(tmp_path / "out", "train").pairs == ["", "b"]
 
 
 def test_a_rating_becomes_a_label_and_near_neutral_rows_are_counted(tmp_path: Path) -> None:
@@ -135,6 +157,18 @@ def test_lines_for_language_modelling(tmp_path: Path) -> None:
         (both([{"sentence": "a", "label": 1}]), {}, "train: all rows have the same label"),
         (both(b"sentence\tlabel\ncaf\xe9\t1\n", "tsv"), {}, "train.tsv: byte 18 is not UTF-8"),
         (both("", "tsv"), {}, "train.tsv: is empty"),
+        (
+            both("sentence\tlabel\na\t1\tb\n", "tsv"),
+            {},
+            "train.tsv: row 2 has 3 values, expected 2 (sentence, label); correct the file, `columns` or `format`",
+        ),
+        (both("1\ta\t0\n", "tsv"), {"columns": ["sentence", "label"]}, "train.tsv: row 1 has 3 values, expected 2"),
+        (both([{"sentence": {"a": "b"}, "label": 0}]), {}, "column 'sentence' holds a dict, expected text"),
+        (both("sentence\tlabel\na\t1_1\n", "tsv"), {}, "column 'label' holds '1_1'; expected 0, 1"),
+        (both([{"sentence": "a", "label": n} for n in (1, 3)]), {}, "train: no row has label 0, but labels go up to 3"),
+        (both("sentence\tlabel\na\tbad\n", "tsv"), {"binarize": {}}, "holds 'bad'; expected a number, as `binarize`"),
+        (both([{"sentence": "a", "label": 0.2}]), {"binarize": {"margin": 1}}, "train: no rows are left"),
+        (both(b"PAR1", "parquet"), {}, "train.parquet: not readable as parquet"),
         (both("sentence\tlabel\n", "tsv"), {}, "train.tsv: has no rows"),
         (both(ROWS), {"labels": ["only"]}, "labels: 1 names given, but the rows hold label 1"),
         ({"train.parquet": ROWS}, {"split": {"validation": 20}}, "split.validation: found 20, but there are 20 rows"),
@@ -152,6 +186,18 @@ def test_a_faulty_table_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_split_that_is_not_there(tmp_path: Path) -> None:
+    prepared(tmp_path, both(ROWS))
+    with pytest.raises(UserError, match=r"no test\.jsonl; the task has no such split"):
+        tasks.load(tmp_path / "out", "test")
+
+
+def test_running_text_is_limited_in_order(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("one\ntwo\nthree\n")
+    tasks.prepare({"test": tmp_path / "test.txt"}, tmp_path / "out", kind="language-model", limit={"test": 2})
+    assert tasks.load_text(tmp_path / "out") == ["one", "two"]
+
+
 def test_an_empty_text(tmp_path: Path) -> None:
     (tmp_path / "test.txt").write_text(" \n\n")
     with pytest.raises(UserError, match=r"test\.txt: is empty"):
@@ -165,7 +211,7 @@ def test_the_real_glue_files(shared: Path, tmp_path: Path) -> None:
     assert facts["rows"] == {"train": 67349, "validation": 872}
     assert facts["label_counts"]["validation"] == [428, 444]
     mrpc = {split: data / f"mrpc/{file}.tsv" for split, file in (("train", "train"), ("validation", "dev"))}
-    columns = {"text": "#1 String", "text_pair": "#2 String", "label": "Quality"}
+    columns: dict[str, Any] = {"text": "#1 String", "text_pair": "#2 String", "label": "Quality"}
     facts = tasks.prepare(mrpc, tmp_path / "mrpc", kind="classification", **columns)
     assert facts["rows"] == {"train": 3668, "validation": 408}
     assert facts["label_counts"]["validation"] == [129, 279]

@@ -5,14 +5,15 @@ language modelling. Every draw is from `random.Random(seed)`, so the same source
 """
 
 import csv
+import io
 import json
+import logging
 import math
 import random
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,11 @@ def label_count(folder: Path) -> int:
 
 
 def _read(folder: Path, split: str) -> list[Row]:
-    with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    try:
+        with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no {split}.jsonl; the task has no such split, or was not downloaded") from None
 
 
 def prepare(
@@ -80,18 +84,18 @@ def prepare(
         folder: gets `{split}.jsonl`.
         kind: "classification" or "language-model".
         text, text_pair, label: names of columns.
-        labels: names of the labels 0, 1, ...
+        labels: names of the labels 0, 1, ...; the label column may hold either.
         format: of the tables; from the file name where it is not given.
         columns: names, for tables without a header.
-        binarize: {"threshold", "margin"}: label 1 above the threshold; rows nearer than the margin are dropped.
+        binarize: {"threshold", "margin"}: label 1 above the threshold; rows at it or nearer than the margin go.
         split: {"validation", "seed"}: that many training rows become the validation split.
         pairs: {split: count, "seed", "group"}: pairs drawn from a split's rows, label 1 where both have the same label.
             With a group, a pattern, the label may be any text: what the pattern finds at its beginning counts, and
             rows that share it stay in one split.
-        limit: {split: count, "seed"}: at most so many rows, drawn after a shuffle.
+        limit: {split: count, "seed"}: at most so many rows, drawn after a shuffle; of running text, the first ones.
 
     Returns:
-        What the manifest says: kind, labels, rows and label counts by split, dropped rows.
+        What the manifest says: kind, labels, rows and label counts by split, dropped rows (those without text too).
 
     Raises:
         UserError: a missing column, a label that is none, a file that is no text, too few rows.
@@ -109,7 +113,7 @@ def prepare(
         assert label is not None, "config.py refuses a classification task without a label"
         splits, dropped, group = {}, 0, (pairs or {}).get("group")
         for name, rows in tables.items():
-            made = [_example(row, text, text_pair, label, binarize, group, paths[name]) for row in rows]
+            made = [_example(row, text, text_pair, label, labels, binarize, group, paths[name]) for row in rows]
             splits[name] = [example for example in made if example]
             dropped += len(made) - len(splits[name])
         if split:
@@ -143,37 +147,72 @@ def _table(path: Path, form: str | None, columns: Sequence[str] | None) -> list[
         )
     if form != "parquet":
         try:
-            empty = not path.read_text(encoding="utf-8").strip()
+            text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(f"{path.name}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-        if empty:
+        if not text.strip():
             raise UserError(f"{path.name}: is empty; expected a table with at least one row")
-    datasets.disable_progress_bars()
-    plain: dict[str, Any] = {"names": columns, "keep_default_na": False}  # "NA" and "null" are words
-    options = {
-        "csv": plain,
-        "tsv": {**plain, "sep": "\t", "quoting": csv.QUOTE_NONE},  # GLUE's: a bare quotation mark is text
-    }.get(form, {})
-    builder = {"jsonl": "json", "tsv": "csv"}.get(form, form)
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as cache, suppress(ValueError):  # a header alone is "no data" to datasets
-        try:
-            table = datasets.load_dataset(
-                builder, data_files=str(path), split="train", cache_dir=cache, keep_in_memory=True, **options
-            )
-        except datasets.exceptions.DatasetGenerationError as error:
-            why = str(error.__cause__).splitlines()[0]
-            raise UserError(f"{path.name}: not readable as {form} ({why}); correct the file or `format`") from None
-        rows = table.to_list()
+    rows = _separated(path, text, form, columns) if form in ("csv", "tsv") else _read_by_datasets(path, form)
     if not rows:
         raise UserError(f"{path.name}: has no rows; expected a table with at least one")
     return rows
 
 
+def _separated(path: Path, text: str, form: str, columns: Sequence[str] | None) -> list[Row]:
+    """The rows of a CSV or TSV file, every value as it is written there.
+
+    In a TSV file quotation marks are text, as in GLUE's.
+    """
+    lines: Iterable[list[str]]
+    if form == "csv":
+        lines = csv.reader(io.StringIO(text, newline=""))
+    else:
+        lines = [line.removesuffix("\r").split("\t") for line in text.split("\n")]
+    rows: list[Row] = []
+    try:
+        for number, values in enumerate(lines, start=1):
+            if not any(values):
+                continue
+            if columns is None:
+                columns = values
+            elif len(values) != len(columns):
+                raise UserError(
+                    f"{path.name}: row {number} has {len(values)} values, expected {len(columns)} "
+                    f"({', '.join(columns)}); correct the file, `columns` or `format`"
+                )
+            else:
+                rows.append(dict(zip(columns, values, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{path.name}: not readable as csv ({error}); correct the file or `format`") from None
+    return rows
+
+
+def _read_by_datasets(path: Path, form: str) -> list[Row]:
+    """The rows of a parquet, JSON or text file."""
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # what it has to say is in the exception
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            table = datasets.load_dataset(
+                {"jsonl": "json"}.get(form, form),
+                data_files=str(path),
+                split="train",
+                cache_dir=cache,
+                keep_in_memory=True,
+            )
+        except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+            why = str(error.__cause__ or error).splitlines()[0]
+            raise UserError(f"{path.name}: not readable as {form} ({why}); correct the file or `format`") from None
+        return list(table.to_list())
+
+
 def _text(row: Row, column: str, path: Path) -> str:
     if column not in row:
         raise UserError(f"{path.name}: no column {column!r}; it has {', '.join(map(repr, row))}")
-    return str(row[column] if row[column] is not None else "").strip()
+    value = row[column]
+    if not isinstance(value, str | int | float | None):
+        raise UserError(f"{path.name}: column {column!r} holds a {type(value).__name__}, expected text; name another")
+    return str(value if value is not None else "").strip()
 
 
 def _example(
@@ -181,14 +220,17 @@ def _example(
     text: str,
     text_pair: str | None,
     label: str,
+    labels: Sequence[str] | None,
     binarize: Mapping[str, float] | None,
     group: str | None,
     path: Path,
 ) -> Row | None:
-    """One labelled example; None where a rating is too near to the threshold."""
+    """One labelled example; None where a rating is too near to the threshold, or where there is no text."""
     example: Row = {"text": _text(row, text, path)}
     if text_pair:
         example["text_pair"] = _text(row, text_pair, path)
+    if not any(example.values()):
+        return None
     value = _text(row, label, path)
     if not value:
         raise UserError(f"{path.name}: column {label!r} is empty in a row; every row needs a label")
@@ -200,21 +242,25 @@ def _example(
             )
         return example | {"label": found.group()}
     try:
-        number = float(value)
+        number = float(value.replace("_", "?"))  # to Python 1_1, the name of a sentence, is 11
     except ValueError:
         number = math.nan
-    if binarize:
+    if binarize is not None:
+        if not math.isfinite(number):
+            raise UserError(f"{path.name}: column {label!r} holds {value!r}; expected a number, as `binarize` is given")
         distance = number - binarize.get("threshold", 0.0)
         if abs(distance) < binarize.get("margin", 0.0) or distance == 0:
             return None
         example["label"] = int(distance > 0)
-    elif not (number >= 0 and number % 1 == 0):
-        raise UserError(
-            f"{path.name}: column {label!r} holds {value!r}; expected 0, 1, ...; a rating needs `binarize`, and GLUE's "
-            "test split has no labels"
-        )
-    else:
+    elif number >= 0 and number % 1 == 0:
         example["label"] = int(number)
+    elif value in (labels or ()):
+        example["label"] = list(labels or ()).index(value)
+    else:
+        raise UserError(
+            f"{path.name}: column {label!r} holds {value!r}; expected 0, 1, ... or a name from `labels`; a rating "
+            "needs `binarize`, and GLUE's test split has no labels"
+        )
     return example
 
 
@@ -262,9 +308,18 @@ def _pairs(rows: list[Row], count: int, seed: str) -> list[Row]:
 
 def _names(splits: Mapping[str, list[Row]], labels: Sequence[str] | None) -> list[str]:
     """The names of the labels; checks that the rows use them."""
+    for name, rows in splits.items():
+        if not rows:
+            raise UserError(f"{name}: no rows are left; lower binarize.margin, or name another column for the text")
     highest = max(row["label"] for rows in splits.values() for row in rows)
     if labels is not None and highest >= len(labels):
         raise UserError(f"labels: {len(labels)} names given, but the rows hold label {highest}; name all of them")
-    if len({row["label"] for row in splits["train"]}) < 2:
+    seen = {row["label"] for row in splits["train"]}
+    if len(seen) < 2:
         raise UserError("train: all rows have the same label; there is nothing to learn")
+    if labels is None and (unseen := sorted(set(range(highest + 1)) - seen)):
+        raise UserError(
+            f"train: no row has label {unseen[0]}, but labels go up to {highest}; number them from 0, or name all of "
+            "them in `labels`"
+        )
     return list(labels) if labels is not None else [str(number) for number in range(highest + 1)]
