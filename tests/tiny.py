@@ -2,6 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 WORDS = "the a film movie story is was not very good bad great dull fine awful of and to it this".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>"]
@@ -91,3 +95,20 @@ def save_tiny_model(kind: str, folder: Path) -> Path:
         source={"folder": "random weights"},
     )
     return folder
+
+
+def model_of(tensors: "dict[str, torch.Tensor]", folder: Path, model_type: str = "bert") -> Path:
+    """A model folder of given tensors; nothing else about it is real."""
+    from llm_sparsity import checkpoint
+    from llm_sparsity.files import write_manifest
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    checkpoint.save(folder, tensors, sparse=False)
+    write_manifest(folder, kind="model")
+    return folder
+
+
+def query(layer: int) -> str:
+    """The name of a matrix that every scope of matrices holds."""
+    return f"encoder.layer.{layer}.attention.self.query.weight"

@@ -1,5 +1,4 @@
 import csv
-import json
 import shutil
 from collections.abc import Callable
 from decimal import Decimal
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils import prune as torch_prune
 
-from llm_sparsity import checkpoint
 from llm_sparsity import prune as stage
 from llm_sparsity.checkpoint import load, load_model, save
 from llm_sparsity.config import METHODS
@@ -21,19 +19,7 @@ from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_json, read_manifest, write_manifest
 from llm_sparsity.models import family, in_scope, load_causal
 from llm_sparsity.prune import prune, removed_of
-
-
-def model_of(tensors: dict[str, torch.Tensor], folder: Path, model_type: str = "bert") -> Path:
-    """A model folder of given tensors; nothing else about it is real."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
-    checkpoint.save(folder, tensors, sparse=False)
-    write_manifest(folder, kind="model")
-    return folder
-
-
-def query(layer: int) -> str:
-    return f"encoder.layer.{layer}.attention.self.query.weight"
+from tests.tiny import model_of, query
 
 
 def pruned(model: Path, sparsity: str, output: Path, method: str = "magnitude", scope: str = "linear", seed: int = 0):

@@ -382,8 +382,9 @@ def _histogram(model: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
         va="top", fontsize=8.5, linespacing=1.5,
     )  # fmt: skip
     caption = (
-        f"Weights of dense {model} that can be pruned, {_number(overall, 'min'):.3g} to {_number(overall, 'max'):.3g}; "
-        f"standard deviation {_number(overall, 'std'):.3g}. The more weights lie near zero, the more can go unnoticed."
+        f"Weights of dense {model} that can be pruned: standard deviation {_number(overall, 'std'):.3g}, all between "
+        f"{_number(overall, 'min'):.3g} and {_number(overall, 'max'):.3g}. The axis spans 99.9 % of them; the end "
+        "bins hold the rest. The more weights lie near zero, the more can go unnoticed."
     )
     return Drawn(f"weights-{model}", "Weights", caption, figure)
 
