@@ -86,16 +86,19 @@ def refuse_unreachable_sources():
     """Stop before any job when something has to come from a hub that cannot be reached."""
     from llm_sparsity.download import missing_offline
 
-    lines = {missing_offline(source.model_dump(exclude_none=True), kind) for kind, source in wanted_sources()}
+    lines = {
+        missing_offline(entry.source.model_dump(exclude_none=True), kind, list(getattr(entry, "files", {}).values()))
+        for kind, entry in wanted_entries()
+    }
     if lines - {None}:
         sys.exit("\n".join(sorted(f"error: {line}" for line in lines if line)))
 
 
-def wanted_sources():
-    """What the study needs and has not got yet."""
+def wanted_entries():
+    """The models and tasks that the study needs and has not got yet."""
     models = {model for model, _ in CELLS.variants}
     tasks = {cell.task for cell in CELLS.runs + CELLS.evaluations}
     for kind, names, entries in (("model", models, STUDY.models), ("task", tasks, STUDY.tasks)):
         for name in sorted(names):
             if not Path(f"resources/{kind}s/{name}/manifest.json").exists():
-                yield kind, entries[name].source
+                yield kind, entries[name]
