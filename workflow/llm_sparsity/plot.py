@@ -235,6 +235,8 @@ def _by_sparsity(
                 ends.append((x, y, f"{model}, {mask}" if len(masks) > 1 else model, look["color"]))
         _sparsity_axis(ax, group.level)
         if majority is not None:
+            low, high = ax.get_ylim()
+            ax.set_ylim(low, max(high, low + 0.1))  # chance fills no axis
             ax.axhline(majority, color="#777777", linewidth=1, linestyle=":")
             ax.annotate(
                 "majority class", (0, majority), (2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
@@ -372,7 +374,7 @@ def _histogram(model: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
     ax.fill_between(x + width / 2, count, step="mid", color=colour, alpha=0.35, linewidth=0)
     ax.step(x + width / 2, count, where="mid", color=colour, linewidth=1)
     ax.set_yscale("log")
-    ax.set_ylim(bottom=0.8)
+    ax.set_ylim(0.8, 40 * count.max())  # room for the text
     ax.set_xlabel("Weight")
     ax.set_ylabel("Weights in the bin (log scale)")
     below = overall[overall.statistic == "share_below"]
