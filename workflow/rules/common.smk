@@ -84,8 +84,12 @@ def evaluate_settings(wildcards):
 
 def refuse_unreachable_sources():
     """Stop before any job when something has to come from a hub that cannot be reached."""
+    from importlib.util import find_spec
+
     from llm_sparsity.download import missing_offline
 
+    if find_spec("torch") is None or find_spec("huggingface_hub") is None:
+        sys.exit("error: this environment can plan (-n) but not run; pip install -r envs/requirements.txt, or use ./run")
     lines = {
         missing_offline(entry.source.model_dump(exclude_none=True), kind, list(getattr(entry, "files", {}).values()))
         for kind, entry in wanted_entries()
