@@ -89,7 +89,9 @@ def refuse_unreachable_sources():
     from llm_sparsity.download import missing_offline
 
     if find_spec("torch") is None or find_spec("huggingface_hub") is None:
-        sys.exit("error: this environment can plan (-n) but not run; pip install -r envs/requirements.txt, or use ./run")
+        sys.exit(
+            "error: this environment can plan (-n) but not run; pip install -r envs/requirements.txt, or use ./run"
+        )
     lines = {
         missing_offline(entry.source.model_dump(exclude_none=True), kind, list(getattr(entry, "files", {}).values()))
         for kind, entry in wanted_entries()
