@@ -40,6 +40,12 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
         (lambda v: v["study"][0].update(tasks=["sst3"]), "study.0.tasks: found 'sst3'"),
         (lambda v: v["study"][0].update(methods=["magnitud"]), "did you mean 'magnitude'?"),
         (lambda v: v["study"][0].update(scopes=["linar"]), "did you mean 'linear'?"),
+        (lambda v: v["study"][0].update(scopes=[[0, -1]]), "scopes.0: found [0, -1]; expected a list of layers"),
+        (lambda v: v["study"][0].update(methods=["structured"]), "scopes: all holds more than matrices of layers"),
+        (
+            lambda v: v["study"][0].update(methods=["block"], scopes=["linear"], sparsities=["2of4"]),
+            "study.0.sparsities: 2of4 is of single weights, block removes more",
+        ),
         (lambda v: v["study"][0].update(scopes=["decoder"]), "decoder, but model roberta-base is an encoder"),
         (lambda v: v["study"][0].update(sparsities=[1.0]), "study.0.sparsities.0: found 1.0; expected a fraction"),
         (lambda v: v["study"][0].update(sparsities=[-0.1]), "study.0.sparsities.0: found -0.1; expected a fraction"),
@@ -91,3 +97,8 @@ def test_a_task_overrides_the_defaults_of_finetune(values: dict[str, Any]) -> No
     study = config.load(values)
     assert study.finetune_settings("mrpc")["epochs"] == 5
     assert study.finetune_settings("sst2")["epochs"] == 3
+
+
+def test_a_list_of_layers_has_one_spelling(values: dict[str, Any]) -> None:
+    values["study"][0]["scopes"] = ["linear", [3, 0], "layers.2"]
+    assert config.load(values).study[0].scopes == ["linear", "layers.0.3", "layers.2"]

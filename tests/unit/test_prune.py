@@ -14,12 +14,13 @@ from torch.nn.utils import prune as torch_prune
 
 from llm_sparsity import prune as stage
 from llm_sparsity.checkpoint import load, load_model, save
-from llm_sparsity.config import METHODS
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_json, read_manifest, write_manifest
 from llm_sparsity.models import family, in_scope, load_causal
 from llm_sparsity.prune import prune, removed_of
 from tests.tiny import model_of, query
+
+SINGLE = ("magnitude", "random", "uniform")  # methods that remove single weights
 
 
 def pruned(model: Path, sparsity: str, output: Path, method: str = "magnitude", scope: str = "linear", seed: int = 0):
@@ -40,7 +41,7 @@ def test_the_count_is_the_nearest_whole_number(size: int, sparsity: str, removed
     sparsity=st.integers(1, 99),
     values=st.sampled_from(["gaussian", "few", "equal", "zeros"]),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
-    method=st.sampled_from(METHODS),
+    method=st.sampled_from(SINGLE),
 )
 def test_the_removed_count_is_the_asked_count(
     rows: list[int],
@@ -109,7 +110,7 @@ def test_no_negative_zero_is_left(tmp_path: Path) -> None:
 
 def test_all_sparsities_at_once_equal_one_by_one(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     levels = ["0.1", "0.5", "0.9", "2of4"]
-    for method in METHODS:
+    for method in SINGLE:
         prune(tiny_model("bert"), {level: tmp_path / method / level for level in levels}, method=method, scope="linear")
         for level in levels:
             pruned(tiny_model("bert"), level, tmp_path / "single" / method / level, method)
@@ -302,7 +303,7 @@ def test_what_is_left_behind(tiny_model: Callable[[str], Path], tmp_path: Path) 
     size = sum(int(row["size"]) for row in rows)
     zeros = sum(int((tensors[row["name"]] == 0).sum()) for row in rows)
     assert manifest["pruned"] == {
-        "method": "magnitude", "scope": "linear", "sparsity": "0.3", "seed": 4,
+        "method": "magnitude", "scope": "linear", "sparsity": "0.3", "seed": 4, "floor": 0.0,
         "size": size, "removed": removed_of(size, "0.3"), "measured_sparsity": zeros / size,
     }  # fmt: skip
     places = family(tiny_model("roberta"))
@@ -359,7 +360,7 @@ def test_a_failure_leaves_no_model(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stage, "_prune_tensor", fail)
+    monkeypatch.setattr(stage, "_cut", fail)
     with pytest.raises(OSError, match="No space"):
         prune(tiny_model("bert"), {"0.5": tmp_path / "out"}, method="magnitude", scope="linear")
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
@@ -439,3 +440,63 @@ def test_an_output_layer_stored_beside_its_embeddings_stays_tied(
     result = load_causal(tmp_path / "out/both/model")
     assert result.lm_head.weight is result.get_input_embeddings().weight
     assert torch.equal(result.lm_head.weight, load(tmp_path / "out/once/model")[f"{embeddings}.weight"])
+
+
+def test_a_floor_keeps_every_tensor_alive(tmp_path: Path) -> None:
+    small, large = torch.arange(1, 9.0).reshape(1, 8), torch.arange(101, 109.0).reshape(1, 8)
+    model = model_of({query(0): small, query(1): large}, tmp_path / "model")
+    without = pruned(model, "0.5", tmp_path / "without")
+    assert [int(without[query(n)].count_nonzero()) for n in (0, 1)] == [0, 8]
+    prune(model, {"0.5": tmp_path / "with"}, method="magnitude", scope="linear", floor=0.25)
+    after = load(tmp_path / "with" / "model")
+    assert after[query(0)].tolist() == [[0, 0, 0, 0, 0, 0, 7, 8]]
+    assert after[query(1)].tolist() == [[0, 0, 103, 104, 105, 106, 107, 108]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 20), min_size=2, max_size=4),
+    sparsity=st.integers(1, 60),
+    floor=st.integers(1, 39),
+    scale=st.sampled_from([1.0, 10.0]),
+    few=st.booleans(),
+)
+def test_a_floor_changes_no_count(
+    rows: list[int], sparsity: int, floor: int, scale: float, few: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("floor")
+    generator = torch.Generator().manual_seed(sparsity)
+    tensors = {query(n): torch.randn(row, 8, generator=generator) * scale**n for n, row in enumerate(rows)}
+    if few:  # many ties
+        tensors = {name: weight.round() + 0.25 for name, weight in tensors.items()}
+    level = f"0.{sparsity:02d}"
+    prune(model_of(tensors, folder / "m"), {level: folder}, method="magnitude", scope="linear", floor=floor / 100)
+    zeros = {name: int((weight == 0).sum()) for name, weight in load(folder / "model").items()}
+    assert sum(zeros.values()) == removed_of(sum(weight.numel() for weight in tensors.values()), level)
+    assert all(zeros[name] <= -(-weight.numel() * (100 - floor) // 100) for name, weight in tensors.items())
+
+
+def test_a_sparsity_that_the_floor_forbids_is_refused(tmp_path: Path) -> None:
+    model = model_of({query(0): torch.ones(4, 4)}, tmp_path / "model")
+    with pytest.raises(UserError, match=r"sparsity 0.9: the floor 0.2 keeps that share"):
+        prune(model, {"0.9": tmp_path / "out"}, method="magnitude", scope="linear", floor=0.2)
+
+
+def test_a_list_of_layers_is_a_scope(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    before = load(tiny_model("bart"))
+    after = pruned(tiny_model("bart"), "0.5", tmp_path, scope="layers.1")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(".layers.1." in name and name.endswith("weight") for name in changed)
+    assert any(name.startswith("encoder") for name in changed) and any(name.startswith("decoder") for name in changed)
+    with pytest.raises(UserError, match=r"scope layers.7: .* has no such tensors"):
+        pruned(tiny_model("bart"), "0.5", tmp_path / "none", scope="layers.7")
+
+
+def test_dtypes_may_differ_but_not_be_quantised(tmp_path: Path) -> None:
+    tensors = {query(0): torch.tensor([[1.0, 4.0]]), query(1): torch.tensor([[2.0, 3.0]], dtype=torch.bfloat16)}
+    after = pruned(model_of(tensors, tmp_path / "mixed"), "0.5", tmp_path / "out")
+    assert after[query(0)].tolist() == [[0, 4]] and after[query(1)].tolist() == [[0, 3]]
+    assert after[query(1)].dtype == torch.bfloat16
+    tensors[query(1)] = torch.tensor([[2, 3]], dtype=torch.int8)
+    with pytest.raises(UserError, match=r"tensor .*layer.1.* is int8, a quantised weight; prune the model before"):
+        pruned(model_of(tensors, tmp_path / "int8"), "0.5", tmp_path / "no")

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llm_sparsity.checkpoint import load, save
-from llm_sparsity.config import METHODS
 from llm_sparsity.files import write_manifest
 from llm_sparsity.prune import prune, removed_of
 
 torch.set_num_threads(1)
+
+SINGLE = ("magnitude", "random", "uniform")  # methods that remove single weights
 
 QUERY = "encoder.layer.0.attention.self.query.weight"
 KEY = "encoder.layer.0.attention.self.key.weight"
@@ -75,7 +76,7 @@ def test_random_ignores_the_weights_and_depends_on_seed_and_name_alone(tmp_path:
     assert not torch.equal(load(tmp_path / "seed/model")[QUERY] == 0, masks[QUERY])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SINGLE)
 def test_scores_are_what_the_contract_says(method: str) -> None:
     rule = importlib.import_module(f"llm_sparsity.pruning.{method}")
     assert rule.POOL in ("scope", "tensor")
@@ -90,7 +91,7 @@ def test_scores_are_what_the_contract_says(method: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    method=st.sampled_from(METHODS),
+    method=st.sampled_from(SINGLE),
     shapes=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=4),
     sparsity=st.decimals(0, 1, places=3).filter(lambda level: level < 1).map(lambda level: format(level, "f")),
     distinct=st.sampled_from([1, 3, 1000]),

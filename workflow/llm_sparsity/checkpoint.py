@@ -31,6 +31,7 @@ from torch import Tensor
 
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import atomic, read_json
+from llm_sparsity.models import family, fit
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -157,7 +158,7 @@ class Writer:
         tensor = tensor.detach().contiguous().cpu()
         flat = tensor.reshape(-1)
         start, crc = self._end, 0
-        narrow = _narrow(flat) if self._sparse and tensor.is_floating_point() and tensor.numel() else None
+        narrow = narrowed(flat) if self._sparse and tensor.is_floating_point() and tensor.numel() else None
         if narrow is not None:
             for part in _encode(narrow):
                 self._write(part)
@@ -240,7 +241,16 @@ def load_model(auto_class: Any, folder: Path, **kwargs: Any) -> Any:
     tensors = load(folder)
     with torch.device("meta"):
         model_class = type(auto_class.from_config(config))
-    return model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
+
+    def make(self: Any, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, *args, **kwargs)
+        fit(self, family(folder), {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+
+    # The same class, whose layers are made as narrow as the tensors that they are to hold.
+    fitted: Any = type(model_class.__name__, (model_class,), {"__init__": make, "__module__": model_class.__module__})
+    model = fitted.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
+    model.__class__ = model_class
+    return model
 
 
 def is_sparse(folder: Path) -> bool:
@@ -267,7 +277,7 @@ def copy_companions(folder: Path, output: Path) -> None:
                 shutil.copyfile(path, temporary)
 
 
-def _narrow(flat: Tensor) -> Tensor:
+def narrowed(flat: Tensor) -> Tensor:
     """The same values in 16 bits where no bit is lost."""
     if flat.dtype == torch.float32:
         for dtype in (torch.float16, torch.bfloat16):

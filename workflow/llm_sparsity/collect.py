@@ -5,7 +5,12 @@
                    validation_examples measured_sparsity device threads processes torch transformers accelerate python
     history.csv    ... epoch step train_loss accuracy f1 combined measured_sparsity; rows inside the first epoch, with
                    epoch 0, hold the sparsity alone
-    sizes.csv      model method scope sparsity  measured_sparsity bytes dense_bytes ratio; bytes of the weight files
+    sizes.csv      model method scope sparsity  measured_sparsity, weights (in the scope), removed (of them); bytes of the
+                   weight file, dense_bytes of the dense one and their ratio; where measured, plain_bytes (the variant as
+                   plain safetensors) and bound_bytes (an ideal coder of its statistics)
+    speed.csv      model method scope sparsity  execution batch_size sequence_length seconds speedup (against the dense
+                   model; medians, with quartiles _low and _high) error sparse_layers memory_bytes load_seconds device
+                   threads torch; see `measure`
     weights.csv    model method scope sparsity  and the columns of `weights`
     baselines.csv  task metric value  what always answering with the most frequent label reaches
 
@@ -21,7 +26,7 @@ from typing import Any
 import pandas as pd
 
 from llm_sparsity.errors import UserError
-from llm_sparsity.files import atomic, read_json, read_manifest
+from llm_sparsity.files import atomic, read_json, read_manifest, weight_bytes
 from llm_sparsity.study import Cells, Evaluation, Run, Variant, expand
 
 VARIANT = ["model", "method", "scope", "sparsity"]
@@ -33,7 +38,36 @@ COLUMNS = {
     "metrics": [*RUN, "metric", "value"],
     "runs": [*RUN, *SECONDS, "epochs", "validation_examples", "measured_sparsity", *MACHINE, *VERSIONS],
     "history": [*RUN, "epoch", "step", "train_loss", "accuracy", "f1", "combined", "measured_sparsity"],
-    "sizes": [*VARIANT, "measured_sparsity", "bytes", "dense_bytes", "ratio"],
+    "sizes": [
+        *VARIANT,
+        "measured_sparsity",
+        "weights",
+        "removed",
+        "bytes",
+        "dense_bytes",
+        "ratio",
+        "plain_bytes",
+        "bound_bytes",
+    ],
+    "speed": [
+        *VARIANT,
+        "execution",
+        "batch_size",
+        "sequence_length",
+        "seconds",
+        "seconds_low",
+        "seconds_high",
+        "speedup",
+        "speedup_low",
+        "speedup_high",
+        "error",
+        "sparse_layers",
+        "memory_bytes",
+        "load_seconds",
+        "device",
+        "threads",
+        "torch",
+    ],
     "weights": [*VARIANT, "level", "name", "stack", "layer", "part", "statistic", "x", "value"],
     "baselines": ["task", "metric", "value"],
 }
@@ -88,8 +122,16 @@ def _tables(cells: Cells, root: Path) -> dict[str, pd.DataFrame]:
         rows["baselines"] += [
             {"task": run.task, "metric": key, "value": value} for key, value in result["baseline"].items()
         ]
-    rows["sizes"] = [_size(model, variant, root) for model, variant in cells.variants]
+    costs = {cell: read_json(root / "results" / cell[0] / str(cell[1]) / "cost.json") for cell in cells.measured}
+    rows["sizes"] = [_size(model, variant, root, costs.get((model, variant), {})) for model, variant in cells.variants]
+    for (model, variant), cost in costs.items():
+        shared = {key: cost[key] for key in ("load_seconds", "device", "threads")} | {
+            "torch": cost["versions"]["torch"]
+        }
+        rows["speed"] += [{**_variant(model, variant), **row, **shared} for row in cost["speed"]]
     tables = {name: pd.DataFrame(found, columns=COLUMNS[name]) for name, found in rows.items()}
+    whole = ["weights", "removed", "plain_bytes", "bound_bytes"]  # whole numbers, or nothing
+    tables["sizes"] = tables["sizes"].astype(dict.fromkeys(whole, "Int64"))
     tables["baselines"] = tables["baselines"].drop_duplicates()
     tables["weights"] = pd.concat(
         [
@@ -120,19 +162,19 @@ def _metrics(cell: Row, result: Mapping[str, Any]) -> list[Row]:
     return [{**cell, "metric": metric, "value": value} for metric, value in result["metrics"].items()]
 
 
-def _size(model: str, variant: Variant, root: Path) -> Row:
+def _size(model: str, variant: Variant, root: Path, cost: Mapping[str, Any]) -> Row:
     dense = read_manifest(root / "resources/models" / model)
     manifest = dense if variant.is_dense else read_manifest(root / "results" / model / str(variant) / "model")
-    size, dense_size = _weight_bytes(manifest), _weight_bytes(dense)
-    measured = manifest["pruned"]["measured_sparsity"] if "pruned" in manifest else 0.0
+    size, dense_size = weight_bytes(manifest), weight_bytes(dense)
+    pruned = manifest.get("pruned", {"measured_sparsity": 0.0, "size": None, "removed": 0})
     return {
         **_variant(model, variant),
-        "measured_sparsity": measured,
+        "measured_sparsity": pruned["measured_sparsity"],
+        "weights": pruned["size"],
+        "removed": pruned["removed"],
         "bytes": size,
         "dense_bytes": dense_size,
         "ratio": size / dense_size,
+        "plain_bytes": cost.get("plain_bytes"),
+        "bound_bytes": cost.get("bound_bytes"),
     }
-
-
-def _weight_bytes(manifest: Mapping[str, Any]) -> int:
-    return sum(file["bytes"] for name, file in manifest["files"].items() if name.endswith(".safetensors"))

@@ -50,6 +50,18 @@ def _matches(pattern: str, expected: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _scope(value: Any) -> str:
+    """The one spelling of a scope: its word, or layers.0.3 for a list of layers."""
+    if isinstance(value, list):
+        if not value or any(isinstance(layer, bool) or not isinstance(layer, int) or layer < 0 for layer in value):
+            raise ValueError("expected a list of layers, counted from 0, such as [0, 3]")
+        return ".".join(["layers", *map(str, sorted(set(value)))])
+    if value in SCOPES or re.fullmatch(r"layers(\.\d+)+", str(value)):
+        return str(value)
+    raise ValueError(f"is no scope{_guess(str(value), list(SCOPES))}, or a list of layers such as [0, 3]")
+
+
+Scope = Annotated[str, BeforeValidator(_scope)]
 Sparsity = Annotated[str, BeforeValidator(_sparsity)]
 Name = Annotated[
     str, _matches(r"[A-Za-z0-9][\w.-]*", "a name becomes a folder: use letters, digits, '.', '_' and '-' only")
@@ -131,6 +143,21 @@ class Limit(Section):
     seed: int = 0
 
 
+class Prune(Section):
+    """How weights are chosen, whatever the method."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    floor: Fraction = Field(0.0, description="the share of every tensor that stays, so that no layer collapses")
+
+
+class Measure(Section):
+    """How seconds and memory of inference are measured."""
+
+    batch_sizes: list[Positive] = Field([1, 32], min_length=1, description="sequences at once")
+    sequence_length: Positive = 128
+    repeats: Annotated[int, Field(ge=3)] = Field(15, description="rounds; each runs everything once, medians are told")
+
+
 class Finetune(Section):
     """How a variant is fine-tuned."""
 
@@ -198,17 +225,18 @@ class Grid(Section):
 
     models: list[Name] = Field(min_length=1)
     methods: list[str] = Field(["magnitude"], min_length=1)
-    scopes: list[str] = Field(["all"], min_length=1)
+    scopes: list[Scope] = Field(["all"], min_length=1)
     sparsities: list[Sparsity] = Field(min_length=1)
     tasks: list[Name] = Field(min_length=1)
     masks: list[Literal["kept", "released"]] = Field(["kept"], min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
+    measure: bool = Field(True, description="measure seconds and memory of the variants")
 
     @model_validator(mode="after")
     def _once(self) -> Self:
         for key in type(self).model_fields:
             values = getattr(self, key)
-            if twice := [value for value in values if values.count(value) > 1]:
+            if isinstance(values, list) and (twice := [value for value in values if values.count(value) > 1]):
                 raise ValueError(f"{key}: {twice[0]} is given twice; remove one")
         return self
 
@@ -220,6 +248,8 @@ class Config(Section):
     study: list[Grid] = Field(min_length=1)
     models: dict[Name, Model]
     tasks: dict[Name, Task]
+    prune: Prune = Prune()
+    measure: Measure = Measure()
     finetune: Finetune = Finetune()
     evaluate: Evaluate = Evaluate()
 
@@ -232,7 +262,16 @@ class Config(Section):
             _known(f"{where}.models", grid.models, self.models)
             _known(f"{where}.tasks", grid.tasks, self.tasks)
             _known(f"{where}.methods", grid.methods, METHODS)
-            _known(f"{where}.scopes", grid.scopes, SCOPES)
+            for method in {"block", "structured"} & set(grid.methods):
+                if patterns := [level for level in grid.sparsities if "of" in level]:
+                    raise ValueError(
+                        f"{where}.sparsities: {patterns[0]} is of single weights, but {method} removes more"
+                    )
+                if scopes := {"all", "embeddings"} & set(grid.scopes):
+                    raise ValueError(
+                        f"{where}.scopes: {scopes.pop()} holds more than matrices of layers, which {method} needs; "
+                        "choose linear, attention, mlp, encoder, decoder or a list of layers"
+                    )
             for model in grid.models:
                 architecture = self.models[model].architecture
                 for scope in {"encoder", "decoder"} & set(grid.scopes):
@@ -270,6 +309,9 @@ class Config(Section):
         return [name for name, task in self.tasks.items() if task.kind == "language-model"]
 
 
+SECTIONS = {section.__name__: section for section in Section.__subclasses__()}
+
+
 def _override(section: Section, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
         return type(section).model_validate({**section.model_dump(), **changes}).model_dump()
@@ -295,7 +337,9 @@ def _fields(section: type[BaseModel] | None, path: tuple[Any, ...]) -> list[str]
         field = section.model_fields.get(str(step)) if section else None
         if field is None:
             continue
-        found = re.search(r"\b(Grid|Model|Task|Source|Binarize|Split|Pairs|Limit|Finetune|Evaluate)\b", str(field))
+        found = re.search(
+            r"\b(Grid|Model|Task|Source|Binarize|Split|Pairs|Limit|Prune|Measure|Finetune|Evaluate)\b", str(field)
+        )
         section = globals()[found.group(1)] if found else None
     return list(section.model_fields) if section else []
 

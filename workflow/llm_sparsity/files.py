@@ -95,3 +95,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no {MANIFEST}, so this folder is not complete; make it with its stage") from None
     assert isinstance(manifest, dict)
     return manifest
+
+
+def weight_bytes(manifest: Mapping[str, Any]) -> int:
+    """Bytes of the weight files that a manifest lists."""
+    return sum(file["bytes"] for name, file in manifest["files"].items() if name.endswith(".safetensors"))

@@ -131,7 +131,7 @@ def finetune(
     net = load_classifier(work / f"epoch-{done}" if done else model, labels=labels, seed=seed)
     if done:
         net.config.pad_token_id = tokenizer.pad_token_id
-    scoped = _scoped(model, net)
+    scoped, size = _scoped(model, net)
     masks = [(weight, weight == 0) for weight in scoped] if mask == "kept" else []
     _apply(masks)  # a -0.0 in the file becomes 0.0
     if freeze_embeddings:
@@ -167,7 +167,7 @@ def finetune(
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             if scoped and mask == "released" and epoch == 0 and step in FIRST_STEPS and step < steps:
-                progress["history"].append({"epoch": 0, "step": step, "measured_sparsity": _sparsity(scoped)})
+                progress["history"].append({"epoch": 0, "step": step, "measured_sparsity": _sparsity(scoped, size)})
         _assert_masked(masks)
         progress["train_seconds"] += time.perf_counter() - begun
         begun = time.perf_counter()
@@ -176,7 +176,7 @@ def finetune(
         mean = float(np.mean(losses))
         progress["history"].append(
             {"epoch": epoch + 1, "step": (epoch + 1) * steps, "train_loss": mean, **metrics}
-            | {"measured_sparsity": _sparsity(scoped)}
+            | {"measured_sparsity": _sparsity(scoped, size)}
         )
         if accelerator.is_main_process:
             _save(work, epoch + 1, model, net, optimizer, progress, metrics)
@@ -279,19 +279,20 @@ def _evaluate(
     return score([predictions[i] for i in range(len(order))], split.labels.tolist(), labels)
 
 
-def _scoped(model: Path, net: Module) -> list[Parameter]:
-    """The parameters of the scope that a variant was pruned in; none for a dense model."""
+def _scoped(model: Path, net: Module) -> tuple[list[Parameter], int]:
+    """The parameters of the scope that a variant was pruned in, none for a dense model; how many weights it had."""
     pruned = read_manifest(model).get("pruned")
     if not pruned:
-        return []
+        return [], 0
     kind = family(model)
-    return [weight for name, weight in net.named_parameters() if in_scope(kind.place(name), pruned["scope"])]
+    return [weight for name, weight in net.named_parameters() if in_scope(kind.place(name), pruned["scope"])], pruned[
+        "size"
+    ]
 
 
-def _sparsity(weights: list[Parameter]) -> float:
-    """The measured share of zeros."""
-    zeros = sum(int((weight == 0).sum()) for weight in weights)
-    return zeros / max(sum(weight.numel() for weight in weights), 1)
+def _sparsity(weights: list[Parameter], size: int) -> float:
+    """The measured share of weights that are zero or gone."""
+    return 1 - sum(int(weight.count_nonzero()) for weight in weights) / size if size else 0.0
 
 
 def _apply(masks: list[Mask]) -> None:

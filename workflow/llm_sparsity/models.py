@@ -5,7 +5,9 @@ layer and in which stack. Nothing heavy is imported before a model is loaded.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ PARTS_OF_SCOPE = {
     "embeddings": {"embeddings"},
     "encoder": {"attention", "mlp"},
     "decoder": {"attention", "mlp"},
+    "layers": {"attention", "mlp"},
 }
 
 # Tensors behind the base model: poolers, and the heads of pretraining and of tasks. In no scope.
@@ -37,6 +40,20 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Slot:
+    """The dimension of a tensor that runs over the heads or neurons of a block.
+
+    block: the attention or feed-forward block; its tensors grow and shrink together.
+    dim: the dimension.
+    fused: 3 where query, key and value stand behind each other along it, else 1.
+    """
+
+    block: str
+    dim: int
+    fused: int
+
+
+@dataclass(frozen=True)
 class Family:
     """Tensor names of related models. Patterns are searched in a name without its `.weight`."""
 
@@ -47,8 +64,10 @@ class Family:
     mlp: str
     embeddings: str
     norm: str
+    inner: str  # matrices whose outputs are heads or neurons; the others of attention and mlp take them as inputs
     transposed: bool = False  # GPT-2's Conv1D keeps its matrices as (in, out)
     alias: str = "^$"  # copies of a tied tensor, which some files hold beside `shared`
+    fused: str = "^$"  # matrices that hold query, key and value behind each other
 
     @cached_property
     def _parts(self) -> dict[str, re.Pattern[str]]:
@@ -67,6 +86,22 @@ class Family:
                     stack = "decoder" if re.search(r"(^|\.)decoder\.", stem) else "encoder"
                 return Place(stack, int(layer.group(1)) if layer else -1, part)
         return None
+
+    def slot(self, name: str) -> Slot | None:
+        """Where a weight or bias has heads or neurons; None where it has none (an output projection's bias, say)."""
+        stem, _, kind = name.rpartition(".")
+        place = self.place(f"{stem}.weight")
+        if place is None or place.part not in PARTS_OF_SCOPE["linear"] or kind not in ("weight", "bias"):
+            return None
+        makes = re.search(self.inner, stem) is not None
+        if kind == "bias" and not makes:
+            return None
+        cross = ".cross" if re.search(r"encoder_attn|crossattention", stem) else ""
+        return Slot(
+            block=f"{place.stack}.{place.layer}.{place.part}{cross}",
+            dim=0 if kind == "bias" or makes != self.transposed else 1,
+            fused=3 if re.search(self.fused, stem) else 1,
+        )
 
     def is_transposed(self, name: str) -> bool:
         """Whether a matrix is stored as (in, out); embeddings never are."""
@@ -89,6 +124,7 @@ FAMILIES = (
         mlp=r"(intermediate|layer\.\d+\.output)\.dense$",
         embeddings=r"embeddings\.\w+_embeddings$|embeddings_project$",
         norm=r"LayerNorm$",
+        inner=r"self\.(query|key|value)$|intermediate\.dense$",
     ),
     Family(
         types=("distilbert",),
@@ -98,6 +134,7 @@ FAMILIES = (
         mlp=r"ffn\.lin[12]$",
         embeddings=r"embeddings\.\w+_embeddings$",
         norm=r"LayerNorm$|layer_norm$",
+        inner=r"(q|k|v)_lin$|lin1$",
     ),
     Family(
         types=("gpt2",),
@@ -107,6 +144,8 @@ FAMILIES = (
         mlp=r"mlp\.c_(fc|proj)$",
         embeddings=r"(^|\.)w[tp]e$",
         norm=r"ln_(\d|f)$",
+        inner=r"c_(attn|fc)$",
+        fused=r"c_attn$",
         transposed=True,
     ),
     Family(
@@ -117,6 +156,7 @@ FAMILIES = (
         mlp=r"mlp\.(gate|up|down)_proj$",
         embeddings=r"embed_tokens$",
         norm=r"norm$",
+        inner=r"[qkv]_proj$|(gate|up)_proj$",
     ),
     Family(
         types=("opt",),
@@ -126,6 +166,7 @@ FAMILIES = (
         mlp=r"layers\.\d+\.fc[12]$",
         embeddings=r"embed_(tokens|positions)$|project_(in|out)$",
         norm=r"layer_norm$",
+        inner=r"[qkv]_proj$|fc1$",
     ),
     Family(
         types=("gpt_neox",),
@@ -135,6 +176,7 @@ FAMILIES = (
         mlp=r"mlp\.dense_(h_to_4h|4h_to_h)$",
         embeddings=r"embed_in$",
         norm=r"norm$",
+        inner=r"query_key_value$|h_to_4h$",
     ),
     Family(
         types=("bart", "mbart"),
@@ -144,6 +186,7 @@ FAMILIES = (
         mlp=r"layers\.\d+\.fc[12]$",
         embeddings=r"shared$|embed_(tokens|positions)$",
         norm=r"layer_?norm(_embedding)?$",
+        inner=r"[qkv]_proj$|fc1$",
         alias=r"(encoder|decoder)\.embed_tokens$",
     ),
 )
@@ -172,10 +215,71 @@ def family(folder: Path) -> Family:
 
 
 def in_scope(place: Place | None, scope: str) -> bool:
-    """Whether a tensor belongs to a scope (see `PARTS_OF_SCOPE`; `encoder` and `decoder` are one stack's matrices)."""
-    if place is None or place.part not in PARTS_OF_SCOPE[scope]:
+    """Whether a tensor belongs to a scope.
+
+    See `PARTS_OF_SCOPE`. `encoder` and `decoder` are one stack's matrices, `layers.0.3` those of the layers 0 and 3 of
+    every stack.
+    """
+    word, *layers = scope.split(".")
+    if place is None or place.part not in PARTS_OF_SCOPE[word]:
         return False
-    return scope not in ("encoder", "decoder") or place.stack == scope
+    if word == "layers":
+        return str(place.layer) in layers
+    return word not in ("encoder", "decoder") or place.stack == word
+
+
+def heads(folder: Path, stack: str) -> int:
+    """How many attention heads a stack's layers have; with grouped queries, how many groups of them."""
+    config = read_json(folder / "config.json")
+    keys = ("num_key_value_heads", f"{stack}_attention_heads", "num_attention_heads", "n_head", "n_heads")
+    return int(next(config[key] for key in keys if config.get(key)))
+
+
+def narrower(config: dict[str, Any], stack: str, part: str, share: Fraction) -> dict[str, Any]:
+    """A model's configuration after every layer of a stack kept this share of its heads or neurons.
+
+    Most classes have no word for fewer heads than they were made for; `fit` makes them narrower all the same.
+    """
+    changed = dict(config)
+    if part == "mlp":
+        for key in ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", f"{stack}_ffn_dim"):
+            if key in config:
+                changed[key] = int((config[key] or 4 * config["n_embd"]) * share)
+    elif config.get("num_key_value_heads"):
+        changed["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        for key in ("num_attention_heads", "num_key_value_heads"):
+            changed[key] = int(config[key] * share)
+    return changed
+
+
+def fit(model: Any, kind: Family, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Narrow a model's layers, in place, to the shapes of the tensors that it is to hold.
+
+    Args:
+        model: a transformers model, on any device; what is narrowed loses its values.
+        kind: its family.
+        shapes: name -> shape, with or without the base model's prefix.
+    """
+    import torch
+
+    prefix = model.base_model_prefix + "."
+    for name, old in list(model.named_parameters()):
+        names = (name, name.removeprefix(prefix), prefix + name)
+        shape = next((shapes[known] for known in names if known in shapes), None)
+        if shape is None or tuple(shape) == tuple(old.shape) or kind.slot(name) is None:
+            continue
+        path, _, field = name.rpartition(".")
+        module = model.get_submodule(path)
+        setattr(module, field, torch.nn.Parameter(old.new_empty(tuple(shape)), old.requires_grad))
+        if field == "weight":
+            sizes = ("nx", "nf") if kind.is_transposed(name) else ("out_features", "in_features")
+            for size, value in zip(sizes, shape, strict=True):
+                setattr(module, size, value)
+    for module in model.modules():
+        if hasattr(module, "split_size"):  # GPT-2 splits the fused matrix's outputs into three
+            module.split_size = module.c_attn.nf // 3
+        if hasattr(module, "num_heads") and hasattr(module, "q_proj"):
+            module.num_heads = module.q_proj.out_features // module.head_dim
 
 
 def max_length(folder: Path) -> int | None:
@@ -214,25 +318,29 @@ def load_classifier(folder: Path, *, labels: int, seed: int) -> Any:
     Decoders classify at the last token that is no padding; dropout is what the model's configuration says.
     """
     import torch
-    import transformers
 
-    from llm_sparsity.checkpoint import load_model
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = load_model(transformers.AutoModelForSequenceClassification, folder, num_labels=labels)
+        model = _load("AutoModelForSequenceClassification", folder, num_labels=labels)
     model.config.pad_token_id = load_tokenizer(folder).pad_token_id
     return model
 
 
 def load_causal(folder: Path) -> Any:
     """A variant as a causal language model, for perplexity."""
+    return _load("AutoModelForCausalLM", folder)
+
+
+def load_base(folder: Path) -> Any:
+    """A variant without any head: what all its tasks share."""
+    return _load("AutoModel", folder)
+
+
+def _load(auto_class: str, folder: Path, **kwargs: Any) -> Any:
     import transformers
 
     from llm_sparsity.checkpoint import load_model
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return load_model(transformers.AutoModelForCausalLM, folder)
+    return load_model(getattr(transformers, auto_class), folder, **kwargs)

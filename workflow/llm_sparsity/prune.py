@@ -6,15 +6,19 @@ threshold is found without sorting and without holding all scores: a histogram o
 it lies, a histogram of the lower 16 bits inside that bin says where. All sparsities asked for share both passes, and a
 third that writes them.
 
+Two ways to remove: `Zeroing` leaves zeros where weights were, `Cutting` makes tensors smaller.
+
 Memory: one tensor, its scores and chunks, whatever the number of sparsities and however many scores are equal.
 """
 
 import hashlib
 import importlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,13 +31,14 @@ from tqdm import tqdm
 
 from llm_sparsity.checkpoint import Reader, Writer, copy_companions
 from llm_sparsity.errors import UserError
-from llm_sparsity.files import read_manifest, write_csv, write_manifest
-from llm_sparsity.models import Place, family, in_scope
+from llm_sparsity.files import read_json, read_manifest, write_csv, write_json, write_manifest
+from llm_sparsity.models import Place, family, heads, in_scope, narrower
 
 BINS = 1 << 16
 INFINITY = 0x7F80  # the upper 16 bits of float32 infinity; NaN and negative numbers are above
 CHUNK = 1 << 18  # weights at a time: what fits a processor's cache
 COLUMNS = ["name", "stack", "layer", "part", "shape", "dtype", "size", "removed", "zeros", "sparsity", "threshold"]
+Row = dict[str, Any]
 
 
 @dataclass
@@ -66,21 +71,25 @@ class Pool:
             yield (chunk + 0.0).numpy().view(np.uint32)
 
 
-def prune(model: Path, outputs: Mapping[str, Path], *, method: str, scope: str, seed: int = 0) -> None:
+def prune(
+    model: Path, outputs: Mapping[str, Path], *, method: str, scope: str, seed: int = 0, floor: float = 0.0
+) -> None:
     """Prune a model to one sparsity or several, from one scoring pass.
 
     Args:
         model: the folder of a dense model.
         outputs: sparsity ("0.5": that fraction of the scope goes; "2of4": of every 4 weights along a matrix's input
             the 2 with the highest scores stay) -> folder that gets `model/` and `sparsity.csv`. In `sparsity.csv`,
-            `removed` is what the method chose (the exact count asked for) and `zeros` what the tensor then holds:
-            more, where weights were zero before.
+            `removed` is what the method chose (the exact count asked for, where single weights go) and `zeros` what
+            the tensor then lacks: more, where weights were zero before.
         method: a module of `llm_sparsity.pruning`.
         scope: see `models.in_scope`.
         seed: for methods that draw numbers; each tensor has its own generator, so their order does not matter.
+        floor: the share of every tensor that stays, whatever its scores, so that no layer collapses.
 
     Raises:
-        UserError: no tensor in the scope, weights that are not finite, or a matrix that a pattern does not divide.
+        UserError: no tensor in the scope, weights that no method can rank, a matrix that a pattern or a block does not
+            divide, a sparsity that would leave a layer without heads or neurons, or one that the floor forbids.
     """
     rule = importlib.import_module(f"llm_sparsity.pruning.{method}")
     kind = family(model)
@@ -90,32 +99,120 @@ def prune(model: Path, outputs: Mapping[str, Path], *, method: str, scope: str, 
         places = {name: place for name in names if (place := kind.place(name)) and in_scope(place, scope)}
         if not places:
             raise UserError(f"scope {scope}: {model} has no such tensors; choose another scope")
-        _check(model, reader, places, [level for level in outputs if "of" in level])
         pool = Pool(reader, places, rule, seed)
-        cuts = _cuts(pool, [level for level in outputs if "of" not in level])
+        _check(model, pool, list(outputs), floor)
+        removal = (Zeroing if rule.UNIT else Cutting)(model, pool, list(outputs), floor)
         twins = _twins(reader, names, places)
-        rows: dict[str, list[dict[str, Any]]] = {level: [] for level in outputs}
+        rows: dict[str, list[Row]] = {level: [] for level in outputs}
         with ExitStack() as stack:
             writers = {level: stack.enter_context(Writer(output / "model")) for level, output in outputs.items()}
             for name in tqdm(sorted(set(names) - set(twins)), desc=f"prune {', '.join(outputs)}", unit="tensor"):
-                scores = pool.scores(name) if name in places else None
-                for level, writer in writers.items():
-                    weight = reader.tensor(name)
-                    if scores is not None:
-                        weight = weight.clone()  # what a reader gives may be the mapped file itself
-                        row = _prune_tensor(weight, scores, level, cuts.get((level, name)), kind.is_transposed(name))
+                for level, weight, row in removal.results(name):
+                    if row:
                         rows[level].append({"name": name, **asdict(places[name]), **row})
                     for copy in [name, *(twin for twin, original in twins.items() if original == name)]:
-                        writer.add(copy, weight)
+                        writers[level].add(copy, weight)
     for level, output in outputs.items():
         copy_companions(model, output / "model")
+        if (config := removal.config(level)) is not None:
+            write_json(output / "model" / "config.json", config)
         write_csv(output / "sparsity.csv", rows[level], COLUMNS)
         size, removed, zeros = (sum(row[key] for row in rows[level]) for key in ("size", "removed", "zeros"))
+        if "of" not in level and abs(removed / size - float(level)) > 0.0005:
+            units = "blocks" if rule.UNIT else "heads and neurons"
+            print(f"sparsity {level}: {removed / size:.4f} reached, as whole {units} go")
         pruned = {
-            "method": method, "scope": scope, "sparsity": level, "seed": seed,
+            "method": method, "scope": scope, "sparsity": level, "seed": seed, "floor": floor,
             "size": size, "removed": removed, "measured_sparsity": zeros / size,
         }  # fmt: skip
         write_manifest(output / "model", **facts, pruned=pruned)
+
+
+class Zeroing:
+    """Single weights, or square blocks of them, become zeros; tensors keep their shapes."""
+
+    def __init__(self, model: Path, pool: Pool, levels: Sequence[str], floor: float) -> None:
+        self._model, self._pool, self._levels = model, pool, levels
+        self._cuts = _cuts(pool, [level for level in levels if "of" not in level], floor)
+
+    def config(self, level: str) -> Any:
+        """The model's configuration at a level; None: as it was."""
+        return None
+
+    def results(self, name: str) -> Iterator[tuple[str, Tensor, Row | None]]:
+        """(level, pruned tensor, what happened to it; None for a tensor outside the scope)."""
+        reader = self._pool.reader
+        scores = self._pool.scores(name) if name in self._pool.places else None
+        for level in self._levels:
+            if scores is None:
+                yield level, reader.tensor(name), None
+                continue
+            weight = reader.tensor(name).clone()  # what a reader gives may be the mapped file itself
+            cut = self._cuts.get((level, name))
+            if cut is None:
+                removed = _keep_pattern(weight, scores, level, family(self._model).is_transposed(name))
+            elif weight.shape == scores.shape:
+                removed = _cut(weight, scores, cut)
+            else:
+                removed = _cut_blocks(weight, scores, cut)
+            weight += 0.0  # -0.0 becomes 0.0, every other value stays
+            row = _describe(weight, weight.numel(), removed, _zeros(weight))
+            yield level, weight, row | {"threshold": cut.threshold if cut else ""}
+
+
+class Cutting:
+    """Heads and neurons are cut out, the same share of every layer; tensors get smaller."""
+
+    def __init__(self, model: Path, pool: Pool, levels: Sequence[str], floor: float) -> None:
+        self._model, self._pool, self._levels = model, pool, levels
+        kind, reader = family(model), pool.reader
+        self._slots = {name: slot for name in reader.names if (slot := kind.slot(name))}
+        self._units: dict[str, int] = {}
+        sums: dict[str, Tensor] = {}
+        for name, place in pool.places.items():
+            slot = self._slots[name]
+            units = heads(model, place.stack) if place.part == "attention" else reader.shape(name)[slot.dim]
+            self._units[slot.block] = units
+            weight = reader.tensor(name).movedim(slot.dim, 0).reshape(slot.fused, units, -1)
+            sums[slot.block] = sums.get(slot.block, torch.zeros(units, dtype=torch.float64)) + pool.rule.score(weight)
+        self._kept: dict[tuple[str, str], Tensor] = {}
+        for level in levels:
+            for block, units in self._units.items():
+                count = removed_of(units, level)
+                if count == units:
+                    word = "heads" if "attention" in block else "neurons"
+                    raise UserError(
+                        f"sparsity {level}: this would remove all {units} {word} of {block}; "
+                        f"the highest that leaves one is {Decimal(units - 1) / units:.4f}"
+                    )
+                self._kept[level, block] = sums[block].argsort(stable=True)[count:].sort().values
+
+    def config(self, level: str) -> Any:
+        """The model's configuration at a level, as far as transformers has words for it."""
+        config = read_json(self._model / "config.json")
+        blocks = {slot.block for slot in self._slots.values()}
+        for stack, part in sorted({(place.stack, place.part) for place in self._pool.places.values()}):
+            mine = [block for block in blocks if block.startswith(f"{stack}.") and part in block.split(".")]
+            if all(block in self._units for block in mine):  # else some layers stay as wide as they were
+                block = mine[0]
+                share = Fraction(len(self._kept[level, block]), self._units[block])
+                config = narrower(config, stack, part, share)
+        return config
+
+    def results(self, name: str) -> Iterator[tuple[str, Tensor, Row | None]]:
+        """(level, smaller tensor, what happened to it; None for a tensor outside the scope, or a bias)."""
+        slot = self._slots.get(name)
+        for level in self._levels:
+            weight = self._pool.reader.tensor(name)
+            row = None
+            if slot and slot.block in self._units:
+                size = weight.numel()
+                order = torch.arange(weight.shape[slot.dim]).view(slot.fused, self._units[slot.block], -1)
+                weight = weight.index_select(slot.dim, order[:, self._kept[level, slot.block]].flatten()) + 0.0
+                removed = size - weight.numel()
+                if name in self._pool.places:
+                    row = _describe(weight, size, removed, removed + _zeros(weight)) | {"threshold": ""}
+            yield level, weight, row
 
 
 def removed_of(size: int, sparsity: str) -> int:
@@ -123,21 +220,44 @@ def removed_of(size: int, sparsity: str) -> int:
     return round(Decimal(sparsity) * size)
 
 
-def _check(model: Path, reader: Reader, places: Mapping[str, Place], patterns: Sequence[str]) -> None:
-    """Refuse, before anything is written, what cannot be ranked or divided."""
-    kind = family(model)
-    for name in places:
-        if not all(torch.isfinite(chunk).all() for chunk in reader.tensor(name).reshape(-1).split(CHUNK)):
+def _check(model: Path, pool: Pool, levels: Sequence[str], floor: float) -> None:
+    """Refuse, before anything is written, what cannot be ranked, divided or reached."""
+    kind, method = family(model), pool.rule.__name__.rpartition(".")[2]
+    rows, columns = pool.rule.UNIT or (1, 1)
+    patterns = [level for level in levels if "of" in level]
+    if patterns and pool.rule.UNIT != (1, 1):
+        raise UserError(f"sparsity {patterns[0]}: a pattern is of single weights, method {method} removes more at once")
+    for level in levels:
+        if "of" not in level and float(level) > 1 - floor:
+            raise UserError(f"sparsity {level}: the floor {floor} keeps that share of every tensor; lower one of them")
+    for name in pool.places:
+        shape, dtype = pool.reader.shape(name), pool.reader.dtype(name)
+        size = "x".join(map(str, shape))
+        if not dtype.is_floating_point:
+            raise UserError(
+                f"{model}: tensor {name} is {str(dtype).removeprefix('torch.')}, a quantised weight; "
+                "prune the model before it is quantised"
+            )
+        if not all(torch.isfinite(chunk).all() for chunk in pool.reader.tensor(name).reshape(-1).split(CHUNK)):
             raise UserError(
                 f"{model}: tensor {name} has NaN or infinite weights, which no method can rank; use a sound checkpoint"
             )
-        shape = reader.shape(name)
+        if not pool.rule.UNIT and kind.slot(name) is None:
+            raise UserError(
+                f"scope: method {method} cuts heads and neurons, tensor {name} has none; choose scope linear, "
+                "attention, mlp, encoder, decoder or a list of layers"
+            )
+        if rows * columns > 1 and (len(shape) != 2 or shape[0] % rows or shape[1] % columns):
+            raise UserError(
+                f"method {method}: blocks of {rows}x{columns} do not divide tensor {name}, which is {size}; "
+                "choose scope linear, or another method"
+            )
         for level in patterns:
             group = int(level.split("of")[1])
             if len(shape) != 2 or shape[0 if kind.is_transposed(name) else 1] % group:
                 raise UserError(
                     f"sparsity {level}: {group} does not divide the input dimension of tensor {name}, which is "
-                    f"{'x'.join(map(str, shape))}; choose scope linear, or another pattern"
+                    f"{size}; choose scope linear, or another pattern"
                 )
 
 
@@ -157,32 +277,69 @@ def _twins(reader: Reader, names: Sequence[str], places: Mapping[str, Place]) ->
     }
 
 
-def _cuts(pool: Pool, levels: Sequence[str]) -> dict[tuple[str, str], Cut]:
+def _cuts(pool: Pool, levels: Sequence[str], floor: float) -> dict[tuple[str, str], Cut]:
     """(sparsity, tensor) -> the cut of the pool that the tensor competes in; tensors of one pool share their cut."""
+    unit = math.prod(pool.rule.UNIT)
+    sizes = {name: math.prod(pool.reader.shape(name)) // unit for name in pool.places}
     cuts: dict[tuple[str, str], Cut] = {}
-    groups = [list(pool.places)] if pool.rule.POOL == "scope" else [[name] for name in pool.places]
-    for names in groups if levels else []:
-        upper = np.zeros(BINS, np.int64)
-        for name in names:
-            for bits in pool.bits(name):
-                upper += np.bincount(bits >> 16, minlength=BINS)
-        if upper[INFINITY + 1 :].any():
-            raise ValueError(f"{pool.rule.__name__}: scores must be non-negative numbers")
-        counts = {level: removed_of(int(upper.sum()), level) for level in levels}
-        bins = {level: _bin(upper, count) for level, count in counts.items()}
-        lower = {number: np.zeros(BINS, np.int64) for number, _ in bins.values()}
-        for name in names:
-            for bits in pool.bits(name):
-                numbers = bits >> 16
-                for number in lower:
-                    lower[number] += np.bincount(bits[numbers == number] & (BINS - 1), minlength=BINS)
-        for level, count in counts.items():
-            number, rank = bins[level]
-            low, ties = _bin(lower[number], rank)
-            threshold = np.uint32(number << 16 | low).view(np.float32)
-            cut = Cut(float(threshold) if count else 0.0, ties)
+    for names in [list(sizes)] if pool.rule.POOL == "scope" else [[name] for name in sizes]:
+        counts = {level: removed_of(sum(sizes[name] for name in names), level) for level in levels}
+        for level, cut in _solve(pool, names, counts).items():
             cuts |= {(level, name): cut for name in names}
+            if floor and pool.rule.POOL == "scope":
+                limits = {name: math.ceil(size * (1 - Decimal(str(floor)))) for name, size in sizes.items()}
+                cuts |= {(level, name): cut for name, cut in _floored(pool, limits, counts[level], cut).items()}
     return cuts
+
+
+def _solve(pool: Pool, names: Sequence[str], counts: Mapping[str, int]) -> dict[str, Cut]:
+    """key -> the cut that removes so many of the tensors' scores, all keys from the same two passes."""
+    if not counts:
+        return {}
+    upper = np.zeros(BINS, np.int64)
+    for name in names:
+        for bits in pool.bits(name):
+            upper += np.bincount(bits >> 16, minlength=BINS)
+    if upper[INFINITY + 1 :].any():
+        raise ValueError(f"{pool.rule.__name__}: scores must be non-negative numbers")
+    bins = {key: _bin(upper, count) for key, count in counts.items()}
+    lower = {number: np.zeros(BINS, np.int64) for number, _ in bins.values()}
+    for name in names:
+        for bits in pool.bits(name):
+            numbers = bits >> 16
+            for number in lower:
+                lower[number] += np.bincount(bits[numbers == number] & (BINS - 1), minlength=BINS)
+    cuts = {}
+    for key, count in counts.items():
+        number, rank = bins[key]
+        low, ties = _bin(lower[number], rank)
+        threshold = np.uint32(number << 16 | low).view(np.float32)
+        cuts[key] = Cut(float(threshold) if count else 0.0, ties)
+    return cuts
+
+
+def _floored(pool: Pool, limits: Mapping[str, int], count: int, cut: Cut) -> dict[str, Cut]:
+    """The cuts when no tensor may lose more than its limit: who would is cut there, the others make up for it."""
+    cuts = dict.fromkeys(limits, cut)
+    free = list(limits)
+    while over := [name for name, taken in _taken(pool, free, cut).items() if taken > limits[name]]:
+        cuts |= {name: _solve(pool, [name], {"": limits[name]})[""] for name in over}
+        count -= sum(limits[name] for name in over)
+        free = [name for name in free if name not in over]
+        cut = _solve(pool, free, {"": count})[""]
+        cuts |= dict.fromkeys(free, cut)
+    return cuts
+
+
+def _taken(pool: Pool, names: Sequence[str], cut: Cut) -> dict[str, int]:
+    """How many scores a cut takes from each tensor."""
+    taken, ties = {}, cut.ties
+    for name in names:
+        scores = pool.scores(name)
+        equal = min(int((scores == cut.threshold).sum()), ties)
+        ties -= equal
+        taken[name] = int((scores < cut.threshold).sum()) + equal
+    return taken
 
 
 def _bin(histogram: NDArray[np.int64], rank: int) -> tuple[int, int]:
@@ -192,20 +349,21 @@ def _bin(histogram: NDArray[np.int64], rank: int) -> tuple[int, int]:
     return number, rank - int(ends[number] - histogram[number]) if rank else 0
 
 
-def _prune_tensor(weight: Tensor, scores: Tensor, level: str, cut: Cut | None, transposed: bool) -> dict[str, Any]:
-    """Prune one tensor in place; the part of its row that says what happened to it."""
-    removed = _cut(weight, scores, cut) if cut else _keep_pattern(weight, scores, level, transposed)
-    weight += 0.0  # -0.0 becomes 0.0, every other value stays
-    zeros = sum(int(np.count_nonzero((part == 0).numpy())) for part in weight.view(-1).split(CHUNK))
+def _describe(weight: Tensor, size: int, removed: int, zeros: int) -> Row:
+    """What every row of sparsity.csv says."""
     return {
         "shape": "x".join(map(str, weight.shape)),
         "dtype": str(weight.dtype).removeprefix("torch."),
-        "size": weight.numel(),
+        "size": size,
         "removed": removed,
         "zeros": zeros,
-        "sparsity": zeros / weight.numel(),
-        "threshold": cut.threshold if cut else "",
+        "sparsity": zeros / size,
     }
+
+
+def _zeros(weight: Tensor) -> int:
+    """How many weights are zero."""
+    return sum(int(np.count_nonzero((part == 0).numpy())) for part in weight.reshape(-1).split(CHUNK))
 
 
 def _cut(weight: Tensor, scores: Tensor, cut: Cut) -> int:
@@ -220,6 +378,17 @@ def _cut(weight: Tensor, scores: Tensor, cut: Cut) -> int:
         part.masked_fill_(gone, 0)
         removed += int(np.count_nonzero(gone.numpy()))
     return removed
+
+
+def _cut_blocks(weight: Tensor, scores: Tensor, cut: Cut) -> int:
+    """Zero whole blocks, each with one score, in place. How many weights went."""
+    alive = torch.ones_like(scores)
+    blocks = _cut(alive, scores, cut)
+    gone = alive == 0
+    for dim in (0, 1):
+        gone = gone.repeat_interleave(weight.shape[dim] // scores.shape[dim], dim)
+    weight.masked_fill_(gone, 0)
+    return blocks * weight.numel() // scores.numel()
 
 
 def _keep_pattern(weight: Tensor, scores: Tensor, level: str, transposed: bool) -> int:

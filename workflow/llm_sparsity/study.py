@@ -31,6 +31,11 @@ class Variant:
         """Whether nothing is removed."""
         return self.method == "dense"
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether weights are removed by setting them to zero; `structured` makes tensors smaller instead."""
+        return self.method not in ("dense", "structured")
+
     @classmethod
     def parse(cls, text: str) -> "Variant":
         """The inverse of `str`."""
@@ -75,6 +80,7 @@ class Cells:
     """Everything a study computes, each once, in a fixed order."""
 
     variants: tuple[tuple[str, Variant], ...]
+    measured: tuple[tuple[str, Variant], ...]
     evaluations: tuple[Evaluation, ...]
     runs: tuple[Run, ...]
 
@@ -83,10 +89,12 @@ def expand(grids: Iterable[Mapping[str, Any]], evaluated: Iterable[str]) -> Cell
     """Cross the lists of every grid.
 
     `evaluated` names the tasks that need no training (language modelling). Every model is studied dense as well:
-    without it nothing can be compared. A dense model has no mask, so it is fine-tuned once, under `kept`.
+    without it nothing can be compared. A model that holds no zeros has no mask: dense, or with heads and neurons cut
+    out, it is fine-tuned once, under `kept`.
     """
     evaluated = set(evaluated)
     variants: dict[tuple[str, Variant], None] = {}
+    measured: dict[tuple[str, Variant], None] = {}
     evaluations: dict[Evaluation, None] = {}
     runs: dict[Run, None] = {}
     for grid in grids:
@@ -97,11 +105,13 @@ def expand(grids: Iterable[Mapping[str, Any]], evaluated: Iterable[str]) -> Cell
         ]
         for model, variant in itertools.product(grid["models"], [DENSE, *pruned]):
             variants[model, variant] = None
+            if grid["measure"]:
+                measured[model, variant] = None
             for task in grid["tasks"]:
                 if task in evaluated:
                     evaluations[Evaluation(model, variant, task)] = None
                     continue
-                masks = ["kept"] if variant.is_dense else grid["masks"]
+                masks = grid["masks"] if variant.has_mask else ["kept"]
                 for mask, seed in itertools.product(masks, grid["seeds"]):
                     runs[Run(model, variant, task, mask, seed)] = None
-    return Cells(tuple(variants), tuple(evaluations), tuple(runs))
+    return Cells(tuple(variants), tuple(measured), tuple(evaluations), tuple(runs))

@@ -3,7 +3,7 @@
 # needs   everything that the study computes
 # leaves  reports/{study}/tables/*.csv
 
-TABLES = ["metrics", "runs", "history", "sizes", "weights", "baselines"]
+TABLES = ["metrics", "runs", "history", "sizes", "speed", "weights", "baselines"]
 
 
 localrules:
@@ -14,6 +14,7 @@ rule collect:
     input:
         [f"results/{model}/{variant}/weights.parquet" for model, variant in CELLS.variants],
         [f"results/{model}/{variant}/sparsity.csv" for model, variant in CELLS.variants if not variant.is_dense],
+        [f"results/{model}/{variant}/cost.json" for model, variant in CELLS.measured],
         [evaluation.folder / "metrics.json" for evaluation in CELLS.evaluations],
         [run.folder / "metrics.json" for run in CELLS.runs],
     output:

@@ -32,8 +32,8 @@ CELLS = STUDY.cells()
 
 wildcard_constraints:
     model=r"[A-Za-z0-9][\w.-]*",
-    variant=r"dense|[a-z]\w*-[a-z]+-[\w.]+",
-    pruned=r"[a-z]\w*-[a-z]+-[\w.]+",
+    variant=r"dense|[a-z]\w*-[a-z]+(\.\d+)*-[\w.]+",
+    pruned=r"[a-z]\w*-[a-z]+(\.\d+)*-[\w.]+",
     task=r"[A-Za-z0-9][\w.-]*",
     mask="kept|released",
     seed=r"\d+",
@@ -66,7 +66,8 @@ def download_task_settings(wildcards):
 
 def prune_settings(wildcards):
     variant = Variant.parse(wildcards.pruned)
-    return settings(method=variant.method, scope=variant.scope, sparsity=variant.sparsity, seed=0)
+    chosen = STUDY.prune.model_dump()
+    return settings(method=variant.method, scope=variant.scope, sparsity=variant.sparsity, **chosen)
 
 
 def prune_code(wildcards):

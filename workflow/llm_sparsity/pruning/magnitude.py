@@ -6,6 +6,7 @@ The report's method, torch's `global_unstructured` with `L1Unstructured`.
 from torch import Generator, Tensor
 
 POOL = "scope"
+UNIT = (1, 1)
 
 
 def score(weight: Tensor, generator: Generator) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 POOL = "scope"
+UNIT = (1, 1)
 
 
 def score(weight: Tensor, generator: Generator) -> Tensor:

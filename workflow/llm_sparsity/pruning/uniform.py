@@ -5,6 +5,7 @@ arXiv:1710.01878). No layer can collapse.
 from torch import Generator, Tensor
 
 POOL = "tensor"
+UNIT = (1, 1)
 
 
 def score(weight: Tensor, generator: Generator) -> Tensor:
