@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from llm_sparsity.collect import COLUMNS, collect
+from llm_sparsity.collect import COLUMNS, INFERENCE, collect
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import write_csv, write_json
 from llm_sparsity.study import Variant, expand
@@ -17,10 +17,11 @@ STUDY: dict[str, Any] = {
         {
             "models": ["minilm", "gpt2"], "methods": ["magnitude"], "scopes": ["linear"],
             "sparsities": ["0", "0.5", "2of4"], "tasks": ["sst2"], "masks": ["kept", "released"], "seeds": [0, 1],
+            "measure": True,
         },
         {
             "models": ["gpt2"], "methods": ["magnitude"], "scopes": ["linear"],
-            "sparsities": ["0.5"], "tasks": ["text"], "masks": ["kept"], "seeds": [0],
+            "sparsities": ["0.5"], "tasks": ["text"], "masks": ["kept"], "seeds": [0], "measure": False,
         },
     ],
     "evaluated": ["text"],
@@ -36,9 +37,15 @@ def root(tmp_path: Path) -> Path:
         row = {"level": "overall", "name": "", "stack": "", "layer": -1, "part": "", "statistic": "count", "x": 0.0}
         pd.DataFrame([row | {"value": 100.0}]).to_parquet(folder / "weights.parquet")
         files = {"model.safetensors": {"bytes": 1000 if variant.is_dense else 400}, "config.json": {"bytes": 7}}
-        facts = {"files": files} if variant.is_dense else {"files": files, "pruned": {"measured_sparsity": 0.4999}}
+        pruned = {"measured_sparsity": 0.4999, "size": 1000, "removed": 499}
+        facts = {"files": files} if variant.is_dense else {"files": files, "pruned": pruned}
         target = tmp_path / "resources/models" / model if variant.is_dense else folder / "model"
         write_json(target / "manifest.json", facts)
+    for model, variant in cells.measured:
+        row = dict.fromkeys(INFERENCE, 1) | {"execution": "dense", "memory_bytes": None}
+        cost = {"plain_bytes": 800, "bound_bytes": 300, "load_seconds": 0.1, "device": "cpu", "threads": 1}
+        cost |= {"speed": [row, row | {"execution": "sparse", "speedup": 2.5}], "versions": {"torch": "1.0"}}
+        write_json(tmp_path / "results" / model / str(variant) / "cost.json", cost)
     for evaluation in cells.evaluations:
         write_json(tmp_path / evaluation.folder / "metrics.json", {"metrics": {"perplexity": 30.0, "nll": 3.4}})
     for run in cells.runs:
@@ -94,6 +101,17 @@ def test_sizes_are_those_of_the_weight_files(root: Path) -> None:
     assert sizes.loc[("minilm", "0.5"), "ratio"] == 0.4
     assert sizes.loc[("minilm", "0.5"), "measured_sparsity"] == 0.4999
     assert sizes.loc[("minilm", "0"), "ratio"] == 1
+    measured = sizes.loc[("minilm", "0.5"), ["weights", "removed", "plain_bytes", "bound_bytes"]]
+    assert measured.astype(int).tolist() == [1000, 499, 800, 300]
+    assert sizes.loc[("minilm", "0"), "weights"] == ""
+
+
+def test_speed_has_a_row_for_each_execution(root: Path) -> None:
+    speed = tables(root)["speed"]
+    assert len(speed) == 2 * 6
+    rows = speed[(speed.model == "gpt2") & (speed.sparsity == "2of4")].set_index("execution")
+    assert rows.speedup.to_dict() == {"dense": 1, "sparse": 2.5}
+    assert rows.loc["sparse", ["device", "torch", "memory_bytes"]].tolist() == ["cpu", 1.0, ""]
 
 
 def test_a_missing_result_is_named(root: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
         (lambda v: v["study"][0].update(methods=["structured"]), "scopes: all holds more than matrices of layers"),
         (
             lambda v: v["study"][0].update(methods=["block"], scopes=["linear"], sparsities=["2of4"]),
-            "study.0.sparsities: 2of4 is of single weights, block removes more",
+            "study.0.sparsities: 2of4 is of single weights, but block removes more",
         ),
         (lambda v: v["study"][0].update(scopes=["decoder"]), "decoder, but model roberta-base is an encoder"),
         (lambda v: v["study"][0].update(sparsities=[1.0]), "study.0.sparsities.0: found 1.0; expected a fraction"),

@@ -8,6 +8,7 @@ from llm_sparsity.study import DENSE, Run, Variant, expand
 GRID: dict[str, Any] = {
     "models": ["gpt2"],
     "methods": ["magnitude"],
+    "measure": True,
     "scopes": ["all"],
     "sparsities": ["0", "0.5"],
     "tasks": ["sst2"],

@@ -5,12 +5,12 @@
                    validation_examples measured_sparsity device threads processes torch transformers accelerate python
     history.csv    ... epoch step train_loss accuracy f1 combined measured_sparsity; rows inside the first epoch, with
                    epoch 0, hold the sparsity alone
-    sizes.csv      model method scope sparsity  measured_sparsity, weights (in the scope), removed (of them); bytes of the
-                   weight file, dense_bytes of the dense one and their ratio; where measured, plain_bytes (the variant as
-                   plain safetensors) and bound_bytes (an ideal coder of its statistics)
-    speed.csv      model method scope sparsity  execution batch_size sequence_length seconds speedup (against the dense
-                   model; medians, with quartiles _low and _high) error sparse_layers memory_bytes load_seconds device
-                   threads torch; see `measure`
+    sizes.csv      model method scope sparsity  measured_sparsity, weights of the scope, removed of them; bytes of the
+                   weight file, dense_bytes of the dense one, their ratio; where measured: plain_bytes (the variant as
+                   plain safetensors), bound_bytes (what an ideal coder of its statistics takes)
+    speed.csv      model method scope sparsity  execution batch_size sequence_length seconds speedup (against dense;
+                   medians, with quartiles _low and _high) error sparse_layers memory_bytes load_seconds device threads
+                   torch; see `measure`
     weights.csv    model method scope sparsity  and the columns of `weights`
     baselines.csv  task metric value  what always answering with the most frequent label reaches
 
@@ -34,40 +34,18 @@ RUN = [*VARIANT, "task", "mask", "seed"]
 SECONDS = ["train_seconds", "eval_seconds", "setup_seconds", "samples_per_second", "peak_memory_bytes"]
 MACHINE = ["device", "threads", "processes"]
 VERSIONS = ["torch", "transformers", "accelerate", "python"]
+WEIGHTS = ["weights", "removed"]
+MEASURED_BYTES = ["plain_bytes", "bound_bytes"]
+INFERENCE = [
+    "execution", "batch_size", "sequence_length", "seconds", "seconds_low", "seconds_high", "speedup", "speedup_low",
+    "speedup_high", "error", "sparse_layers", "memory_bytes",
+]  # fmt: skip
 COLUMNS = {
     "metrics": [*RUN, "metric", "value"],
     "runs": [*RUN, *SECONDS, "epochs", "validation_examples", "measured_sparsity", *MACHINE, *VERSIONS],
     "history": [*RUN, "epoch", "step", "train_loss", "accuracy", "f1", "combined", "measured_sparsity"],
-    "sizes": [
-        *VARIANT,
-        "measured_sparsity",
-        "weights",
-        "removed",
-        "bytes",
-        "dense_bytes",
-        "ratio",
-        "plain_bytes",
-        "bound_bytes",
-    ],
-    "speed": [
-        *VARIANT,
-        "execution",
-        "batch_size",
-        "sequence_length",
-        "seconds",
-        "seconds_low",
-        "seconds_high",
-        "speedup",
-        "speedup_low",
-        "speedup_high",
-        "error",
-        "sparse_layers",
-        "memory_bytes",
-        "load_seconds",
-        "device",
-        "threads",
-        "torch",
-    ],
+    "sizes": [*VARIANT, "measured_sparsity", *WEIGHTS, "bytes", "dense_bytes", "ratio", *MEASURED_BYTES],
+    "speed": [*VARIANT, *INFERENCE, "load_seconds", "device", "threads", "torch"],
     "weights": [*VARIANT, "level", "name", "stack", "layer", "part", "statistic", "x", "value"],
     "baselines": ["task", "metric", "value"],
 }
@@ -130,8 +108,7 @@ def _tables(cells: Cells, root: Path) -> dict[str, pd.DataFrame]:
         }
         rows["speed"] += [{**_variant(model, variant), **row, **shared} for row in cost["speed"]]
     tables = {name: pd.DataFrame(found, columns=COLUMNS[name]) for name, found in rows.items()}
-    whole = ["weights", "removed", "plain_bytes", "bound_bytes"]  # whole numbers, or nothing
-    tables["sizes"] = tables["sizes"].astype(dict.fromkeys(whole, "Int64"))
+    tables["sizes"] = tables["sizes"].astype(dict.fromkeys([*WEIGHTS, *MEASURED_BYTES], "Int64"))  # or nothing
     tables["baselines"] = tables["baselines"].drop_duplicates()
     tables["weights"] = pd.concat(
         [

@@ -227,7 +227,7 @@ class Grid(Section):
     methods: list[str] = Field(["magnitude"], min_length=1)
     scopes: list[Scope] = Field(["all"], min_length=1)
     sparsities: list[Sparsity] = Field(min_length=1)
-    tasks: list[Name] = Field(min_length=1)
+    tasks: list[Name] = Field([], description="none: the variants are pruned, weighed and measured only")
     masks: list[Literal["kept", "released"]] = Field(["kept"], min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     measure: bool = Field(True, description="measure seconds and memory of the variants")
