@@ -17,6 +17,7 @@ import ctypes
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -201,6 +202,16 @@ def take_turns(functions: Sequence[Callable[[], Any]], repeats: int) -> NDArray[
             function()
             seconds[turn, number] = time.perf_counter() - begun
     return seconds[1:]  # the first turn warms up
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, as allocators for servers do: else every large activation is mapped anew, and
+    what is timed is the system's page faults.
+    """
+    with suppress(AttributeError):  # not glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 @cache

@@ -57,7 +57,7 @@ def measure(
     """
     check_length(model, "measure.sequence_length", sequence_length)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _keep_freed_memory()
+    execution.keep_freed_memory()
     loads = execution.take_turns([lambda: load_base(model)], LOADS)
     reference, net = (_prepared(folder, device) for folder in (dense, model))
     batches = {size: _inputs(net, size, sequence_length, device) for size in batch_sizes}
@@ -93,16 +93,6 @@ def measure(
             **machine(device),
         },
     )
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed, as allocators for servers do: else every large activation is mapped anew, and
-    what is timed is the system's page faults.
-    """
-    with suppress(AttributeError):  # not glibc
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 def _prepared(folder: Path, device: torch.device) -> Any:

@@ -29,7 +29,7 @@ from llm_sparsity.files import atomic, write_text
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-SECTIONS = ("Task quality", "Cost", "Weights")
+SECTIONS = ("What to pick", "Task quality", "Cost", "Weights")
 METRICS = {"accuracy": "Accuracy", "f1": "F1", "combined": "Combined score (mean of accuracy and F1)"}
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold",
@@ -113,7 +113,14 @@ def _figures(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[Dr
             yield _regrowth(task, history[(history.task == task) & (history["mask"] == "released")], models)
     for task in dict.fromkeys(metrics.loc[metrics.metric == "perplexity", "task"]):
         yield _perplexity(task, metrics[(metrics.task == task) & (metrics.metric == "perplexity")], models)
+    yield from _parts(data, models)
     yield _sizes(data["sizes"], models)
+    speed = data["speed"]
+    for size in sorted(set(speed.batch_size)):
+        rows = speed[speed.batch_size == size]
+        if (rows.method != "dense").any():
+            yield _speed(size, rows, models)
+    yield from _frontiers(data, models)
     for model in models:
         rows = data["weights"][data["weights"].model == model]
         yield _histogram(model, rows, models)
@@ -222,7 +229,7 @@ def _by_sparsity(
 ) -> Drawn:
     """One value by sparsity: a panel for each method and scope, a line for each model and mask."""
     groups = _groups(rows)
-    figure, axes = _panels([f"{method}, scope {scope}" if scope else method for method, scope in groups], sharey=True)
+    figure, axes = _panels([_group_name(*group) for group in groups], sharey=True)
     for ax, (method, scope) in zip(axes, groups, strict=True):
         ends = []
         group = _with_dense(rows, method, scope)
@@ -332,31 +339,225 @@ def _perplexity(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
     return Drawn(f"perplexity-{task}", "Task quality", caption, figure)
 
 
+def _parts(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[Drawn]:
+    """Which part hurts most: a figure for each task whose study prunes several scopes at one sparsity."""
+    metrics = data["metrics"]
+    shown = metrics[metrics.metric.isin(["accuracy", "perplexity"]) & (metrics["mask"] != "released")]
+    for (task, metric), rows in shown.groupby(["task", "metric"], sort=False):
+        groups = [
+            (model, method, level, group.groupby("scope").value.mean())
+            for (model, method, level), group in rows[rows.method != "dense"].groupby(
+                ["model", "method", "level"], sort=False
+            )
+            if group.scope.nunique() > 2
+        ]
+        if groups:
+            names = [f"{model}: {level:.0%} of one part removed, {method}" for model, method, level, _ in groups]
+            tallest = max(len(values) for *_, values in groups)
+            figure, axes = _panels(names, width=6.6, height=1.3 + 0.34 * tallest)
+            for ax, group in zip(axes, groups, strict=True):
+                _part(ax, rows, data["sizes"], str(metric), *group, _look(models, group[0])["color"])
+            caption = (
+                f"Each part pruned alone, at the same sparsity of the part, on {task}; the most harmful on top. Beside "
+                "each bar, how many weights went: a part that loses little and holds much is where to prune. Dotted: "
+                "the dense model."
+            )
+            yield Drawn(f"parts-{task}", "Task quality", caption, figure)
+
+
+def _part(
+    ax: Axes, rows: pd.DataFrame, sizes: pd.DataFrame, metric: str, model: str, method: str, level: float,
+    values: pd.Series, colour: str,
+) -> None:  # fmt: skip
+    """The bars of one model, method and sparsity."""
+    sizes = sizes[(sizes.model == model) & (sizes.method == method) & (sizes.level == level)]
+    dense = float(rows.loc[(rows.model == model) & (rows.method == "dense"), "value"].mean())
+    values = values.sort_values(ascending=metric == "perplexity")
+    ax.barh(range(len(values)), values, color=colour, alpha=0.75, height=0.65)
+    for number, (scope, value) in enumerate(values.items()):
+        chosen = sizes[
+            (sizes.model == model) & (sizes.method == method) & (sizes.scope == scope) & (sizes.level == level)
+        ]
+        removed = float(chosen.removed.iloc[0]) / 1e6
+        ax.annotate(
+            f"{_shown(metric, value)}   ({removed:,.1f} M weights)", (value, number), (4, 0),
+            textcoords="offset points", va="center", fontsize=8,
+        )  # fmt: skip
+    ax.set_yticks(range(len(values)), [_scope_name(str(scope)) for scope in values.index])
+    ax.axvline(dense, color="#777777", linewidth=1, linestyle=":")
+    ax.grid(visible=False, axis="y")
+    if metric == "perplexity":
+        ax.set_xscale("log")
+        ax.set_xlim(dense * 0.8, float(values.max()) * (float(values.max()) / dense) ** 0.8 * 1.2)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlabel("Perplexity (log scale; lower is better)")
+    else:
+        ax.set_xlim(float(values.min()) * 0.9, max(dense, float(values.max())) * 1.15)
+        ax.set_xlabel("Accuracy")
+
+
+def _scope_name(scope: str) -> str:
+    """A scope for readers: layers.3.4.5 becomes layers 3-5."""
+    word, *numbers = scope.split(".")
+    if not numbers:
+        return word
+    layers = [int(number) for number in numbers]
+    if len(layers) > 1 and layers == list(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]}-{layers[-1]}"
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(numbers)}"
+
+
 def _sizes(rows: pd.DataFrame, models: list[str]) -> Drawn:
     """Bytes of the weight files by sparsity, as a share of the dense file."""
-    groups = [(scope, group) for scope, group in rows[rows.method != "dense"].groupby("scope")]
-    figure, axes = _panels([f"scope {scope}" for scope, _ in groups] or ["dense"], sharey=True)
-    for ax, (_, group) in zip(axes, groups, strict=False):
+    groups = _groups(rows)
+    figure, axes = _panels([_group_name(*group) for group in groups], sharey=True)
+    for ax, (method, scope) in zip(axes, groups, strict=True):
         ends = []
-        for model in [model for model in models if model in set(group.model)]:
-            points = group[group.model == model].groupby("level").ratio.mean()
+        group = _with_dense(rows, method, scope)
+        for model in [
+            model for model in models if (method == "dense" or model in set(group.model[group.method == method]))
+        ]:
+            points = group[group.model == model].sort_values("level")
             look = _look(models, model)
-            ax.plot([0, *points.index], [1, *points], **look)
-            ends.append((float(points.index[-1]), float(points.iloc[-1]), model, look["color"]))
-        ax.axhline(1, color="#777777", linewidth=1, linestyle=":")
+            ax.plot(points.level, points.ratio, **look)
+            bound = points.dropna(subset=["bound_bytes"])
+            ax.plot(
+                bound.level, bound.bound_bytes / bound.dense_bytes, color=look["color"], linestyle=":", linewidth=1.2
+            )
+            ends.append((float(points.level.iloc[-1]), float(points.ratio.iloc[-1]), model, look["color"]))
+        ax.axhline(1, color="#777777", linewidth=1, linestyle="--")
         ax.annotate("dense file", (1, 1), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
                     fontsize=8, color="#555555", ha="right")  # fmt: skip
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.set_ylim(0, 1.1)
-        _sparsity_axis(ax, [0, *group.level])
+        _sparsity_axis(ax, group.level)
         _spread(ax, ends)
     axes[0].set_ylabel("Weight file, share of dense")
     caption = (
         "Bytes of the saved weights, measured: survivors and where they are; zeros are not stored. What is outside "
-        "the scope (embeddings, when only matrices are pruned) sets the floor. Dense tensors are compressed without "
-        "loss, which is what the first step down shows."
+        "the scope (embeddings, when only matrices are pruned) sets the floor. Dotted: what an ideal coder of the "
+        "survivors' positions and bytes would take, where it was measured."
     )
     return Drawn("size", "Cost", caption, figure)
+
+
+def _group_name(method: str, scope: str) -> str:
+    """A panel's name."""
+    return f"{method}, {_scope_name(scope)}" if scope else method
+
+
+def _speed(batch: int, rows: pd.DataFrame, models: list[str]) -> Drawn:
+    """How much faster than the dense model a variant runs, by sparsity and execution."""
+    groups = _groups(rows)
+    figure, axes = _panels([_group_name(*group) for group in groups], sharey=True)
+    for ax, (method, scope) in zip(axes, groups, strict=True):
+        ends, found = [], []
+        group = _with_dense(rows, method, scope)
+        for model in [model for model in models if model in set(group.model[group.method == method])]:
+            mine, look = group[group.model == model], _look(models, model)
+            for name in ("dense", "sparse", "2of4"):
+                line = mine[(mine.execution == name) | (mine.method == "dense")].sort_values("level")
+                if not (line.method == method).any():
+                    continue
+                hollow = name == "dense" and "sparse" in set(mine.execution)  # zeros that are multiplied
+                style = {"linestyle": "--", "markerfacecolor": "white"} if hollow else {}
+                bars = [line.speedup - line.speedup_low, line.speedup_high - line.speedup]
+                ax.errorbar(line.level, line.speedup, bars, capsize=2, elinewidth=1, **look, **style)
+                ends.append(
+                    (float(line.level.iloc[-1]), float(line.speedup.iloc[-1]), f"{model}, {name}", look["color"])
+                )
+                if name == "sparse" and (even := _crossing(line.level.to_numpy(), line.speedup.to_numpy())):
+                    found.append((even, look["color"]))
+        for even, colour in found:
+            ax.axvline(even, color=colour, linewidth=1, linestyle=":")
+            ax.annotate(
+                f"break-even {even:.0%}", (even, 1), (3, 3), xycoords=("data", "axes fraction"), rotation=0,
+                textcoords="offset points", fontsize=8, color=colour, ha="center",
+            )  # fmt: skip
+        ax.axhline(1, color="#777777", linewidth=1)
+        ax.annotate("as fast as dense", (0, 1), (2, -10), xycoords=("axes fraction", "data"),
+                    textcoords="offset points", fontsize=8, color="#555555")  # fmt: skip
+        ax.set_ylim(0, max(1.2, float(rows.speedup_high.max()) * 1.08))
+        _sparsity_axis(ax, group.level)
+        _spread(ax, ends)
+    axes[0].set_ylabel("Speed-up over the dense model")
+    tokens, threads, device = (rows[key].iloc[0] for key in ("sequence_length", "threads", "device"))
+    caption = (
+        f"Speed of the base model on {batch} sequence{'s' * (batch > 1)} of {tokens} tokens, {device}, {threads} "
+        f"thread{'s' * (threads > 1)}; both models take turns, points are medians, bars quartiles. Dashed and hollow: "
+        "dense execution, in which zeros are multiplied like any number. Solid: what was removed is not computed. "
+        "Below break-even sparse execution costs more than it saves."
+    )
+    return Drawn(f"speed-batch-{batch}", "Cost", caption, figure)
+
+
+def _crossing(levels: Any, speedups: Any) -> float | None:
+    """The sparsity from which on sparse execution is faster: where the line last crosses 1, if it does."""
+    below = np.flatnonzero(speedups[1:] < 1) + 1  # the first point is the dense model
+    if not len(below) or below[-1] == len(levels) - 1:
+        return None
+    at = below[-1]
+    return float(np.interp(1, speedups[at : at + 2], levels[at : at + 2]))
+
+
+def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[Drawn]:
+    """What to pick: quality against measured bytes, and against measured latency."""
+    metrics, sizes, speed = data["metrics"], data["sizes"], data["speed"]
+    quality = metrics[metrics.metric.isin(["accuracy", "perplexity"]) & (metrics["mask"] != "released")]
+    cells = quality.groupby(["task", "metric", *CELL, "level"], sort=False).value.mean().reset_index()
+    cells = cells.merge(sizes[[*CELL, "bytes"]], on=CELL)
+    fastest = speed[speed.batch_size == speed.batch_size.min()].groupby(CELL).seconds.min().reset_index()
+    cells = cells.merge(fastest, on=CELL, how="left")
+    costs = {
+        "bytes": ("bytes", "Weight file (MB)", 1e6),
+        "seconds": ("latency", "Latency, fastest execution (ms)", 1e-3),
+    }
+    for (task, metric), rows in cells.groupby(["task", "metric"], sort=False):
+        shown = [cost for cost in costs if rows[cost].notna().sum() > 1]
+        figure, axes = _panels(
+            [f"{metric} against {costs[cost][0].split(' (')[0].lower()}" for cost in shown], width=5.2
+        )
+        for ax, cost in zip(axes, shown, strict=True):
+            points = rows.dropna(subset=[cost]).assign(cost=rows[cost] / costs[cost][2])
+            _frontier(ax, points, models, str(metric))
+            ax.set_xlabel(costs[cost][1])
+        name = "Perplexity (log scale; lower is better)" if metric == "perplexity" else "Accuracy"
+        axes[0].set_ylabel(name)
+        caption = (
+            f"What to pick on {task}: every variant by what it costs and what it reaches, mask kept. The grey line "
+            "joins those that no other beats in both; what is far from it is not worth having."
+        )
+        yield Drawn(f"frontier-{task}", "What to pick", caption, figure)
+
+
+def _frontier(ax: Axes, rows: pd.DataFrame, models: list[str], metric: str) -> None:
+    """One cost against one metric; a model's colour, a method's marker, the sparsity beside each point."""
+    better = -1 if metric == "perplexity" else 1
+    methods = list(dict.fromkeys(rows.method))
+    scopes = rows.scope[rows.method != "dense"].nunique()
+    order = rows.sort_values(["cost", "value"], ascending=[True, better < 0])
+    best = (better * order.value).cummax()
+    front = order[(better * order.value == best) & (best > best.shift(fill_value=-math.inf))]
+    ax.plot(front.cost, front.value, color="#bbbbbb", linewidth=3, zorder=1)
+    for row in rows.itertuples():
+        marker = MARKERS[methods.index(row.method) % len(MARKERS)]
+        ax.plot(row.cost, row.value, marker=marker, color=_look(models, row.model)["color"], linestyle="", zorder=2)
+        text = "dense" if row.method == "dense" else f"{row.level:.0%}"
+        text += f" {_scope_name(row.scope)}" if scopes > 1 and row.method != "dense" else ""
+        ax.annotate(text, (row.cost, row.value), (5, 3), textcoords="offset points", fontsize=7.5, color="#333333")
+    for number, method in enumerate(methods):
+        if method != "dense":
+            ax.plot([], [], marker=MARKERS[number % len(MARKERS)], color="#555555", linestyle="", label=method)
+    for model in [model for model in models if model in set(rows.model)] if rows.model.nunique() > 1 else []:
+        ax.plot([], [], color=_look(models, model)["color"], linewidth=4, label=model)
+    ax.legend(fontsize=8, loc="best")
+    ax.set_xlim(left=0, right=float(rows.cost.max()) * 1.12)
+    if metric == "perplexity":
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+        ax.yaxis.set_minor_locator(NullLocator())
 
 
 def _number(rows: pd.DataFrame, statistic: str) -> float:
