@@ -10,12 +10,12 @@ Seconds are of the processor, so that they can be compared on a machine that doe
 Torch has no other way than to start again for every sparsity. "Pruning" is the part without reading and writing:
 `global_unstructured` and `remove` there; here the check for NaN, scores, histograms, and zeroing the weights.
 Peak memory is the resident set, with libraries and with the pages of mapped input files, which the system takes back
-when it needs them. "Of its own" is anonymous memory beyond what the process had when pruning began (Linux).
+when it needs them. Extra memory is anonymous memory beyond what the process had when pruning began (Linux), so without
+libraries, and for torch without the model.
 """
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -23,11 +23,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from table import machine, table, write
+
 LEVELS = ["0.1", "0.5", "0.9", "0.95", "0.99"]
 GIB = 1 << 30
 
@@ -46,12 +48,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         folder = Path(temporary)
         if args.params:
-            name, table = "prune-large", _large(folder, int(args.params), args.threads)
+            name, text = "prune-large", _large(folder, int(args.params), args.threads)
         else:
-            name, table = "prune", _beside_torch(folder, args.threads)
-    print(table)
+            name, text = "prune", _beside_torch(folder, args.threads)
+    print(text)
     if args.write:
-        _write(name, table)
+        write(name, text)
 
 
 def _beside_torch(folder: Path, threads: int) -> str:
@@ -61,40 +63,40 @@ def _beside_torch(folder: Path, threads: int) -> str:
     theirs = [_run(folder, "torch", level, threads) for level in LEVELS]
     differing = sum(_run(folder, "compare", level, threads)["differing"] for level in LEVELS)
     total = {key: sum(run[key] for run in theirs) for key in ("seconds", "pruning", "bytes")}
-    peak = max(run["peak"] for run in theirs)
     rows = [
-        ("read, prune, write, CPU s", ours["seconds"], total["seconds"], 1),
         ("of this pruning, CPU s", ours["pruning"], total["pruning"], 1),
-        ("peak memory, GiB", ours["peak"] / GIB, peak / GIB, 2),
+        ("read, prune, write, CPU s", ours["seconds"], total["seconds"], 1),
+        ("extra memory, GiB", ours["own"] / GIB, max(run["own"] for run in theirs) / GIB, 2),
+        ("peak memory, GiB", ours["peak"] / GIB, max(run["peak"] for run in theirs) / GIB, 2),
         ("five folders, GiB", ours["bytes"] / GIB, total["bytes"] / GIB, 2),
     ]
-    lines = [
+    return (
         f"{ours['size'] / 1e6:.1f}M random weights in GPT-2's shape, {', '.join(LEVELS)} of all of them removed. "
-        f"Weights that one side keeps and the other removes: {differing}. Of its own: {ours['own'] / GIB:.2f} GiB. "
-        f"{_machine(threads)}.",
-        "",
-        "| | this, one pass | torch `global_unstructured`, five runs | ratio |",
-        "|---|---:|---:|---:|",
-    ]
-    lines += [f"| {what} | {a:.{digits}f} | {b:.{digits}f} | {b / a:.1f} |" for what, a, b, digits in rows]
-    return "\n".join(lines)
+        f"Weights that one side keeps and the other removes: {differing}. {machine(threads)}.\n\n"
+    ) + table(
+        ["", "this, one pass", "torch `global_unstructured`, five runs", "ratio"],
+        [[what, f"{a:.{digits}f}", f"{b:.{digits}f}", f"{b / a:.1f}"] for what, a, b, digits in rows],
+    )
 
 
 def _large(folder: Path, params: int, threads: int) -> str:
     made = _run(folder, "make", str(params), threads)
     ours = _run(folder, "ours", "0.5", threads)
-    return "\n".join(
-        [
-            f"{made['size'] / 1e9:.2f}B random float32 weights in Llama's shape, {made['bytes'] / GIB:.1f} GiB in "
-            f"{made['shards']} shards, half of them removed. {_machine(threads)}.",
-            "",
-            "| read, prune, write, CPU s | of this pruning, CPU s | peak memory, GiB | of its own, GiB "
-            "| largest tensor, GiB | folder, GiB |",
-            "|---:|---:|---:|---:|---:|---:|",
-            f"| {ours['seconds']:.0f} | {ours['pruning']:.0f} | {ours['peak'] / GIB:.2f} "
-            f"| {ours['own'] / GIB:.2f} | {made['largest'] / GIB:.2f} | {ours['bytes'] / GIB:.2f} |",
-        ]
-    )
+    found = [
+        ("read, prune, write, CPU s", f"{ours['seconds']:.0f}"),
+        ("of this pruning, CPU s", f"{ours['pruning']:.0f}"),
+        *(
+            (f"{what}, GiB", f"{size / GIB:.2f}")
+            for what, size in [
+                ("peak memory", ours["peak"]), ("extra memory", ours["own"]), ("largest tensor", made["largest"]),
+                ("folder", ours["bytes"]),
+            ]
+        ),
+    ]  # fmt: skip
+    return (
+        f"{made['size'] / 1e9:.2f}B random float32 weights in Llama's shape, {made['bytes'] / GIB:.1f} GiB in "
+        f"{made['shards']} shards, half of them removed. {machine(threads)}.\n\n"
+    ) + table([what for what, _ in found], [[value for _, value in found]], texts=0)
 
 
 def _run(folder: Path, part: str, value: str, threads: int) -> dict[str, Any]:
@@ -182,29 +184,18 @@ def _ours(folder: Path, value: str) -> dict[str, Any]:
 
         return call
 
-    for holder, name in [(stage, "_check"), (stage, "_cuts"), (stage, "_prune_tensor"), (stage.Pool, "scores")]:
+    for holder, name in [
+        (stage, "_check"), (stage, "_cuts"), (stage, "_cut"), (stage, "_zeros"), (stage.Pool, "scores")
+    ]:  # fmt: skip
         setattr(holder, name, timed(getattr(holder, name)))
-    before = _anonymous()
-    highest, done = before, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.wait(0.005):
-            highest = max(highest, _anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     outputs = {level: folder / "ours" / level for level in value.split(",")}
     begun = time.process_time()
-    stage.prune(folder / "dense", outputs, method="magnitude", scope="all")
+    with _extra_memory() as memory:
+        stage.prune(folder / "dense", outputs, method="magnitude", scope="all")
     seconds = time.process_time() - begun
-    done.set()
-    watcher.join()
     size = read_manifest(next(iter(outputs.values())) / "model")["pruned"]["size"]
-    return {
-        "seconds": seconds, "pruning": pruning, "size": size,
-        "bytes": sum(_bytes(output) for output in outputs.values()), "own": highest - before,
-    }  # fmt: skip
+    written = sum(_bytes(output) for output in outputs.values())
+    return {"seconds": seconds, "pruning": pruning, "size": size, "bytes": written, "own": memory[0]}
 
 
 def _torch(folder: Path, level: str) -> dict[str, Any]:
@@ -215,15 +206,35 @@ def _torch(folder: Path, level: str) -> dict[str, Any]:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "dense")
     modules = [(module, "weight") for module in model.transformer.modules() if hasattr(module, "weight")]
     started = time.process_time()
-    prune.global_unstructured(modules, pruning_method=prune.L1Unstructured, amount=float(level))
-    for module, name in modules:
-        prune.remove(module, name)
+    with _extra_memory() as memory:
+        prune.global_unstructured(modules, pruning_method=prune.L1Unstructured, amount=float(level))
+        for module, name in modules:
+            prune.remove(module, name)
     pruning = time.process_time() - started
     shutil.rmtree(folder / "torch" / level, ignore_errors=True)
     model.save_pretrained(folder / "torch" / level)
-    return {
-        "seconds": time.process_time() - begun, "pruning": pruning, "bytes": _bytes(folder / "torch" / level)
-    }  # fmt: skip
+    written = _bytes(folder / "torch" / level)
+    return {"seconds": time.process_time() - begun, "pruning": pruning, "bytes": written, "own": memory[0]}
+
+
+@contextmanager
+def _extra_memory() -> Iterator[list[int]]:
+    """A list that gets the most bytes of anonymous memory that the block took beyond what there was at its start."""
+    found: list[int] = []
+    before = highest = _anonymous()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(0.005):
+            highest = max(highest, _anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield found
+    done.set()
+    watcher.join()
+    found.append(highest - before)
 
 
 def _compare(folder: Path, level: str) -> dict[str, Any]:
@@ -241,32 +252,8 @@ def _anonymous() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-def _machine(threads: int) -> str:
-    """Where and how busy."""
-    import torch
-
-    return (
-        f"torch {torch.__version__}, {threads} thread{'s' * (threads > 1)} of {os.cpu_count()} cores, "
-        f"load {os.getloadavg()[0]:.1f} when it ended"
-    )
-
-
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-
-
-def _write(name: str, table: str) -> None:
-    """Replace the block of this benchmark in BENCHMARKS.md, or add it."""
-    path = ROOT / "BENCHMARKS.md"
-    text = path.read_text() if path.exists() else "# Benchmarks\n"
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    block = f"{start}\n{table}\n{end}"
-    if start in text and end in text:
-        before, _, rest = text.partition(start)
-        text = before + block + rest.partition(end)[2]
-    else:
-        text = f"{text.rstrip()}\n\n{block}\n"
-    path.write_text(text)
 
 
 if __name__ == "__main__":

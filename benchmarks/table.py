@@ -1,0 +1,33 @@
+"""What the benchmarks share: the machine in words, and BENCHMARKS.md, of which each owns a block."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+PAGE = Path(__file__).parent.parent / "BENCHMARKS.md"
+
+
+def machine(threads: int) -> str:
+    """Where, and how busy."""
+    import torch
+
+    return (
+        f"torch {torch.__version__}, {threads} thread{'s' * (threads > 1)} of {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f} when it ended"
+    )
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """A Markdown table; all columns after the first `texts` are numbers."""
+    rule = ["---"] * texts + ["---:"] * (len(heads) - texts)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, rule, *rows])
+
+
+def write(name: str, text: str) -> None:
+    """Replace the block of a benchmark in BENCHMARKS.md."""
+    page = PAGE.read_text()
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = page.partition(start)
+    if not found:
+        raise SystemExit(f"error: {PAGE} has no block {start}; add it, and {end}, where the table belongs")
+    PAGE.write_text(f"{before}{start}\n{text}\n{end}{rest.partition(end)[2]}")
