@@ -52,8 +52,8 @@ def main() -> None:
                 print(f"{level} {name}: {sizes[name][-1]}, decode {speeds[name][-1]} GB/s, encode {encoding:.1f} s")
     heads = ["", *(f"bytes at {level}" for level in LEVELS), *(f"GB/s at {level}" for level in LEVELS)]
     text = (
-        f"{SHAPE[0]}x{SHAPE[1]} Gaussian float32 weights, the smallest removed; bytes as a share of dense, and decoding. "
-        f"{machine(1)}.\n\n" + table(heads, [[name, *sizes[name], *speeds[name]] for name in sizes])
+        f"{SHAPE[0]}x{SHAPE[1]} Gaussian float32 weights, the smallest removed; bytes as a share of dense, and "
+        f"decoding. {machine(1)}.\n\n" + table(heads, [[name, *sizes[name], *speeds[name]] for name in sizes])
     )
     print(text)
     if args.write:
@@ -61,9 +61,9 @@ def main() -> None:
 
 
 def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """The least seconds of the processor of three calls, and what the last one gave."""
+    """The least seconds of the processor of five calls, and what the last one gave."""
     seconds = []
-    for _ in range(3):
+    for _ in range(5):
         begun = time.process_time()
         result = function()
         seconds.append(time.process_time() - begun)
