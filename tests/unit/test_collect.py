@@ -16,12 +16,12 @@ STUDY: dict[str, Any] = {
     "grids": [
         {
             "models": ["minilm", "gpt2"], "methods": ["magnitude"], "scopes": ["linear"],
-            "sparsities": ["0", "0.5", "2of4"], "tasks": ["sst2"], "masks": ["kept", "released"], "seeds": [0, 1],
+            "sparsities": ["0", "0.5", "2of4"], "tasks": ["sst2"], "recipes": ["kept", "released"], "seeds": [0, 1],
             "measure": True,
         },
         {
             "models": ["gpt2"], "methods": ["magnitude"], "scopes": ["linear"],
-            "sparsities": ["0.5"], "tasks": ["text"], "masks": ["kept"], "seeds": [0], "measure": False,
+            "sparsities": ["0.5"], "tasks": ["text"], "recipes": ["kept"], "seeds": [0], "measure": False,
         },
     ],
     "evaluated": ["text"],
@@ -51,11 +51,12 @@ def root(tmp_path: Path) -> Path:
     for run in cells.runs:
         folder = tmp_path / run.folder
         metrics = {"accuracy": 0.9, "f1": 0.8, "combined": 0.85}
+        settings = {"epochs": 2, "mask": "released" if run.recipe == "released" else "kept"}
         write_json(
             folder / "metrics.json",
             {
                 "metrics": metrics, "baseline": dict.fromkeys(metrics, 0.5), "measured_sparsity": 0.5,
-                "settings": {"epochs": 2}, "examples": {"train": 10, "validation": 5},
+                "settings": settings, "examples": {"train": 10, "validation": 5},
             },
         )  # fmt: skip
         seconds = dict.fromkeys(
@@ -77,7 +78,7 @@ def tables(root: Path) -> dict[str, pd.DataFrame]:
 def test_every_table_has_its_columns_and_rows(root: Path) -> None:
     found = tables(root)
     assert {name: list(table) for name, table in found.items()} == COLUMNS
-    runs = 2 * (2 + 2 * 2 * 2)  # models x (dense seeds + sparsities x masks x seeds)
+    runs = 2 * (2 + 2 * 2 * 2)  # models x (dense seeds + sparsities x recipes x seeds)
     assert len(found["runs"]) == len(found["history"]) == runs
     assert len(found["metrics"]) == 3 * runs + 2 * 2
     assert len(found["sizes"]) == len(found["weights"]) == 6
@@ -86,13 +87,14 @@ def test_every_table_has_its_columns_and_rows(root: Path) -> None:
 
 def test_a_row_says_what_it_is(root: Path) -> None:
     metrics = tables(root)["metrics"]
-    row = metrics[(metrics.model == "gpt2") & (metrics.sparsity == "2of4") & (metrics["mask"] == "released")].iloc[0]
+    row = metrics[(metrics.model == "gpt2") & (metrics.sparsity == "2of4") & (metrics.recipe == "released")].iloc[0]
+    assert row["mask"] == "released"
     assert row[["method", "scope", "task"]].tolist() == ["magnitude", "linear", "sst2"]
     dense = metrics[(metrics.method == "dense") & (metrics.metric == "accuracy")]
     assert dense.scope.tolist() == [""] * 4
     assert dense.sparsity.tolist() == ["0"] * 4
     perplexity = metrics[metrics.metric == "perplexity"]
-    assert perplexity["mask"].tolist() == [""] * 2
+    assert perplexity["mask"].tolist() == perplexity.recipe.tolist() == [""] * 2
 
 
 def test_sizes_are_those_of_the_weight_files(root: Path) -> None:

@@ -53,7 +53,10 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
         (lambda v: v["study"][0].update(sparsities=[True]), "found True; expected a fraction"),
         (lambda v: v["study"][0].update(sparsities=[0.5, "0.50"]), "sparsities: 0.5 is given twice; remove one"),
         (lambda v: v["study"][0].update(sparsities=[]), "study.0.sparsities: found nothing"),
-        (lambda v: v["study"][0].update(masks=["keep"]), "found 'keep'; input should be 'kept' or 'released'"),
+        (lambda v: v["study"][0].update(recipes=["keep"]), "found 'keep', which is not defined; did you mean 'kept'"),
+        (lambda v: v.update(recipes={"kept": {}}), "recipes.kept: this name is built in; choose another"),
+        (lambda v: v.update(recipes={"long": {"mak": "kept"}}), "recipes.long.mak: unknown key; did you mean 'mask'?"),
+        (lambda v: v.update(recipes={"long": {"finetune": {"epoch": 9}}}), "recipes.long.finetune.epoch: unknown key"),
         (lambda v: v["study"][0].update(seeds=[-1]), "study.0.seeds.0: found -1"),
         (lambda v: v["finetune"].update(learning_rte=1), "finetune.learning_rte: unknown key; did you mean"),
         (lambda v: v["tasks"]["sst2"].update(finetune={"epoch": 1}), "tasks.sst2.finetune.epoch: unknown key"),
@@ -79,7 +82,7 @@ def test_a_mistake_is_one_line_with_key_and_fix(
 
 def test_every_mistake_is_told_at_once(values: dict[str, Any]) -> None:
     values["finetun"] = {}
-    values["study"][0]["masks"] = ["keep"]
+    values["study"][0]["seeds"] = [-1]
     with pytest.raises(UserError) as error:
         config.load(values)
     assert len(str(error.value).splitlines()) == 2
@@ -95,8 +98,15 @@ def test_language_model_tasks_need_a_decoder(root: Path) -> None:
 def test_a_task_overrides_the_defaults_of_finetune(values: dict[str, Any]) -> None:
     values["tasks"]["mrpc"]["finetune"] = {"epochs": 5}
     study = config.load(values)
-    assert study.finetune_settings("mrpc")["epochs"] == 5
-    assert study.finetune_settings("sst2")["epochs"] == 3
+    assert study.finetune_settings("mrpc", "kept")["epochs"] == 5
+    assert study.finetune_settings("sst2", "kept")["epochs"] == 3
+
+
+def test_a_recipe_overrides_the_task(values: dict[str, Any]) -> None:
+    values["tasks"]["mrpc"]["finetune"] = {"epochs": 5, "learning_rate": 1e-4}
+    values["recipes"] = {"long": {"mask": "released", "finetune": {"epochs": 9}}}
+    chosen = config.load(values).finetune_settings("mrpc", "long")
+    assert (chosen["epochs"], chosen["learning_rate"], chosen["mask"]) == (9, 1e-4, "released")
 
 
 def test_a_list_of_layers_has_one_spelling(values: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ def write_tables(
     methods: list[str],
     seeds: int = 1,
     text: bool = True,
-    masks: tuple[str, ...] = ("kept",),
+    recipes: tuple[str, ...] = ("kept",),
 ) -> dict[str, Any]:
     """Tables of a made-up study; the config that goes with them."""
     generator = np.random.default_rng(0)
@@ -40,12 +40,14 @@ def write_tables(
                 variant | {"measured_sparsity": share, "bytes": 10, "dense_bytes": 10, "ratio": 1 - share}
             )
             if text:
-                cell = variant | {"task": "text", "mask": "", "seed": ""}
+                cell = variant | {"task": "text", "recipe": "", "mask": "", "seed": ""}
                 rows["metrics"].append(cell | {"metric": "perplexity", "value": 30 * 10**share})
                 rows["metrics"].append(cell | {"metric": "nll", "value": 3.0})
-            for mask, seed in itertools.product(masks if method != "dense" else ("kept",), range(seeds)):
-                cell = variant | {"task": "sst2", "mask": mask, "seed": seed}
-                value = 0.9 - 0.3 * share - 0.02 * number + 0.01 * generator.standard_normal()
+            for recipe, seed in itertools.product(recipes if method != "dense" else ("kept",), range(seeds)):
+                mask = "released" if recipe == "released" else "kept"
+                cell = variant | {"task": "sst2", "recipe": recipe, "mask": mask, "seed": seed}
+                lost = (0.1 if recipe == "gradual" else 0.3) * share
+                value = 0.9 - lost - 0.02 * number + 0.01 * generator.standard_normal()
                 rows["metrics"] += [cell | {"metric": m, "value": value} for m in ("accuracy", "f1", "combined")]
                 machine = {"device": "cpu", "threads": 1, "processes": 1}
                 versions = dict.fromkeys(("torch", "transformers", "accelerate", "python"), "1.0")
@@ -100,24 +102,23 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.mark.parametrize(
-    ("models", "methods", "seeds", "masks"),
+    ("models", "methods", "seeds", "recipes"),
     [
         (["minilm"], ["magnitude"], 1, ("kept",)),
-        (["roberta-base", "gpt2", "bart-base"], ["magnitude", "uniform"], 3, ("kept", "released")),
+        (["roberta-base", "gpt2", "bart-base"], ["magnitude", "uniform"], 3, ("kept", "released", "gradual")),
     ],
 )
 def test_figures_and_page(
-    models: list[str], methods: list[str], seeds: int, masks: tuple[str, ...], tmp_path: Path
+    models: list[str], methods: list[str], seeds: int, recipes: tuple[str, ...], tmp_path: Path
 ) -> None:
-    config = write_tables(tmp_path / "tables", models, methods, seeds, masks=masks)
+    config = write_tables(tmp_path / "tables", models, methods, seeds, recipes=recipes)
     plot(tmp_path / "tables", tmp_path, config=config)
     names = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
     expected = {f"{metric}-sst2" for metric in ("accuracy", "f1", "combined", "train-time")} | {
-        "perplexity-text",
-        "size",
-    }
+        "perplexity-text", "size", "frontier-sst2", "frontier-text",
+    }  # fmt: skip
     expected |= {f"{kind}-{model}" for kind in ("weights", "layers") for model in models}
-    assert names == expected | ({"regrowth-sst2"} if "released" in masks else set())
+    assert names == expected | ({"regrowth-sst2"} if "released" in recipes else set())
     assert names == {path.stem for path in (tmp_path / "figures").glob("*.png")}
     page = Page((tmp_path / "report.html").read_text())
     assert page.fetched == []
@@ -136,12 +137,22 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_answer_is_made_from_the_tables(tmp_path: Path) -> None:
-    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 1, masks=("kept", "released"))
+    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 1, recipes=("kept", "released"))
     plot(tmp_path / "tables", tmp_path, config=config)
     summary = (tmp_path / "summary.txt").read_text()
     assert "minilm on sst2: no sparsity tried stays within 2 points of accuracy of dense" in summary
     assert "of 90% asked for, 1.0% are left after fine-tuning" in summary
     assert "takes 10.0% of its dense file" in summary
+
+
+def test_a_recipe_has_a_line_and_an_answer_of_its_own(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3, recipes=("kept", "gradual"))
+    plot(tmp_path / "tables", tmp_path, config=config)
+    summary = (tmp_path / "summary.txt").read_text()
+    assert "At 90 % (magnitude, gradual) it is" in summary
+    kept, gradual = (next(line for line in summary.splitlines() if f" {name} " in line) for name in ("kept", "gradual"))
+    assert kept != gradual
+    assert kept.count("±") == gradual.count("±") == 3  # three seeds at each of three sparsities
 
 
 def test_a_study_without_training_has_a_page_too(tmp_path: Path) -> None:

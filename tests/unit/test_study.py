@@ -12,7 +12,7 @@ GRID: dict[str, Any] = {
     "scopes": ["all"],
     "sparsities": ["0", "0.5"],
     "tasks": ["sst2"],
-    "masks": ["kept", "released"],
+    "recipes": ["kept", "released"],
     "seeds": [0, 1],
 }
 
@@ -27,10 +27,10 @@ def test_a_run_names_its_folder() -> None:
     assert run.folder == Path("results/gpt2/magnitude-all-0.5/sst2/kept/seed-3")
 
 
-def test_dense_runs_once_whatever_the_masks() -> None:
+def test_dense_runs_once_whatever_the_recipes() -> None:
     cells = expand([GRID], [])
     assert cells.variants == (("gpt2", DENSE), ("gpt2", Variant("magnitude", "all", "0.5")))
-    assert [run.mask for run in cells.runs if run.variant.is_dense] == ["kept", "kept"]
+    assert [run.recipe for run in cells.runs if run.variant.is_dense] == ["kept", "kept"]
     assert len(cells.runs) == 2 + 4
 
 

@@ -17,13 +17,13 @@ END = ["collect", "plot"]
 def runs(
     pruned: str,
     task: str,
-    masks: tuple[str, ...] = ("kept",),
+    recipes: tuple[str, ...] = ("kept",),
     seeds: tuple[int, ...] = (0,),
     model: str = "roberta-base",
 ) -> list[str]:
     return [
-        f"finetune model={model} variant={pruned} task={task} mask={mask} seed={seed}"
-        for mask in masks
+        f"finetune model={model} variant={pruned} task={task} recipe={recipe} seed={seed}"
+        for recipe in recipes
         for seed in seeds
     ]
 

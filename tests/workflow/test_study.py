@@ -19,7 +19,7 @@ def test_the_study_runs_from_download_to_report(finished: Project) -> None:
     report = finished.folder / "reports/tiny"
     metrics = pd.read_csv(report / "tables/metrics.csv")
     accuracy = metrics[metrics.metric == "accuracy"]
-    assert len(accuracy) == 6 + 2 + 4  # SST-2 of three models, MRPC dense, MRPC pruned: masks x seeds
+    assert len(accuracy) == 6 + 2 + 4  # SST-2 of three models, MRPC dense, MRPC pruned: recipes x seeds
     assert set(metrics.model) == {"roberta-base", "gpt2", "bart-base"}
     assert (metrics.metric == "perplexity").sum() == 2
     sizes = pd.read_csv(report / "tables/sizes.csv")

@@ -1,6 +1,6 @@
 """Collect a study's results into tidy tables: one row an observation, the public contract of a study.
 
-    metrics.csv    model method scope sparsity task mask seed  metric value
+    metrics.csv    model method scope sparsity task recipe mask seed  metric value
     runs.csv       ... train_seconds eval_seconds setup_seconds samples_per_second (training) peak_memory_bytes epochs
                    validation_examples measured_sparsity device threads processes torch transformers accelerate python
     history.csv    ... epoch step train_loss accuracy f1 combined measured_sparsity; rows inside the first epoch, with
@@ -14,7 +14,8 @@
     weights.csv    model method scope sparsity  and the columns of `weights`
     baselines.csv  task metric value  what always answering with the most frequent label reaches
 
-A dense model has method "dense", no scope, sparsity 0; its one fine-tuning stands for both masks. `sparsity` is what
+A dense model has method "dense", no scope, sparsity 0; its one fine-tuning, under the recipe
+kept, stands for every recipe. `sparsity` is what
 was asked for, `measured_sparsity` what the saved file holds: the share of zeros in the scope.
 """
 
@@ -30,7 +31,7 @@ from llm_sparsity.files import atomic, read_json, read_manifest, weight_bytes
 from llm_sparsity.study import Cells, Evaluation, Run, Variant, expand
 
 VARIANT = ["model", "method", "scope", "sparsity"]
-RUN = [*VARIANT, "task", "mask", "seed"]
+RUN = [*VARIANT, "task", "recipe", "mask", "seed"]
 SECONDS = ["train_seconds", "eval_seconds", "setup_seconds", "samples_per_second", "peak_memory_bytes"]
 MACHINE = ["device", "threads", "processes"]
 VERSIONS = ["torch", "transformers", "accelerate", "python"]
@@ -83,8 +84,9 @@ def _tables(cells: Cells, root: Path) -> dict[str, pd.DataFrame]:
         result = read_json(root / evaluation.folder / "metrics.json")
         rows["metrics"] += _metrics(_cell(evaluation), result)
     for run in cells.runs:
-        folder, cell = root / run.folder, _cell(run)
+        folder = root / run.folder
         result, runtime = read_json(folder / "metrics.json"), read_json(folder / "runtime.json")
+        cell = _cell(run) | {"mask": result["settings"]["mask"]}
         rows["metrics"] += _metrics(cell, result)
         rows["runs"].append(
             {
@@ -131,8 +133,8 @@ def _variant(model: str, variant: Variant) -> Row:
 
 
 def _cell(cell: Run | Evaluation) -> Row:
-    extra = {"mask": cell.mask, "seed": cell.seed} if isinstance(cell, Run) else {"mask": "", "seed": ""}
-    return {**_variant(cell.model, cell.variant), "task": cell.task, **extra}
+    extra = {"recipe": cell.recipe, "seed": cell.seed} if isinstance(cell, Run) else {"recipe": "", "seed": ""}
+    return {**_variant(cell.model, cell.variant), "task": cell.task, "mask": "", **extra}
 
 
 def _metrics(cell: Row, result: Mapping[str, Any]) -> list[Row]:

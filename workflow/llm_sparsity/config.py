@@ -172,6 +172,19 @@ class Finetune(Section):
     freeze_embeddings: bool = False
 
 
+class Recipe(Section):
+    """How a variant is fine-tuned, so that it recovers what pruning took."""
+
+    mask: Literal["kept", "released"] = Field("kept", description="what is removed stays removed, or may grow back")
+    finetune: dict[str, Any] = Field({}, description="overrides of the config's and the task's `finetune`")
+
+
+RECIPES = {  # built in: the same words mean the same in every study
+    "kept": Recipe(),
+    "released": Recipe(mask="released"),
+}
+
+
 class Evaluate(Section):
     """How the perplexity of a causal language model is measured."""
 
@@ -228,7 +241,7 @@ class Grid(Section):
     scopes: list[Scope] = Field(["all"], min_length=1)
     sparsities: list[Sparsity] = Field(min_length=1)
     tasks: list[Name] = Field([], description="none: the variants are pruned, weighed and measured only")
-    masks: list[Literal["kept", "released"]] = Field(["kept"], min_length=1)
+    recipes: list[Name] = Field(["kept"], min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     measure: bool = Field(True, description="measure seconds and memory of the variants")
 
@@ -251,17 +264,22 @@ class Config(Section):
     prune: Prune = Prune()
     measure: Measure = Measure()
     finetune: Finetune = Finetune()
+    recipes: dict[Name, Recipe] = Field({}, description="besides those built in: kept and released")
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         if "model" in self.tasks:
             raise ValueError("tasks.model: this name is taken by a folder of the results; choose another")
+        for name in self.recipes:
+            if name in RECIPES:
+                raise ValueError(f"recipes.{name}: this name is built in; choose another, so that it means one thing")
         for number, grid in enumerate(self.study):
             where = f"study.{number}"
             _known(f"{where}.models", grid.models, self.models)
             _known(f"{where}.tasks", grid.tasks, self.tasks)
             _known(f"{where}.methods", grid.methods, METHODS)
+            _known(f"{where}.recipes", grid.recipes, [*RECIPES, *self.recipes])
             for method in {"block", "structured"} & set(grid.methods):
                 if patterns := [level for level in grid.sparsities if "of" in level]:
                     raise ValueError(
@@ -284,13 +302,22 @@ class Config(Section):
                             "give decoders a grid of their own"
                         )
         for task in self.tasks:
-            self.finetune_settings(task)
             self.evaluate_settings(task)
+            for recipe in [*RECIPES, *self.recipes]:
+                self.finetune_settings(task, recipe)
         return self
 
-    def finetune_settings(self, task: str) -> dict[str, Any]:
-        """`finetune` with the task's overrides."""
-        return _override(self.finetune, self.tasks[task].finetune, f"tasks.{task}.finetune")
+    def recipe(self, name: str) -> Recipe:
+        """A recipe, built in or the config's own."""
+        return RECIPES.get(name) or self.recipes[name]
+
+    def finetune_settings(self, task: str, recipe: str) -> dict[str, Any]:
+        """What a run uses: `finetune` with the task's overrides and the recipe's, and the recipe itself."""
+        chosen = self.recipe(recipe)
+        values = Finetune(**_override(self.finetune, self.tasks[task].finetune, f"tasks.{task}.finetune"))
+        return _override(values, chosen.finetune, f"recipes.{recipe}.finetune") | chosen.model_dump(
+            exclude={"finetune"}
+        )
 
     def evaluate_settings(self, task: str) -> dict[str, Any]:
         """`evaluate` with the task's overrides."""
@@ -337,10 +364,9 @@ def _fields(section: type[BaseModel] | None, path: tuple[Any, ...]) -> list[str]
         field = section.model_fields.get(str(step)) if section else None
         if field is None:
             continue
-        found = re.search(
-            r"\b(Grid|Model|Task|Source|Binarize|Split|Pairs|Limit|Prune|Measure|Finetune|Evaluate)\b", str(field)
-        )
-        section = globals()[found.group(1)] if found else None
+        names = "|".join(SECTIONS)
+        found = re.search(rf"\b({names})\b", str(field))
+        section = SECTIONS[found.group(1)] if found else None
     return list(section.model_fields) if section else []
 
 

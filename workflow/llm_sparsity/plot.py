@@ -1,8 +1,9 @@
 """Figures and the page, from a study's tables alone.
 
 House style: a model has one colour and one marker everywhere (Okabe & Ito's palette, told apart without colour too); a
-kept mask is a solid line with filled markers, a released one dashed and hollow; every seed is a point, lines join
-their means, bands are 95 % t-intervals over seeds; lines carry their names. Each figure is a vector and a bitmap file.
+kept mask has filled markers, a released one is dashed and hollow, other recipes are dash-dotted; every seed is a
+point, lines join their means, bands are 95 % t-intervals over seeds; lines carry their names. Each figure is a vector
+and a bitmap file.
 """
 
 import base64
@@ -82,7 +83,8 @@ def plot(tables: Path, output: Path, *, config: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, keep_default_na=False, na_values={"value": [""], "x": [""]}, dtype={"sparsity": str})
+    blank = {column: [""] for column in ("value", "x", "plain_bytes", "bound_bytes")}
+    table = pd.read_csv(path, keep_default_na=False, na_values=blank, dtype={"sparsity": str})
     table = table.rename(columns={"level": "level_"})  # of weights.csv: overall, layer, tensor
     if "sparsity" in table:
         table["level"] = [_level(sparsity) for sparsity in table["sparsity"]]
@@ -204,21 +206,33 @@ def _spread(ax: Axes, labels: list[tuple[float, float, str, str]]) -> None:
         )  # fmt: skip
 
 
-def _line(ax: Axes, rows: pd.DataFrame, dashed: bool, **look: Any) -> tuple[float, float]:
+def _stroke(recipe: str, mask: str) -> dict[str, Any]:
+    """A recipe's line: solid for `kept`, dashed and hollow where the mask is released, dash-dotted for others."""
+    if mask == "released":
+        return {"linestyle": "--", "markerfacecolor": "white"}
+    return {"linestyle": "-" if recipe in ("kept", "") else "-."}
+
+
+def _margin(values: "pd.Series[float]") -> float:
+    """Half of the 95 % t-interval of a mean over seeds; 0 for a single one."""
+    if len(values) < 2:
+        return 0.0
+    return float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def _line(ax: Axes, rows: pd.DataFrame, stroke: Mapping[str, Any], **look: Any) -> tuple[float, float]:
     """Seeds as points, their mean as a line, a 95 % t-interval as a band; returns the last point."""
-    style = {"linestyle": "--" if dashed else "-", "markerfacecolor": "white" if dashed else look["color"]}
     levels, means, low, high = [], [], [], []
     for level, group in rows.groupby("level"):
         values = group["value"].astype(float)
-        margin = 0.0
+        margin = _margin(values)
         if len(values) > 1:
-            margin = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
             ax.plot([level] * len(values), values, linestyle="", alpha=0.45, **{**look, "markersize": 3})
         levels.append(float(level))
         means.append(float(values.mean()))
         low.append(means[-1] - margin)
         high.append(means[-1] + margin)
-    ax.plot(levels, means, **look, **style)
+    ax.plot(levels, means, **look, **stroke)
     if high != low:
         ax.fill_between(levels, low, high, color=look["color"], alpha=0.12, linewidth=0)
     return levels[-1], means[-1]
@@ -227,19 +241,22 @@ def _line(ax: Axes, rows: pd.DataFrame, dashed: bool, **look: Any) -> tuple[floa
 def _by_sparsity(
     name: str, rows: pd.DataFrame, models: list[str], label: str, caption: str, majority: float | None
 ) -> Drawn:
-    """One value by sparsity: a panel for each method and scope, a line for each model and mask."""
+    """One value by sparsity: a panel for each method and scope, a line for each model and recipe."""
     groups = _groups(rows)
     figure, axes = _panels([_group_name(*group) for group in groups], sharey=True)
     for ax, (method, scope) in zip(axes, groups, strict=True):
         ends = []
         group = _with_dense(rows, method, scope)
-        masks = list(dict.fromkeys(group.loc[group.method != "dense", "mask"])) or ["kept"]
+        pruned = group[group.method != "dense"]
+        recipes = dict(zip(pruned.recipe, pruned["mask"], strict=True)) or {"kept": "kept"}
         for model in [model for model in models if model in set(group.loc[group.method == method, "model"])]:
-            for mask in masks:
-                line = group[(group.model == model) & ((group["mask"] == mask) | (group.method == "dense"))]
+            for recipe, mask in recipes.items():
+                line = group[(group.model == model) & ((group.recipe == recipe) | (group.method == "dense"))]
+                if not (line.method == method).any():
+                    continue
                 look = _look(models, model)
-                x, y = _line(ax, line, mask == "released", **look)
-                ends.append((x, y, f"{model}, {mask}" if len(masks) > 1 else model, look["color"]))
+                x, y = _line(ax, line, _stroke(recipe, mask), **look)
+                ends.append((x, y, f"{model}, {recipe}" if len(recipes) > 1 else model, look["color"]))
         _sparsity_axis(ax, group.level)
         if majority is not None:
             low, high = ax.get_ylim()
@@ -323,7 +340,7 @@ def _perplexity(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
             line = _with_dense(rows[rows.model == model], method, scope)
             if (line.method == method).any():
                 look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-                x, y = _line(ax, line, False, **look)
+                x, y = _line(ax, line, _stroke("", ""), **look)
                 ends.append((x, y, method if len(scopes) == 1 else f"{method}, {scope}", look["color"]))
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -342,7 +359,7 @@ def _perplexity(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
 def _parts(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[Drawn]:
     """Which part hurts most: a figure for each task whose study prunes several scopes at one sparsity."""
     metrics = data["metrics"]
-    shown = metrics[metrics.metric.isin(["accuracy", "perplexity"]) & (metrics["mask"] != "released")]
+    shown = metrics[metrics.metric.isin(["accuracy", "perplexity"]) & metrics.recipe.isin(["kept", ""])]
     for (task, metric), rows in shown.groupby(["task", "metric"], sort=False):
         groups = [
             (model, method, level, group.groupby("scope").value.mean())
@@ -506,7 +523,7 @@ def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[
     """What to pick: quality against measured bytes, and against measured latency."""
     metrics, sizes, speed = data["metrics"], data["sizes"], data["speed"]
     quality = metrics[metrics.metric.isin(["accuracy", "perplexity"]) & (metrics["mask"] != "released")]
-    cells = quality.groupby(["task", "metric", *CELL, "level"], sort=False).value.mean().reset_index()
+    cells = quality.groupby(["task", "metric", *CELL, "recipe", "level"], sort=False).value.mean().reset_index()
     cells = cells.merge(sizes[[*CELL, "bytes"]], on=CELL)
     fastest = speed[speed.batch_size == speed.batch_size.min()].groupby(CELL).seconds.min().reset_index()
     cells = cells.merge(fastest, on=CELL, how="left")
@@ -526,8 +543,9 @@ def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[
         name = "Perplexity (log scale; lower is better)" if metric == "perplexity" else "Accuracy"
         axes[0].set_ylabel(name)
         caption = (
-            f"What to pick on {task}: every variant by what it costs and what it reaches, mask kept. The grey line "
-            "joins those that no other beats in both; what is far from it is not worth having."
+            f"What to pick on {task}: every variant by what it costs and what it reaches, mask kept; a recipe other than "
+            "plain fine-tuning is named. The grey line joins those that no other beats in both; what is far from it is "
+            "not worth having."
         )
         yield Drawn(f"frontier-{task}", "What to pick", caption, figure)
 
@@ -546,6 +564,7 @@ def _frontier(ax: Axes, rows: pd.DataFrame, models: list[str], metric: str) -> N
         ax.plot(row.cost, row.value, marker=marker, color=_look(models, row.model)["color"], linestyle="", zorder=2)
         text = "dense" if row.method == "dense" else f"{row.level:.0%}"
         text += f" {_scope_name(row.scope)}" if scopes > 1 and row.method != "dense" else ""
+        text += f" {row.recipe}" if row.recipe not in ("kept", "") else ""
         ax.annotate(text, (row.cost, row.value), (5, 3), textcoords="offset points", fontsize=7.5, color="#333333")
     for number, method in enumerate(methods):
         if method != "dense":
@@ -639,7 +658,10 @@ def _layers(model: str, rows: pd.DataFrame) -> Drawn:
 
 
 def _results(data: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """For each task and metric a small table: a row a model, method, scope and mask; a column a sparsity."""
+    """For each task and metric a small table: a row a model, method, scope and recipe; a column a sparsity.
+
+    A cell is the mean over seeds, with half of its 95 % t-interval where there are several.
+    """
     metrics = data["metrics"]
     tables = []
     for task in dict.fromkeys(metrics.task):
@@ -648,16 +670,22 @@ def _results(data: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
             chosen = rows[rows.metric == metric]
             levels = sorted(set(chosen.level))
             lines = []
-            for (model, method, scope, mask), group in chosen[chosen.method != "dense"].groupby(
-                ["model", "method", "scope", "mask"], sort=False
+            for (model, method, scope, recipe), group in chosen[chosen.method != "dense"].groupby(
+                ["model", "method", "scope", "recipe"], sort=False
             ):
                 dense = chosen[(chosen.model == model) & (chosen.method == "dense")]
-                means = pd.concat([dense, group]).groupby("level").value.mean()
-                cells = [_shown(metric, means[level]) if level in means.index else "" for level in levels]
-                lines.append([model, method, scope, mask, *cells])
-            heads = ["model", "method", "scope", "mask", *(f"{100 * level:g} %" for level in levels)]
+                values = dict(list(pd.concat([dense, group]).groupby("level").value))
+                cells = [_interval(metric, values[level]) if level in values else "" for level in levels]
+                lines.append([model, method, scope, recipe, *cells])
+            heads = ["model", "method", "scope", "recipe", *(f"{100 * level:g} %" for level in levels)]
             tables.append({"task": task, "metric": metric, "heads": heads, "lines": lines})
     return tables
+
+
+def _interval(metric: str, values: "pd.Series[float]") -> str:
+    """A mean over seeds, ± half of its 95 % t-interval."""
+    mean = _shown(metric, values.mean())
+    return mean if len(values) == 1 else f"{mean} ± {_shown(metric, _margin(values))}"
 
 
 def _shown(metric: str, value: float) -> str:
@@ -678,20 +706,21 @@ def _answers(data: Mapping[str, pd.DataFrame]) -> list[str]:
             pruned = rows[(rows.method != "dense") & (rows["mask"] != "released")]
             if pruned.empty:
                 continue
-            means = pruned.groupby(["method", "scope", "sparsity", "level"]).value.mean().reset_index()
+            means = pruned.groupby(["method", "scope", "recipe", "sparsity", "level"]).value.mean().reset_index()
+            means = means.sort_values("value", ascending=better < 0, kind="stable")  # the best of a level comes first
             limit = dense - tolerance if better > 0 else dense * (1 + tolerance)
             free = means[(means.value - limit) * better >= 0]
-            worst = means.loc[means.level.idxmax()]
+            last = means.loc[means.level.idxmax()]
             within = "2 points of accuracy" if better > 0 else "10 % of perplexity"
             if free.empty:
                 low = means.loc[means.level.idxmin()]
                 told = f"no sparsity tried stays within {within} of dense ({_shown(metric, dense)}); "
-                told += f"{100 * low.level:g} % by {low.method} gives {_shown(metric, low.value)}"
+                told += f"{100 * low.level:g} % by {_how(low)} gives {_shown(metric, low.value)}"
             else:
                 best = free.loc[free.level.idxmax()]
-                told = f"{100 * best.level:g} % can go ({best.method}, scope {best.scope}) within {within} of dense: "
+                told = f"{100 * best.level:g} % can go ({_how(best)}, scope {best.scope}) within {within} of dense: "
                 told += f"{_shown(metric, best.value)} against {_shown(metric, dense)}"
-            end = f"At {100 * worst.level:g} % ({worst.method}) it is {_shown(metric, worst.value)}."
+            end = f"At {100 * last.level:g} % ({_how(last)}) it is {_shown(metric, last.value)}."
             lines.append(f"{model} on {task}: {told}. {end}")
     runs = data["runs"]
     released = runs[(runs["mask"] == "released") & (runs.method != "dense")]
@@ -709,6 +738,11 @@ def _answers(data: Mapping[str, pd.DataFrame]) -> list[str]:
             f"{smallest.dense_bytes / 1e6:,.1f} MB."
         )
     return lines
+
+
+def _how(row: Any) -> str:
+    """A method, and the recipe where it is not the plain one."""
+    return f"{row.method}, {row.recipe}" if row.recipe not in ("kept", "") else str(row.method)
 
 
 def _summary(data: Mapping[str, pd.DataFrame], output: Path) -> str:

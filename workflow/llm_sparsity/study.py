@@ -66,13 +66,13 @@ class Run:
     model: str
     variant: Variant
     task: str
-    mask: str
+    recipe: str
     seed: int
 
     @property
     def folder(self) -> Path:
         """Where the stage finetune leaves its files."""
-        return RESULTS / self.model / str(self.variant) / self.task / self.mask / f"seed-{self.seed}"
+        return RESULTS / self.model / str(self.variant) / self.task / self.recipe / f"seed-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def expand(grids: Iterable[Mapping[str, Any]], evaluated: Iterable[str]) -> Cell
                 if task in evaluated:
                     evaluations[Evaluation(model, variant, task)] = None
                     continue
-                masks = grid["masks"] if variant.has_mask else ["kept"]
-                for mask, seed in itertools.product(masks, grid["seeds"]):
-                    runs[Run(model, variant, task, mask, seed)] = None
+                recipes = grid["recipes"] if variant.has_mask else ["kept"]
+                for recipe, seed in itertools.product(recipes, grid["seeds"]):
+                    runs[Run(model, variant, task, recipe, seed)] = None
     return Cells(tuple(variants), tuple(measured), tuple(evaluations), tuple(runs))

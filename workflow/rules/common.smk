@@ -35,7 +35,7 @@ wildcard_constraints:
     variant=r"dense|[a-z]\w*-[a-z]+(\.\d+)*-[\w.]+",
     pruned=r"[a-z]\w*-[a-z]+(\.\d+)*-[\w.]+",
     task=r"[A-Za-z0-9][\w.-]*",
-    mask="kept|released",
+    recipe=r"[A-Za-z0-9][\w.-]*",
     seed=r"\d+",
 
 
@@ -76,7 +76,7 @@ def prune_code(wildcards):
 
 
 def finetune_settings(wildcards):
-    return settings(mask=wildcards.mask, seed=int(wildcards.seed), **STUDY.finetune_settings(wildcards.task))
+    return settings(seed=int(wildcards.seed), **STUDY.finetune_settings(wildcards.task, wildcards.recipe))
 
 
 def evaluate_settings(wildcards):

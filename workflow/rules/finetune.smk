@@ -1,7 +1,7 @@
-# finetune: train a variant on a task with one seed, its mask kept or released.
+# finetune: train a variant on a task with one seed, by one recipe.
 #
 # needs   the folder of a variant, resources/tasks/{task}/
-# leaves  results/{model}/{variant}/{task}/{mask}/seed-{seed}/
+# leaves  results/{model}/{variant}/{task}/{recipe}/seed-{seed}/
 #             metrics.json     what the last epoch reached
 #             history.csv      every epoch: loss, metrics, sparsity
 #             checkpoints.csv  the weights cached after every epoch, in work/
@@ -13,12 +13,12 @@ rule finetune:
         model=model_manifest,
         task="resources/tasks/{task}/manifest.json",
     output:
-        metrics="results/{model}/{variant}/{task}/{mask}/seed-{seed}/metrics.json",
-        history="results/{model}/{variant}/{task}/{mask}/seed-{seed}/history.csv",
-        checkpoints="results/{model}/{variant}/{task}/{mask}/seed-{seed}/checkpoints.csv",
-        runtime="results/{model}/{variant}/{task}/{mask}/seed-{seed}/runtime.json",
+        metrics="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/metrics.json",
+        history="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/history.csv",
+        checkpoints="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/checkpoints.csv",
+        runtime="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/runtime.json",
     log:
-        "logs/finetune/{model}/{variant}/{task}/{mask}/seed-{seed}.log",
+        "logs/finetune/{model}/{variant}/{task}/{recipe}/seed-{seed}.log",
     priority: 1
     conda:
         "../../envs/environment.yaml"
