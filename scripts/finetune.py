@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("--task", type=Path, required=True, help="folder of a prepared task")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--work", type=Path, default=Path("work"), help="folder of cached checkpoints")
+    parser.add_argument("--save-minutes", type=float, default=15, help="between saves within an epoch")
     parser.add_argument("--code", default="", help="hash of the code, part of a cached checkpoint's name")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--processes", type=int, default=1, help="how many, one a GPU")
@@ -29,7 +30,9 @@ def main() -> None:
     from llm_sparsity.finetune import finetune
 
     torch.set_num_threads(args.threads)
-    finetune(args.model, args.task, args.output, args.work, code=args.code, **args.settings)
+    finetune(
+        args.model, args.task, args.output, args.work, code=args.code, save_minutes=args.save_minutes, **args.settings
+    )
 
 
 def launch(processes: int, threads: int) -> None:

@@ -1,6 +1,7 @@
 """Tiny models with RANDOM weights, one of each architecture, for tests that need a model but no meaning."""
 
 import json
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,23 @@ def save_tiny_model(kind: str, folder: Path) -> Path:
         parameters=sum(p.numel() for p in model.parameters()),
         source={"folder": "random weights"},
     )
+    return folder
+
+
+def save_mood_task(folder: Path) -> Path:
+    """Save a made-up task that a tiny random model can learn: is the mood word a good one?"""
+    from llm_sparsity.files import write_manifest
+
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = random.Random(0)
+    lines = []
+    for _ in range(96):
+        label = generator.randrange(2)
+        words = generator.choices(["the", "film", "story", "was"], k=generator.randrange(1, 9))
+        lines.append({"text": " ".join([*words, ["bad", "good"][label]]), "label": label})
+    for split, rows in (("train", lines[:64]), ("validation", lines[64:])):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_manifest(folder, kind="task", task="classification", labels=["bad", "good"])
     return folder
 
 

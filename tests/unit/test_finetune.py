@@ -1,43 +1,27 @@
 import csv
 import json
-import random
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from llm_sparsity import checkpoint, finetune
 from llm_sparsity.errors import UserError
-from llm_sparsity.files import read_json, sha256, write_json, write_manifest
-from llm_sparsity.finetune import Encoded
+from llm_sparsity.files import read_json, sha256, write_json
+from llm_sparsity.mask import Mask
 from llm_sparsity.models import family, in_scope
 from llm_sparsity.prune import prune
-
-SETTINGS: dict[str, Any] = {
-    "mask": "kept", "seed": 0, "epochs": 2, "learning_rate": 5e-3, "batch_size": 16, "micro_batch_size": 16,
-    "max_length": 32, "weight_decay": 0.01, "warmup_ratio": 0.1, "max_grad_norm": 1.0, "freeze_embeddings": False,
-}  # fmt: skip
+from tests.kill import SETTINGS, kill
+from tests.tiny import save_mood_task
 
 
 @pytest.fixture(scope="session")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made-up task that a tiny random model can learn: is the mood word a good one?"""
-    folder = tmp_path_factory.mktemp("mood")
-    generator = random.Random(0)
-    lines = []
-    for _ in range(96):
-        label = generator.randrange(2)
-        words = generator.choices(["the", "film", "story", "was"], k=generator.randrange(1, 9))
-        lines.append({"text": " ".join([*words, ["bad", "good"][label]]), "label": label})
-    for split, rows in (("train", lines[:64]), ("validation", lines[64:])):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_manifest(folder, kind="task", task="classification", labels=["bad", "good"])
-    return folder
+    return save_mood_task(tmp_path_factory.mktemp("mood"))
 
 
 @pytest.fixture
@@ -51,7 +35,14 @@ def variant(tiny_model: Callable[[str], Path], tmp_path: Path) -> Callable[[str]
 
 def run(model: Path, task: Path, folder: Path, **changes: Any) -> dict[str, Any]:
     """Fine-tune; the metrics, and where the last epoch's weights lie."""
-    finetune.finetune(model, task, folder / "out", folder / "work", code="x", **SETTINGS | changes)
+    finetune.finetune(
+        model,
+        task,
+        folder / "out",
+        folder / "work",
+        code="x",
+        **SETTINGS | {"epochs": 2, "micro_batch_size": 16} | changes,
+    )
     result = read_json(folder / "out/metrics.json")
     with (folder / "out/checkpoints.csv").open() as file:
         result["weights"] = Path(list(csv.DictReader(file))[-1]["path"])
@@ -81,19 +72,10 @@ def test_the_kept_mask_is_exact_in_the_saved_file(
     assert not any("_orig" in name or "_mask" in name for name in checkpoint.load(result["weights"]))
 
 
-def test_a_negative_zero_is_not_a_removed_weight() -> None:
-    weight = torch.nn.Parameter(torch.tensor([-0.0, 1.0]))
-    masks = [(weight, weight == 0)]
-    with pytest.raises(RuntimeError, match="has grown back"):
-        finetune._assert_masked(masks)
-    finetune._apply(masks)
-    finetune._assert_masked(masks)
-
-
 def test_moments_of_removed_weights_are_zero(variant: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
     model = variant("bert")
     result = run(model, task, tmp_path)
-    state = checkpoint.load(result["weights"].parent / "state-2")
+    state = checkpoint.load(result["weights"].parent / "state-8")
     for name, gone in removed(model).items():
         for field in ("exp_avg", "exp_avg_sq"):
             moments = next(value for key, value in state.items() if key.endswith(f"{name} {field}"))
@@ -147,16 +129,16 @@ def test_an_interrupted_run_goes_on_and_leaves_the_same_bytes(
 ) -> None:
     model = variant(kind)
     whole = run(model, task, tmp_path / "whole", epochs=3)["weights"]
-    step, count = finetune._step, 0
+    hold, count = Mask.hold, 0
 
-    def interrupted(*args: Any) -> None:
+    def interrupted(self: Mask) -> None:
         nonlocal count
         count += 1
         if count == 7:  # in the second epoch of four steps
             raise KeyboardInterrupt
-        step(*args)
+        hold(self)
 
-    monkeypatch.setattr(finetune, "_step", interrupted)
+    monkeypatch.setattr(Mask, "hold", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(model, task, tmp_path / "cut", epochs=3)
     assert not (tmp_path / "cut/out").exists()
@@ -167,15 +149,11 @@ def test_an_interrupted_run_goes_on_and_leaves_the_same_bytes(
         assert (tmp_path / "whole/out" / file).read_bytes() == (tmp_path / "cut/out" / file).read_bytes()
 
 
-def test_another_setting_or_code_has_a_cache_of_its_own(tiny_model: Callable[[str], Path], task: Path) -> None:
-    model = tiny_model("bert")
-    keys = {
-        finetune._key({"seed": 0}, "a", model, task),
-        finetune._key({"seed": 1}, "a", model, task),
-        finetune._key({"seed": 0}, "b", model, task),
-        finetune._key({"seed": 0}, "a", tiny_model("gpt2"), task),
-    }
-    assert len(keys) == 4
+def test_a_run_that_is_killed_at_any_moment_leaves_the_same_bytes(
+    variant: Callable[[str], Path], task: Path, tmp_path: Path
+) -> None:
+    """`python tests/kill.py` does it 50 times."""
+    kill(variant("bert"), task, tmp_path, 6, seed=0)
 
 
 def test_every_epoch_is_cached_and_one_optimizer_state(
@@ -187,7 +165,7 @@ def test_every_epoch_is_cached_and_one_optimizer_state(
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     for row in rows:
         assert sha256(Path(row["path"]) / "model.safetensors") == row["sha256"]
-    assert [path.name for path in Path(rows[0]["path"]).parent.glob("state-*")] == ["state-3"]
+    assert [path.name for path in Path(rows[0]["path"]).parent.glob("state-*")] == ["state-12"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_model: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
@@ -198,27 +176,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_model: Callable[[str], Pat
 def test_a_sequence_longer_than_the_model_allows(tiny_model: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"max_length: found 65, but bert.* allows 64 tokens at most; lower it"):
         run(tiny_model("bert"), task, tmp_path, max_length=65)
-
-
-def test_batches_hold_every_example_once_and_similar_lengths() -> None:
-    generator = np.random.default_rng(0)
-    ids = [np.zeros(length, np.int32) for length in generator.integers(1, 100, 1000)]
-    split = Encoded(ids, None, np.zeros(1000, np.int64))
-    batches = list(finetune._batches(split, 32, seed=1))
-    assert sorted(np.concatenate(batches)) == list(range(1000))
-    spread = [max(len(ids[i]) for i in batch) - min(len(ids[i]) for i in batch) for batch in batches]
-    assert np.median(spread) < 10
-    assert any(
-        (a != b).any() for a, b in zip(batches, finetune._batches(split, 32, seed=2), strict=True) if len(a) == len(b)
-    )
-
-
-def test_padding_reaches_no_further_than_the_batch() -> None:
-    ids = [np.array([7, 8, 9], np.int32), np.array([5], np.int32), np.arange(20, dtype=np.int32)]
-    inputs, labels = Encoded(ids, None, np.array([1, 0, 1])).batch(np.array([0, 1]), pad=3)
-    assert inputs["input_ids"].tolist() == [[7, 8, 9], [5, 3, 3]]
-    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert labels.tolist() == [1, 0]
 
 
 def test_the_schedule_rises_and_falls() -> None:

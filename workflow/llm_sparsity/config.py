@@ -170,6 +170,8 @@ class Finetune(Section):
     warmup_ratio: Fraction = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     freeze_embeddings: bool = False
+    gradient_checkpointing: bool = Field(False, description="less memory, more time: activations are computed twice")
+    save_minutes: Positive = Field(15, description="between saves within an epoch; no result's part")
 
 
 class Recipe(Section):

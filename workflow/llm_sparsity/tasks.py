@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_manifest, write_text
 
@@ -189,6 +187,8 @@ def _separated(path: Path, text: str, form: str, columns: Sequence[str] | None) 
 
 def _read_by_datasets(path: Path, form: str) -> list[Row]:
     """The rows of a parquet, JSON or text file."""
+    import datasets  # heavy, and a prepared task is read without it
+
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)  # what it has to say is in the exception
     with tempfile.TemporaryDirectory() as cache:

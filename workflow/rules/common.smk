@@ -76,7 +76,13 @@ def prune_code(wildcards):
 
 
 def finetune_settings(wildcards):
-    return settings(seed=int(wildcards.seed), **STUDY.finetune_settings(wildcards.task, wildcards.recipe))
+    chosen = STUDY.finetune_settings(wildcards.task, wildcards.recipe)
+    del chosen["save_minutes"]  # shapes no result, so it is a resource: a change makes nothing run again
+    return settings(seed=int(wildcards.seed), **chosen)
+
+
+def save_minutes(wildcards):
+    return STUDY.finetune_settings(wildcards.task, wildcards.recipe)["save_minutes"]
 
 
 def evaluate_settings(wildcards):

@@ -23,9 +23,12 @@ rule finetune:
     conda:
         "../../envs/environment.yaml"
     threads: 1
+    resources:
+        save_minutes=save_minutes,
     params:
         settings=finetune_settings,
         code=code("finetune"),
     shell:
         "python scripts/finetune.py --model $(dirname {input.model}) --task $(dirname {input.task}) --output $(dirname {output.metrics})"
-        " --work work --code {params.code} --threads {threads} --settings {params.settings:q} > {log} 2>&1"
+        " --work work --save-minutes {resources.save_minutes} --code {params.code}"
+        " --threads {threads} --settings {params.settings:q} > {log} 2>&1"
