@@ -74,8 +74,8 @@ def test_a_mask_may_change_from_step_to_step() -> None:
         step(layer, optimizer, mask)
         mask.check()
         assert sparsity(layer) == pytest.approx(share)
-    back = mask.removed["weight"] & (torch.arange(40) % 2 == 0)  # and give half of them back
-    mask.remove({"weight": mask.removed["weight"] & ~back}, optimizer)
+    back = ~mask.kept["weight"] & (torch.arange(40) % 2 == 0)  # and give half of them back
+    mask.remove({"weight": ~mask.kept["weight"] & ~back}, optimizer)
     step(layer, optimizer, mask)
     assert layer.weight[back].all()
     mask.check()
@@ -113,10 +113,10 @@ def test_a_mask_holds_under_autocast_to_bfloat16_and_accumulation() -> None:
 def test_a_negative_zero_is_not_a_removed_weight() -> None:
     weight = torch.nn.Parameter(torch.tensor([-0.0, 1.0]))
     mask = Mask({"weight": weight})
-    mask.removed = zeros({"weight": weight})
+    mask.kept = {"weight": weight.detach() != 0}
     with pytest.raises(RuntimeError, match="has grown back"):
         mask.check()
-    mask.remove(mask.removed, torch.optim.AdamW([weight]))
+    mask.remove(zeros({"weight": weight}), torch.optim.AdamW([weight]))
     mask.check()
     assert not weight.signbit().any()
 

@@ -104,6 +104,7 @@ def finetune(
         gpu = torch.cuda.is_available()
         accelerator = Accelerator(mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else None)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a safeguard of no use here, and a pass over all
         with accelerator.main_process_first():
             tokens = encoded.encode(model, task, work, max_length=max_length, code=code)
         train, validation = encoded.load(tokens)
