@@ -15,7 +15,9 @@ def values(root: Path) -> dict[str, Any]:
     return copy.deepcopy(yaml.safe_load((root / "config.yaml").read_text()))
 
 
-@pytest.mark.parametrize("study", ["config.yaml", "studies/embedded.yaml", "tests/config.yaml"])
+@pytest.mark.parametrize(
+    "study", ["config.yaml", "studies/embedded.yaml", "studies/one-billion.yaml", "tests/config.yaml"]
+)
 def test_shipped_studies_are_valid(study: str, root: Path) -> None:
     assert config.load(yaml.safe_load((root / study).read_text())).cells().variants
 
