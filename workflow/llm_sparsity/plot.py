@@ -691,16 +691,17 @@ def _results(data: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
         rows = metrics[(metrics.task == task) & (metrics.metric != "nll")]
         for metric in dict.fromkeys(rows.metric):
             chosen = rows[rows.metric == metric]
-            levels = sorted(set(chosen.level))
+            levels = sorted(set(chosen.sparsity), key=lambda sparsity: (_level(sparsity), sparsity))
             lines = []
             for (model, method, scope, recipe), group in chosen[chosen.method != "dense"].groupby(
                 ["model", "method", "scope", "recipe"], sort=False
             ):
                 dense = chosen[(chosen.model == model) & (chosen.method == "dense")]
-                values = dict(list(pd.concat([dense, group]).groupby("level").value))
+                values = dict(list(pd.concat([dense, group]).groupby("sparsity").value))
                 cells = [_interval(metric, values[level]) if level in values else "" for level in levels]
                 lines.append([model, method, scope, recipe, *cells])
-            heads = ["model", "method", "scope", "recipe", *(f"{100 * level:g} %" for level in levels)]
+            shown = [level if "of" in level else f"{100 * _level(level):g} %" for level in levels]
+            heads = ["model", "method", "scope", "recipe", *shown]
             tables.append({"task": task, "metric": metric, "heads": heads, "lines": lines})
     return tables
 
