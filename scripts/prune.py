@@ -1,6 +1,6 @@
 """Prune a model to one sparsity: writes model/ (a sparse checkpoint) and sparsity.csv.
 
-Settings: method, scope, sparsity, seed.
+Settings: method, scope, sparsity, and what `prune:` in the config holds; of a calibrated method `calibration:` too.
 """
 
 from pathlib import Path
@@ -11,13 +11,18 @@ from llm_sparsity.errors import arguments, run
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of the dense model")
+    parser.add_argument("--text", type=Path, nargs="?", help="manifest of a prepared task to calibrate with")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()
+
+    import torch
 
     from llm_sparsity.prune import prune
 
+    torch.set_num_threads(args.threads)
     sparsity = args.settings.pop("sparsity")
-    prune(args.model, {sparsity: args.output}, **args.settings)
+    prune(args.model, {sparsity: args.output}, text=args.text and args.text.parent, **args.settings)
 
 
 if __name__ == "__main__":

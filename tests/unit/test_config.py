@@ -15,7 +15,9 @@ def values(root: Path) -> dict[str, Any]:
     return copy.deepcopy(yaml.safe_load((root / "config.yaml").read_text()))
 
 
-@pytest.mark.parametrize("study", ["config.yaml", "studies/embedded.yaml", "tests/config.yaml"])
+@pytest.mark.parametrize(
+    "study", ["config.yaml", "studies/embedded.yaml", "studies/one-billion.yaml", "tests/config.yaml"]
+)
 def test_shipped_studies_are_valid(study: str, root: Path) -> None:
     assert config.load(yaml.safe_load((root / study).read_text())).cells().variants
 
@@ -112,3 +114,63 @@ def test_a_recipe_overrides_the_task(values: dict[str, Any]) -> None:
 def test_a_list_of_layers_has_one_spelling(values: dict[str, Any]) -> None:
     values["study"][0]["scopes"] = ["linear", [3, 0], "layers.2"]
     assert config.load(values).study[0].scopes == ["linear", "layers.0.3", "layers.2"]
+
+
+@pytest.fixture
+def calibrated(values: dict[str, Any]) -> dict[str, Any]:
+    """A study of SparseGPT, with a text to calibrate and to measure on."""
+    source = {"folder": "texts"}
+    values["tasks"]["text"] = {"kind": "language-model", "source": source, "files": {"train": "a.txt", "test": "b.txt"}}
+    values["calibration"] = {"task": "text", "samples": 8}
+    values["study"] = [
+        {"models": ["gpt2"], "methods": ["magnitude", "sparsegpt"], "scopes": ["linear"], "sparsities": [0.5],
+         "tasks": ["text"]},
+    ]  # fmt: skip
+    return values
+
+
+def test_only_calibrated_methods_use_the_calibration(calibrated: dict[str, Any]) -> None:
+    study = config.load(calibrated)
+    assert set(config.CALIBRATED) >= {"wanda", "sparsegpt"}
+    assert {"magnitude", "uniform", "random", "block", "structured"}.isdisjoint(config.CALIBRATED)
+    assert study.prune_settings("magnitude") == {"seed": 0, "floor": 0.0}
+    drawn = {"samples": 8, "sequence_length": 2048, "seed": 0}
+    assert study.prune_settings("sparsegpt") == {"floor": 0.0, "budgets": "uniform", "calibration": drawn}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: v.pop("calibration"), "study.0.methods: sparsegpt needs a text to calibrate with; add calibration"),
+        (lambda v: v["calibration"].update(task="texts"), "calibration.task: found 'texts', which is not defined; did"),
+        (
+            lambda v: v["calibration"].update(task="sst2"),
+            "calibration.task: sst2 is no language-model task with a split",
+        ),
+        (lambda v: v["tasks"]["text"]["files"].pop("train"), "text is no language-model task with a split train"),
+        (lambda v: v["tasks"]["text"]["files"].pop("test"), "study.0.tasks: text has no split test to measure"),
+        (lambda v: v["tasks"]["text"]["files"].update(dev="c"), "has test, to measure perplexity on, or train, to cal"),
+        (lambda v: v["calibration"].update(sample=8), "calibration.sample: unknown key; did you mean 'samples'?"),
+        (lambda v: v["calibration"].update(samples=0), "calibration.samples: found 0; input should be greater than 0"),
+        (
+            lambda v: v["study"][0].update(scopes=["all"]),
+            "scopes: all holds more than matrices of layers, which sparse",
+        ),
+        (
+            lambda v: v.update(prune={"budgets": "outliers"}),
+            "prune.budgets: found 'outliers'; input should be 'uniform'",
+        ),
+        (
+            lambda v: (v.update(prune={"budgets": "owl"}), v["study"][0].update(sparsities=["2of4"])),
+            "study.0.sparsities: 2of4 takes the same of every layer, but prune.budgets is owl; remove one",
+        ),
+    ],
+)
+def test_a_mistake_in_the_calibration(
+    change: Callable[[dict[str, Any]], Any], said: str, calibrated: dict[str, Any]
+) -> None:
+    change(calibrated)
+    with pytest.raises(UserError) as error:
+        config.load(calibrated)
+    (line,) = str(error.value).splitlines()
+    assert said in line

@@ -35,7 +35,8 @@ def test_perplexity_is_that_of_transformers_own_loss(
     monkeypatch.setattr(importlib.import_module("llm_sparsity.evaluate"), "CHUNK", chunk)
     evaluate(tiny_model(kind), text, tmp_path / "out", sequence_length=16, max_tokens=100, batch_size=2)
     result = read_json(tmp_path / "out/metrics.json")
-    tokens = load_tokenizer(tiny_model(kind))("\n\n".join(tasks.load_text(text)), add_special_tokens=False)["input_ids"]
+    tokens = load_tokenizer(tiny_model(kind))("\n\n".join(tasks.load_text(text)))["input_ids"]
+    assert tokens[0] == 4  # what the tokenizer sets before a text, once
     model, losses = load_causal(tiny_model(kind)), []
     for start in range(0, 96, 16):
         window = torch.tensor([tokens[start : start + 16]])

@@ -171,3 +171,20 @@ def test_five_hundred_runs_are_drawn_in_seconds(tmp_path: Path) -> None:
     print(f"{time.perf_counter() - begun:.1f} s")
     assert len(pd.read_csv(tmp_path / "tables/runs.csv")) == 510
     assert (tmp_path / "report.html").stat().st_size < 20e6
+
+
+def test_perplexity_says_how_it_was_measured_and_what_was_published(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["opt-1.3b"], ["magnitude", "sparsegpt"], seeds=0)
+    metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str).replace({"task": {"text": "wikitext2"}})
+    pattern = metrics[(metrics.sparsity == "0.5") & (metrics.method == "sparsegpt")].assign(
+        sparsity="2of4", value="999"
+    )
+    pd.concat([metrics, pattern]).to_csv(tmp_path / "tables/metrics.csv", index=False)
+    settings = {"evaluate": {"sequence_length": 2048, "max_tokens": None}}
+    plot(tmp_path / "tables", tmp_path, config=config | settings)
+    page = html.unescape((tmp_path / "report.html").read_text())
+    assert "Measured on the whole text, in windows of 2,048 tokens that do not overlap." in page
+    assert "Crosses are published values: Frantar & Alistarh 2023, arXiv:2301.00774." in page
+    figure = (tmp_path / "figures/perplexity-wikitext2.svg").read_text()
+    assert "2of4" in figure  # a mark of its own: 999 is no seed of 0.5
+    assert "FillBetweenPolyCollection" not in figure and "PolyCollection" not in figure

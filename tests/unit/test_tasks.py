@@ -1,3 +1,4 @@
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -138,8 +139,19 @@ def test_limit_draws_rows(tmp_path: Path) -> None:
 def test_lines_for_language_modelling(tmp_path: Path) -> None:
     (tmp_path / "test.txt").write_text("one\n\n two \n")
     facts = tasks.prepare({"test": tmp_path / "test.txt"}, tmp_path / "out", kind="language-model")
-    assert tasks.load_text(tmp_path / "out") == ["one", "two"]
-    assert facts["rows"] == {"test": 2}
+    assert tasks.load_text(tmp_path / "out") == ["one", "", " two "]  # the papers' protocol counts every blank
+    assert facts["rows"] == {"test": 3}
+
+
+def test_a_compressed_table(tmp_path: Path) -> None:
+    (tmp_path / "train.json.gz").write_bytes(
+        gzip.compress(b'{"text": "one", "url": "a"}\n{"text": "two", "url": "b"}\n')
+    )
+    tasks.prepare({"train": tmp_path / "train.json.gz"}, tmp_path / "out", kind="language-model")
+    assert tasks.load_text(tmp_path / "out", "train") == ["one", "two"]
+    (tmp_path / "train.json.gz").write_bytes(b"{}")
+    with pytest.raises(UserError, match=r"train.json.gz: is no gzip file; download it again"):
+        tasks.prepare({"train": tmp_path / "train.json.gz"}, tmp_path / "out", kind="language-model")
 
 
 @pytest.mark.parametrize(

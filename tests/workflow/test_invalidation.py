@@ -32,6 +32,10 @@ def pruned(model: str, variant: str) -> list[str]:
     return [f"prune model={model} pruned={variant}", f"weights model={model} variant={variant}"]
 
 
+def measured(model: str, variant: str) -> list[str]:
+    return [f"measure model={model} variant={variant}"]
+
+
 MRPC = [
     *runs("dense", "mrpc", seeds=(0, 1)),
     *runs("magnitude-linear-0.5", "mrpc", ("kept", "released"), (0, 1)),
@@ -42,12 +46,21 @@ SST2 = [
     for variant in ("dense", "magnitude-all-0.9")
     for job in runs(variant, "sst2", model=model)
 ]
-EVALUATE = [f"evaluate model=gpt2 variant={variant} task=lines" for variant in ("dense", "uniform-linear-0.5")]
-VARIANTS = [
+UNIFORM = ["uniform-linear-0.5", "uniform-layers.0-0.5"]
+STRUCTURED = ["structured-linear-0.5", "structured-layers.0-0.5"]
+WANDA = "wanda-linear-0.5"
+
+
+def evaluations(*variants: str, model: str = "gpt2") -> list[str]:
+    return [f"evaluate model={model} variant={variant} task=lines" for variant in variants]
+
+
+EVALUATE = evaluations("dense", *UNIFORM, *STRUCTURED, WANDA)
+MEASURED = [
     ("roberta-base", "dense"), ("roberta-base", "magnitude-all-0.9"), ("roberta-base", "magnitude-linear-0.5"),
-("gpt2", "dense"), ("gpt2", "magnitude-all-0.9"),
-    ("gpt2", "uniform-linear-0.5"), ("bart-base", "dense"), ("bart-base", "magnitude-all-0.9"),
+    ("gpt2", "dense"), ("gpt2", "magnitude-all-0.9"), ("bart-base", "dense"), ("bart-base", "magnitude-all-0.9"),
 ]  # fmt: skip
+VARIANTS = [*MEASURED, *(("gpt2", variant) for variant in [*UNIFORM, *STRUCTURED, WANDA])]
 LIBRARY = "workflow/llm_sparsity/"
 
 
@@ -90,7 +103,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "new sparsity": (
         config(lambda values: values["study"][1]["sparsities"].append(0.7)),
         [
-            *pruned("roberta-base", "magnitude-linear-0.7"),
+            *pruned("roberta-base", "magnitude-linear-0.7"), *measured("roberta-base", "magnitude-linear-0.7"),
             *runs("magnitude-linear-0.7", "mrpc", ("kept", "released"), (0, 1)), *END,
         ],
     ),
@@ -116,8 +129,9 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
             )
         ),
         [
-            "download_model model=other", "weights model=other variant=dense", *pruned("other", "uniform-linear-0.5"),
-            *(job.replace("model=gpt2", "model=other") for job in EVALUATE), *END,
+            "download_model model=other", "weights model=other variant=dense",
+            *(job for variant in [*UNIFORM, *STRUCTURED] for job in pruned("other", variant)),
+            *evaluations("dense", *UNIFORM, *STRUCTURED, model="other"), *END,
         ],
     ),
     "new method": (
@@ -128,12 +142,46 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
             project.configure(lambda values: values["study"][2]["methods"].append("another")),
         ),
         [
-            *pruned("gpt2", "another-linear-0.5"), "evaluate model=gpt2 variant=another-linear-0.5 task=lines", *END,
+            *(job for scope in ("linear", "layers.0") for job in pruned("gpt2", f"another-{scope}-0.5")),
+            *evaluations("another-linear-0.5", "another-layers.0-0.5"), *END,
         ],
     ),
     "code of one method": (
         appended(f"{LIBRARY}pruning/uniform.py", "\nCHANGED = 1\n"),
-        [*pruned("gpt2", "uniform-linear-0.5"), EVALUATE[1], *END],
+        [*(job for variant in UNIFORM for job in pruned("gpt2", variant)), *evaluations(*UNIFORM), *END],
+    ),
+    "code of a calibrated method": (
+        appended(f"{LIBRARY}pruning/wanda.py", "\nCHANGED = 1\n"),
+        [*pruned("gpt2", WANDA), *evaluations(WANDA), *END],
+    ),
+    "code of calibration": (
+        appended(f"{LIBRARY}calibrate.py", "\nCHANGED = 1\n"),
+        [*pruned("gpt2", WANDA), *evaluations(WANDA), *END],
+    ),
+    "another calibration seed": (
+        config(lambda values: values["calibration"].update(seed=1)),
+        [*pruned("gpt2", WANDA), *evaluations(WANDA), *END],
+    ),
+    "layer budgets": (
+        config(lambda values: values.update(prune={"budgets": "owl"})),
+        [*pruned("gpt2", WANDA), *evaluations(WANDA), *END],
+    ),
+    "another calibration text": (
+        config(
+            lambda values: (
+                values["tasks"].update(more=values["tasks"]["lines"]), values["calibration"].update(task="more"),
+            )
+        ),
+        ["download_task task=more", *pruned("gpt2", WANDA), *evaluations(WANDA), *END],
+    ),
+    "seed of pruning": (
+        config(lambda values: values.update(prune={"seed": 1})),
+        [
+            *(job for cell in VARIANTS if cell[1] not in ("dense", WANDA) for job in pruned(*cell)),
+            *(job for cell in MEASURED if cell[1] != "dense" for job in measured(*cell)),
+            *(job for job in EVALUATE if "dense" not in job and WANDA not in job),
+            *(job for job in [*MRPC, *SST2] if "dense" not in job), *END,
+        ],
     ),
     "code of plot": (appended(f"{LIBRARY}plot.py", "\nCHANGED = 1\n"), ["plot"]),
     "template of the report": (appended("workflow/report/report.html.jinja", "\n"), ["plot"]),
@@ -147,6 +195,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         config(lambda values: values["models"]["bart-base"]["source"].update(revision="0" * 40)),
         [
             "download_model model=bart-base", "weights model=bart-base variant=dense",
+            *measured("bart-base", "dense"), *measured("bart-base", "magnitude-all-0.9"),
             *pruned("bart-base", "magnitude-all-0.9"), *(job for job in SST2 if "bart-base" in job), *END,
         ],
     ),

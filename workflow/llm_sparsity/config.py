@@ -16,9 +16,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from llm_sparsity.errors import UserError
 from llm_sparsity.study import Cells, expand
 
-METHODS = tuple(
-    sorted(path.stem for path in (Path(__file__).parent / "pruning").glob("*.py") if not path.stem.startswith("_"))
-)
+_SOURCES = {
+    path.stem: path.read_text(encoding="utf-8") for path in (Path(__file__).parent / "pruning").glob("[a-z]*.py")
+}
+METHODS = tuple(sorted(_SOURCES))
+CALIBRATED = tuple(method for method in METHODS if "\ndef observe(" in _SOURCES[method])  # read: importing takes torch
 SCOPES = ("all", "linear", "attention", "mlp", "embeddings", "encoder", "decoder")
 
 Architecture = Literal["encoder", "decoder", "encoder-decoder"]
@@ -148,6 +150,18 @@ class Prune(Section):
 
     seed: Annotated[int, Field(ge=0)] = 0
     floor: Fraction = Field(0.0, description="the share of every tensor that stays, so that no layer collapses")
+    budgets: Literal["uniform", "owl"] = Field(
+        "uniform", description="of calibrated methods: each layer loses the same share, or less with more outliers"
+    )
+
+
+class Calibration(Section):
+    """The sequences that calibrated methods see."""
+
+    task: Name = Field(description="a language-model task whose split train is the text")
+    samples: Positive = Field(128, description="sequences")
+    sequence_length: Positive = Field(2048, description="tokens in each")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="draws them")
 
 
 class Measure(Section):
@@ -217,8 +231,11 @@ class Task(Section):
     @model_validator(mode="after")
     def _splits(self) -> Self:
         if self.kind == "language-model":
-            if set(self.files) != {"test"}:
-                raise ValueError(f"files: a language-model task has one split, test; found {', '.join(self.files)}")
+            if extra := set(self.files) - {"train", "test"}:
+                raise ValueError(
+                    f"files: a language-model task has test, to measure perplexity on, or train, to calibrate with, or "
+                    f"both; found {extra.pop()}"
+                )
             if self.label or self.finetune:
                 raise ValueError("a language-model task is not trained on; remove label and finetune")
             return self
@@ -264,6 +281,7 @@ class Config(Section):
     models: dict[Name, Model]
     tasks: dict[Name, Task]
     prune: Prune = Prune()
+    calibration: Calibration | None = None
     measure: Measure = Measure()
     finetune: Finetune = Finetune()
     recipes: dict[Name, Recipe] = Field({}, description="besides those built in: kept and released")
@@ -282,10 +300,20 @@ class Config(Section):
             _known(f"{where}.tasks", grid.tasks, self.tasks)
             _known(f"{where}.methods", grid.methods, METHODS)
             _known(f"{where}.recipes", grid.recipes, [*RECIPES, *self.recipes])
-            for method in {"block", "structured"} & set(grid.methods):
-                if patterns := [level for level in grid.sparsities if "of" in level]:
+            patterns = [level for level in grid.sparsities if "of" in level]
+            for method in {"block", "structured", *CALIBRATED} & set(grid.methods):
+                if patterns and method not in CALIBRATED:
                     raise ValueError(
                         f"{where}.sparsities: {patterns[0]} is of single weights, but {method} removes more"
+                    )
+                if patterns and self.prune.budgets == "owl":
+                    raise ValueError(
+                        f"{where}.sparsities: {patterns[0]} takes the same of every layer, but prune.budgets is owl; "
+                        "remove one"
+                    )
+                if method in CALIBRATED and self.calibration is None:
+                    raise ValueError(
+                        f"{where}.methods: {method} needs a text to calibrate with; add calibration: {{task: ...}}"
                     )
                 if scopes := {"all", "embeddings"} & set(grid.scopes):
                     raise ValueError(
@@ -298,11 +326,21 @@ class Config(Section):
                     if scope not in architecture.split("-"):
                         raise ValueError(f"{where}.scopes: {scope}, but model {model} is an {architecture}; remove one")
                 for task in grid.tasks:
+                    if self.tasks[task].kind == "language-model" and "test" not in self.tasks[task].files:
+                        raise ValueError(f"{where}.tasks: {task} has no split test to measure perplexity on; add it")
                     if self.tasks[task].kind == "language-model" and architecture != "decoder":
                         raise ValueError(
                             f"{where}.tasks: {task} is a language-model task, but model {model} is an {architecture}; "
                             "give decoders a grid of their own"
                         )
+        if self.calibration is not None:
+            _known("calibration.task", [self.calibration.task], self.tasks)
+            text = self.tasks[self.calibration.task]
+            if text.kind != "language-model" or "train" not in text.files:
+                raise ValueError(
+                    f"calibration.task: {self.calibration.task} is no language-model task with a split train; "
+                    "name one that is"
+                )
         for task in self.tasks:
             self.evaluate_settings(task)
             for recipe in [*RECIPES, *self.recipes]:
@@ -320,6 +358,15 @@ class Config(Section):
         return _override(values, chosen.finetune, f"recipes.{recipe}.finetune") | chosen.model_dump(
             exclude={"finetune"}
         )
+
+    def prune_settings(self, method: str) -> dict[str, Any]:
+        """What a method uses of `prune` and `calibration`."""
+        if method not in CALIBRATED or self.calibration is None:
+            return self.prune.model_dump(exclude={"budgets"})
+        return {
+            **self.prune.model_dump(exclude={"seed"}),  # which nothing is drawn with
+            "calibration": self.calibration.model_dump(exclude={"task"}),
+        }
 
     def evaluate_settings(self, task: str) -> dict[str, Any]:
         """`evaluate` with the task's overrides."""

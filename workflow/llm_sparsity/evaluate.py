@@ -1,10 +1,10 @@
 """Perplexity of a causal language model, without training.
 
-Protocol: the task's lines are joined by blank lines, tokenised as one text without special tokens, and cut into
-non-overlapping windows of `sequence_length`; the rest is left out. Each window is predicted from its own tokens only,
-so its first token is not predicted. Perplexity is the exponential of the mean negative log-likelihood (nats) over all
-predicted tokens. These are the windows of the pruning papers (Frantar & Alistarh 2023, arXiv:2301.00774), which use
-WikiText-2 and sequence_length 2048.
+Protocol: the task's rows are joined by blank lines, tokenised as one text (with what the tokenizer sets before a text)
+and cut into non-overlapping windows of `sequence_length`; the rest is left out. Each window is predicted from its own
+tokens only, so its first token is not predicted. Perplexity is the exponential of the mean negative log-likelihood
+(nats) over all predicted tokens. With the hub's raw test split of WikiText-2 as rows and sequence_length 2048 this is
+the protocol of the pruning papers (Frantar & Alistarh 2023, arXiv:2301.00774; Sun et al. 2023, arXiv:2306.11695).
 """
 
 import math
@@ -45,7 +45,7 @@ def evaluate(
     begun = time.perf_counter()
     check_length(model, "sequence_length", sequence_length)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = load_tokenizer(model)("\n\n".join(tasks.load_text(task)), add_special_tokens=False)["input_ids"]
+    tokens = load_tokenizer(model)("\n\n".join(tasks.load_text(task)), verbose=False)["input_ids"]
     count = min(len(tokens), max_tokens or len(tokens)) // sequence_length
     if not count:
         raise UserError(

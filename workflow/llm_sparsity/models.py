@@ -5,7 +5,7 @@ layer and in which stack. Nothing heavy is imported before a model is loaded.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -107,6 +107,10 @@ class Family:
         """Whether a matrix is stored as (in, out); embeddings never are."""
         place = self.place(name)
         return self.transposed and place is not None and place.part in PARTS_OF_SCOPE["linear"]
+
+    def blocks(self, modules: Iterable[str]) -> list[str]:
+        """The transformer blocks among the names of a model's modules, in their order: where `layer` ends."""
+        return [name for name in modules if (found := re.search(self.layer, f"{name}.")) and found.end() >= len(name)]
 
     def without_aliases(self, names: list[str]) -> list[str]:
         """The names of a checkpoint's tensors, those that are tied counted once."""
@@ -334,6 +338,33 @@ def load_causal(folder: Path) -> Any:
 def load_base(folder: Path) -> Any:
     """A variant without any head: what all its tasks share."""
     return _load("AutoModel", folder)
+
+
+def load_skeleton(folder: Path) -> Any:
+    """A model without head and without weights, in evaluation mode: parameters are on the device meta, buffers real."""
+    import torch
+    import transformers
+    from accelerate import init_empty_weights
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with init_empty_weights():
+        model = transformers.AutoModel.from_config(config, dtype=torch.float32)
+    model.tie_weights()
+    model.config.use_cache = False
+    for name, _ in list(model.named_children()):
+        if re.search(HEADS, name):
+            setattr(model, name, None)
+    return model.eval()
+
+
+def stored_names(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """What a model calls its parameters -> what a file calls them: with the base model's name, or an old BERT's."""
+    old = {"gamma": "weight", "beta": "bias"}
+    found = {}
+    for name in names:
+        path, _, kind = name.removeprefix(model.base_model_prefix + ".").rpartition(".")
+        found[f"{path}.{old.get(kind, kind)}"] = name
+    return found
 
 
 def _load(auto_class: str, folder: Path, **kwargs: Any) -> Any:

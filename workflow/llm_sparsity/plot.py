@@ -39,6 +39,7 @@ STYLE = {
     "lines.linewidth": 1.6, "lines.markersize": 5, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 160,
     "svg.hashsalt": "llm-sparsity", "figure.constrained_layout.use": True,
 }  # fmt: skip
+REPORT = Path(__file__).parent.parent / "report"
 CELL = ["model", "method", "scope", "sparsity"]
 
 
@@ -63,10 +64,10 @@ def plot(tables: Path, output: Path, *, config: Mapping[str, Any]) -> None:
     data = {path.stem: _read(path) for path in sorted(tables.glob("*.csv"))}
     models = list(dict.fromkeys(model for grid in config["study"] for model in grid["models"]))
     with mpl.rc_context(STYLE):
-        drawn = [_save(figure, output / "figures") for figure in _figures(data, models)]
+        drawn = [_save(figure, output / "figures") for figure in _figures(data, models, config)]
     sections = {name: [figure for figure in drawn if figure["section"] == name] for name in SECTIONS}
     write_text(output / "summary.txt", _summary(data, output))
-    template = Path(__file__).parent.parent / "report" / "report.html.jinja"
+    template = REPORT / "report.html.jinja"
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template.read_text())
     write_text(
         output / "report.html",
@@ -99,7 +100,7 @@ def _level(sparsity: str) -> float:
     return float(sparsity)
 
 
-def _figures(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[Drawn]:
+def _figures(data: Mapping[str, pd.DataFrame], models: list[str], config: Mapping[str, Any]) -> Iterable[Drawn]:
     metrics = data["metrics"]
     for task in dict.fromkeys(metrics.loc[metrics.metric == "accuracy", "task"]):
         for metric, label in METRICS.items():
@@ -114,7 +115,9 @@ def _figures(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[Dr
         if (history.loc[history.task == task, "mask"] == "released").any():
             yield _regrowth(task, history[(history.task == task) & (history["mask"] == "released")], models)
     for task in dict.fromkeys(metrics.loc[metrics.metric == "perplexity", "task"]):
-        yield _perplexity(task, metrics[(metrics.task == task) & (metrics.metric == "perplexity")], models)
+        rows = metrics[(metrics.task == task) & (metrics.metric == "perplexity")]
+        settings = {**config.get("evaluate", {}), **config.get("tasks", {}).get(task, {}).get("evaluate", {})}
+        yield _perplexity(task, rows, models, settings)
     yield from _parts(data, models)
     yield _sizes(data["sizes"], models)
     speed = data["speed"]
@@ -222,6 +225,11 @@ def _margin(values: "pd.Series[float]") -> float:
 
 def _line(ax: Axes, rows: pd.DataFrame, stroke: Mapping[str, Any], **look: Any) -> tuple[float, float]:
     """Seeds as points, their mean as a line, a 95 % t-interval as a band; returns the last point."""
+    patterns = rows[rows.sparsity.str.contains("of")]  # as sparse as a fraction is, but no point of its line
+    for row in patterns.itertuples():
+        ax.plot(row.level, float(row.value), linestyle="", markerfacecolor="white", **look)
+        ax.annotate(row.sparsity, (row.level, float(row.value)), (5, 3), textcoords="offset points", fontsize=7)
+    rows = rows[~rows.sparsity.str.contains("of")]
     levels, means, low, high = [], [], [], []
     for level, group in rows.groupby("level"):
         values = group["value"].astype(float)
@@ -328,8 +336,10 @@ def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
     return Drawn(f"regrowth-{task}", "Task quality", caption, figure)
 
 
-def _perplexity(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
-    """Perplexity by sparsity: a panel for each model, a line for each method and scope."""
+def _perplexity(task: str, rows: pd.DataFrame, models: list[str], settings: Mapping[str, Any]) -> Drawn:
+    """Perplexity by sparsity: a panel for each model, a line for each method and scope; what others published."""
+    published = _read(REPORT / "published.csv")
+    published = published[(published.task == task) & published.model.isin(models)]
     shown = [model for model in models if model in set(rows.model)]
     figure, axes = _panels(shown, width=6.0)
     groups = _groups(rows)
@@ -342,6 +352,8 @@ def _perplexity(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
                 look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
                 x, y = _line(ax, line, _stroke("", ""), **look)
                 ends.append((x, y, method if len(scopes) == 1 else f"{method}, {scope}", look["color"]))
+                marks = published[(published.model == model) & published.method.isin([method, "dense"])]
+                ax.plot(marks.level, marks.perplexity.astype(float), "x", color=look["color"], markersize=9)
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
@@ -351,9 +363,20 @@ def _perplexity(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
     axes[0].set_ylabel("Perplexity (log scale; lower is better)")
     caption = (
         f"Perplexity on {task} by sparsity of the scope {' and '.join(sorted(scopes))}, one-shot: pruned and measured, "
-        "not trained. Every method starts at the dense model."
+        f"not trained. Every method starts at the dense model. {_protocol(settings)}"
     )
+    if len(published):
+        caption += f" Crosses are published values: {'; '.join(dict.fromkeys(published.source))}."
     return Drawn(f"perplexity-{task}", "Task quality", caption, figure)
+
+
+def _protocol(settings: Mapping[str, Any]) -> str:
+    """How perplexity was measured, which a number means nothing without."""
+    if not settings:
+        return ""
+    limit = settings.get("max_tokens")
+    text = f"the first {limit:,} tokens" if limit else "the whole text"
+    return f"Measured on {text}, in windows of {settings['sequence_length']:,} tokens that do not overlap."
 
 
 def _parts(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[Drawn]:
@@ -668,16 +691,17 @@ def _results(data: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
         rows = metrics[(metrics.task == task) & (metrics.metric != "nll")]
         for metric in dict.fromkeys(rows.metric):
             chosen = rows[rows.metric == metric]
-            levels = sorted(set(chosen.level))
+            levels = sorted(set(chosen.sparsity), key=lambda sparsity: (_level(sparsity), sparsity))
             lines = []
             for (model, method, scope, recipe), group in chosen[chosen.method != "dense"].groupby(
                 ["model", "method", "scope", "recipe"], sort=False
             ):
                 dense = chosen[(chosen.model == model) & (chosen.method == "dense")]
-                values = dict(list(pd.concat([dense, group]).groupby("level").value))
+                values = dict(list(pd.concat([dense, group]).groupby("sparsity").value))
                 cells = [_interval(metric, values[level]) if level in values else "" for level in levels]
                 lines.append([model, method, scope, recipe, *cells])
-            heads = ["model", "method", "scope", "recipe", *(f"{100 * level:g} %" for level in levels)]
+            shown = [level if "of" in level else f"{100 * _level(level):g} %" for level in levels]
+            heads = ["model", "method", "scope", "recipe", *shown]
             tables.append({"task": task, "metric": metric, "heads": heads, "lines": lines})
     return tables
 

@@ -6,7 +6,8 @@ threshold is found without sorting and without holding all scores: a histogram o
 it lies, a histogram of the lower 16 bits inside that bin says where. All sparsities asked for share both passes, and a
 third that writes them.
 
-Two ways to remove: `Zeroing` leaves zeros where weights were, `Cutting` makes tensors smaller.
+Three ways to remove: `Zeroing` leaves zeros where weights were, `Cutting` makes tensors smaller; `calibrate.Calibrated`
+leaves zeros too, and needs a text to choose them.
 
 Memory: one tensor, its scores and chunks, whatever the number of sparsities and however many scores are equal.
 """
@@ -33,11 +34,14 @@ from llm_sparsity.checkpoint import Reader, Writer, copy_companions
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_json, read_manifest, write_csv, write_json, write_manifest
 from llm_sparsity.models import Place, family, heads, in_scope, narrower
+from llm_sparsity.pruning import lowest, removed_of
 
 BINS = 1 << 16
 INFINITY = 0x7F80  # the upper 16 bits of float32 infinity; NaN and negative numbers are above
 CHUNK = 1 << 18  # weights at a time: what fits a processor's cache
-COLUMNS = ["name", "stack", "layer", "part", "shape", "dtype", "size", "removed", "zeros", "sparsity", "threshold"]
+COLUMNS = [
+    "name", "stack", "layer", "part", "shape", "dtype", "size", "removed", "zeros", "sparsity", "threshold", "error",
+]  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -72,24 +76,38 @@ class Pool:
 
 
 def prune(
-    model: Path, outputs: Mapping[str, Path], *, method: str, scope: str, seed: int = 0, floor: float = 0.0
+    model: Path,
+    outputs: Mapping[str, Path],
+    *,
+    method: str,
+    scope: str,
+    seed: int = 0,
+    floor: float = 0.0,
+    budgets: str = "uniform",
+    calibration: Mapping[str, int] | None = None,
+    text: Path | None = None,
 ) -> None:
-    """Prune a model to one sparsity or several, from one scoring pass.
+    """Prune a model to one sparsity or several, from one scoring pass; a calibrated method takes a pass for each.
 
     Args:
         model: the folder of a dense model.
         outputs: sparsity ("0.5": that fraction of the scope goes; "2of4": of every 4 weights along a matrix's input
             the 2 with the highest scores stay) -> folder that gets `model/` and `sparsity.csv`. In `sparsity.csv`,
             `removed` is what the method chose (the exact count asked for, where single weights go) and `zeros` what
-            the tensor then lacks: more, where weights were zero before.
+            the tensor then lacks: more, where weights were zero before. `error` is of calibrated methods: by how much
+            pruning changed what the tensor's block gives for the first calibration sequences (squared, relative).
         method: a module of `llm_sparsity.pruning`.
         scope: see `models.in_scope`.
         seed: for methods that draw numbers; each tensor has its own generator, so their order does not matter.
         floor: the share of every tensor that stays, whatever its scores, so that no layer collapses.
+        budgets: for calibrated methods: "uniform", or "owl": layers with more outliers lose less, see `pruning._owl`.
+        calibration: for calibrated methods: samples, sequence_length and seed, see `calibrate.sequences`.
+        text: for calibrated methods: the folder of a prepared language-model task that has a train split.
 
     Raises:
         UserError: no tensor in the scope, weights that no method can rank, a matrix that a pattern or a block does not
-            divide, a sparsity that would leave a layer without heads or neurons, or one that the floor forbids.
+            divide, a sparsity that would leave a layer without heads or neurons, one that the floor forbids, or a text
+            that is too short.
     """
     rule = importlib.import_module(f"llm_sparsity.pruning.{method}")
     kind = family(model)
@@ -101,22 +119,32 @@ def prune(
             raise UserError(f"scope {scope}: {model} has no such tensors; choose another scope")
         pool = Pool(reader, places, rule, seed)
         _check(model, pool, list(outputs), floor)
-        removal = (Zeroing if rule.UNIT else Cutting)(model, pool, list(outputs), floor)
+        removal: Any
+        if _calibrated(rule):
+            if calibration is None or text is None:
+                raise UserError(f"method {method}: needs a calibration text; give `calibration` and `text`")
+            # By name: this module's code counts for the methods that need it, see `prune_code` of the rules.
+            calibrate = importlib.import_module("llm_sparsity.calibrate")
+            removal = calibrate.Calibrated(model, pool, list(outputs), floor, budgets=budgets, text=text, **calibration)
+        else:
+            removal = (Zeroing if rule.UNIT else Cutting)(model, pool, list(outputs), floor)
         twins = _twins(reader, names, places)
         rows: dict[str, list[Row]] = {level: [] for level in outputs}
         with ExitStack() as stack:
             writers = {level: stack.enter_context(Writer(output / "model")) for level, output in outputs.items()}
-            for name in tqdm(sorted(set(names) - set(twins)), desc=f"prune {', '.join(outputs)}", unit="tensor"):
-                for level, weight, row in removal.results(name):
-                    if row:
-                        rows[level].append({"name": name, **asdict(places[name]), **row})
-                    for copy in [name, *(twin for twin, original in twins.items() if original == name)]:
-                        writers[level].add(copy, weight)
+            ours = sorted(set(names) - set(twins))
+            bar = tqdm(total=len(ours) * len(outputs), desc=f"prune {', '.join(outputs)}", unit="tensor")
+            for level, name, weight, row in removal.results(ours):
+                if row:
+                    rows[level].append({"name": name, **asdict(places[name]), **row})
+                for copy in [name, *(twin for twin, original in twins.items() if original == name)]:
+                    writers[level].add(copy, weight)
+                bar.update()
     for level, output in outputs.items():
         copy_companions(model, output / "model")
         if (config := removal.config(level)) is not None:
             write_json(output / "model" / "config.json", config)
-        write_csv(output / "sparsity.csv", rows[level], COLUMNS)
+        write_csv(output / "sparsity.csv", sorted(rows[level], key=lambda row: row["name"]), COLUMNS)
         size, removed, zeros = (sum(row[key] for row in rows[level]) for key in ("size", "removed", "zeros"))
         if "of" not in level and abs(removed / size - float(level)) > 0.0005:
             units = "blocks" if rule.UNIT else "heads and neurons"
@@ -125,6 +153,8 @@ def prune(
             "method": method, "scope": scope, "sparsity": level, "seed": seed, "floor": floor,
             "size": size, "removed": removed, "measured_sparsity": zeros / size,
         }  # fmt: skip
+        if _calibrated(rule):
+            pruned |= {"budgets": budgets, "calibration": dict(calibration or {})}
         write_manifest(output / "model", **facts, pruned=pruned)
 
 
@@ -139,8 +169,13 @@ class Zeroing:
         """The model's configuration at a level; None: as it was."""
         return None
 
-    def results(self, name: str) -> Iterator[tuple[str, Tensor, Row | None]]:
-        """(level, pruned tensor, what happened to it; None for a tensor outside the scope)."""
+    def results(self, names: Sequence[str]) -> Iterator[tuple[str, str, Tensor, Row | None]]:
+        """(level, name, pruned tensor, what happened to it; None for a tensor outside the scope)."""
+        for name in names:
+            for level, weight, row in self._results(name):
+                yield level, name, weight, row
+
+    def _results(self, name: str) -> Iterator[tuple[str, Tensor, Row | None]]:
         reader = self._pool.reader
         scores = self._pool.scores(name) if name in self._pool.places else None
         for level in self._levels:
@@ -156,7 +191,7 @@ class Zeroing:
             else:
                 removed = _cut_blocks(weight, scores, cut)
             weight += 0.0  # -0.0 becomes 0.0, every other value stays
-            row = _describe(weight, weight.numel(), removed, _zeros(weight))
+            row = describe(weight, weight.numel(), removed, _zeros(weight))
             yield level, weight, row | {"threshold": cut.threshold if cut else ""}
 
 
@@ -199,8 +234,13 @@ class Cutting:
                 config = narrower(config, stack, part, share)
         return config
 
-    def results(self, name: str) -> Iterator[tuple[str, Tensor, Row | None]]:
-        """(level, smaller tensor, what happened to it; None for a tensor outside the scope, or a bias)."""
+    def results(self, names: Sequence[str]) -> Iterator[tuple[str, str, Tensor, Row | None]]:
+        """(level, name, smaller tensor, what happened to it; None for a tensor outside the scope, or a bias)."""
+        for name in names:
+            for level, weight, row in self._results(name):
+                yield level, name, weight, row
+
+    def _results(self, name: str) -> Iterator[tuple[str, Tensor, Row | None]]:
         slot = self._slots.get(name)
         for level in self._levels:
             weight = self._pool.reader.tensor(name)
@@ -211,13 +251,13 @@ class Cutting:
                 weight = weight.index_select(slot.dim, order[:, self._kept[level, slot.block]].flatten()) + 0.0
                 removed = size - weight.numel()
                 if name in self._pool.places:
-                    row = _describe(weight, size, removed, removed + _zeros(weight)) | {"threshold": ""}
+                    row = describe(weight, size, removed, removed + _zeros(weight)) | {"threshold": ""}
             yield level, weight, row
 
 
-def removed_of(size: int, sparsity: str) -> int:
-    """How many of `size` weights a sparsity removes: the nearest whole number, halves to even."""
-    return round(Decimal(sparsity) * size)
+def _calibrated(rule: ModuleType) -> bool:
+    """Whether a method needs to see what matrices are given to work on."""
+    return hasattr(rule, "observe")
 
 
 def _check(model: Path, pool: Pool, levels: Sequence[str], floor: float) -> None:
@@ -242,9 +282,10 @@ def _check(model: Path, pool: Pool, levels: Sequence[str], floor: float) -> None
             raise UserError(
                 f"{model}: tensor {name} has NaN or infinite weights, which no method can rank; use a sound checkpoint"
             )
-        if not pool.rule.UNIT and kind.slot(name) is None:
+        if (not pool.rule.UNIT or _calibrated(pool.rule)) and kind.slot(name) is None:
+            does = "prunes matrices of layers" if pool.rule.UNIT else "cuts heads and neurons"
             raise UserError(
-                f"scope: method {method} cuts heads and neurons, tensor {name} has none; choose scope linear, "
+                f"scope: method {method} {does}, tensor {name} has none; choose scope linear, "
                 "attention, mlp, encoder, decoder or a list of layers"
             )
         if rows * columns > 1 and (len(shape) != 2 or shape[0] % rows or shape[1] % columns):
@@ -349,7 +390,7 @@ def _bin(histogram: NDArray[np.int64], rank: int) -> tuple[int, int]:
     return number, rank - int(ends[number] - histogram[number]) if rank else 0
 
 
-def _describe(weight: Tensor, size: int, removed: int, zeros: int) -> Row:
+def describe(weight: Tensor, size: int, removed: int, zeros: int) -> Row:
     """What every row of sparsity.csv says."""
     return {
         "shape": "x".join(map(str, weight.shape)),
@@ -398,8 +439,6 @@ def _keep_pattern(weight: Tensor, scores: Tensor, level: str, transposed: bool) 
         weight, scores = weight.t(), scores.t()  # (out, in), the same memory
     rows = max(CHUNK // weight.shape[1], 1)
     for part, score in zip(weight.split(rows), scores.split(rows), strict=True):
-        groups = score.reshape(len(part), -1, group)
-        order = groups.argsort(dim=2, stable=True)[..., : group - kept]
-        gone = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, order, True)
+        gone = lowest(score.reshape(len(part), -1, group), group - kept)
         part.masked_fill_(gone.reshape(part.shape), 0)
     return weight.numel() // group * (group - kept)

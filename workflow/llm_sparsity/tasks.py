@@ -1,10 +1,12 @@
 """Tasks: rows of any table become labelled sentences, one `{split}.jsonl` a split.
 
 Prepared once, when a task is downloaded: {"text": ..., "text_pair": ..., "label": 0} a line, or {"text": ...} for
-language modelling. Every draw is from `random.Random(seed)`, so the same source gives the same bytes everywhere.
+language modelling, as the source has it, blanks and all. Every draw is from `random.Random(seed)`, so the same source
+gives the same bytes everywhere.
 """
 
 import csv
+import gzip
 import io
 import json
 import logging
@@ -21,7 +23,10 @@ from typing import Any
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_manifest, write_text
 
-FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "text"}
+FORMATS = {
+    ".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "text",
+    ".raw": "text",
+}  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -100,10 +105,9 @@ def prepare(
     """
     tables = {name: _table(path, format, columns) for name, path in paths.items()}
     if kind == "language-model":
-        lines = {name: [_text(row, text, paths[name]) for row in rows] for name, rows in tables.items()}
-        splits = {name: [{"text": line} for line in texts if line] for name, texts in lines.items()}
+        splits = {name: [{"text": _value(row, text, paths[name])} for row in rows] for name, rows in tables.items()}
         for name, rows in splits.items():
-            if not rows:
+            if not any(row["text"].strip() for row in rows):
                 raise UserError(f"{paths[name].name}: has no text; expected lines to measure perplexity on")
         splits = {name: rows[: (limit or {}).get(name) or len(rows)] for name, rows in splits.items()}
         facts: dict[str, Any] = {"task": kind, "rows": {name: len(rows) for name, rows in splits.items()}}
@@ -138,14 +142,17 @@ def prepare(
 
 def _table(path: Path, form: str | None, columns: Sequence[str] | None) -> list[Row]:
     """The rows of a table as dictionaries."""
-    form = form or FORMATS.get(path.suffix)
+    form = form or FORMATS.get(path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix)
     if form is None:
         raise UserError(
             f"{path.name}: format unknown; add `format:`, one of {', '.join(sorted(set(FORMATS.values())))}"
         )
     if form != "parquet":
+        data = path.read_bytes()
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        except gzip.BadGzipFile:
+            raise UserError(f"{path.name}: is no gzip file; download it again, or correct its name") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{path.name}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
         if not text.strip():
@@ -207,12 +214,16 @@ def _read_by_datasets(path: Path, form: str) -> list[Row]:
 
 
 def _text(row: Row, column: str, path: Path) -> str:
+    return _value(row, column, path).strip()
+
+
+def _value(row: Row, column: str, path: Path) -> str:
     if column not in row:
         raise UserError(f"{path.name}: no column {column!r}; it has {', '.join(map(repr, row))}")
     value = row[column]
     if not isinstance(value, str | int | float | None):
         raise UserError(f"{path.name}: column {column!r} holds a {type(value).__name__}, expected text; name another")
-    return str(value if value is not None else "").strip()
+    return str(value if value is not None else "")
 
 
 def _example(

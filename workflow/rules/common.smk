@@ -66,13 +66,22 @@ def download_task_settings(wildcards):
 
 def prune_settings(wildcards):
     variant = Variant.parse(wildcards.pruned)
-    chosen = STUDY.prune.model_dump()
+    chosen = STUDY.prune_settings(variant.method)
     return settings(method=variant.method, scope=variant.scope, sparsity=variant.sparsity, **chosen)
 
 
 def prune_code(wildcards):
-    # Only the method named: a change in one method leaves the others alone.
-    return code("prune", f"llm_sparsity.pruning.{Variant.parse(wildcards.pruned).method}")
+    # Only the method named: a change in one method, or in calibration, leaves the others alone.
+    method = Variant.parse(wildcards.pruned).method
+    calibrate = ["llm_sparsity.calibrate"] if method in study_config.CALIBRATED else []
+    return code("prune", f"llm_sparsity.pruning.{method}", *calibrate)
+
+
+def calibration_manifest(wildcards):
+    """The text that a method calibrates with; nothing where it needs none."""
+    if Variant.parse(wildcards.pruned).method in study_config.CALIBRATED:
+        return f"resources/tasks/{STUDY.calibration.task}/manifest.json"
+    return []
 
 
 def finetune_settings(wildcards):
@@ -111,6 +120,8 @@ def wanted_entries():
     """The models and tasks that the study needs and has not got yet."""
     models = {model for model, _ in CELLS.variants}
     tasks = {cell.task for cell in CELLS.runs + CELLS.evaluations}
+    if any(variant.method in study_config.CALIBRATED for _, variant in CELLS.variants):
+        tasks.add(STUDY.calibration.task)
     for kind, names, entries in (("model", models, STUDY.models), ("task", tasks, STUDY.tasks)):
         for name in sorted(names):
             if not Path(f"resources/{kind}s/{name}/manifest.json").exists():

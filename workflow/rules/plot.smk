@@ -26,7 +26,7 @@ rule plot:
         "../../envs/environment.yaml"
     params:
         settings=settings(config=STUDY.model_dump(exclude_none=True)),
-        code=code("plot", files=[WORKFLOW / "workflow/report/report.html.jinja"]),
+        code=code("plot", files=sorted((WORKFLOW / "workflow/report").iterdir())),
     shell:
         f"python scripts/plot.py --tables reports/{STUDY.name}/tables --output reports/{STUDY.name}"
         " --settings {params.settings:q} > {log} 2>&1"

@@ -1,13 +1,14 @@
 # prune: remove weights, exactly as many as asked for.
 #
-# needs   resources/models/{model}/
+# needs   resources/models/{model}/, and resources/tasks/{task}/ to calibrate with where the method asks for it
 # leaves  results/{model}/{variant}/model/        the pruned model, its zeros not stored   + manifest.json
 #         results/{model}/{variant}/sparsity.csv  what was removed from each tensor
 
 
 rule prune:
     input:
-        "resources/models/{model}/manifest.json",
+        model="resources/models/{model}/manifest.json",
+        text=calibration_manifest,
     output:
         manifest="results/{model}/{pruned}/model/manifest.json",
         sparsity="results/{model}/{pruned}/sparsity.csv",
@@ -15,9 +16,10 @@ rule prune:
         "logs/prune/{model}/{pruned}.log",
     conda:
         "../../envs/environment.yaml"
+    threads: 1
     params:
         settings=prune_settings,
         code=prune_code,
     shell:
-        "python scripts/prune.py --model $(dirname {input})"
-        " --output $(dirname {output.sparsity}) --settings {params.settings:q} > {log} 2>&1"
+        "python scripts/prune.py --model $(dirname {input.model}) --text {input.text}"
+        " --output $(dirname {output.sparsity}) --threads {threads} --settings {params.settings:q} > {log} 2>&1"

@@ -1,6 +1,6 @@
 """One file a method; the file's name is the word that a config uses.
 
-A method is three names:
+A method that looks at weights alone is three names:
 
     UNIT   what goes as one: (rows, columns) of weights that become zeros, or None: heads and neurons, which are cut out
     POOL   what competes for removal: "scope" (all of the scope together), "tensor" (each matrix by itself) or "layer"
@@ -8,6 +8,52 @@ A method is three names:
     score  (weight, generator) -> a score for each unit, non-negative float32, in the shape of the matrix of units; the
            lowest are removed. With UNIT None: (weight,) -> see `structured`
 
-`prune.Pool.scores` is the only caller of `score`: a method that needs more than the weight (activations of a
-calibration set, say) gets it there, as a further argument.
+A calibrated method, which looks at the inputs of matrices too, has in place of POOL and score (all float32):
+
+    observe  inputs (tokens, in) -> what the method keeps of them; over several batches it is added up
+    prepare  what was observed -> what `prune` needs of it, once for all matrices that have the same inputs
+    prune    (weight (out, in), prepared, sparsity) -> the pruned weight; exactly so many are removed as `shares` says
+
+The functions are pure: no method changes what it is given. `prune.Pool.scores` is the only caller of `score`,
+`calibrate.Calibrated` the only one of the others.
 """
+
+import itertools
+import re
+from collections.abc import Iterable
+from decimal import Decimal
+
+import torch
+from torch import Tensor
+
+
+def removed_of(size: int, sparsity: str) -> int:
+    """How many of `size` weights a sparsity removes: the nearest whole number, halves to even."""
+    return round(Decimal(sparsity) * size)
+
+
+def shares(sizes: Iterable[int], sparsity: str) -> list[int]:
+    """How many weights go from each part of a tensor, so that from all of it exactly `removed_of` its size go."""
+    ends = [removed_of(end, sparsity) for end in itertools.accumulate(sizes, initial=0)]
+    return [after - before for before, after in itertools.pairwise(ends)]
+
+
+def pattern_of(sparsity: str) -> tuple[int, int] | None:
+    """(N, M) of a pattern "NofM"; None for a fraction."""
+    found = re.fullmatch(r"(\d+)of(\d+)", sparsity)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def lowest(scores: Tensor, count: int | Tensor) -> Tensor:
+    """Which scores are the `count` lowest of their row, the last dimension; of equal ones the earlier.
+
+    Args:
+        scores: any shape.
+        count: for all rows, or a tensor that broadcasts against the rows, with a last dimension of 1.
+
+    Returns:
+        bool, in the shape of the scores.
+    """
+    ranks = torch.arange(scores.shape[-1], device=scores.device) < count
+    order = scores.argsort(dim=-1, stable=True)
+    return torch.empty_like(scores, dtype=torch.bool).scatter_(-1, order, ranks.expand_as(scores))
