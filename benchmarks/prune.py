@@ -184,9 +184,7 @@ def _ours(folder: Path, value: str) -> dict[str, Any]:
 
         return call
 
-    for holder, name in [
-        (stage, "_check"), (stage, "_cuts"), (stage, "_cut"), (stage, "_zeros"), (stage.Pool, "scores")
-    ]:  # fmt: skip
+    for holder, name in [(stage, "_check"), (stage, "_cuts"), (stage.Zeroing, "_zero")]:
         setattr(holder, name, timed(getattr(holder, name)))
     outputs = {level: folder / "ours" / level for level in value.split(",")}
     begun = time.process_time()

@@ -347,7 +347,7 @@ def test_chunks_do_not_matter(
 ) -> None:
     levels = ["0.2", "0.8", "1of4"]
     prune(tiny_model("bert"), {level: tmp_path / "whole" / level for level in levels}, method="magnitude", scope="mlp")
-    monkeypatch.setattr(stage, "CHUNK", 77)
+    monkeypatch.setattr(stage, "STRIP", 77)
     prune(tiny_model("bert"), {level: tmp_path / "parts" / level for level in levels}, method="magnitude", scope="mlp")
     for level in levels:
         whole, parts = (load(tmp_path / way / level / "model") for way in ("whole", "parts"))

@@ -160,14 +160,14 @@ class Writer:
         tensor = tensor.detach().contiguous().cpu()
         flat = tensor.reshape(-1)
         start, crc = self._end, 0
-        narrow = narrowed(flat) if self._sparse and tensor.is_floating_point() and tensor.numel() else None
-        if narrow is not None:
-            for part in _encode(narrow):
+        if self._sparse and tensor.is_floating_point() and tensor.numel():
+            narrow = narrowest(flat)
+            for part in _encode(flat, narrow):
                 self._write(part)
                 crc = zlib.crc32(part, crc)
             if self._end - start < flat.nbytes:
                 self._place(name, "U8", [self._end - start], start)
-                self._entry(name, tensor, _SAFETENSORS[narrow.dtype], crc)
+                self._entry(name, tensor, _SAFETENSORS[narrow], crc)
                 return
             self._data.seek(start)
             self._data.truncate()
@@ -279,24 +279,22 @@ def copy_companions(folder: Path, output: Path) -> None:
                 shutil.copyfile(path, temporary)
 
 
-def narrowed(flat: Tensor) -> Tensor:
-    """The same values in 16 bits where no bit is lost."""
-    if flat.dtype == torch.float32:
-        for dtype in (torch.float16, torch.bfloat16):
-            if all(
-                torch.equal(part.to(dtype).float().view(torch.int32), part.view(torch.int32))
-                for part in flat.split(CHUNK)
-            ):
-                return flat.to(dtype)
-    return flat
+def narrowest(flat: Tensor) -> torch.dtype:
+    """The dtype of fewest bits in which no bit of these values is lost: their own, or one of 16 bits for float32."""
+    for dtype in (torch.float16, torch.bfloat16) if flat.dtype == torch.float32 else ():
+        if all(
+            torch.equal(part.to(dtype).float().view(torch.int32), part.view(torch.int32)) for part in flat.split(CHUNK)
+        ):
+            return dtype
+    return flat.dtype
 
 
-def _encode(flat: Tensor) -> Iterator[bytes]:
-    """The chunks of a tensor: (kind, survivors, lengths of the parts), then the parts."""
-    width = flat.element_size()
+def _encode(flat: Tensor, dtype: torch.dtype) -> Iterator[bytes]:
+    """The chunks of a tensor in a dtype: (kind, survivors, lengths of the parts), then the parts."""
+    width = dtype.itemsize
     compressor = zstandard.ZstdCompressor(compression_params=ENTROPY)
     for part in flat.split(CHUNK):
-        bits = part.view(torch.uint8).numpy().view(_BITS[width])
+        bits = part.to(dtype).view(torch.uint8).numpy().view(_BITS[width])
         present = bits != 0
         where = np.flatnonzero(present)
         parts = []

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from llm_sparsity import execution
-from llm_sparsity.checkpoint import Reader, narrowed
+from llm_sparsity.checkpoint import Reader, narrowest
 from llm_sparsity.files import read_manifest, weight_bytes, write_json
 from llm_sparsity.machine import machine
 from llm_sparsity.models import check_length, family, load_base
@@ -193,7 +193,7 @@ def _sizes(model: Path) -> tuple[int, int]:
         for name in reader.names:
             flat = reader.tensor(name).reshape(-1)
             plain += flat.nbytes
-            flat = narrowed(flat) if flat.is_floating_point() else flat
+            flat = flat.to(narrowest(flat))
             values = flat[flat != 0].contiguous().view(torch.uint8).view(-1, flat.element_size())
             bits += flat.numel() * _entropy(torch.tensor([len(values), flat.numel() - len(values)]))
             bits += sum(len(values) * _entropy(torch.bincount(plane, minlength=256)) for plane in values.t())

@@ -566,9 +566,9 @@ def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[
         name = "Perplexity (log scale; lower is better)" if metric == "perplexity" else "Accuracy"
         axes[0].set_ylabel(name)
         caption = (
-            f"What to pick on {task}: every variant by what it costs and what it reaches, mask kept; a recipe other than "
-            "plain fine-tuning is named. The grey line joins those that no other beats in both; what is far from it is "
-            "not worth having."
+            f"What to pick on {task}: every variant by what it costs and what it reaches, mask kept; a recipe other "
+            "than plain fine-tuning is named. The grey line joins those that no other beats in both; what is far from it "
+            "is not worth having."
         )
         yield Drawn(f"frontier-{task}", "What to pick", caption, figure)
 

@@ -9,7 +9,8 @@ third that writes them.
 Three ways to remove: `Zeroing` leaves zeros where weights were, `Cutting` makes tensors smaller; `calibrate.Calibrated`
 leaves zeros too, and needs a text to choose them.
 
-Memory: one tensor, its scores and chunks, whatever the number of sparsities and however many scores are equal.
+Memory: one copy of a tensor, and strips of its rows, whatever the number of sparsities and however many scores are
+equal. Scores are made strip by strip whenever they are needed: making them costs less than holding them.
 """
 
 import hashlib
@@ -34,11 +35,11 @@ from llm_sparsity.checkpoint import Reader, Writer, copy_companions
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_json, read_manifest, write_csv, write_json, write_manifest
 from llm_sparsity.models import Place, family, heads, in_scope, narrower
-from llm_sparsity.pruning import lowest, removed_of
+from llm_sparsity.pruning import lowest, pattern_of, removed_of
 
 BINS = 1 << 16
 INFINITY = 0x7F80  # the upper 16 bits of float32 infinity; NaN and negative numbers are above
-CHUNK = 1 << 18  # weights at a time: what fits a processor's cache
+STRIP = 1 << 18  # weights at a time: what fits a processor's cache
 COLUMNS = [
     "name", "stack", "layer", "part", "shape", "dtype", "size", "removed", "zeros", "sparsity", "threshold", "error",
 ]  # fmt: skip
@@ -61,18 +62,25 @@ class Pool:
     places: Mapping[str, Place]
     rule: ModuleType
     seed: int
+    step: int  # rows that cannot be told apart: a block's, or a pattern's where the input runs over the rows
 
-    def scores(self, name: str) -> Tensor:
-        """The scores of a tensor, float32 in its shape; from the seed and the tensor's name alone."""
+    def strips(self, weight: Tensor) -> Sequence[Tensor]:
+        """A tensor of the pool as strips of its rows."""
+        rows = max(STRIP // weight[0].numel() // self.step, 1) * self.step
+        strips: Sequence[Tensor] = weight.split(rows)
+        return strips
+
+    def scores(self, name: str) -> Iterator[Tensor]:
+        """The scores of a tensor's strips, float32; from the seed and the tensor's name alone."""
         digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        scores: Tensor = self.rule.score(self.reader.tensor(name), generator)
-        return scores.contiguous()
+        for strip in self.strips(self.reader.tensor(name)):
+            yield self.rule.score(strip, generator).contiguous()
 
     def bits(self, name: str) -> Iterator[NDArray[np.uint32]]:
-        """Chunks of a tensor's scores as integers of the same order; adding 0 makes -0.0 to 0.0."""
-        for chunk in self.scores(name).reshape(-1).split(CHUNK):
-            yield (chunk + 0.0).numpy().view(np.uint32)
+        """The same, flat, as integers of the same order; adding 0 makes -0.0 to 0.0."""
+        for scores in self.scores(name):
+            yield (scores.reshape(-1) + 0.0).numpy().view(np.uint32)
 
 
 def prune(
@@ -117,7 +125,8 @@ def prune(
         places = {name: place for name in names if (place := kind.place(name)) and in_scope(place, scope)}
         if not places:
             raise UserError(f"scope {scope}: {model} has no such tensors; choose another scope")
-        pool = Pool(reader, places, rule, seed)
+        groups = [pattern[1] for level in outputs if (pattern := pattern_of(level))]
+        pool = Pool(reader, places, rule, seed, math.lcm((rule.UNIT or (1, 1))[0], *groups))
         _check(model, pool, list(outputs), floor)
         removal: Any
         if _calibrated(rule):
@@ -176,23 +185,27 @@ class Zeroing:
                 yield level, name, weight, row
 
     def _results(self, name: str) -> Iterator[tuple[str, Tensor, Row | None]]:
-        reader = self._pool.reader
-        scores = self._pool.scores(name) if name in self._pool.places else None
         for level in self._levels:
-            if scores is None:
-                yield level, reader.tensor(name), None
-                continue
-            weight = reader.tensor(name).clone()  # what a reader gives may be the mapped file itself
-            cut = self._cuts.get((level, name))
+            weight, row = self._pool.reader.tensor(name), None
+            if name in self._pool.places:
+                weight = weight.clone()  # what a reader gives may be the mapped file itself
+                row = self._zero(name, weight, level)
+            yield level, weight, row
+
+    def _zero(self, name: str, weight: Tensor, level: str) -> Row:
+        """Prune one tensor, in place; what happened to it."""
+        cut = self._cuts.get((level, name))
+        removed = zeros = 0
+        for strip, scores in zip(self._pool.strips(weight), self._pool.scores(name), strict=True):
             if cut is None:
-                removed = _keep_pattern(weight, scores, level, family(self._model).is_transposed(name))
-            elif weight.shape == scores.shape:
-                removed = _cut(weight, scores, cut)
+                removed += _keep_pattern(strip, scores, level, family(self._model).is_transposed(name))
+            elif strip.shape == scores.shape:
+                removed += _cut(strip, scores, cut)
             else:
-                removed = _cut_blocks(weight, scores, cut)
-            weight += 0.0  # -0.0 becomes 0.0, every other value stays
-            row = describe(weight, weight.numel(), removed, _zeros(weight))
-            yield level, weight, row | {"threshold": cut.threshold if cut else ""}
+                removed += _cut_blocks(strip, scores, cut)
+            strip.add_(0.0)  # -0.0 becomes 0.0, every other value stays
+            zeros += _zeros(strip)
+        return describe(weight, weight.numel(), removed, zeros) | {"threshold": cut.threshold if cut else ""}
 
 
 class Cutting:
@@ -278,7 +291,7 @@ def _check(model: Path, pool: Pool, levels: Sequence[str], floor: float) -> None
                 f"{model}: tensor {name} is {str(dtype).removeprefix('torch.')}, a quantised weight; "
                 "prune the model before it is quantised"
             )
-        if not all(torch.isfinite(chunk).all() for chunk in pool.reader.tensor(name).reshape(-1).split(CHUNK)):
+        if not all(torch.isfinite(strip).all() for strip in pool.strips(pool.reader.tensor(name))):
             raise UserError(
                 f"{model}: tensor {name} has NaN or infinite weights, which no method can rank; use a sound checkpoint"
             )
@@ -374,12 +387,12 @@ def _floored(pool: Pool, limits: Mapping[str, int], count: int, cut: Cut) -> dic
 
 def _taken(pool: Pool, names: Sequence[str], cut: Cut) -> dict[str, int]:
     """How many scores a cut takes from each tensor."""
-    taken, ties = {}, cut.ties
+    taken, ties = dict.fromkeys(names, 0), cut.ties
     for name in names:
-        scores = pool.scores(name)
-        equal = min(int((scores == cut.threshold).sum()), ties)
-        ties -= equal
-        taken[name] = int((scores < cut.threshold).sum()) + equal
+        for scores in pool.scores(name):
+            equal = min(int((scores == cut.threshold).sum()), ties)
+            ties -= equal
+            taken[name] += int((scores < cut.threshold).sum()) + equal
     return taken
 
 
@@ -404,21 +417,18 @@ def describe(weight: Tensor, size: int, removed: int, zeros: int) -> Row:
 
 def _zeros(weight: Tensor) -> int:
     """How many weights are zero."""
-    return sum(int(np.count_nonzero((part == 0).numpy())) for part in weight.reshape(-1).split(CHUNK))
+    return int(np.count_nonzero((weight == 0).numpy()))
 
 
 def _cut(weight: Tensor, scores: Tensor, cut: Cut) -> int:
     """Zero the weights below the cut, in place; use up the pool's ties. How many went."""
-    removed = 0
-    for part, score in zip(weight.view(-1).split(CHUNK), scores.view(-1).split(CHUNK), strict=True):
-        gone = score < cut.threshold
-        if cut.ties:
-            equal = torch.nonzero(score == cut.threshold).flatten()[: cut.ties]
-            gone[equal] = True
-            cut.ties -= len(equal)
-        part.masked_fill_(gone, 0)
-        removed += int(np.count_nonzero(gone.numpy()))
-    return removed
+    gone = scores < cut.threshold
+    if cut.ties:
+        equal = torch.nonzero((scores == cut.threshold).view(-1)).flatten()[: cut.ties]
+        gone.view(-1)[equal] = True
+        cut.ties -= len(equal)
+    weight.masked_fill_(gone, 0)
+    return int(np.count_nonzero(gone.numpy()))
 
 
 def _cut_blocks(weight: Tensor, scores: Tensor, cut: Cut) -> int:
@@ -437,8 +447,6 @@ def _keep_pattern(weight: Tensor, scores: Tensor, level: str, transposed: bool) 
     kept, group = map(int, level.split("of"))
     if transposed:
         weight, scores = weight.t(), scores.t()  # (out, in), the same memory
-    rows = max(CHUNK // weight.shape[1], 1)
-    for part, score in zip(weight.split(rows), scores.split(rows), strict=True):
-        gone = lowest(score.reshape(len(part), -1, group), group - kept)
-        part.masked_fill_(gone.reshape(part.shape), 0)
+    gone = lowest(scores.reshape(len(weight), -1, group), group - kept)
+    weight.masked_fill_(gone.reshape(weight.shape), 0)
     return weight.numel() // group * (group - kept)
