@@ -256,7 +256,7 @@ def slow_model(folder: Path, drawn: torch.Tensor, level: str, method: str) -> di
         for (_, _), modules in sorted(item for item in layers.items() if item[0][0] == stack):
             seen: dict[str, list[Any]] = {name: [] for name in modules}
             hooks = [
-                module.register_forward_hook(lambda _, args, __, into=seen[name]: into.append(args[0].flatten(0, 1)))
+                module.register_forward_hook(lambda _, args, __, into=seen[name]: into.append(args[0].flatten(0, -2)))
                 for name, module in modules.items()
             ]
             with torch.no_grad():
@@ -297,6 +297,43 @@ def test_block_by_block_is_the_same_as_the_whole_model_at_once(
     assert differing <= 0.001 * total  # near ties
     loaded = load_model(transformers.AutoModel, tmp_path / "model")
     assert bool(loaded(input_ids=torch.tensor([[1, 2, 3]])).last_hidden_state.isfinite().all())
+
+
+OTHERS: dict[str, Any] = {
+    "opt": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 32,
+    },
+    "gpt_neox": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "mistral": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "qwen2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "qwen3": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "electra": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "embedding_size": 16},
+    "mbart": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_other_family_runs_block_by_block_too(
+    kind: str, tiny_model: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    tokenizer = {"electra": "bert", "mbart": "bart"}.get(kind, "llama")
+    common = {"vocab_size": 26, "pad_token_id": 0, "bos_token_id": 4, "eos_token_id": 5}
+    shared = {"num_key_value_heads": 2} if kind in ("mistral", "qwen2", "qwen3") else {}
+    torch.manual_seed(1)
+    config = transformers.AutoConfig.for_model(kind, **OTHERS[kind], **common, **shared)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    for path in tiny_model(tokenizer).glob("token*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    write_manifest(tmp_path, kind="model")
+    result = pruned(tmp_path, text, tmp_path / "out", "0.5", "wanda")
+    expected = slow_model(tmp_path, sequences(tmp_path, text, **DRAW), "0.5", "wanda")
+    assert {name for name in result if in_scope(family(tmp_path).place(name), "linear")} == set(expected)
+    differing = sum(int(((result[name].numpy() == 0) != (weight == 0)).sum()) for name, weight in expected.items())
+    assert differing <= 0.001 * sum(weight.size for weight in expected.values())
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm"])
