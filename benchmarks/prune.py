@@ -113,13 +113,13 @@ def _child(folder: Path, part: str, value: str, *, threads: int) -> None:
 
     torch.set_num_threads(threads)
     parts: dict[str, Callable[[Path, str], dict[str, Any]]] = {
-        "make": _make, "ours": _ours, "torch": _torch, "compare": _compare,
+        "make": make, "ours": _ours, "torch": _torch, "compare": _compare,
     }  # fmt: skip
     found = parts[part](folder, value)
     print(json.dumps({**found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 
-def _make(folder: Path, value: str) -> dict[str, Any]:
+def make(folder: Path, value: str) -> dict[str, Any]:
     """A model folder with random weights: GPT-2's shape, or a Llama's of so many parameters, shard by shard."""
     import torch
     import transformers
@@ -188,7 +188,7 @@ def _ours(folder: Path, value: str) -> dict[str, Any]:
         setattr(holder, name, timed(getattr(holder, name)))
     outputs = {level: folder / "ours" / level for level in value.split(",")}
     begun = time.process_time()
-    with _extra_memory() as memory:
+    with extra_memory() as memory:
         stage.prune(folder / "dense", outputs, method="magnitude", scope="all")
     seconds = time.process_time() - begun
     size = read_manifest(next(iter(outputs.values())) / "model")["pruned"]["size"]
@@ -204,7 +204,7 @@ def _torch(folder: Path, level: str) -> dict[str, Any]:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "dense")
     modules = [(module, "weight") for module in model.transformer.modules() if hasattr(module, "weight")]
     started = time.process_time()
-    with _extra_memory() as memory:
+    with extra_memory() as memory:
         prune.global_unstructured(modules, pruning_method=prune.L1Unstructured, amount=float(level))
         for module, name in modules:
             prune.remove(module, name)
@@ -216,7 +216,7 @@ def _torch(folder: Path, level: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _extra_memory() -> Iterator[list[int]]:
+def extra_memory() -> Iterator[list[int]]:
     """A list that gets the most bytes of anonymous memory that the block took beyond what there was at its start."""
     found: list[int] = []
     before = highest = _anonymous()

@@ -52,7 +52,7 @@ def test_snakemakes_own_report_works(finished: Project, tmp_path: Path) -> None:
     assert (tmp_path / "report.zip").stat().st_size > 100_000
 
 
-@pytest.mark.parametrize("study", ["config.yaml", "studies/embedded.yaml"])
+@pytest.mark.parametrize("study", ["config.yaml", "studies/embedded.yaml", "studies/one-billion.yaml"])
 def test_dry_run_of_every_shipped_study_without_torch(study: str, root: Path, hub: Path, tmp_path: Path) -> None:
     """A laptop without torch and network is stood in for by packages that refuse to be imported."""
     for package in ("torch", "transformers", "datasets", "huggingface_hub", "matplotlib"):

@@ -84,7 +84,7 @@ class Calibrated:
         error = float((after - before).square().sum() / before.square().sum())
         return [(name, weight, self._row(weight, sparsity) | {"error": error}) for name, weight in weights.items()]
 
-    def _prune(self, name: str, module: Any, prepared: Tensor, sparsity: str) -> Tensor:
+    def _prune(self, name: str, module: Any, prepared: Any, sparsity: str) -> Tensor:
         """Prune a matrix: what is stored of it, which is what the block then computes with."""
         pruned = self._pool.rule.prune(self._oriented(name, module), prepared, sparsity)
         if self._family.is_transposed(name):

@@ -524,6 +524,7 @@ def _speed(batch: int, rows: pd.DataFrame, models: list[str]) -> Drawn:
         _spread(ax, ends)
     axes[0].set_ylabel("Speed-up over the dense model")
     tokens, threads, device = (rows[key].iloc[0] for key in ("sequence_length", "threads", "device"))
+    batch, threads = int(batch), int(threads)  # NumPy's make no plural
     caption = (
         f"Speed of the base model on {batch} sequence{'s' * (batch > 1)} of {tokens} tokens, {device}, {threads} "
         f"thread{'s' * (threads > 1)}; both models take turns, points are medians, bars quartiles. Dashed and hollow: "
@@ -566,8 +567,8 @@ def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[
         name = "Perplexity (log scale; lower is better)" if metric == "perplexity" else "Accuracy"
         axes[0].set_ylabel(name)
         caption = (
-            f"What to pick on {task}: every variant by what it costs and what it reaches, mask kept; a recipe other "
-            "than plain fine-tuning is named. The grey line joins those that no other beats in both; what is far from it "
+            f"What to pick on {task}: every variant by what it costs and reaches, mask kept; recipes other than "
+            "plain fine-tuning are named. The grey line joins those that no other beats in both; what is far from it "
             "is not worth having."
         )
         yield Drawn(f"frontier-{task}", "What to pick", caption, figure)

@@ -142,7 +142,8 @@ def prune(
         with ExitStack() as stack:
             writers = {level: stack.enter_context(Writer(output / "model")) for level, output in outputs.items()}
             ours = sorted(set(names) - set(twins))
-            bar = tqdm(total=len(ours) * len(outputs), desc=f"prune {', '.join(outputs)}", unit="tensor")
+            said = f"prune {', '.join(outputs)}"
+            bar = stack.enter_context(tqdm(total=len(ours) * len(outputs), desc=said, unit="tensor"))
             for level, name, weight, row in removal.results(ours):
                 if row:
                     rows[level].append({"name": name, **asdict(places[name]), **row})

@@ -12,7 +12,7 @@ A calibrated method, which looks at the inputs of matrices too, has in place of 
 
     observe  inputs (tokens, in) -> what the method keeps of them; over several batches it is added up
     prepare  what was observed -> what `prune` needs of it, once for all matrices that have the same inputs
-    prune    (weight (out, in), prepared, sparsity) -> the pruned weight; exactly so many are removed as `shares` says
+    prune    (weight (out, in), what was prepared, sparsity) -> the pruned weight; exactly `removed_of` its size go
 
 The functions are pure: no method changes what it is given. `prune.Pool.scores` is the only caller of `score`,
 `calibrate.Calibrated` the only one of the others.
@@ -54,6 +54,11 @@ def lowest(scores: Tensor, count: int | Tensor) -> Tensor:
     Returns:
         bool, in the shape of the scores.
     """
+    if scores.dim() == 1 and isinstance(count, int):  # one long row: selecting is faster than sorting
+        threshold = scores.kthvalue(count).values if count else torch.tensor(-torch.inf)
+        gone = scores < threshold
+        gone[torch.nonzero(scores == threshold).flatten()[: count - int(gone.sum())]] = True
+        return gone
     ranks = torch.arange(scores.shape[-1], device=scores.device) < count
     order = scores.argsort(dim=-1, stable=True)
     return torch.empty_like(scores, dtype=torch.bool).scatter_(-1, order, ranks.expand_as(scores))
