@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from llm_sparsity import warm
 from llm_sparsity.errors import arguments, run
 
 
@@ -21,8 +22,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--processes", type=int, default=1, help="how many, one a GPU")
     parser.add_argument("--accelerate", type=Path, help="how they work together (default: node.yaml)")
+    parser.add_argument(
+        "--warm",
+        type=int,
+        default=0,
+        metavar="SECONDS",
+        help="use a process that has all imported, and keep it so long",
+    )
     args = parser.parse_args()
 
+    if args.warm and not warm.forked and (status := warm.call(args.warm, args.code)) is not None:
+        sys.exit(status)
     if (args.processes > 1 or args.accelerate) and "LOCAL_RANK" not in os.environ:
         launch(args.processes, args.accelerate, args.threads)
 

@@ -105,10 +105,12 @@ def finetune(
         accelerator = Accelerator(
             mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else None, cpu=not gpu
         )
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a safeguard of no use here, and a pass over all
+        torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports the whole compiler: a second
+        # New tensors need not be filled with NaN, a safeguard of that mode which costs a pass over all of them.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         with accelerator.main_process_first():
             tokens = encoded.encode(model, task, work, max_length=max_length, code=code)
+        cache.uses(tokens)
         train, validation = encoded.load(tokens)
 
         net = load_classifier(model, labels=train.classes, seed=seed)
