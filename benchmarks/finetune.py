@@ -1,10 +1,10 @@
 """Training samples per second beside transformers' own example script, run_glue_no_trainer.py.
 
     PYTHONPATH=workflow python benchmarks/finetune.py --peer run_glue_no_trainer.py --model FOLDER --tasks FOLDER...
-    ... --accuracy 3     instead of the speed: what both reach, with so many seeds
+    ... --accuracy 3     instead of the speed: what both reach, with so many seeds (say --sparsity 0.5)
     ... --write          and the table goes into BENCHMARKS.md
 
-The model is pruned to 0.9 first, and both train it: the same weights, rows, batch size, learning rate, length limit,
+The model is pruned first, and both train it: the same weights, rows, batch size, learning rate, length limit,
 padding to the batch's longest, threads. Ours keeps its mask and clips gradients as well. Each side is a process of its
 own; they take turns. Seconds are those of the processor, from the first optimizer step to the last of one epoch over
 the same rows, so that they can be compared on a machine that does other work. The peer asks a hub for its metric, which
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, required=True, help="transformers' run_glue_no_trainer.py")
     parser.add_argument("--model", type=Path, required=True, help="folder of a dense model, as downloaded")
     parser.add_argument("--tasks", type=Path, nargs="+", required=True, help="folders of prepared tasks")
+    parser.add_argument("--sparsity", default="0.9", help="of the matrices of the model that both train")
     parser.add_argument("--rows", type=int, default=1600, help="training rows of each task")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--accuracy", type=int, metavar="SEEDS", help="train to the end with so many seeds")
@@ -55,12 +56,14 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prune(args.model, {"0.9": folder / "0.9"}, method="magnitude", scope="linear")
-        to_plain(folder / "0.9/model", folder / "plain")
+        prune(args.model, {args.sparsity: folder / "pruned"}, method="magnitude", scope="linear")
+        to_plain(folder / "pruned/model", folder / "plain")
         jobs = [Job(folder, task, args.rows, args.peer) for task in args.tasks]
         text = accuracy(jobs, args.accuracy, args.epochs) if args.accuracy else speed(jobs, args.rounds)
     peer = args.peer.read_text().partition('check_min_version("')[2].partition('"')[0]
-    text += f"\n\n{args.model.name}, 0.9 of its matrices removed; the peer's script is of {peer}. {machine(1)}."
+    text += (
+        f"\n\n{args.model.name}, {args.sparsity} of its matrices removed; the peer's script is of {peer}. {machine(1)}."
+    )
     print(text)
     if args.write:
         write("finetune-accuracy" if args.accuracy else "finetune", text)
@@ -95,7 +98,7 @@ class Job:
         models = self.folder.parent
         if side == "this":
             settings = SETTINGS | {"seed": seed, "epochs": epochs}
-            command = [SCRIPT, "--model", models / "0.9/model", "--task", self.folder, "--output", output]
+            command = [SCRIPT, "--model", models / "pruned/model", "--task", self.folder, "--output", output]
             command += ["--work", output / "work", "--settings", json.dumps(settings)]
         else:
             command = [self.peer, "--model_name_or_path", models / "plain", "--output_dir", output]

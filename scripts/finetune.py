@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from llm_sparsity import warm
 from llm_sparsity.errors import arguments, run
 
 
@@ -20,10 +21,20 @@ def main() -> None:
     parser.add_argument("--code", default="", help="hash of the code, part of a cached checkpoint's name")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--processes", type=int, default=1, help="how many, one a GPU")
+    parser.add_argument("--accelerate", type=Path, help="how they work together (default: node.yaml)")
+    parser.add_argument(
+        "--warm",
+        type=int,
+        default=0,
+        metavar="SECONDS",
+        help="use a process that has all imported, and keep it so long",
+    )
     args = parser.parse_args()
 
-    if args.processes > 1 and "LOCAL_RANK" not in os.environ:
-        launch(args.processes, args.threads)
+    if args.warm and not warm.forked and (status := warm.call(args.warm, args.code)) is not None:
+        sys.exit(status)
+    if (args.processes > 1 or args.accelerate) and "LOCAL_RANK" not in os.environ:
+        launch(args.processes, args.accelerate, args.threads)
 
     import torch
 
@@ -35,19 +46,16 @@ def main() -> None:
     )
 
 
-def launch(processes: int, threads: int) -> None:
-    """Become the launcher of this script's processes: accelerate's on GPUs, torch's own on CPUs, which accelerate
-    starts through MPI alone.
-    """
-    import torch
+def launch(processes: int, config: Path | None, threads: int) -> None:
+    """Become `accelerate launch` of this script, with a file of profiles/accelerate/."""
+    if config is None:
+        import torch
 
-    if torch.cuda.is_available():
-        module = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", str(processes)]
-        module += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    else:
-        module = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-        module += ["--nproc-per-node", str(processes)]
+        profiles = Path(__file__).parent.parent / "profiles/accelerate"
+        config = profiles / ("node.yaml" if torch.cuda.is_available() else "cpu.yaml")
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    module = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
+    module += ["--num_processes", str(processes)] if processes > 1 else []
     os.execv(sys.executable, [sys.executable, "-m", *module, *sys.argv])
 
 

@@ -1,5 +1,7 @@
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,6 +170,74 @@ def test_every_epoch_is_cached_and_one_optimizer_state(
     assert [path.name for path in Path(rows[0]["path"]).parent.glob("state-*")] == ["state-12"]
 
 
+def test_sigterm_saves_and_leaves_and_the_next_run_goes_on(
+    variant: Callable[[str], Path], task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = variant("bert")
+    whole = run(model, task, tmp_path / "whole")["weights"]
+    hold, count = Mask.hold, 0
+
+    def terminated(self: Mask) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        hold(self)
+
+    monkeypatch.setattr(Mask, "hold", terminated)
+    with pytest.raises(SystemExit) as ended:
+        run(model, task, tmp_path / "cut")
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert count == 4  # the step in which it came has ended, and one more has noticed it
+    resumed = run(model, task, tmp_path / "cut")["weights"]
+    assert count == 8
+    assert sha256(whole / "model.safetensors") == sha256(resumed / "model.safetensors")
+
+
+def test_gradient_checkpointing_changes_memory_alone(
+    tiny_model: Callable[[str], Path], task: Path, tmp_path: Path
+) -> None:
+    results = [run(tiny_model("bert"), task, tmp_path / str(n), epochs=1, gradient_checkpointing=n) for n in (0, 1)]
+    one, other = (checkpoint.load(result["weights"]) for result in results)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_saving_more_often_changes_nothing(variant: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
+    model = variant("bert")
+    seldom, often = (run(model, task, tmp_path / str(n), save_minutes=n)["weights"] for n in (15, 1e-9))
+    assert seldom.parent.name == often.parent.name  # one key
+    assert sha256(seldom / "model.safetensors") == sha256(often / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_batch_that_does_not_fit_the_memory(
+    error: Exception, tiny_model: Callable[[str], Path], task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.nn.functional, "linear", full)
+    with pytest.raises(UserError, match=r"micro_batch_size: 16 sentences of \d+ tokens do not fit .* \(now 16"):
+        run(tiny_model("bert"), task, tmp_path)
+
+
+def test_cached_weights_of_a_sparse_run_are_small_and_a_model_to_go_on_from(
+    variant: Callable[[str], Path], task: Path, tmp_path: Path
+) -> None:
+    """A branch point: the folder of any epoch is a variant, its mask included."""
+    first = run(variant("bert"), task, tmp_path / "1")
+    again = run(first["weights"], task, tmp_path / "2", learning_rate=1e-3)
+    assert again["measured_sparsity"] == first["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
+    manifest = read_json(first["weights"] / "manifest.json")
+    assert manifest["pruned"]["measured_sparsity"] == first["measured_sparsity"]
+    head = next(name for name in checkpoint.load(first["weights"]) if name.endswith("classifier.weight"))
+    moved = (checkpoint.load(again["weights"])[head] - checkpoint.load(first["weights"])[head]).abs().max()
+    assert 0 < moved < 0.05  # the head goes on, it is not drawn anew
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_model: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"loss: is (nan|inf) at step \d+ of 8; lower learning_rate \(now 1e\+30\)"):
         run(tiny_model("bert"), task, tmp_path, learning_rate=1e30, max_grad_norm=1e30)
@@ -185,32 +255,59 @@ def test_the_schedule_rises_and_falls() -> None:
     assert finetune._schedule(1, 4, 0.0) == 1.0
 
 
+def without_dropout(model: Path) -> Path:
+    """Its draws differ between processes."""
+    config = read_json(model / "config.json")
+    write_json(model / "config.json", {key: 0.0 if "drop" in key else value for key, value in config.items()})
+    return model
+
+
+def start(*command: Any, folder: Path, root: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=folder, text=True, capture_output=True, check=False, timeout=200,
+        env={"PYTHONPATH": f"{root / 'workflow'}:{root}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_two_processes_do_what_one_does(
     kind: str, variant: Callable[[str], Path], task: Path, tmp_path: Path, root: Path
 ) -> None:
     """Two CPU processes over gloo: the same global batch, so the same weights but for rounding."""
-    model = variant(kind)
-    config = read_json(model / "config.json")  # without dropout, whose draws differ between processes
-    write_json(model / "config.json", {key: 0.0 if "drop" in key else value for key, value in config.items()})
+    model = without_dropout(variant(kind))
     settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 4}
-    weights = []
-    for processes in ("1", "2"):
-        folder = tmp_path / processes
-        arguments = ["--model", model, "--task", task, "--output", folder / "out", "--work", folder / "work"]
-        arguments += ["--processes", processes, "--settings", json.dumps(settings)]
-        done = subprocess.run(
-            [sys.executable, root / "scripts/finetune.py", *arguments],
-            env={"PYTHONPATH": str(root / "workflow"), "PATH": "/usr/bin:/bin", "ACCELERATE_USE_CPU": "true"},
-            text=True, capture_output=True, check=False, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert read_json(folder / "out/runtime.json")["processes"] == int(processes)
-        weights.append(checkpoint.load(next((folder / "work").glob("*/epoch-1"))))
-    one, two = weights
-    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
-    for name, gone in removed(model).items():
-        for found in weights:
-            assert not next(w for key, w in found.items() if key.endswith(name))[gone].any()
-    first, second = (read_json(tmp_path / p / "out/metrics.json") for p in ("1", "2"))
-    assert first == second
+    one = run(model, task, tmp_path / "1", **settings)
+    done = start(
+        root / "scripts/finetune.py", "--model", model, "--task", task, "--output", "out", "--processes", 2,
+        "--settings", json.dumps(settings), folder=tmp_path, root=root,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_json(tmp_path / "out/runtime.json")["processes"] == 2
+    same_but_for_rounding(one, tmp_path, removed(model))
+
+
+def same_but_for_rounding(one: dict[str, Any], folder: Path, gone: dict[str, torch.Tensor]) -> None:
+    found = checkpoint.load(next((folder / "work").glob("*/epoch-1")))
+    expected = checkpoint.load(one["weights"])
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(expected[name], found[name], atol=1e-5) for name in found)
+    for name, where in gone.items():
+        assert not next(w for key, w in found.items() if key.endswith(name))[where].any()
+    assert read_json(folder / "out/metrics.json")["metrics"] == one["metrics"]
+
+
+def test_weights_spread_over_processes_do_what_whole_ones_do(
+    variant: Callable[[str], Path], task: Path, tmp_path: Path, root: Path
+) -> None:
+    """FSDP on two CPU processes, killed and resumed: mask, moments and weights are held and saved shard by shard."""
+    model = without_dropout(variant("bert"))
+    settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 4}
+    one = run(model, task, tmp_path / "1", **settings)
+    command = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", 2]
+    command += [root / "tests/sharded.py", model, task, "out", "work"]
+    assert start(*command, json.dumps(settings), 4, folder=tmp_path, root=root).returncode != 0
+    assert read_json(next(tmp_path.glob("work/*/progress.json")))["step"] == 3
+    done = start(*command, json.dumps(settings), 0, folder=tmp_path, root=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "going on after step 3" in done.stderr
+    same_but_for_rounding(one, tmp_path, removed(model))

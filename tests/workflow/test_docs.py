@@ -53,7 +53,7 @@ def test_every_script_explains_itself(script: str, root: Path) -> None:
 
 def test_every_stage_has_one_name_everywhere(root: Path) -> None:
     rules = {path.stem for path in (root / "workflow/rules").glob("*.smk")} - {"common"}
-    scripts = {path.stem for path in (root / "scripts").glob("*.py")} - {"checkpoint"}
+    scripts = {path.stem for path in (root / "scripts").glob("*.py")} - {"checkpoint", "clean"}
     assert rules == scripts
     for stage in rules:
         assert (root / f"workflow/llm_sparsity/{stage}.py").exists()

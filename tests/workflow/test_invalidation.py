@@ -100,6 +100,9 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         config(lambda values: values["tasks"]["mrpc"].update(finetune={"epochs": 1, "learning_rate": 1e-4})),
         [*MRPC, *END],
     ),
+    "minutes between saves": (  # the page tells the config
+        config(lambda values: values["finetune"].update(save_minutes=1)), ["plot"],
+    ),
     "new sparsity": (
         config(lambda values: values["study"][1]["sparsities"].append(0.7)),
         [

@@ -1,7 +1,7 @@
 """The cache of one run: what it has trained so far, so that nothing that was trained is lost or trained twice.
 
     work/{key}/             the key is a hash of settings, code and input manifests: all that the result depends on
-      run.json              what was hashed, and the results folder that it was for
+      run.json              what was hashed, the results folder that it is for, the tokens that it reads
       lock                  who works here; see `locked`
       progress.json         the step that was reached, history, seconds; which folders below are the newest
       epoch-{n}/            an ordinary model folder: the weights after an epoch, in the sparse container
@@ -75,6 +75,12 @@ class Cache:
                 self._tell_of_others()
                 write_json(self.folder / "run.json", {**self._run, "output": str(self._output)})
             yield
+
+    def uses(self, tokens: Path) -> None:
+        """Write down which file of `encoded.py` this run reads, so that cleaning knows."""
+        run = {**self._run, "output": str(self._output), "tokens": tokens.name}
+        if self._main and read_json(self.folder / "run.json") != run:
+            write_json(self.folder / "run.json", run)
 
     def resume(self) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
         """Read `progress`, and the weights and state that it names; None when there is nothing to go on from."""
@@ -160,7 +166,7 @@ class Cache:
         """Say that a cache for the same results is not used, and why."""
         for path in sorted(self._work.glob("*/run.json")):
             other = read_json(path)
-            if other.pop("output") == str(self._output):
+            if other["output"] == str(self._output):
                 print(f"{path.parent}: not used, made with {_difference(other, self._run)}", file=sys.stderr)
 
 

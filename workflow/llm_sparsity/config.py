@@ -368,6 +368,12 @@ class Config(Section):
             "calibration": self.calibration.model_dump(exclude={"task"}),
         }
 
+    def run_settings(self, task: str, recipe: str, seed: int) -> dict[str, Any]:
+        """All settings that shape a run's result."""
+        chosen = self.finetune_settings(task, recipe)
+        del chosen["save_minutes"]
+        return {"seed": seed, **chosen}
+
     def evaluate_settings(self, task: str) -> dict[str, Any]:
         """`evaluate` with the task's overrides."""
         return _override(self.evaluate, self.tasks[task].evaluate, f"tasks.{task}.evaluate")

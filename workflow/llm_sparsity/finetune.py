@@ -102,11 +102,15 @@ def finetune(
     cache = Cache(work, output, model, task, settings=settings, code=code, main=main)
     with cache.opened(), _termination() as terminated:
         gpu = torch.cuda.is_available()
-        accelerator = Accelerator(mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else None)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a safeguard of no use here, and a pass over all
+        accelerator = Accelerator(
+            mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else None, cpu=not gpu
+        )
+        torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports the whole compiler: a second
+        # New tensors need not be filled with NaN, a safeguard of that mode which costs a pass over all of them.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         with accelerator.main_process_first():
             tokens = encoded.encode(model, task, work, max_length=max_length, code=code)
+        cache.uses(tokens)
         train, validation = encoded.load(tokens)
 
         net = load_classifier(model, labels=train.classes, seed=seed)
@@ -116,6 +120,8 @@ def finetune(
             _freeze_embeddings(model, net)
         net.train()
         optimizer = _optimizer(net, learning_rate, weight_decay)
+        if sharding := getattr(accelerator.state, "fsdp_plugin", None):
+            sharding.transformer_cls_names_to_wrap = _repeated(net)
         wrapped, prepared = accelerator.prepare(net, optimizer)
         net = accelerator.unwrap_model(wrapped)
         scoped = _scoped(model, net)
@@ -308,6 +314,15 @@ def _sparsity(model: Path, weights: dict[str, Parameter], accelerator: Accelerat
     """The measured share of the scope's weights that are zero or gone; 0 for a dense model."""
     pruned = _pruned(model, weights, accelerator)
     return float(pruned["measured_sparsity"]) if pruned else 0.0
+
+
+def _repeated(net: Module) -> list[str]:
+    """The classes of a model's layers: what FSDP spreads and gathers as one.
+
+    What transformers names for it holds the embeddings of some models too, and accelerate shards those by itself.
+    """
+    lists = (module for module in net.modules() if isinstance(module, torch.nn.ModuleList))
+    return sorted({type(layer).__name__ for layers in lists for layer in layers})
 
 
 def _freeze_embeddings(model: Path, net: Module) -> None:

@@ -85,12 +85,11 @@ def calibration_manifest(wildcards):
 
 
 def finetune_settings(wildcards):
-    chosen = STUDY.finetune_settings(wildcards.task, wildcards.recipe)
-    del chosen["save_minutes"]  # shapes no result, so it is a resource: a change makes nothing run again
-    return settings(seed=int(wildcards.seed), **chosen)
+    return settings(**STUDY.run_settings(wildcards.task, wildcards.recipe, int(wildcards.seed)))
 
 
 def save_minutes(wildcards):
+    # Shapes no result, so it is a resource: a change makes nothing run again.
     return STUDY.finetune_settings(wildcards.task, wildcards.recipe)["save_minutes"]
 
 

@@ -25,10 +25,11 @@ rule finetune:
     threads: 1
     resources:
         save_minutes=save_minutes,
+        warm=0,
     params:
         settings=finetune_settings,
         code=code("finetune"),
     shell:
         "python scripts/finetune.py --model $(dirname {input.model}) --task $(dirname {input.task}) --output $(dirname {output.metrics})"
-        " --work work --save-minutes {resources.save_minutes} --code {params.code}"
+        " --work work --save-minutes {resources.save_minutes} --warm {resources.warm} --code {params.code}"
         " --threads {threads} --settings {params.settings:q} > {log} 2>&1"

@@ -1,0 +1,48 @@
+"""One process of a fine-tuning run whose weights are spread over CPU processes (FSDP2 over gloo).
+
+accelerate offers FSDP on GPUs only, torch has it on CPUs as well. So this worker tells accelerate that it is FSDP that
+it runs, and gives it the plugin that profiles/accelerate/fsdp.yaml describes; everything after that is as on GPUs.
+The last argument is the step in which the process kills itself; 0: none.
+"""
+
+import itertools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+from llm_sparsity import finetune
+from llm_sparsity.mask import Mask
+
+
+def sharded(**kwargs: Any) -> accelerate.Accelerator:
+    made = accelerate.Accelerator(**kwargs)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+    )
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state["fsdp_plugin"] = plugin
+    return made
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    finetune.Accelerator = sharded  # type: ignore[misc]
+    model, task, output, work, settings, killed = sys.argv[1:]
+    hold, steps = Mask.hold, itertools.count(1)
+
+    def held(self: Mask) -> None:
+        if next(steps) == int(killed):
+            os.kill(os.getpid(), signal.SIGKILL)
+        hold(self)
+
+    Mask.hold = held  # type: ignore[method-assign]
+    finetune.finetune(*map(Path, (model, task, output, work)), code="", save_minutes=1e-9, **json.loads(settings))
