@@ -23,9 +23,12 @@ rule finetune:
     conda:
         "../../envs/environment.yaml"
     threads: 1
+    resources:
+        gpu=gpus,
+        runtime=runtime("finetune"),
     params:
         settings=finetune_settings,
         code=code("finetune"),
     shell:
         "python scripts/finetune.py --model $(dirname {input.model}) --task $(dirname {input.task}) --output $(dirname {output.metrics})"
-        " --work work --code {params.code} --threads {threads} --settings {params.settings:q} > {log} 2>&1"
+        " --work work --code {params.code} --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log} 2>&1"

@@ -15,6 +15,8 @@ rule prune:
         "logs/prune/{model}/{pruned}.log",
     conda:
         "../../envs/environment.yaml"
+    resources:
+        runtime=runtime("prune"),
     params:
         settings=prune_settings,
         code=prune_code,
