@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llm_sparsity import warm
 from llm_sparsity.errors import arguments, run
+from llm_sparsity.lease import lease
 
 
 def main() -> None:
@@ -20,8 +21,9 @@ def main() -> None:
     parser.add_argument("--save-minutes", type=float, default=15, help="between saves within an epoch")
     parser.add_argument("--code", default="", help="hash of the code, part of a cached checkpoint's name")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--processes", type=int, default=1, help="how many, one a GPU")
-    parser.add_argument("--accelerate", type=Path, help="how they work together (default: node.yaml)")
+    parser.add_argument("--processes", type=int, default=1, help="how many, at least")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs to lease, where there are so many; one a process")
+    parser.add_argument("--accelerate", type=Path, help="how processes work together (default: node.yaml)")
     parser.add_argument(
         "--warm",
         type=int,
@@ -31,10 +33,12 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    if args.warm and not warm.forked and (status := warm.call(args.warm, args.code)) is not None:
-        sys.exit(status)
-    if (args.processes > 1 or args.accelerate) and "LOCAL_RANK" not in os.environ:
-        launch(args.processes, args.accelerate, args.threads)
+    if "LOCAL_RANK" not in os.environ:
+        processes = max(args.processes, lease(args.gpus))
+        if processes > 1 or args.accelerate:
+            launch(processes, args.accelerate, args.threads)
+        if args.warm and not warm.forked and (status := warm.call(args.warm, args.code)) is not None:
+            sys.exit(status)
 
     import torch
 

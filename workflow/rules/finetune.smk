@@ -26,10 +26,12 @@ rule finetune:
     resources:
         save_minutes=save_minutes,
         warm=0,
+        gpu=gpus,
+        runtime=runtime("finetune"),
     params:
         settings=finetune_settings,
         code=code("finetune"),
     shell:
         "python scripts/finetune.py --model $(dirname {input.model}) --task $(dirname {input.task}) --output $(dirname {output.metrics})"
-        " --work work --save-minutes {resources.save_minutes} --warm {resources.warm} --code {params.code}"
-        " --threads {threads} --settings {params.settings:q} > {log} 2>&1"
+        " --work work --save-minutes {resources.save_minutes} --warm {resources.warm} --gpus {resources.gpu}"
+        " --code {params.code} --threads {threads} --settings {params.settings:q} > {log} 2>&1"
