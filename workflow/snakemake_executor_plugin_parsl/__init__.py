@@ -1,0 +1,180 @@
+"""Snakemake jobs as Parsl tasks: pilot jobs are filled with one job a device, longest first.
+
+Snakemake imports this module whenever it starts, dry runs included: Parsl is imported when an executor is made.
+"""
+
+import re
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase
+
+
+@dataclass
+class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
+    """What the command line or a profile says to this plugin."""
+
+    config: Path | None = field(
+        default=None,
+        metadata={"help": "A Parsl configuration file: Python that sets `config`.", "required": True, "type": Path},
+    )
+    again: int = field(
+        default=5,
+        metadata={"help": "How often a job is started again when its pilot was preempted or lost.", "type": int},
+    )
+    status: int = field(
+        default=60, metadata={"help": "Seconds between two lines that say how far the run is.", "type": int}
+    )
+
+
+common_settings = CommonSettings(
+    non_local_exec=True,
+    implies_no_shared_fs=False,
+    job_deploy_sources=False,
+    auto_deploy_default_storage_provider=False,
+)
+
+WATCH = 5  # seconds between two looks at pilots and nodes
+
+
+class Executor(RemoteExecutor):  # type: ignore[misc]
+    """Hands jobs to the pools of a Parsl configuration file."""
+
+    _pools: Any = None  # the thread that checks jobs looks at it before __post_init__ runs
+    _broken = False
+
+    def __post_init__(self) -> None:
+        """Load the pools; Parsl ties its processes to the thread that does, the main one."""
+        from snakemake_executor_plugin_parsl.pools import Pools
+        from snakemake_executor_plugin_parsl.progress import Progress
+
+        settings = self.workflow.executor_settings
+        self._lengths: dict[Any, float] = {}
+        self._watched = self._said = 0.0
+        self.next_seconds_between_status_checks = 1  # futures, not questions to a batch system
+        try:
+            self._pools = Pools(settings.config, settings.again, self.logger.info)
+            jobs = [job for job in self.dag.needrun_jobs() if not job.is_local]
+            for job in jobs:
+                self._pools.route(_number(job, "gpu"))
+        except ValueError as error:
+            self.shutdown()
+            raise WorkflowError(str(error)) from None
+        self._progress = Progress(len(jobs))
+
+    def run_job(self, job: Any) -> None:
+        """Hand a job to the pool that fits it."""
+        from snakemake_executor_plugin_parsl.pools import PoolError, Task
+
+        name = " ".join([job.name, *map(str, job.wildcards)]) if not job.is_group() else str(job)
+        log = self._pools.folder / "jobs" / f"{job.name}-{job.jobid}-{job.attempt}.log"
+        task = Task(
+            name=name,
+            label=self._pools.route(_number(job, "gpu")),
+            priority=-self._length(job),
+            command=self.format_job_exec(job),
+            log=str(log),
+        )
+        self._progress.start(job.jobid, job.name, _number(job, "runtime"))
+        self.report_job_submission(SubmittedJobInfo(job, aux={"task": task}))
+        try:
+            self._pools.start(task)
+        except PoolError as error:
+            self._give_up(error)
+
+    async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
+        """Report what has ended, yield what has not; now and then look after the pools."""
+        from snakemake_executor_plugin_parsl.pools import LostError, PoolError, summary
+
+        if self._pools is None or self._broken:
+            return
+        own: dict[int, Any] = {}
+        try:
+            if time.monotonic() > self._watched + WATCH:
+                own = {id(task): outcome for task, outcome in self._pools.watch()}
+                self._watched = time.monotonic()
+            for info in active_jobs:
+                task = info.aux["task"]
+                try:
+                    outcome = own.get(id(task)) or self._pools.outcome(task)
+                except LostError as error:
+                    self._progress.end(info.job.jobid, None)
+                    self.report_job_error(info, msg=f"Reason: {error}. ")
+                    continue
+                if outcome is None:
+                    yield info
+                elif outcome.code == 0:
+                    self._progress.end(info.job.jobid, outcome.seconds)
+                    self.report_job_success(info)
+                else:
+                    self._progress.end(info.job.jobid, None)
+                    reason = why(outcome.code, Path(task.log), [Path(log) for log in info.job.log])
+                    self.report_job_error(
+                        info, msg=f"Reason: {reason}, on {outcome.host} after {outcome.seconds:.0f} s; see {task.log}. "
+                    )
+            if time.monotonic() > self._said + self.workflow.executor_settings.status:
+                self._said = time.monotonic()
+                self.logger.info(self._progress.line(summary(self._pools)))
+        except PoolError as error:
+            self._give_up(error)
+
+    def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
+        """Nothing to do: `shutdown`, which Snakemake calls next, takes the pilots away and all jobs with them."""
+
+    def shutdown(self) -> None:
+        """Take the pilots away."""
+        super().shutdown()
+        if self._pools is not None:
+            pools, self._pools = self._pools, None
+            pools.close()
+
+    def _give_up(self, error: Exception) -> None:
+        if not self._broken:
+            self._broken = True
+            self.workflow.scheduler.executor_error_callback(WorkflowError(str(error)))
+
+    def _length(self, job: Any) -> float:
+        """Minutes of the longest chain of jobs that begins with this one: what is on it goes first."""
+        if job not in self._lengths:
+            waiting = [after for after in self.dag.depending[job] if self.dag.needrun(after)]
+            self._lengths[job] = _number(job, "runtime") + max(map(self._length, waiting), default=0.0)
+        return self._lengths[job]
+
+
+def _number(job: Any, resource: str) -> int:
+    value = job.resources.get(resource, 0)
+    return value if isinstance(value, int) else 0
+
+
+def why(code: int, spawned: Path, logs: list[Path]) -> str:
+    """Why a job failed: its own words, or its exit code, which the Snakemake that ran it does not pass on."""
+    words = "\n".join(_tail(log) for log in logs)
+    if said := re.findall(r"^error: (.+)$", words, re.MULTILINE):
+        return str(said[-1])
+    if "out of memory" in words.lower() or "MemoryError" in words:
+        return "out of memory"
+    text = _tail(spawned)
+    if killed := re.search(r"died with <Signals\.(\w+)", text):
+        code_text = killed.group(1)
+        return "killed (SIGKILL), most likely out of memory" if code_text == "SIGKILL" else f"killed ({code_text})"
+    if exit_code := re.search(r"returned non-zero exit status (\d+)", text):
+        number = int(exit_code.group(1))
+        return "killed (SIGKILL), most likely out of memory" if number == 137 else f"exit code {number}"
+    if "MissingOutputException" in text:
+        return "it ended without writing all of its outputs"
+    return f"exit code {code}"
+
+
+def _tail(path: Path, size: int = 8000) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,295 @@
+"""PBS Pro pilots for Parsl, judged by what PBS really says.
+
+`PBSProvider` and `wait_for_pilots` close faults of Parsl's own PBSProProvider (2026.10.26), each of them reproduced on
+OpenPBS 23.06: `qstat` in JSON names only the first of several jobs, so that the others count as ended and a new pilot
+is submitted every minute; one unknown job freezes the state of all; one refused `qsub` (a full queue) ends the run; a
+job that PBS holds after 21 failed starts stays for ever.
+"""
+
+import csv
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from parsl.errors import ConfigurationError
+from parsl.executors.status_handling import BlockProviderExecutor
+from parsl.jobs.errors import TooManyJobFailuresError
+from parsl.jobs.states import JobState, JobStatus
+from parsl.providers import PBSProProvider
+from parsl.providers.errors import SubmitException
+
+Job = Mapping[str, Any]  # what qstat says about one job
+
+QSTAT = "qstat -x -E -f -F"  # -E: without it, JSON holds the first job only
+UNKNOWN = "Unknown Job Id"
+SERVER_DOWN = ("cannot connect to server", "Connection refused", "Couldn't connect")
+LIMIT = ("would exceed",)  # "... queue generic's per-user limit", per-project, per-group, server's
+GONE = (0, 35, 153, 168)  # qdel: done, has finished, is unknown, is being ended
+
+PENDING = "QWTM"
+RUNNING = "RBESU"  # E: ending, but its node is not free yet
+WALLTIME, MEMORY, TERMINATED, KILLED = -29, -27, 256 + 15, 256 + 9
+TRIES = 20  # PBS holds a job for ever after one more failed start
+PREEMPTED = "preempted"
+WAITING = "PBS takes no more jobs now"
+REFUSED = "qsub refuses"
+
+
+def judge(job: Job) -> JobStatus:
+    """What state a job is in, and why, from what qstat says about it."""
+    state, code, comment = job["job_state"], job.get("Exit_status"), str(job.get("comment") or "")
+    if state in RUNNING:
+        return JobStatus(JobState.RUNNING)
+    if state == "H" and ("too many failed attempts" in comment or int(job.get("run_count", 0)) > TRIES):
+        return JobStatus(
+            JobState.FAILED,
+            "PBS gave up starting it and holds it for ever; most often the folder of its -o and -e files is missing "
+            "or cannot be written on the compute node",
+        )
+    if state in PENDING or state == "H":  # a queued or held job can carry the Exit_status of an earlier start
+        return JobStatus(JobState.PENDING, comment or None)
+    if state not in ("F", "X"):
+        return JobStatus(JobState.UNKNOWN, f"PBS says state {state}")
+    if code is None:
+        return JobStatus(JobState.FAILED, "ended without having run: deleted while it waited, or a dependency failed")
+    return _judge_ended(int(code), comment)
+
+
+def _judge_ended(code: int, comment: str) -> JobStatus:
+    by = re.search(r"terminated by (\S+)", comment)
+    if code == 0:
+        return JobStatus(JobState.COMPLETED, exit_code=0)
+    if code == WALLTIME:
+        return JobStatus(JobState.TIMEOUT, "its walltime is over", code)
+    if by and code in (TERMINATED, KILLED):
+        scheduler = by.group(1).startswith("Scheduler")
+        return JobStatus(JobState.CANCELLED, PREEMPTED if scheduler else f"deleted by {by.group(1)}", code)
+    if code == MEMORY or code in (KILLED, 128 + 9):
+        return JobStatus(JobState.FAILED, "killed: out of memory", code)
+    if code < 0:
+        return JobStatus(JobState.FAILED, f"PBS could not start it (Exit_status {code})", code)
+    return JobStatus(JobState.FAILED, f"exit code {code}", code)
+
+
+def number(job_id: str) -> str:
+    """The part of a job's name that its server may shorten or lengthen nothing of."""
+    return job_id.partition(".")[0]
+
+
+def read(text: str) -> dict[str, Job]:
+    """Jobs by number, from `qstat -F json`.
+
+    Raises:
+        ValueError: not JSON: PBS does not escape everything that environment variables can hold.
+    """
+    return {number(name): job for name, job in json.loads(text).get("Jobs", {}).items()}
+
+
+def read_lines(text: str) -> dict[str, Job]:
+    """The same from `qstat -F dsv`, one line a job, of which only what `judge` needs is read."""
+    jobs: dict[str, Job] = {}
+    for line in text.splitlines():
+        name, *fields = line.split("|")
+        if name.startswith("Job Id: "):
+            pairs = [field.partition("=") for field in fields]
+            job = {key: value for key, _, value in pairs if key in ("job_state", "Exit_status", "comment", "run_count")}
+            jobs[number(name.removeprefix("Job Id: "))] = job
+    return jobs
+
+
+class PBSProvider(PBSProProvider):  # type: ignore[misc]
+    """Parsl's PBSProProvider, made to stand what PBS does.
+
+    Args:
+        queues: CSV file of what queues take (queue, min_nodes, max_nodes, min_minutes, max_minutes, ...), several rows
+            a queue where its limits depend on nodes. Nodes and walltime are checked against it.
+        poll_seconds: how often PBS is asked.
+        patience: seconds between two qsubs after one that was refused because a queue is full or the server is down.
+        arguments: of PBSProProvider.
+
+    Raises:
+        ConfigurationError: no account, or nodes and walltime that the queue does not take.
+    """
+
+    def __init__(
+        self, *, queues: Path | None = None, poll_seconds: int = 60, patience: int = 60, **arguments: Any
+    ) -> None:
+        super().__init__(**arguments)
+        self.queues, self.poll_seconds, self.patience = queues, poll_seconds, patience
+        if not self.account:
+            raise ConfigurationError("ACCOUNT: missing; set it to the project that pays for the node-hours")
+        if queues is not None:
+            check(queues, str(self.queue), self.nodes_per_block, self.walltime)
+        self._not_before = 0.0
+        self._refusal = ""
+        self._looked_back = False
+
+    @property
+    def status_polling_interval(self) -> int:
+        """Seconds between two questions to PBS."""
+        return self.poll_seconds
+
+    def submit(self, command: str, tasks_per_node: int, job_name: str = "parsl") -> str:
+        """Submit a pilot; what an earlier driver has left in the queue is deleted first.
+
+        Raises:
+            SubmitException: its message begins with WAITING or REFUSED.
+        """
+        if not self._looked_back:
+            self._delete_left_over()
+            self._looked_back = True
+        if time.monotonic() < self._not_before:
+            raise SubmitException(job_name, self._refusal)
+        try:
+            job_id: str = super().submit(command, tasks_per_node, job_name)
+        except SubmitException as error:
+            said = " ".join((error.stderr or error.stdout or str(error)).split())
+            temporary = any(words in said for words in (*LIMIT, *SERVER_DOWN))
+            self._refusal = f"{WAITING if temporary else REFUSED}: {said}"
+            self._not_before = time.monotonic() + self.patience
+            raise SubmitException(job_name, self._refusal) from None
+        self._mark(job_id).touch()
+        return job_id
+
+    def cancel(self, job_ids: Sequence[str]) -> list[bool]:
+        """Delete jobs; one that is gone already is deleted."""
+        if not job_ids:
+            return []
+        code, _, _ = self.execute_wait("qdel " + " ".join(job_ids))
+        for job_id in job_ids if code in GONE else ():
+            self._end(job_id, JobStatus(JobState.COMPLETED))
+        return [code in GONE] * len(job_ids)
+
+    def _status(self) -> None:
+        """Ask PBS about the jobs that have not ended. A server that does not answer changes nothing."""
+        waiting = [job_id for job_id, resource in self.resources.items() if not resource["status"].terminal]
+        told = self._ask(waiting) if waiting else {}
+        for job_id in waiting:
+            resource = self.resources[job_id]
+            if number(job_id) not in told:
+                continue
+            job = told[number(job_id)]
+            if job is None:
+                resource["unknown"] = resource.get("unknown", 0) + 1
+                if resource["unknown"] > 1:
+                    self._end(
+                        job_id,
+                        JobStatus(
+                            JobState.FAILED,
+                            "PBS took it and knows it no more: a routing queue (prod) whose execution queues do not "
+                            "take its nodes and walltime?",
+                        ),
+                    )
+                continue
+            resource["unknown"] = 0
+            status = judge(job)
+            if status.terminal:
+                self._end(job_id, status)
+                if job["job_state"] == "H":
+                    self.execute_wait(f"qdel {job_id}")
+            else:
+                resource["status"] = status
+
+    def _ask(self, job_ids: Sequence[str]) -> dict[str, Job | None]:
+        """What PBS says about jobs, by number; None for one that it does not know."""
+        told, _ = self._qstat(job_ids)
+        if told is None:
+            return {}
+        for job_id in job_ids:
+            if number(job_id) not in told:  # that a list leaves it out proves nothing: ask for it alone
+                alone, error = self._qstat([job_id])
+                if alone is None:
+                    break
+                told |= alone
+                if UNKNOWN in error and not alone:
+                    told[number(job_id)] = None
+        return told
+
+    def _qstat(self, job_ids: Sequence[str]) -> tuple[dict[str, Job | None] | None, str]:
+        """What is said about jobs, None if the server is down; and stderr. The exit code is that of the last bad id."""
+        _, text, error = self.execute_wait(f"{QSTAT} json {' '.join(job_ids)}")
+        if any(words in error for words in SERVER_DOWN):
+            return None, error
+        try:
+            return {**read(text)}, error
+        except ValueError:
+            _, text, error = self.execute_wait(f"{QSTAT} dsv {' '.join(job_ids)}")
+            return {**read_lines(text)}, error
+
+    def _end(self, job_id: str, status: JobStatus) -> None:
+        resource = self.resources[job_id]
+        status.stdout_path, status.stderr_path = resource["job_stdout_path"], resource["job_stderr_path"]
+        resource["status"] = status
+        self._mark(job_id).unlink(missing_ok=True)
+
+    def _mark(self, job_id: str) -> Path:
+        """A file beside the submit scripts for as long as the job may exist."""
+        return Path(self.script_dir) / f"{job_id}.pilot"
+
+    def _delete_left_over(self) -> None:
+        """Delete pilots of a driver that was killed: it has left its marks."""
+        here = Path(self.script_dir).resolve()
+        marks = [mark for mark in here.parents[1].glob(f"*/{here.name}/*.pilot") if mark.parent != here]
+        if marks and self.execute_wait("qdel " + " ".join(mark.stem for mark in marks))[0] in GONE:
+            for mark in marks:
+                mark.unlink(missing_ok=True)
+
+
+def check(queues: Path, queue: str, nodes: int, walltime: str) -> None:
+    """Refuse nodes and walltime that a queue does not take: `prod` would take the job and lose it.
+
+    Raises:
+        ConfigurationError: one line with the table's rows.
+    """
+    with queues.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    rows = [row for row in table if row["queue"] == queue]
+    if not rows:
+        known = ", ".join(dict.fromkeys(row["queue"] for row in table))
+        raise ConfigurationError(f"QUEUE: found {queue!r}, which {queues.name} does not list; known: {known}")
+    if not re.fullmatch(r"\d+:\d\d:\d\d", walltime):
+        raise ConfigurationError(f"WALLTIME: found {walltime!r}; write HH:MM:SS")
+    hours, minutes, seconds = map(int, walltime.split(":"))
+    asked = hours * 60 + minutes + seconds / 60
+    fits = [
+        int(row["min_nodes"]) <= nodes <= int(row["max_nodes"])
+        and int(row["min_minutes"]) <= asked <= int(row["max_minutes"])
+        for row in rows
+    ]
+    if not any(fits):
+        takes = "; ".join(
+            f"{row['min_nodes']}-{row['max_nodes']} nodes for {row['min_minutes']}-{row['max_minutes']} minutes"
+            for row in rows
+        )
+        raise ConfigurationError(f"NODES, WALLTIME: found {nodes} for {walltime}, but queue {queue} takes {takes}")
+
+
+def wait_for_pilots(executor: BlockProviderExecutor, status: Mapping[str, JobStatus], in_a_row: int = 3) -> None:
+    """A block error handler: wait where waiting helps, else give up and say why.
+
+    It gives up when no pilot runs or waits and either qsub refuses for another reason than a full queue or a server
+    that is down, or the last pilots all ended before a worker had called.
+    """
+    if not status or executor.bad_state_is_set:
+        return
+    if any(pilot.state in (JobState.PENDING, JobState.RUNNING) for pilot in status.values()):
+        return
+    latest = [status[block] for block in sorted(status, key=int)]
+    said = latest[-1].message or ""
+    if REFUSED in said:
+        executor.set_bad_state_and_fail_all(TooManyJobFailuresError(said[said.index(REFUSED) :]))
+    started = [pilot for pilot in latest if WAITING not in (pilot.message or "")][-in_a_row:]
+    if len(started) == in_a_row and all(
+        pilot.state in (JobState.FAILED, JobState.MISSING) and pilot.message != PREEMPTED for pilot in started
+    ):
+        last = started[-1]
+        printed = " ".join((last.stderr_summary or "").split())[-500:]
+        executor.set_bad_state_and_fail_all(
+            TooManyJobFailuresError(
+                f"{in_a_row} pilots in a row ended before a worker had called: {last.message or 'no reason given'}"
+                + (f"; the last one printed: {printed}" if printed else "")
+            )
+        )

@@ -1,0 +1,299 @@
+"""The Parsl side of the plugin: the pools of a configuration file, and one task a Snakemake job.
+
+Importing this module imports Parsl: only a run that starts jobs does.
+"""
+
+import os
+import runpy
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import parsl
+from parsl.config import Config
+from parsl.errors import ParslError
+from parsl.executors import HighThroughputExecutor
+from parsl.executors.errors import BadStateException
+from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
+from parsl.executors.high_throughput.executor import DEFAULT_INTERCHANGE_LAUNCH_CMD
+from parsl.jobs.states import JobState
+
+from snakemake_executor_plugin_parsl import guard
+from snakemake_executor_plugin_parsl.task import Outcome, run
+
+LABELS = ("cpu", "gpu", "node")  # pools of workers with no device, one, several: a job takes the first that fits
+FAST = 120  # seconds: a bad node fails jobs sooner than this
+TOGETHER = 2  # so many failures on a node on which nothing has succeeded yet make it a bad one
+PATIENCE = 30  # seconds to wait for the second
+
+
+@dataclass
+class Task:
+    """One Snakemake job in a pool."""
+
+    name: str
+    label: str
+    priority: float  # Parsl takes the lowest first
+    command: str
+    log: str
+    future: Future[Outcome] | None = None
+    submitted: float = 0.0
+    again_at: float | None = None
+    lost: int = 0
+    moved: bool = False
+
+
+@dataclass
+class Node:
+    """What is known about the manager of one node."""
+
+    block: str = ""
+    busy: int = 0
+    slots: int = 0
+    good: bool = False
+    held: bool = False
+    suspects: list[tuple[Task, Outcome, float]] = field(default_factory=list)
+
+    @property
+    def works(self) -> bool:
+        """Whether it is there, and runs what it is given."""
+        return bool(self.slots and (self.good or self.busy) and not self.held and not self.suspects)
+
+
+class Pools:
+    """The pools that a configuration file describes, running.
+
+    Args:
+        file: an ordinary Parsl configuration file; it sets `config`.
+        again: how often a job whose pilot was lost is started again.
+        say: tells the user one line.
+
+    Raises:
+        ValueError: one line about the file.
+    """
+
+    def __init__(self, file: Path, again: int, say: Callable[[str], None]) -> None:
+        self.again, self.say = again, say
+        self.file = file
+        config = load(file)
+        self.executors: dict[str, HighThroughputExecutor] = {executor.label: executor for executor in config.executors}
+        # Scripts of Parsl are found by PATH, also when the environment was not activated.
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        for executor in self.executors.values():
+            protect(executor)
+        self.threshold = max(executor.heartbeat_threshold for executor in self.executors.values())
+        self.wait_for_an_earlier_driver(Path(config.run_dir))
+        self.dfk = parsl.load(config)
+        self.folder = Path(self.dfk.run_dir)
+        self.nodes: dict[str, Node] = defaultdict(Node)
+        self.lost = 0
+        self._told: set[tuple[str, str]] = set()
+
+    def wait_for_an_earlier_driver(self, folder: Path) -> None:
+        """Pilots outlive a driver that was killed for at most their heartbeat threshold: never two writers."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._pulse = folder / "driver-alive"
+        try:
+            last = self._pulse.stat().st_mtime
+        except FileNotFoundError:
+            last = None
+        self._pulse.touch()
+        if last is not None:  # both times are the file system's: clocks of login nodes differ
+            left = last + self.threshold + 5 - self._pulse.stat().st_mtime
+            if left > 0:
+                self.say(f"parsl: an earlier run was killed; waiting {left:.0f} s until its pilots have ended")
+                time.sleep(left)
+
+    def route(self, gpus: int) -> str:
+        """The label of the pool for a job that uses so many GPUs.
+
+        Raises:
+            ValueError: no pool has them.
+        """
+        for label in sorted(self.executors, key=lambda label: LABELS.index(label) if label in LABELS else len(LABELS)):
+            pinned = [len(name.split(",")) for name in self.executors[label].available_accelerators]
+            if gpus == 0 or (min(pinned) >= gpus if pinned else label != "cpu"):
+                return label
+        raise ValueError(f"{self.file}: a job uses {gpus} GPUs, but no pool has workers of so many; add one")
+
+    def start(self, task: Task) -> None:
+        """Hand a task to its pool."""
+        task.again_at, task.submitted = None, time.time()
+        executor = self.executors[task.label]
+        try:
+            task.future = executor.submit(run, {"priority": task.priority}, task.command, str(Path.cwd()), task.log)
+        except Exception as error:
+            raise PoolError(str(error)) from error
+
+    def outcome(self, task: Task) -> Outcome | None:
+        """How a task went; None while it has not ended, or is about to be started again.
+
+        Raises:
+            PoolError: the pool is of no use any more.
+            LostError: its pilot was lost once too often.
+        """
+        if task.again_at is not None:
+            if time.monotonic() >= task.again_at:
+                self.start(task)
+            return None
+        if task.future is None or not task.future.done():
+            return None
+        try:
+            outcome = task.future.result()
+        except (ManagerLost, WorkerLost) as error:
+            self._again(task, error)
+            return None
+        except BadStateException as error:
+            raise PoolError(str(self.executors[task.label].executor_exception or error)) from error
+        node = self.nodes[outcome.manager]
+        if outcome.code == 0:
+            node.good = True
+        elif not (node.good or task.moved or outcome.seconds > FAST):
+            task.future = None
+            node.suspects.append((task, outcome, time.monotonic()))
+            return None
+        return outcome
+
+    def _again(self, task: Task, error: Exception) -> None:
+        """Start a task again whose pilot was lost, when the last of its processes must have ended."""
+        self.lost += 1
+        task.lost += 1
+        node = getattr(error, "manager_id", b"").decode()
+        reason = self._verdict(task.label, self.nodes[node].block if node in self.nodes else "")
+        what = f"lost with {getattr(error, 'hostname', 'its node')}" + (f" ({reason})" if reason else "")
+        if task.lost > self.again:
+            raise LostError(f"{what}, for the {task.lost}th time")
+        self.say(f"parsl: {task.name}: {what}; started again, {task.lost} of at most {self.again} times")
+        task.again_at = time.monotonic() + self.executors[task.label].heartbeat_period
+
+    def _verdict(self, label: str, block: str) -> str:
+        """Why a pilot ended, if the batch system says so."""
+        status = self.executors[label].status_facade.get(block)
+        return status.message or "" if status is not None and status.terminal else ""
+
+    def watch(self) -> list[tuple[Task, Outcome]]:
+        """Look after pilots and nodes, now and then. Returns failures that are the jobs' own after all.
+
+        Raises:
+            PoolError: a pool's interchange has died.
+        """
+        self._pulse.touch()
+        for node in self.nodes.values():
+            node.busy = node.slots = 0
+        for label, executor in self.executors.items():
+            if executor.interchange_proc.poll() is not None:
+                raise PoolError(f"the interchange of pool {label} has died; see {executor.logdir}/interchange.log")
+            for manager in executor.connected_managers():
+                node = self.nodes[manager["manager"]]
+                node.block, node.slots = manager["block_id"], manager["worker_count"]
+                node.busy = min(manager["tasks"], node.slots)
+            for block, status in list(executor.status_facade.items()):
+                if (
+                    status.terminal
+                    and status.message
+                    and status.state != JobState.SCALED_IN
+                    and (label, block) not in self._told
+                ):
+                    self._told.add((label, block))
+                    job_id = executor.blocks_to_job_id.get(block)
+                    self.say(f"parsl: pilot {job_id or 'not submitted'}: {status.message}")
+        return self._judge_nodes()
+
+    def _judge_nodes(self) -> list[tuple[Task, Outcome]]:
+        """Hold back a node that fails what it is given while others work; its jobs go elsewhere, once."""
+        own: list[tuple[Task, Outcome]] = []
+        for manager, node in self.nodes.items():
+            if not node.suspects:
+                continue
+            others = any(other is not node and other.works for other in self.nodes.values())
+            if node.good or not others:
+                own += [(task, outcome) for task, outcome, _ in node.suspects]
+            elif node.held or len(node.suspects) >= TOGETHER:
+                self._hold(manager, node)
+                for task, _, _ in node.suspects:
+                    task.moved = True
+                    self.start(task)
+            elif time.monotonic() > node.suspects[0][2] + PATIENCE:
+                own += [(task, outcome) for task, outcome, _ in node.suspects]
+            else:
+                continue
+            node.suspects = []
+        return own
+
+    def _hold(self, manager: str, node: Node) -> None:
+        if node.held:
+            return
+        node.held = True
+        task, outcome, _ = node.suspects[0]
+        self.executors[task.label]._hold_manager(manager)
+        self.say(
+            f"parsl: node {outcome.host} is held back: its first {len(node.suspects)} jobs failed within "
+            f"{outcome.seconds:.0f} s while other nodes work; they are started elsewhere (see {task.log})"
+        )
+
+    def close(self) -> None:
+        """Take every pilot away."""
+        alive = all(executor.interchange_proc.poll() is None for executor in self.executors.values())
+        for executor in self.executors.values():
+            if executor.bad_state_is_set or not alive:  # Parsl would leave its pilots, or ask a dead interchange
+                executor.provider.cancel(
+                    [
+                        job_id
+                        for block, job_id in executor.blocks_to_job_id.items()
+                        if block in executor.status_facade and not executor.status_facade[block].terminal
+                    ]
+                )
+        if alive:
+            self.dfk.cleanup()
+        self._pulse.unlink(missing_ok=True)
+
+
+class PoolError(Exception):
+    """A pool that can start nothing any more."""
+
+
+class LostError(Exception):
+    """A job that lost its pilot too often."""
+
+
+def load(file: Path) -> Config:
+    """Run a Parsl configuration file.
+
+    Raises:
+        ValueError: one line: the file, what is wrong with it, what to do.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file}: not found; parsl-config in the profile names a Parsl configuration file")
+    try:
+        config = runpy.run_path(str(file)).get("config")
+    except (ParslError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    if not isinstance(config, Config):
+        raise ValueError(f"{file}: sets no `config = parsl.config.Config(...)`")
+    if others := [executor.label for executor in config.executors if not isinstance(executor, HighThroughputExecutor)]:
+        raise ValueError(f"{file}: {others[0]} is no HighThroughputExecutor")
+    return config
+
+
+def protect(executor: HighThroughputExecutor) -> None:
+    """Tie an executor's interchange to this driver: an orphan would go on starting jobs."""
+    if executor.interchange_launch_cmd == DEFAULT_INTERCHANGE_LAUNCH_CMD:
+        script = Path(sys.executable).parent / DEFAULT_INTERCHANGE_LAUNCH_CMD[0]
+        executor.interchange_launch_cmd = [sys.executable, "-I", guard.__file__, sys.executable, str(script)]
+
+
+def summary(pools: Pools) -> dict[str, Any]:
+    """Slots and pilots, counted."""
+    states = [status.state for executor in pools.executors.values() for status in executor.status_facade.values()]
+    return {
+        "busy": sum(node.busy for node in pools.nodes.values()),
+        "slots": sum(node.slots for node in pools.nodes.values()),
+        "pilots": states.count(JobState.RUNNING),
+        "waiting": states.count(JobState.PENDING),
+        "lost": pools.lost,
+    }
