@@ -29,6 +29,7 @@ rule all:
 
 onstart:
     refuse_unreachable_sources()
+    show_plan()
 
 
 onsuccess:

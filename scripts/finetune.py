@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from llm_sparsity.errors import arguments, run
+from llm_sparsity.lease import lease
 
 
 def main() -> None:
@@ -19,11 +20,14 @@ def main() -> None:
     parser.add_argument("--save-minutes", type=float, default=15, help="between saves within an epoch")
     parser.add_argument("--code", default="", help="hash of the code, part of a cached checkpoint's name")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--processes", type=int, default=1, help="how many, one a GPU")
+    parser.add_argument("--processes", type=int, default=1, help="how many, at least")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs to lease, where there are so many; one a process")
     args = parser.parse_args()
 
-    if args.processes > 1 and "LOCAL_RANK" not in os.environ:
-        launch(args.processes, args.threads)
+    if "LOCAL_RANK" not in os.environ:
+        processes = max(args.processes, lease(args.gpus))
+        if processes > 1:
+            launch(processes, args.threads)
 
     import torch
 

@@ -111,6 +111,7 @@ class Model(Section):
 
     architecture: Architecture
     source: Source
+    gpus: Positive = Field(1, description="GPUs of one node that a fine-tuning uses, where there are so many")
 
 
 class Binarize(Section):

@@ -13,6 +13,7 @@ WORKFLOW = Path(workflow.basedir)
 sys.path.insert(0, str(WORKFLOW / "workflow"))
 
 from llm_sparsity import config as study_config
+from llm_sparsity import plan
 from llm_sparsity.errors import UserError
 from llm_sparsity.fingerprint import code_hash
 from llm_sparsity.study import Variant
@@ -57,7 +58,7 @@ def model_manifest(wildcards):
 
 
 def download_model_settings(wildcards):
-    return settings(**STUDY.models[wildcards.model].model_dump(exclude_none=True))
+    return settings(**STUDY.models[wildcards.model].model_dump(exclude_none=True, exclude={"gpus"}))
 
 
 def download_task_settings(wildcards):
@@ -96,6 +97,26 @@ def save_minutes(wildcards):
 
 def evaluate_settings(wildcards):
     return settings(**STUDY.evaluate_settings(wildcards.task))
+
+
+def gpus(wildcards):
+    return STUDY.models[wildcards.model].gpus
+
+
+def runtime(stage):
+    """Minutes that a job may take, twice what the plan says: batch systems keep it, pilots start the longest first."""
+
+    def minutes(wildcards):
+        took, _ = plan.minutes(STUDY, stage, wildcards.model, wildcards.get("task", ""))
+        return 5 + round(2 * took)
+
+    return minutes
+
+
+def show_plan():
+    """What a run on batch jobs will take, before the first of them is asked for."""
+    if not workflow.local_exec:
+        print(plan.table(STUDY, plan.queues(WORKFLOW / "profiles/polaris/queues.csv")), file=sys.stderr)
 
 
 def refuse_unreachable_sources():

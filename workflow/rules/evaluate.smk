@@ -16,9 +16,12 @@ rule evaluate:
     conda:
         "../../envs/environment.yaml"
     threads: 1
+    resources:
+        gpu=1,
+        runtime=runtime("evaluate"),
     params:
         settings=evaluate_settings,
         code=code("evaluate"),
     shell:
         "python scripts/evaluate.py --model $(dirname {input.model}) --task $(dirname {input.task}) --output $(dirname {output.metrics})"
-        " --threads {threads} --settings {params.settings:q} > {log} 2>&1"
+        " --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log} 2>&1"

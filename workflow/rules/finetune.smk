@@ -25,10 +25,12 @@ rule finetune:
     threads: 1
     resources:
         save_minutes=save_minutes,
+        gpu=gpus,
+        runtime=runtime("finetune"),
     params:
         settings=finetune_settings,
         code=code("finetune"),
     shell:
         "python scripts/finetune.py --model $(dirname {input.model}) --task $(dirname {input.task}) --output $(dirname {output.metrics})"
         " --work work --save-minutes {resources.save_minutes} --code {params.code}"
-        " --threads {threads} --settings {params.settings:q} > {log} 2>&1"
+        " --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log} 2>&1"

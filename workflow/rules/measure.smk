@@ -15,9 +15,12 @@ rule measure:
     conda:
         "../../envs/environment.yaml"
     threads: 1
+    resources:
+        gpu=1,
+        runtime=runtime("measure"),
     params:
         settings=settings(**STUDY.measure.model_dump()),
         code=code("measure"),
     shell:
         "python scripts/measure.py --model $(dirname {input.model}) --dense $(dirname {input.dense})"
-        " --output $(dirname {output}) --threads {threads} --settings {params.settings:q} > {log} 2>&1"
+        " --output $(dirname {output}) --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log} 2>&1"

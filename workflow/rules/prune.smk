@@ -17,6 +17,8 @@ rule prune:
     conda:
         "../../envs/environment.yaml"
     threads: 1
+    resources:
+        runtime=runtime("prune"),
     params:
         settings=prune_settings,
         code=prune_code,

@@ -13,6 +13,8 @@ rule weights:
         "logs/weights/{model}/{variant}.log",
     conda:
         "../../envs/environment.yaml"
+    resources:
+        runtime=runtime("weights"),
     params:
         settings=settings(),
         code=code("weights"),

@@ -4,6 +4,7 @@ Snakemake imports this module whenever it starts, dry runs included: Parsl is im
 """
 
 import re
+import sys
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
@@ -59,13 +60,12 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         self._watched = self._said = 0.0
         self.next_seconds_between_status_checks = 1  # futures, not questions to a batch system
         try:
-            self._pools = Pools(settings.config, settings.again, self.logger.info)
             jobs = [job for job in self.dag.needrun_jobs() if not job.is_local]
-            for job in jobs:
-                self._pools.route(_number(job, "gpu"))
+            gpus = {_number(job, "gpu") for job in jobs}
+            self._pools = Pools(settings.config, gpus, settings.again, self.logger.info)
         except ValueError as error:
             self.shutdown()
-            raise WorkflowError(str(error)) from None
+            sys.exit(f"error: {error}")
         self._progress = Progress(len(jobs))
 
     def run_job(self, job: Any) -> None:

@@ -70,6 +70,7 @@ class Pools:
 
     Args:
         file: an ordinary Parsl configuration file; it sets `config`.
+        gpus: how many the jobs use; a pool that none of them needs is not started.
         again: how often a job whose pilot was lost is started again.
         say: tells the user one line.
 
@@ -77,11 +78,14 @@ class Pools:
         ValueError: one line about the file.
     """
 
-    def __init__(self, file: Path, again: int, say: Callable[[str], None]) -> None:
+    def __init__(self, file: Path, gpus: set[int], again: int, say: Callable[[str], None]) -> None:
         self.again, self.say = again, say
         self.file = file
         config = load(file)
         self.executors: dict[str, HighThroughputExecutor] = {executor.label: executor for executor in config.executors}
+        needed = {self.route(count) for count in gpus}
+        self.executors = {label: executor for label, executor in self.executors.items() if label in needed}
+        config._executors = tuple(self.executors.values())
         # Scripts of Parsl are found by PATH, also when the environment was not activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         for executor in self.executors.values():
@@ -271,7 +275,7 @@ def load(file: Path) -> Config:
         raise ValueError(f"{file}: not found; parsl-config in the profile names a Parsl configuration file")
     try:
         config = runpy.run_path(str(file)).get("config")
-    except (ParslError, TypeError) as error:
+    except (ParslError, OSError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from error
     if not isinstance(config, Config):
         raise ValueError(f"{file}: sets no `config = parsl.config.Config(...)`")

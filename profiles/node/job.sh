@@ -1,0 +1,16 @@
+#!/bin/bash -l
+# One node of Polaris for an hour, and the study in it: qsub -A PROJECT profiles/node/job.sh
+#PBS -q debug
+#PBS -l select=1:system=polaris
+#PBS -l place=scatter
+#PBS -l walltime=01:00:00
+#PBS -l filesystems=home:eagle
+#PBS -k doe
+#PBS -j oe
+#PBS -r n
+
+cd "$PBS_O_WORKDIR" || exit 1
+source .venv/bin/activate
+export TMPDIR=/tmp HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+umask 022
+exec snakemake --profile profiles/node "$@"

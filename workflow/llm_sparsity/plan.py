@@ -1,0 +1,307 @@
+"""What a study will take, before it is spent: jobs, GPU-hours, node-hours, minutes, bytes; which queue, how many nodes.
+
+Minutes are those of results that exist, of the same model and task, measured on a GPU; else ASSUMED, for one A100.
+Light on purpose (standard library only): the Snakefile uses it for every job, on a laptop that has no torch.
+"""
+
+import csv
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llm_sparsity.config import Config
+from llm_sparsity.files import MANIFEST, read_json
+from llm_sparsity.study import Run, Variant
+
+SLOTS = 4  # GPUs a node
+PILOT_MINUTES = 1.5  # from the start of a batch job to its first run
+JOB_MINUTES = 0.3  # from a free slot to the first step of the next job
+HEADROOM = 1.2  # how many node-hours may be spent above the cheapest, to end sooner
+
+# Assumptions, for a model of BASE parameters.
+BASE = 125e6
+ASSUMED = {"download": 2.0, "prune": 0.5, "weights": 0.3, "measure": 1.0, "evaluate": 3.0}
+SETUP_MINUTES = 2.0
+SAMPLES_PER_SECOND = 146.0
+ROWS = {"sst2": 67_349, "mrpc": 3_668, "cola": 8_551, "rte": 2_490, "qnli": 104_743, "qqp": 363_846, "mnli": 392_702}
+UNKNOWN_ROWS = 20_000
+# Bytes that a sparse checkpoint takes, as a share of dense float32: (sparsity, share), linear in between.
+STORED = [(0.0, 1.0), (0.5, 0.441), (0.9, 0.093), (0.95, 0.049), (0.99, 0.012), (1.0, 0.0)]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a study."""
+
+    stage: str
+    gpus: int  # 0: none; it still takes a slot of a node, or runs where the driver does
+    minutes: float
+    measured: bool
+    bytes: int
+    done: bool
+
+
+@dataclass(frozen=True)
+class Queue:
+    """One row of what a batch system takes."""
+
+    queue: str
+    min_nodes: int
+    max_nodes: int
+    min_minutes: int
+    max_minutes: int
+    jobs: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to run what is left: `jobs` batch jobs of `nodes` nodes each."""
+
+    queue: Queue
+    jobs: int
+    nodes: int
+    minutes: float
+    node_hours: float
+    utilisation: float
+
+    @property
+    def walltime(self) -> int:
+        """Minutes to ask for: a quarter more than it should take, in steps of 15, within what the queue takes."""
+        steps = 15 * math.ceil(self.minutes * 1.25 / 15)
+        return min(self.queue.max_minutes, max(self.queue.min_minutes, steps))
+
+
+def queues(table: Path) -> list[Queue]:
+    """Read the table of a site's queues."""
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = ("min_nodes", "max_nodes", "min_minutes", "max_minutes", "jobs")
+    return [Queue(queue=row["queue"], note=row["note"], **{key: int(row[key]) for key in numbers}) for row in rows]
+
+
+def stored(sparsity: str) -> float:
+    """Bytes of a sparse checkpoint as a share of dense; sparsity as a config writes it."""
+    if "of" in sparsity:
+        kept, group = map(int, sparsity.split("of"))
+        removed = 1 - kept / group
+    else:
+        removed = float(sparsity)
+    for (low, more), (high, less) in zip(STORED, STORED[1:], strict=False):
+        if low <= removed <= high:
+            return more + (less - more) * (removed - low) / (high - low)
+    raise ValueError(f"a sparsity lies in [0, 1], found {sparsity}")
+
+
+def model_bytes(model: str) -> int:
+    """Bytes of a model's weights; assumed until it has been downloaded."""
+    return _model_bytes(Path("resources/models") / model / MANIFEST)
+
+
+@cache
+def _model_bytes(manifest: Path) -> int:
+    if not manifest.exists():
+        return int(4 * BASE)
+    return sum(file["bytes"] for name, file in read_json(manifest)["files"].items() if name.endswith(".safetensors"))
+
+
+def rows(config: Config, task: str) -> int:
+    """Training sentences of a task; assumed until it has been downloaded."""
+    manifest = Path("resources/tasks") / task / MANIFEST
+    if manifest.exists():
+        return int(read_json(manifest)["rows"].get("train", UNKNOWN_ROWS))
+    limit = config.tasks[task].limit
+    return (limit and limit.train) or ROWS.get(task, UNKNOWN_ROWS)
+
+
+def minutes(config: Config, stage: str, model: str, task: str = "") -> tuple[float, bool]:
+    """Minutes of one job, and whether they were measured."""
+    if stage in ("finetune", "evaluate"):
+        found = _measured(stage, model, task)
+        if found is not None:
+            return found, True
+    size = max(1.0, model_bytes(model) / 4 / BASE)
+    if stage == "finetune":
+        settings = config.finetune_settings(task)
+        sentences = rows(config, task) * settings["epochs"]
+        return SETUP_MINUTES + size * sentences / SAMPLES_PER_SECOND / 60 / config.models[model].gpus, False
+    return size * ASSUMED[stage], False
+
+
+@cache
+def _measured(stage: str, model: str, task: str) -> float | None:
+    """Mean minutes of a model's finished jobs of a task that ran on a GPU."""
+    pattern = f"{model}/*/{task}/*/*/runtime.json" if stage == "finetune" else f"{model}/*/{task}/runtime.json"
+    found = [read_json(path) for path in sorted(Path("results").glob(pattern))]
+    seconds = [
+        sum(value for key, value in runtime.items() if key.endswith("_seconds"))
+        for runtime in found
+        if runtime["device"] != "cpu"
+    ]
+    return sum(seconds) / len(seconds) / 60 if seconds else None
+
+
+def jobs(config: Config) -> list[Job]:
+    """Every job of a study; what exists counts as done."""
+    cells = config.cells()
+    found: list[Job] = []
+
+    def add(stage: str, output: Path, size: float, model: str, task: str = "", gpus: int = 0) -> None:
+        took, measured = minutes(config, stage, model, task)
+        found.append(Job(stage, gpus, took, measured, int(size), output.exists()))
+
+    for model in dict.fromkeys(model for model, _ in cells.variants):
+        add("download", Path("resources/models") / model / MANIFEST, model_bytes(model), model)
+    for task in dict.fromkeys(cell.task for cell in (*cells.runs, *cells.evaluations)):
+        done = (Path("resources/tasks") / task / MANIFEST).exists()
+        found.append(Job("download", 0, ASSUMED["download"], False, 0, done))
+    for model, variant in cells.variants:
+        folder = Path("results") / model / str(variant)
+        if not variant.is_dense:
+            add("prune", folder / "sparsity.csv", model_bytes(model) * stored(variant.sparsity), model)
+        add("weights", folder / "weights.parquet", 0, model)
+    for model, variant in cells.measured:
+        add("measure", Path("results") / model / str(variant) / "cost.json", 0, model, gpus=1)
+    for evaluation in cells.evaluations:
+        add("evaluate", evaluation.folder / "metrics.json", 0, evaluation.model, evaluation.task, 1)
+    for run in cells.runs:
+        size = _work_bytes(config, run)
+        add("finetune", run.folder / "metrics.json", size, run.model, run.task, config.models[run.model].gpus)
+    return found
+
+
+def _work_bytes(config: Config, run: Run) -> float:
+    """Bytes that a run caches: the weights of every epoch, and two moments of the newest; a released mask fills up."""
+    variant: Variant = run.variant
+    share = stored(variant.sparsity) if run.mask == "kept" else 1.0
+    epochs = config.finetune_settings(run.task)["epochs"]
+    return float(model_bytes(run.model) * share * (epochs + 2))
+
+
+def pack(work: Iterable[Job], nodes: int) -> float:
+    """Minutes until the last job has ended on so many nodes: the longest first, jobs of several GPUs before the rest."""
+    free = [PILOT_MINUTES] * nodes
+    heapq.heapify(free)
+    ordered = sorted(work, key=lambda job: -job.minutes)
+    for job in ordered:
+        if job.gpus > 1:
+            heapq.heapreplace(free, free[0] + JOB_MINUTES + job.minutes)
+    slots = [time for time in free for _ in range(SLOTS)]
+    heapq.heapify(slots)
+    for job in ordered:
+        if job.gpus <= 1:
+            heapq.heapreplace(slots, slots[0] + JOB_MINUTES + job.minutes)
+    return max(slots)
+
+
+def gpu_hours(work: Iterable[Job]) -> float:
+    """Hours that jobs keep a slot, all slots of a node those of several GPUs."""
+    return sum(job.minutes * (SLOTS if job.gpus > 1 else 1) for job in work) / 60
+
+
+def option(queue: Queue, count: int, nodes: int, work: Sequence[Job]) -> Option:
+    """What `count` batch jobs of `nodes` nodes would take."""
+    took = pack(work, count * nodes)
+    hours = count * nodes * took / 60
+    return Option(queue, count, nodes, took, hours, gpu_hours(work) / SLOTS / hours)
+
+
+def options(table: Sequence[Queue], work: Sequence[Job]) -> list[Option]:
+    """The best way on every queue that can take it all, in the order of the table."""
+    cheapest = option(table[0], 1, 1, work).node_hours
+    best = []
+    for queue in table:
+        many = queue.jobs > 1 and queue.min_nodes == 1  # one-node jobs start as nodes become free, and end singly
+        shapes = (
+            [(count, 1) for count in range(1, queue.jobs + 1)]
+            if many
+            else [(1, nodes) for nodes in range(queue.min_nodes, min(queue.max_nodes, len(work)) + 1)]
+        )
+        found = [option(queue, count, nodes, work) for count, nodes in shapes]
+        found = [way for way in found if way.minutes * 1.2 <= queue.max_minutes]
+        thrifty = [way for way in found if way.node_hours <= HEADROOM * cheapest]
+        if thrifty:
+            best.append(min(thrifty, key=lambda way: (round(way.minutes), way.node_hours)))
+        elif found and queue.queue not in {way.queue.queue for way in best}:
+            best.append(min(found, key=lambda way: way.node_hours))
+    return best
+
+
+def recommend(ways: Sequence[Option]) -> Option | None:
+    """The first queue of the table on which nothing is wasted; by request only is nobody's default."""
+    usual = [way for way in ways if "by request" not in way.queue.note]
+    thrifty = [way for way in usual if way.node_hours <= HEADROOM * min(other.node_hours for other in usual)]
+    return next(iter(thrifty or usual), None)
+
+
+def table(config: Config, site: Sequence[Queue]) -> str:
+    """The plan of a study, as text."""
+    every = jobs(config)
+    lines = [f"Plan of {config.name}: what is left to do", ""]
+    lines += _grid(
+        ["stage", "jobs", "done", "minutes each", "GPU-hours", "GB", "from"],
+        [
+            _stage(stage, [job for job in every if job.stage == stage])
+            for stage in dict.fromkeys(j.stage for j in every)
+        ],
+    )
+    work = [job for job in every if not job.done and job.stage != "download"]
+    total = sum(job.bytes for job in every if not job.done)
+    lines += ["", f"left: {len(work)} jobs in pools, {gpu_hours(work):.1f} GPU-hours, {total / 1e9:.0f} GB of disk"]
+    if not work:
+        return "\n".join(lines)
+    naive = sum(PILOT_MINUTES + job.minutes for job in work) / 60
+    lines += [f"one batch job for each of them would take {naive:.1f} node-hours", ""]
+    ways = options(site, work)
+    lines += _grid(
+        ["queue", "batch jobs", "nodes each", "minutes", "node-hours", "utilisation", "note"],
+        [
+            [
+                way.queue.queue, way.jobs, way.nodes, f"{way.minutes:.0f}", f"{way.node_hours:.1f}",
+                f"{way.utilisation:.0%}", way.queue.note,
+            ]
+            for way in ways
+        ],
+    )  # fmt: skip
+    lines += ["", advice(recommend(ways))]
+    return "\n".join(lines)
+
+
+def advice(way: Option | None) -> str:
+    """One line: what to write into the site's configuration file, and why."""
+    if way is None:
+        return "No queue takes all of it in one go: choose preemptable or prod, and run again what is left."
+    hours, rest = divmod(way.walltime, 60)
+    return (
+        f'Recommended: QUEUE = "{way.queue.queue}", JOBS = {way.jobs}, NODES = {way.nodes}, '
+        f'WALLTIME = "{hours:02d}:{rest:02d}:00": it ends soonest, {way.minutes:.0f} minutes after the nodes have come, '
+        f"of what takes at most {HEADROOM - 1:.0%} more node-hours than one node would; the first such queue of the table"
+    )
+
+
+def _stage(stage: str, work: Sequence[Job]) -> list[Any]:
+    left = [job for job in work if not job.done]
+    each = sorted(job.minutes for job in work)
+    span = f"{each[0]:.1f}" if each[0] == each[-1] else f"{each[0]:.1f}-{each[-1]:.1f}"
+    measured = sum(job.measured for job in work)
+    source = "assumed" if not measured else "measured" if measured == len(work) else f"{measured} measured"
+    hours = "-" if stage == "download" else f"{gpu_hours(left):.1f}"
+    return [stage, len(work), len(work) - len(left), span, hours, f"{sum(job.bytes for job in left) / 1e9:.1f}", source]
+
+
+def _grid(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
+    """Aligned columns; numbers to the right."""
+    cells = [list(map(str, row)) for row in (head, *body)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    right = [column > 0 and column < len(head) - 1 for column in range(len(head))]
+    return [
+        "  ".join(
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
