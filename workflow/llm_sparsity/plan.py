@@ -6,6 +6,7 @@ Light on purpose (standard library only): the Snakefile uses it for every job, o
 
 import csv
 import heapq
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def stored(sparsity: str) -> float:
         removed = 1 - kept / group
     else:
         removed = float(sparsity)
-    for (low, more), (high, less) in zip(STORED, STORED[1:], strict=False):
+    for (low, more), (high, less) in itertools.pairwise(STORED):
         if low <= removed <= high:
             return more + (less - more) * (removed - low) / (high - low)
     raise ValueError(f"a sparsity lies in [0, 1], found {sparsity}")
@@ -156,7 +157,7 @@ def jobs(config: Config) -> list[Job]:
 
     for model in dict.fromkeys(model for model, _ in cells.variants):
         add("download", Path("resources/models") / model / MANIFEST, model_bytes(model), model)
-    for task in dict.fromkeys(cell.task for cell in (*cells.runs, *cells.evaluations)):
+    for task in dict.fromkeys([run.task for run in cells.runs] + [evaluation.task for evaluation in cells.evaluations]):
         done = (Path("resources/tasks") / task / MANIFEST).exists()
         found.append(Job("download", 0, ASSUMED["download"], False, 0, done))
     for model, variant in cells.variants:
@@ -183,7 +184,7 @@ def _work_bytes(config: Config, run: Run) -> float:
 
 
 def pack(work: Iterable[Job], nodes: int) -> float:
-    """Minutes until the last job has ended on so many nodes: the longest first, jobs of several GPUs before the rest."""
+    """Minutes until the last job has ended on so many nodes: longest first, jobs of several GPUs before the rest."""
     free = [PILOT_MINUTES] * nodes
     heapq.heapify(free)
     ordered = sorted(work, key=lambda job: -job.minutes)
@@ -278,8 +279,9 @@ def advice(way: Option | None) -> str:
     hours, rest = divmod(way.walltime, 60)
     return (
         f'Recommended: QUEUE = "{way.queue.queue}", JOBS = {way.jobs}, NODES = {way.nodes}, '
-        f'WALLTIME = "{hours:02d}:{rest:02d}:00": it ends soonest, {way.minutes:.0f} minutes after the nodes have come, '
-        f"of what takes at most {HEADROOM - 1:.0%} more node-hours than one node would; the first such queue of the table"
+        f'WALLTIME = "{hours:02d}:{rest:02d}:00": {way.minutes:.0f} minutes after the nodes have come it '
+        f"is done, as soon as can be with at most {HEADROOM - 1:.0%} more node-hours than on one node; of several such "
+        "queues the first in the table"
     )
 
 

@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llm_sparsity import config, plan
+from llm_sparsity.plan import Job, Queue
+
+SMALL = [25.0] * 18 + [3.0] * 18
+LARGE = [25.0] * 150 + [3.0] * 150 + [12.0] * 200
+NODE = Queue("any", 1, 100, 5, 6000, 1, "")
+
+
+def work(minutes: list[float], gpus: int = 1) -> list[Job]:
+    return [Job("finetune", gpus, each, False, 0, False) for each in minutes]
+
+
+@pytest.fixture
+def study(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Config:
+    """The report's study, in a folder in which nothing has run."""
+    monkeypatch.chdir(tmp_path)
+    plan._model_bytes.cache_clear()
+    plan._measured.cache_clear()
+    return config.load(yaml.safe_load((root / "config.yaml").read_text()))
+
+
+@pytest.fixture
+def site(root: Path) -> list[Queue]:
+    return plan.queues(root / "profiles/polaris/queues.csv")
+
+
+@pytest.mark.parametrize(
+    ("minutes", "nodes", "took", "node_hours", "utilisation"), [(SMALL, 5, 30, 2.5, 0.84), (LARGE, 20, 89, 29.7, 0.93)]
+)
+def test_anchors(minutes: list[float], nodes: int, took: float, node_hours: float, utilisation: float) -> None:
+    way = plan.option(NODE, 1, nodes, work(minutes))
+    assert way.minutes == pytest.approx(took, abs=0.5)
+    assert way.node_hours == pytest.approx(node_hours, abs=0.1)
+    assert way.utilisation == pytest.approx(utilisation, abs=0.01)
+
+
+def test_the_reports_runs_are_told_five_nodes_of_debug_scaling(site: list[Queue]) -> None:
+    way = plan.recommend(plan.options(site, work(SMALL)))
+    assert way is not None
+    assert (way.queue.queue, way.jobs, way.nodes) == ("debug-scaling", 1, 5)
+
+
+def test_hundreds_of_runs_are_told_one_node_jobs_that_can_be_preempted(site: list[Queue]) -> None:
+    way = plan.recommend(plan.options(site, work(LARGE)))
+    assert way is not None
+    assert (way.queue.queue, way.jobs, way.nodes) == ("preemptable", 20, 1)
+
+
+def test_a_few_short_runs_need_no_more_than_debug(site: list[Queue]) -> None:
+    way = plan.recommend(plan.options(site, work([3.0] * 6)))
+    assert way is not None
+    assert way.queue.queue == "debug"
+    assert way.queue.min_minutes <= way.walltime <= way.queue.max_minutes
+
+
+def test_a_walltime_is_one_that_the_queue_takes(site: list[Queue]) -> None:
+    for minutes in ([0.1], SMALL, LARGE):
+        for way in plan.options(site, work(minutes)):
+            assert way.queue.min_minutes <= way.walltime <= way.queue.max_minutes
+            assert way.minutes < way.walltime
+            assert way.queue.min_nodes <= way.nodes <= way.queue.max_nodes
+
+
+def test_a_job_of_a_whole_node_keeps_all_its_slots() -> None:
+    overhead = plan.PILOT_MINUTES + plan.JOB_MINUTES
+    assert plan.pack(work([10.0], gpus=4), 1) == pytest.approx(10 + overhead)
+    assert plan.pack(work([10.0, 10.0], gpus=4), 1) == pytest.approx(20 + overhead + plan.JOB_MINUTES)
+    assert plan.gpu_hours(work([60.0], gpus=4)) == 4
+    both = [*work([10.0], gpus=4), *work([5.0])]
+    assert plan.pack(both, 1) > plan.pack(both, 2)
+
+
+def test_the_default_study_is_counted(study: config.Config) -> None:
+    jobs = plan.jobs(study)
+    counts = {stage: sum(job.stage == stage for job in jobs) for stage in {job.stage for job in jobs}}
+    assert counts == {"download": 5, "prune": 15, "weights": 18, "measure": 18, "finetune": 66}
+    assert not any(job.done or job.measured for job in jobs)
+    assert plan.minutes(study, "finetune", "gpt2", "sst2")[0] == pytest.approx(25, abs=0.5)
+    assert plan.minutes(study, "finetune", "gpt2", "mrpc")[0] == pytest.approx(3, abs=0.5)
+
+
+def test_what_was_measured_on_a_gpu_replaces_what_was_assumed(study: config.Config) -> None:
+    folder = Path("results/gpt2/dense/sst2/kept/seed-0")
+    folder.mkdir(parents=True)
+    seconds = {"setup_seconds": 30.0, "train_seconds": 500.0, "eval_seconds": 70.0}
+    (folder / "runtime.json").write_text(json.dumps({**seconds, "device": "NVIDIA A100-SXM4-40GB"}))
+    (folder / "metrics.json").write_text("{}")
+    assert plan.minutes(study, "finetune", "gpt2", "sst2") == (10.0, True)
+    assert plan.minutes(study, "finetune", "bart-base", "sst2")[1] is False
+    assert sum(job.done for job in plan.jobs(study)) == 1
+
+
+def test_what_was_measured_on_a_cpu_says_nothing_about_gpus(study: config.Config) -> None:
+    folder = Path("results/gpt2/dense/sst2/kept/seed-0")
+    folder.mkdir(parents=True)
+    (folder / "runtime.json").write_text(json.dumps({"train_seconds": 9e9, "device": "cpu"}))
+    assert plan.minutes(study, "finetune", "gpt2", "sst2")[1] is False
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "share"), [("0", 1.0), ("0.5", 0.441), ("0.95", 0.049), ("2of4", 0.441), ("0.7", 0.267)]
+)
+def test_bytes_of_a_sparse_checkpoint(sparsity: str, share: float) -> None:
+    assert plan.stored(sparsity) == pytest.approx(share, abs=1e-3)
+
+
+def test_the_table_names_every_stage_and_a_recommendation(study: config.Config, site: list[Queue]) -> None:
+    text = plan.table(study, site)
+    for word in ("prune", "weights", "measure", "finetune", "GPU-hours", "node-hours", "assumed", "QUEUE = "):
+        assert word in text

@@ -1,0 +1,43 @@
+from snakemake_executor_plugin_parsl import why
+from snakemake_executor_plugin_parsl.progress import Progress
+
+POOL = {"busy": 2, "slots": 4, "pilots": 1, "waiting": 1, "lost": 1}
+
+
+def test_a_line_counts_every_job_once() -> None:
+    progress = Progress(6)
+    for job in range(5):
+        progress.start(job, "finetune", 10)
+    progress.end(0, 60.0)
+    progress.end(1, None)
+    line = progress.line(POOL)
+    assert "1 queued, 2 running, 1 of 6 done, 1 failed, 1 preempted or lost" in line
+    assert "2 of 4 slots busy" in line
+    assert "\n" not in line
+
+
+def test_the_end_is_guessed_from_jobs_of_the_same_kind() -> None:
+    progress = Progress(5)
+    for job, minutes in enumerate((10, 10, 10, 10, 40)):
+        progress.start(job, "finetune", minutes)
+    assert progress.left(2) is None, "nothing has ended yet"
+    progress.end(0, 300.0)
+    assert progress.left(1) == 3 * 300 + 1200  # the long one: as much longer as it asked for
+    assert progress.left(3) == 700
+    assert progress.left(0) is None
+
+
+def test_reasons(tmp_path) -> None:
+    spawned, log = tmp_path / "spawned", tmp_path / "log"
+    spawned.write_text("Command 'false' returned non-zero exit status 7.")
+    assert why(1, spawned, [log]) == "exit code 7"
+    log.write_text("step 3\nerror: loss: is nan at step 3\n")
+    assert why(1, spawned, [log]) == "loss: is nan at step 3"
+    log.write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
+    assert why(1, spawned, [log]) == "out of memory"
+    log.write_text("")
+    spawned.write_text("Command '...' died with <Signals.SIGKILL: 9>.")
+    assert "out of memory" in why(1, spawned, [log])
+    spawned.write_text("MissingOutputException in rule x")
+    assert "outputs" in why(1, spawned, [log])
+    assert why(1, tmp_path / "none", []) == "exit code 1"
