@@ -183,19 +183,21 @@ def _work_bytes(config: Config, run: Run) -> float:
     return float(model_bytes(run.model) * share * (epochs + 2))
 
 
-def pack(work: Iterable[Job], nodes: int) -> float:
+def pack(
+    work: Iterable[Job], nodes: int, pilot_minutes: float = PILOT_MINUTES, job_minutes: float = JOB_MINUTES
+) -> float:
     """Minutes until the last job has ended on so many nodes: longest first, jobs of several GPUs before the rest."""
-    free = [PILOT_MINUTES] * nodes
+    free = [pilot_minutes] * nodes
     heapq.heapify(free)
     ordered = sorted(work, key=lambda job: -job.minutes)
     for job in ordered:
         if job.gpus > 1:
-            heapq.heapreplace(free, free[0] + JOB_MINUTES + job.minutes)
+            heapq.heapreplace(free, free[0] + job_minutes + job.minutes)
     slots = [time for time in free for _ in range(SLOTS)]
     heapq.heapify(slots)
     for job in ordered:
         if job.gpus <= 1:
-            heapq.heapreplace(slots, slots[0] + JOB_MINUTES + job.minutes)
+            heapq.heapreplace(slots, slots[0] + job_minutes + job.minutes)
     return max(slots)
 
 

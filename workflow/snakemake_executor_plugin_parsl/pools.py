@@ -285,7 +285,13 @@ def load(file: Path) -> Config:
 
 
 def protect(executor: HighThroughputExecutor) -> None:
-    """Tie an executor's interchange to this driver: an orphan would go on starting jobs."""
+    """Mend two habits of an executor.
+
+    Its interchange is tied to this driver: an orphan would go on starting jobs. And asked to take away no pilot, which
+    Parsl does when there are more slots than jobs, but by less than a pilot, it would take away all that still wait.
+    """
+    scale_in = executor.scale_in
+    executor.scale_in = lambda blocks, *args, **kwargs: scale_in(blocks, *args, **kwargs) if blocks > 0 else []
     if executor.interchange_launch_cmd == DEFAULT_INTERCHANGE_LAUNCH_CMD:
         script = Path(sys.executable).parent / DEFAULT_INTERCHANGE_LAUNCH_CMD[0]
         executor.interchange_launch_cmd = [sys.executable, "-I", guard.__file__, sys.executable, str(script)]

@@ -1,0 +1,180 @@
+"""How well runs are packed onto nodes: real Snakemake, plugin and Parsl; runs sleep, a simulated minute in seconds.
+
+Two cases, in which the report's runs take 25 and 3 minutes and others 12: 36 runs on 5 nodes, 500 on 20 nodes (or a
+part of both: --part 4 is 125 on 5). Every slot first runs a job that waits for all others, so that pilots have started
+when the clock does. The Snakemake that the plugin starts for each job costs seconds of CPU: twenty at once on two cores
+drown a simulation, so that a stub takes its place (--real leaves it). When a slot was held is read from Parsl's logs.
+
+    PYTHONPATH=workflow python benchmarks/packing.py --write
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from table import table, write
+
+from llm_sparsity.plan import PILOT_MINUTES, SLOTS, Job, pack
+
+
+ROOT = Path(__file__).parent.parent
+CASES = {
+    "36 runs": ([25.0] * 18 + [3.0] * 18, 5, True),  # one batch job: every node is paid for until the last run ends
+    "500 runs": ([25.0] * 150 + [3.0] * 150 + [12.0] * 200, 20, False),  # one batch job a node
+}
+IDLE = 2.0  # minutes that an idle node is kept: max_idletime in profiles/polaris/pools.py
+SNAKEFILE = """
+rule all:
+    input: expand("out/run-{job}", job=range(config["runs"]))
+    localrule: True
+rule wait:
+    output: "out/wait-{job}"
+    resources: gpu=1
+    shell: "sh job.sh wait {wildcards.job} {output}"
+rule run:
+    input: expand("out/wait-{job}", job=range(config["slots"]))
+    output: "out/run-{job}"
+    resources: gpu=1, runtime=lambda wildcards: round(config["minutes"][int(wildcards.job)])
+    shell: "sh job.sh run {wildcards.job} {output}"
+"""
+JOB = """
+if [ $1 = wait ]; then
+    touch up/$2
+    while [ $(ls up | wc -l) -lt $(cat slots) ]; do sleep 0.5; done
+else
+    sleep $(cat seconds/$2)
+fi
+touch $3
+"""
+STUB = """
+import os, sys
+target = sys.argv[sys.argv.index("--target-jobs") + 1]
+rule, job = target.split(":job=")
+os.execvp("sh", ["sh", "job.sh", rule, job, f"out/{rule}-{job}"])
+"""
+POOLS = """
+from parsl.config import Config
+from parsl.executors import HighThroughputExecutor
+from parsl.providers import LocalProvider
+
+config = Config(
+    executors=[
+        HighThroughputExecutor(
+            label="gpu", address="127.0.0.1", available_accelerators={slots}, max_workers_per_node={slots},
+            cores_per_worker=0.001, heartbeat_period=15, heartbeat_threshold=600,
+            provider=LocalProvider(init_blocks={nodes}, min_blocks={nodes}, max_blocks={nodes}, cmd_timeout=300,
+                                   worker_init="export PYTHONPATH={path}"),
+        )
+    ],
+    strategy="none", strategy_period=5, run_dir="pilots",
+)
+"""
+
+
+def simulate(
+    folder: Path, minutes: list[float], nodes: int, scale: float, real: bool
+) -> list[tuple[int, float, float]]:
+    """Run it. Returns node, begin and end of every run, in simulated minutes."""
+    for name in ("up", "seconds", "stub/snakemake"):
+        (folder / name).mkdir(parents=True)
+    path = f"{ROOT / 'workflow'}" if real else f"{folder / 'stub'}:{ROOT / 'workflow'}"
+    (folder / "stub/snakemake/__main__.py").write_text(STUB)
+    (folder / "stub/snakemake/__init__.py").touch()
+    (folder / "Snakefile").write_text(SNAKEFILE)
+    (folder / "job.sh").write_text(JOB)
+    (folder / "slots").write_text(str(nodes * SLOTS))
+    (folder / "pools.py").write_text(POOLS.format(slots=SLOTS, nodes=nodes, path=path))
+    (folder / "config.json").write_text(json.dumps({"runs": len(minutes), "slots": nodes * SLOTS, "minutes": minutes}))
+    for number, each in enumerate(minutes):
+        (folder / "seconds" / str(number)).write_text(str(each * scale))
+    command = [
+        sys.executable, "-m", "snakemake", "--executor", "parsl", "--parsl-config", "pools.py", "--jobs", "1000",
+        "--scheduler", "greedy", "--configfile", "config.json", "--quiet", "rules", "--latency-wait", "60",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1"}
+    with (folder / "log").open("w") as log:
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        raise SystemExit(f"error: {(folder / 'log').read_text()[-3000:]}")
+    return [(node, begin / scale, end / scale) for node, begin, end in held(folder, nodes * SLOTS)]
+
+
+def held(folder: Path, first: int) -> list[tuple[int, float, float]]:
+    """Node, begin and end in seconds of every task but the `first`, from the workers' logs."""
+    spans = []
+    for log in folder.glob("pilots/000/gpu/block-*/*/worker_*.log"):
+        node = int(log.parts[-3].removeprefix("block-"))
+        times: dict[tuple[str, int], float] = {}
+        for line in log.read_text().splitlines():
+            found = re.match(r"(\d+\.\d+) .*(Received|Completed) executor task (\d+)", line)
+            if found:
+                times[found.group(2), int(found.group(3))] = float(found.group(1))
+        spans += [
+            (node, begin, times["Completed", task])
+            for (event, task), begin in times.items()
+            if event == "Received" and task > first
+        ]
+    zero = min(begin for _, begin, _ in spans)
+    return sorted((node, begin - zero, end - zero) for node, begin, end in spans)
+
+
+def measure(name: str, part: int, scale: float, real: bool) -> list[str]:
+    """One row of the table."""
+    minutes, nodes, together = CASES[name]
+    minutes, nodes = minutes[::part], max(1, nodes // part)
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        spans = simulate(Path(folder), minutes, nodes, scale, real)
+    end = max(end for *_, end in spans)
+    released = {node: max(end for other, _, end in spans if other == node) for node, *_ in spans}
+    paid = sum(end if together else min(end, last + IDLE) for last in released.values())
+    best = sum(minutes) / SLOTS
+    jobs = [Job("finetune", 1, each, False, 0, False) for each in minutes]
+    schedule = pack(jobs, nodes, pilot_minutes=0, job_minutes=0)
+    least = schedule * nodes if together else best
+    naive = sum(each + PILOT_MINUTES for each in minutes)
+    took = paid + PILOT_MINUTES * nodes
+    per_run = sum(end - begin for _, begin, end in spans) / len(spans) - sum(minutes) / len(minutes)
+    return [
+        f"{len(minutes)} runs" + (f" (1/{part} of {name})" if part > 1 else ""), str(nodes), f"{scale:g}",
+        f"{schedule:.1f}", f"{end:.1f}", f"{least / paid:.1%}", f"{best / paid:.1%}", f"{per_run * 60:.0f}",
+        f"{took / 60:.1f}", f"{naive / 60:.1f}", f"{naive / took:.1f}",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES, action="append", help="only this one")
+    parser.add_argument("--scale", type=float, default=6.0, help="seconds a simulated minute takes")
+    parser.add_argument("--part", type=int, default=1, help="only every so many runs and nodes of the 500")
+    parser.add_argument("--real", action="store_true", help="start a Snakemake for every job, as the plugin does")
+    parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
+    args = parser.parse_args()
+
+    begun = time.monotonic()
+    rows = []
+    for name in args.case or CASES:
+        rows.append(measure(name, args.part if name == "500 runs" else 1, args.scale, args.real))
+        print(*rows[-1], flush=True)
+    heads = [
+        "", "nodes", "seconds a minute", "ideal, minutes", "took, minutes", "of the ideal", "slots in use",
+        "overhead, s a run", "node-hours", "one job a run", "ratio",
+    ]  # fmt: skip
+    stub = "" if args.real else " The Snakemake of each job is a stub."
+    text = (
+        f"Sleeps instead of runs.{stub} Node-hours include {PILOT_MINUTES} minutes for every batch job to start. "
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} when it ended, "
+        f"{time.monotonic() - begun:.0f} s in all.\n\n" + table(heads, rows)
+    )
+    print(text)
+    if args.write:
+        write("packing", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""A stand-in for a PBS server: qsub, qstat and qdel that do what a real one was seen to do. It is no PBS.
+
+    python standin_pbs.py qsub|qstat|qdel|preempt ...
+
+Its state is a folder, $STANDIN_PBS: `N.json` a job; and files by which a test makes things happen:
+`down` the server does not answer; `limit` so many jobs at once; `queue-seconds` how long jobs wait ("never": for
+ever); `walltime` seconds after which a job is killed, whatever it asked for; `broken-json` qstat escapes nothing.
+"""
+
+import csv
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+STATE = Path(os.environ["STANDIN_PBS"])
+SERVER = "polaris-pbs-01.lab.test"
+RAN = "Job run at Tue Nov 24 at 04:08 on (x3001c0s1b0n0:ncpus=64)"
+
+
+def setting(name: str, default: str = "") -> str:
+    file = STATE / name
+    return file.read_text().strip() if file.exists() else default
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    with (STATE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def jobs() -> dict[int, dict]:
+    return {int(file.stem): json.loads(file.read_text()) for file in STATE.glob("[0-9]*.json")}
+
+
+def load(number: int) -> dict:
+    return json.loads((STATE / f"{number}.json").read_text())
+
+
+def change(number: int, **fields: object) -> None:
+    with locked():
+        record = load(number) | fields
+        record = {key: value for key, value in record.items() if value is not None}
+        temporary = STATE / f"{number}.new"
+        temporary.write_text(json.dumps(record))
+        temporary.replace(STATE / f"{number}.json")
+
+
+def fail(code: int, message: str) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def refuse_if_down(command: str, code: int) -> None:
+    if (STATE / "down").exists():
+        fail(code, f"Connection refused\n{command}: cannot connect to server {SERVER} (errno=15010)")
+
+
+def minutes(text: str) -> float:
+    hours, rest, seconds = map(int, text.split(":"))
+    return hours * 60 + rest + seconds / 60
+
+
+def qsub(arguments: list[str]) -> None:
+    refuse_if_down("qsub", 162)
+    *options, script = arguments
+    text = Path(script).read_text()
+    asked: dict[str, str] = dict(zip(options[::2], options[1::2], strict=True))
+    resources: dict[str, str] = {}
+    for line in re.findall(r"^#PBS (.*)$", text, re.MULTILINE):
+        flag, _, value = line.partition(" ")
+        if flag == "-l":
+            key, _, amount = value.partition("=")
+            resources[key] = amount
+        else:
+            asked.setdefault(flag, value)
+    for key, told in (("-A", "Account_Name"),):
+        if key not in asked:
+            fail(32, f"qsub: {told} is required to be set.")
+    for key in ("filesystems", "walltime"):
+        if key not in resources:
+            fail(32, f"qsub: Resource: {key} is required to be set.")
+    if asked.get("-k") != "doe":
+        fail(32, "qsub: only -k doe is allowed")
+    if not 0 < len(asked["-N"]) <= 230 or re.search(r"[\s/:=,]", asked["-N"]):
+        fail(2, "qsub: illegal -N value")
+    queue, nodes = asked.get("-q", "prod"), int(resources["select"].split(":")[0])
+    with Path(os.environ["STANDIN_QUEUES"]).open(newline="") as table:
+        rows = [row for row in csv.DictReader(table) if row["queue"] == queue]
+    if not rows:
+        fail(*((174, "qsub: Access to queue is denied") if queue == "small" else (170, "qsub: Unknown queue")))
+    low, high = min(int(row["min_nodes"]) for row in rows), max(int(row["max_nodes"]) for row in rows)
+    least, most = min(int(row["min_minutes"]) for row in rows), max(int(row["max_minutes"]) for row in rows)
+    if not (low <= nodes <= high and least <= minutes(resources["walltime"]) <= most):
+        fail(188, "qsub: Job violates queue and/or server resource limits")
+    with locked():
+        alive = [job for job in jobs().values() if job["job_state"] != "F"]
+        if len(alive) >= int(setting("limit", "100")):
+            fail(38, "qsub: would exceed queue generic's per-user limit")
+        number = int(setting("number", "640000")) + 1
+        (STATE / "number").write_text(str(number))
+        fits = any(
+            int(row["min_nodes"]) <= nodes <= int(row["max_nodes"])
+            and minutes(resources["walltime"]) <= int(row["max_minutes"])
+            for row in rows
+        )
+        if fits:  # else it gets an id and is never seen again
+            (STATE / f"{number}.sh").write_text(text)
+            record = {
+                "Job_Name": asked["-N"], "job_state": "Q", "queue": queue, "substate": 10, "run_count": 0,
+                "out": asked["-o"], "err": asked["-e"], "rerunnable": asked.get("-r", "y"),
+                "comment": "Not Running: Not enough free nodes available",
+                "Variable_List": {"PBS_O_PATH": "/usr/bin", "BASH_FUNC_module%%": "() { eval `x` }"},
+            }  # fmt: skip
+            (STATE / f"{number}.json").write_text(json.dumps(record))
+    if fits:
+        subprocess.Popen(
+            [sys.executable, __file__, "mom", str(number)],
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+    print(f"{number}.{SERVER}")
+
+
+def mom(number: int) -> None:
+    """The life of one job: waits, starts, is killed or ends."""
+    while True:
+        wait = setting("queue-seconds", "0")
+        begun = time.monotonic()
+        while wait == "never" or time.monotonic() < begun + float(wait):
+            time.sleep(0.1)
+            if load(number).get("delete"):
+                return change(number, job_state="F", substate=91, delete=None)
+            wait = setting("queue-seconds", "0")
+        record = load(number)
+        if not all(Path(record[stream]).parent.is_dir() for stream in ("out", "err")):
+            held = "job held, too many failed attempts to run"
+            change(number, job_state="H", substate=20, run_count=21, Exit_status=-3, comment=held)
+            while not load(number).get("delete"):
+                time.sleep(0.1)
+            return change(number, job_state="F", substate=91, delete=None)
+        if run(number, record) != "again":
+            return None
+
+
+def run(number: int, record: dict) -> str:
+    change(number, job_state="R", substate=42, run_count=record["run_count"] + 1, comment=RAN, Exit_status=None)
+    environment = {  # not the one that submitted
+        "HOME": os.environ["HOME"], "PATH": "/usr/local/bin:/usr/bin:/bin", "OMP_NUM_THREADS": "1", "NCPUS": "64",
+        "TMPDIR": f"/var/tmp/pbs.{number}.{SERVER}", "PBS_JOBID": f"{number}.{SERVER}", "ENVIRONMENT": "BATCH",
+    }  # fmt: skip
+    os.umask(0o077)
+    with Path(record["out"]).open("a") as out, Path(record["err"]).open("a") as err:
+        job = subprocess.Popen(
+            ["bash", str(STATE / f"{number}.sh")],
+            cwd=os.environ["HOME"], env=environment, start_new_session=True, stdout=out, stderr=err,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    change(number, session=job.pid)
+    begun = time.monotonic()
+    reason = ""
+    while job.poll() is None:
+        time.sleep(0.1)
+        now = load(number)
+        limit = float(setting("walltime", "1e9"))
+        if now.get("delete"):
+            reason = f"terminated by {now['delete']}@{SERVER}"
+            change(number, comment=f"{RAN} and {reason}")  # still R for a while
+        elif time.monotonic() > begun + 1.2 * limit + 0.5:  # late, as seen
+            reason = "exceeded resource walltime"
+        if reason:
+            for kill in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(job.pid, kill)
+                except ProcessLookupError:
+                    break
+                time.sleep(0.7)
+            job.wait()
+    if "Scheduler" in reason and record["rerunnable"] == "y":
+        change(number, job_state="Q", substate=10, Exit_status=-11, comment=RAN, delete=None)
+        return "again"
+    if reason:
+        code = -29 if "walltime" in reason else 256 + signal.SIGTERM
+    else:
+        code = job.returncode if job.returncode >= 0 else 256 - job.returncode
+        reason = "finished" if code == 0 else "failed"
+    substate = 92 if code == 0 else 91 if "terminated" in reason else 93
+    change(
+        number, job_state="F", substate=substate, Exit_status=code, comment=f"{RAN} and {reason}", delete=None
+    )  # fmt: skip
+    return ""
+
+
+def qstat(arguments: list[str]) -> None:
+    form = arguments[arguments.index("-F") + 1] if "-F" in arguments else "text"
+    wanted = [argument for argument in arguments if argument[0].isdigit()]
+    every = "-E" in arguments or form == "dsv"
+    found, errors, code = {}, [], 0
+    down = (STATE / "down").exists()
+    known = {} if down else jobs()
+    for name in wanted if not down else ():
+        number = int(name.split(".")[0])
+        if number not in known:
+            errors.append(f"qstat: Unknown Job Id {number}.{SERVER}")
+            code = 153
+        elif known[number]["job_state"] == "F" and "-x" not in arguments:
+            errors.append(
+                f"qstat: {number}.{SERVER} Job has finished, use -x or -H to obtain historical job information"
+            )
+            code = 35
+        elif every or not found:  # JSON names only the first, unless -E
+            found[f"{number}.{SERVER}"] = known[number]
+    if form == "dsv":
+        for name, job in found.items():
+            print("|".join([f"Job Id: {name}", *(f"{key}={value}" for key, value in job.items())]))
+    else:
+        text = json.dumps({"timestamp": 1, "pbs_server": SERVER} | ({"Jobs": found} if found else {}), indent=1)
+        print(text.replace('"/usr/bin"', '"\\\'"') if (STATE / "broken-json").exists() else text)
+    for error in errors:
+        print(error, file=sys.stderr)
+    refuse_if_down("qstat", 255)
+    sys.exit(code)
+
+
+def qdel(names: list[str], by: str = "pbsuser") -> None:
+    refuse_if_down("qdel", 162)
+    code = 0
+    for name in names:
+        number = int(name.split(".")[0])
+        if not (STATE / f"{number}.json").exists():
+            code = 153
+            print(f"qdel: Unknown Job Id {name}", file=sys.stderr)
+        elif load(number)["job_state"] == "F":
+            code = 35
+            print(f"qdel: Job has finished {name}", file=sys.stderr)
+        else:
+            change(number, delete=by)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    command, *rest = sys.argv[1:]
+    if command == "mom":
+        mom(int(rest[0]))
+    elif command == "preempt":
+        qdel(rest, "Scheduler")
+    else:
+        {"qsub": qsub, "qstat": qstat, "qdel": qdel}[command](rest)

@@ -1,0 +1,342 @@
+"""The executor plugin: real Snakemake, real Parsl, its pilots on this machine or under the stand-in for PBS."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.workflow, pytest.mark.skipif(sys.platform != "linux", reason="ends processes as Linux does")]
+
+# Every job appends a line when it begins and one when it ends: who wrote, where, when.
+SNAKEFILE = """
+import sys
+rule all:
+    input: expand("out/{job}", job=config["jobs"].split("+"))
+    localrule: True
+rule run:
+    output: "out/{job}"
+    log: "logs/{job}.log"
+    resources:
+        gpu=1,
+        runtime=lambda wildcards: int(wildcards.job.split("-")[1])
+    params:
+        python=sys.executable
+    shell: "{params.python} job.py {wildcards.job} {output} > {log} 2>&1"
+"""
+JOB = """
+import os, signal, sys, time
+from pathlib import Path
+name, output = sys.argv[1:]
+kind, number, *_ = name.split("-")
+def note(event):
+    with open("events", "a") as file:
+        slot = os.environ.get("PARSL_WORKER_BLOCK_ID", "") + "/" + os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        file.write(f"{event} {name} {slot} {os.getpid()} {time.time()}\\n")
+note("begin")
+first = not Path("seen-" + name).exists()
+Path("seen-" + name).touch()
+if kind == "bad":
+    sys.exit("error: loss: is nan at step 3")
+if kind == "oom":
+    os.kill(os.getpid(), signal.SIGKILL)
+if kind == "node" and os.environ["PARSL_WORKER_BLOCK_ID"] == Path("bad-node").read_text():
+    sys.exit(9)
+if kind == "node":
+    time.sleep(1)
+if kind == "long":
+    time.sleep(60 if first else 0.2)
+if kind == "late":
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(3)
+        Path(output).write_text("x")
+    os._exit(0)
+time.sleep(0.2)
+Path(output).write_text(str(os.getpid()))
+note("end")
+"""
+LOCAL = """
+from parsl.config import Config
+from parsl.executors import HighThroughputExecutor
+from parsl.providers import LocalProvider
+from snakemake_executor_plugin_parsl.pbs import wait_for_pilots
+
+config = Config(
+    executors=[
+        HighThroughputExecutor(
+            label="gpu", address="127.0.0.1", available_accelerators={slots}, max_workers_per_node={slots},
+            cores_per_worker=0.01, heartbeat_period=1, heartbeat_threshold=6, block_error_handler=wait_for_pilots,
+            provider={provider},
+        )
+    ],
+    strategy="htex_auto_scale", strategy_period=0.5, max_idletime=60, run_dir="pilots",
+)
+"""
+ON_THIS_MACHINE = 'LocalProvider(init_blocks=0, max_blocks={pilots}, worker_init="{worker_init}")'
+UNDER_PBS = """__import__("snakemake_executor_plugin_parsl.pbs", fromlist=["x"]).PBSProvider(
+                account="p", queue="preemptable", nodes_per_block=1, init_blocks=0, max_blocks={pilots},
+                walltime="01:00:00", cpus_per_node=64, select_options="system=polaris", poll_seconds=1, patience=1,
+                scheduler_options="#PBS -l filesystems=home:eagle\\n#PBS -k doe\\n#PBS -r n",
+                worker_init={worker_init!r},
+            )"""
+
+
+class Site:
+    """A folder with a workflow, pools, and a batch system."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder, self.root = folder, root
+        self.state = folder / "pbs"
+        tools = folder / "bin"
+        for made in (self.state, tools, folder / "home"):
+            made.mkdir()
+        for name in ("qsub", "qstat", "qdel", "preempt"):
+            program = root / "tests/workflow/standin_pbs.py"
+            (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} -I {program} {name} "$@"\n')
+            (tools / name).chmod(0o755)
+        self.environment = {
+            **os.environ,
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "HOME": str(folder / "home"),
+            "PYTHONPATH": str(root / "workflow"),
+            "STANDIN_PBS": str(self.state),
+            "STANDIN_QUEUES": str(root / "profiles/polaris/queues.csv"),
+            "OMP_NUM_THREADS": "1",
+        }
+        (folder / "Snakefile").write_text(SNAKEFILE)
+        (folder / "job.py").write_text(JOB)
+        self.drivers: list[subprocess.Popen[str]] = []
+
+    def pools(self, provider: str, pilots: int = 1, slots: int = 2, worker_init: str = "") -> None:
+        setup = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={self.root / 'workflow'} TMPDIR=/tmp"
+        worker_init = f"{setup}\\numask 022\\n{worker_init}" if provider == UNDER_PBS else worker_init
+        chosen = provider.format(pilots=pilots, worker_init=worker_init.replace("\\n", "\n"))
+        (self.folder / "pools.py").write_text(LOCAL.format(slots=slots, provider=chosen))
+
+    def start(self, jobs: str, *arguments: str) -> subprocess.Popen[str]:
+        self.log = self.folder / f"driver-{len(self.drivers)}.log"
+        with self.log.open("w") as log:
+            driver = subprocess.Popen(
+                [
+                    sys.executable, "-m", "snakemake", "--executor", "parsl", "--parsl-config", "pools.py",
+                    "--parsl-status", "2", "--jobs", "50", "--keep-going", "--rerun-incomplete", "--latency-wait", "5",
+                    "--scheduler", "greedy", *arguments, "--config", f"jobs={jobs}",
+                ],
+                cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+        self.drivers.append(driver)
+        return driver
+
+    def run(self, jobs: str, *arguments: str, code: int = 0) -> str:
+        driver = self.start(jobs, *arguments)
+        assert driver.wait(timeout=100) == code, self.said()
+        return self.said()
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def events(self, kind: str) -> list[list[str]]:
+        file = self.folder / "events"
+        lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+        return [line[1:] for line in lines if line[0] == kind]
+
+    def jobs(self) -> dict[str, dict]:
+        return {file.stem: json.loads(file.read_text()) for file in self.state.glob("[0-9]*.json")}
+
+    def command(self, *words: str) -> None:
+        subprocess.run(words, env=self.environment, check=False, capture_output=True)
+
+    def wait(self, happened: Callable[[], object], seconds: float = 40) -> None:
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.1)
+
+    def processes(self) -> list[int]:
+        """Everything that was started for this site and still runs, drivers aside."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    home = f"HOME={self.environment['HOME']}".encode()
+                    state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                    if home in (entry / "environ").read_bytes().split(b"\0") and state != "Z":
+                        found.append(int(entry.name))
+                except OSError:
+                    continue
+        return [pid for pid in found if pid not in [driver.pid for driver in self.drivers]]
+
+
+@pytest.fixture
+def site(root: Path, tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path, root)
+    yield site
+    for pid in [*(driver.pid for driver in site.drivers if driver.poll() is None), *site.processes()]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    shutil.rmtree(tmp_path / "pilots", ignore_errors=True)
+
+
+def test_jobs_fill_devices_longest_first_and_a_failure_leaves_others_alone(site: Site) -> None:
+    site.pools(ON_THIS_MACHINE)
+    said = site.run("ok-1+ok-2+ok-3+ok-4+bad-5+oom-6", code=1)
+    assert sorted(path.name for path in (site.folder / "out").iterdir()) == ["ok-1", "ok-2", "ok-3", "ok-4"]
+    begun = [name for name, *_ in site.events("begin")]
+    assert set(begun[:2]) == {"bad-5", "oom-6"}
+    assert set(begun[2:4]) == {"ok-4", "ok-3"}
+    assert {slot for _, slot, *_ in site.events("begin")} == {"0/0", "0/1"}
+    times = {name: float(when) for name, *_, when in site.events("end")}
+    for slot in ("0/0", "0/1"):  # one job a device at a time
+        spans = sorted((float(when), times[name]) for name, where, _, when in site.events("begin")
+                       if where == slot and name in times)  # fmt: skip
+        assert all(first[1] <= second[0] for first, second in pairwise(spans))
+    assert "Reason: loss: is nan at step 3" in said
+    assert "Reason: killed (SIGKILL), most likely out of memory" in said
+    assert "logs/bad-5.log" in said
+    assert (
+        re.search(r"parsl: \d+ queued, \d+ running, \d of 6 done, 2 failed, 0 preempted", said) or "of 6 done" in said
+    )
+    assert not (site.folder / "pilots/driver-alive").exists()
+    site.wait(lambda: not site.processes(), 15)
+
+
+def test_pilots_under_pbs_and_a_preempted_one_is_replaced(site: Site) -> None:
+    """The queue is full at first, JSON is broken, the submit environment is not passed; then a pilot is preempted."""
+    site.pools(UNDER_PBS)
+    (site.state / "limit").write_text("0")
+    (site.state / "broken-json").touch()
+    driver = site.start("long-3+ok-1")
+    site.wait(lambda: "PBS takes no more jobs now" in site.said())
+    (site.state / "limit").write_text("5")
+    site.wait(lambda: len(site.events("begin")) == 2)
+    (name,) = site.jobs()
+    site.command("preempt", name)
+    assert driver.wait(timeout=60) == 0, site.said()
+    said = site.said()
+    assert "preempted" in said
+    assert "started again, 1 of at most 5 times" in said
+    assert [job for job, *_ in site.events("begin")].count("long-3") == 2
+    assert [job for job, *_ in site.events("end")].count("long-3") == 1
+    assert len(site.jobs()) == 2, "one pilot, and one in its place"
+    assert oct((site.folder / "out/ok-1").stat().st_mode)[-3:] == "644"
+    site.wait(lambda: {job["job_state"] for job in site.jobs().values()} == {"F"}, 20)
+
+
+def test_a_pilot_is_killed_at_its_walltime_and_its_runs_go_on_in_the_next(site: Site) -> None:
+    site.pools(UNDER_PBS)
+    driver = site.start("long-3")
+    site.wait(lambda: site.events("begin"))
+    (site.state / "walltime").write_text("1")
+    site.wait(lambda: len(site.jobs()) == 2)
+    (site.state / "walltime").unlink()
+    assert driver.wait(timeout=60) == 0, site.said()
+    assert "walltime" in site.said()
+
+
+def test_a_qsub_that_is_refused_for_good_ends_the_run_with_what_it_said(site: Site) -> None:
+    site.pools(UNDER_PBS)
+    pools = site.folder / "pools.py"
+    pools.write_text(pools.read_text().replace("preemptable", "small"))
+    said = site.run("ok-1", code=1)
+    assert "qsub refuses: qsub: Access to queue is denied" in said
+    assert not site.events("begin")
+
+
+def test_a_job_that_pbs_holds_or_loses_is_told_and_replaced_a_few_times(site: Site) -> None:
+    """prod takes 10 nodes for 24 hours, gives an id, and the job does not exist."""
+    site.pools(UNDER_PBS)
+    pools = site.folder / "pools.py"
+    text = pools.read_text().replace("preemptable", "prod").replace("nodes_per_block=1", "nodes_per_block=10")
+    pools.write_text(text.replace("01:00:00", "24:00:00"))
+    said = site.run("ok-1", code=1)
+    assert "PBS took it and knows it no more" in said
+    assert "3 pilots in a row ended" in said
+
+
+def test_ctrl_c_takes_pilots_away(site: Site) -> None:
+    site.pools(UNDER_PBS)
+    driver = site.start("long-3")
+    site.wait(lambda: site.events("begin"))
+    os.killpg(driver.pid, signal.SIGINT)
+    assert driver.wait(timeout=30) != 0
+    site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F"], 20)
+    site.wait(lambda: not site.processes(), 20)
+
+
+def test_a_killed_driver_leaves_nothing_and_the_next_one_finds_no_second_writer(site: Site) -> None:
+    site.pools(UNDER_PBS, slots=1)
+    driver = site.start("long-3+ok-1")
+    site.wait(lambda: site.events("begin"))
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    (first,) = site.jobs()
+    site.command(sys.executable, "-m", "snakemake", "-s", str(site.folder / "Snakefile"), "-d", str(site.folder),
+                 "--unlock", "--config", "jobs=ok-1")  # fmt: skip
+    said = site.run("long-3+ok-1")
+    assert "an earlier run was killed; waiting" in said
+    begun = [(name, int(pid), float(when)) for name, _, pid, when in site.events("begin")]
+    assert [name for name, *_ in begun].count("long-3") == 2
+    assert [name for name, *_ in begun].count("ok-1") == 1, "what the first driver had not started ran once"
+    assert not Path(f"/proc/{begun[0][1]}").exists(), "the first writer has ended"
+    assert len(site.events("end")) == 2
+    assert site.jobs()[first]["job_state"] == "F"
+
+
+def test_a_pilot_killed_outright_loses_no_job(site: Site) -> None:
+    """Its manager gets no chance to say anything: a node that went down."""
+    site.pools(ON_THIS_MACHINE, slots=1)
+    driver = site.start("long-2")
+    site.wait(lambda: site.events("begin"))
+    managers = [pid for pid in site.processes() if b"process_worker_pool" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    for pid in managers:
+        os.kill(pid, signal.SIGKILL)
+    assert driver.wait(timeout=60) == 0, site.said()
+    assert "started again, 1 of at most 5 times" in site.said()
+    (writer,) = [pid for _, _, pid, _ in site.events("begin")][:1]
+    assert not Path(f"/proc/{writer}").exists()
+
+
+def test_a_pilot_that_never_starts_is_waited_for_and_taken_away(site: Site) -> None:
+    site.pools(UNDER_PBS)
+    (site.state / "queue-seconds").write_text("never")
+    driver = site.start("ok-1")
+    site.wait(lambda: "0 pilots up, 1 in the queue" in site.said())
+    time.sleep(3)
+    assert driver.poll() is None
+    assert len(site.jobs()) == 1, "no second one is submitted"
+    os.killpg(driver.pid, signal.SIGINT)
+    driver.wait(timeout=30)
+    site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F"], 20)
+
+
+def test_pilots_that_end_at_once_are_given_up(site: Site) -> None:
+    site.pools(ON_THIS_MACHINE, worker_init="echo no such module >&2; exit 1")
+    said = site.run("ok-1", code=1)
+    assert "3 pilots in a row ended before a worker had called" in said
+    assert "no such module" in said
+
+
+def test_one_bad_node_does_not_fail_what_it_is_given(site: Site) -> None:
+    site.pools(ON_THIS_MACHINE, pilots=2, slots=2)
+    (site.folder / "bad-node").write_text("0")
+    said = site.run("+".join(f"node-{number}" for number in range(1, 7)))
+    assert len(list((site.folder / "out").iterdir())) == 6
+    assert "is held back" in said
+
+
+@pytest.mark.parametrize(("seconds", "code"), [("10", 0), ("0", 1)])
+def test_outputs_that_appear_late_are_waited_for(seconds: str, code: int, site: Site) -> None:
+    site.pools(ON_THIS_MACHINE, slots=1)
+    site.run("late-1", "--latency-wait", seconds, code=code)
