@@ -22,7 +22,6 @@ from table import table, write
 
 from llm_sparsity.plan import PILOT_MINUTES, SLOTS, Job, pack
 
-
 ROOT = Path(__file__).parent.parent
 CASES = {
     "36 runs": ([25.0] * 18 + [3.0] * 18, 5, True),  # one batch job: every node is paid for until the last run ends

@@ -3,8 +3,8 @@
     python standin_pbs.py qsub|qstat|qdel|preempt ...
 
 Its state is a folder, $STANDIN_PBS: `N.json` a job; and files by which a test makes things happen:
-`down` the server does not answer; `limit` so many jobs at once; `queue-seconds` how long jobs wait ("never": for
-ever); `walltime` seconds after which a job is killed, whatever it asked for; `broken-json` qstat escapes nothing.
+`down` the server does not answer; `limit` so many jobs at once; `queue-seconds` how long jobs wait; `never-N` job
+N waits for ever; `walltime` seconds after which a job is killed, whatever it asked for; `broken-json` qstat escapes nothing.
 """
 
 import csv
@@ -132,13 +132,11 @@ def qsub(arguments: list[str]) -> None:
 def mom(number: int) -> None:
     """The life of one job: waits, starts, is killed or ends."""
     while True:
-        wait = setting("queue-seconds", "0")
         begun = time.monotonic()
-        while wait == "never" or time.monotonic() < begun + float(wait):
+        while (STATE / f"never-{number}").exists() or time.monotonic() < begun + float(setting("queue-seconds", "0")):
             time.sleep(0.1)
             if load(number).get("delete"):
                 return change(number, job_state="F", substate=91, delete=None)
-            wait = setting("queue-seconds", "0")
         record = load(number)
         if not all(Path(record[stream]).parent.is_dir() for stream in ("out", "err")):
             held = "job held, too many failed attempts to run"

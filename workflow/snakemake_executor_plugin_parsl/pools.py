@@ -30,6 +30,7 @@ LABELS = ("cpu", "gpu", "node")  # pools of workers with no device, one, several
 FAST = 120  # seconds: a bad node fails jobs sooner than this
 TOGETHER = 2  # so many failures on a node on which nothing has succeeded yet make it a bad one
 PATIENCE = 30  # seconds to wait for the second
+MARGIN = 15  # seconds from a driver's last sign of life to its end, and from a pilot's end to that of its processes
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Pools:
             last = None
         self._pulse.touch()
         if last is not None:  # both times are the file system's: clocks of login nodes differ
-            left = last + self.threshold + 5 - self._pulse.stat().st_mtime
+            left = last + self.threshold + MARGIN - self._pulse.stat().st_mtime
             if left > 0:
                 self.say(f"parsl: an earlier run was killed; waiting {left:.0f} s until its pilots have ended")
                 time.sleep(left)
