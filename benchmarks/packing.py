@@ -80,7 +80,7 @@ def simulate(
     folder: Path, minutes: list[float], nodes: int, scale: float, real: bool
 ) -> list[tuple[int, float, float]]:
     """Run it. Returns node, begin and end of every run, in simulated minutes."""
-    for name in ("up", "seconds", "stub/snakemake"):
+    for name in ("up", "out", "seconds", "stub/snakemake"):
         (folder / name).mkdir(parents=True)
     path = f"{ROOT / 'workflow'}" if real else f"{folder / 'stub'}:{ROOT / 'workflow'}"
     (folder / "stub/snakemake/__main__.py").write_text(STUB)

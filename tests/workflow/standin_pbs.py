@@ -4,7 +4,8 @@
 
 Its state is a folder, $STANDIN_PBS: `N.json` a job; and files by which a test makes things happen:
 `down` the server does not answer; `limit` so many jobs at once; `queue-seconds` how long jobs wait; `never-N` job
-N waits for ever; `walltime` seconds after which a job is killed, whatever it asked for; `broken-json` qstat escapes nothing.
+N waits for ever; `walltime` seconds after which a job is killed, whatever it asked for; `broken-json` qstat escapes
+nothing.
 """
 
 import csv

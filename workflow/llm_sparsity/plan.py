@@ -256,7 +256,7 @@ def table(config: Config, site: Sequence[Queue]) -> str:
     total = sum(job.bytes for job in every if not job.done)
     lines += ["", f"left: {len(work)} jobs in pools, {gpu_hours(work):.1f} GPU-hours, {total / 1e9:.0f} GB of disk"]
     if not work:
-        return "\n".join(lines)
+        return "\n".join([*lines, "Nothing is left to do in pools."])
     naive = sum(PILOT_MINUTES + job.minutes for job in work) / 60
     lines += [f"one batch job for each of them would take {naive:.1f} node-hours", ""]
     ways = options(site, work)

@@ -68,6 +68,10 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             sys.exit(f"error: {error}")
         self._progress = Progress(len(jobs))
 
+    def run_jobs(self, jobs: list[Any]) -> None:
+        """Hand jobs over, the longest first: a free slot takes the first that comes."""
+        super().run_jobs(sorted(jobs, key=self._length, reverse=True))
+
     def run_job(self, job: Any) -> None:
         """Hand a job to the pool that fits it."""
         from snakemake_executor_plugin_parsl.pools import PoolError, Task
@@ -104,8 +108,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                 try:
                     outcome = own.get(id(task)) or self._pools.outcome(task)
                 except LostError as error:
-                    self._progress.end(info.job.jobid, None)
-                    self.report_job_error(info, msg=f"Reason: {error}. ")
+                    self._failed(info, str(error))
                     continue
                 if outcome is None:
                     yield info
@@ -113,11 +116,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                     self._progress.end(info.job.jobid, outcome.seconds)
                     self.report_job_success(info)
                 else:
-                    self._progress.end(info.job.jobid, None)
                     reason = why(outcome.code, Path(task.log), [Path(log) for log in info.job.log])
-                    self.report_job_error(
-                        info, msg=f"Reason: {reason}, on {outcome.host} after {outcome.seconds:.0f} s; see {task.log}. "
-                    )
+                    self._failed(info, f"{reason}, on {outcome.host} after {outcome.seconds:.0f} s")
             if time.monotonic() > self._said + self.workflow.executor_settings.status:
                 self._said = time.monotonic()
                 self.logger.info(self._progress.line(summary(self._pools)))
@@ -134,9 +134,18 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             pools, self._pools = self._pools, None
             pools.close()
 
+    def _failed(self, info: SubmittedJobInfo, reason: str) -> None:
+        """Say why, in one line, also where Snakemake is told to be quiet."""
+        task = info.aux["task"]
+        logs = ", ".join([*map(str, info.job.log), task.log])
+        self.logger.error(f"parsl: {task.name} failed: {reason}; see {logs}")
+        self._progress.end(info.job.jobid, None)
+        self.report_job_error(info)
+
     def _give_up(self, error: Exception) -> None:
         if not self._broken:
             self._broken = True
+            self.logger.error(f"error: {error}")
             self.workflow.scheduler.executor_error_callback(WorkflowError(str(error)))
 
     def _length(self, job: Any) -> float:

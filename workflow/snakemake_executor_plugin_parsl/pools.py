@@ -8,7 +8,7 @@ import runpy
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,10 +81,12 @@ class Pools:
 
     def __init__(self, file: Path, gpus: set[int], again: int, say: Callable[[str], None]) -> None:
         self.again, self.say = again, say
-        self.file = file
         config = load(file)
         self.executors: dict[str, HighThroughputExecutor] = {executor.label: executor for executor in config.executors}
-        needed = {self.route(count) for count in gpus}
+        try:
+            needed = {self.route(count) for count in gpus}
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
         self.executors = {label: executor for label, executor in self.executors.items() if label in needed}
         config._executors = tuple(self.executors.values())
         # Scripts of Parsl are found by PATH, also when the environment was not activated.
@@ -115,16 +117,8 @@ class Pools:
                 time.sleep(left)
 
     def route(self, gpus: int) -> str:
-        """The label of the pool for a job that uses so many GPUs.
-
-        Raises:
-            ValueError: no pool has them.
-        """
-        for label in sorted(self.executors, key=lambda label: LABELS.index(label) if label in LABELS else len(LABELS)):
-            pinned = [len(name.split(",")) for name in self.executors[label].available_accelerators]
-            if gpus == 0 or (min(pinned) >= gpus if pinned else label != "cpu"):
-                return label
-        raise ValueError(f"{self.file}: a job uses {gpus} GPUs, but no pool has workers of so many; add one")
+        """The label of the pool for a job that uses so many GPUs."""
+        return route(self.executors, gpus)
 
     def start(self, task: Task) -> None:
         """Hand a task to its pool."""
@@ -283,6 +277,21 @@ def load(file: Path) -> Config:
     if others := [executor.label for executor in config.executors if not isinstance(executor, HighThroughputExecutor)]:
         raise ValueError(f"{file}: {others[0]} is no HighThroughputExecutor")
     return config
+
+
+def route(executors: Mapping[str, HighThroughputExecutor], gpus: int) -> str:
+    """The label of the first pool whose workers have so many GPUs; a pool that pins none has any number, or is `cpu`.
+
+    Raises:
+        ValueError: no pool has them.
+    """
+    for label in sorted(executors, key=lambda label: LABELS.index(label) if label in LABELS else len(LABELS)):
+        pinned = [len(name.split(",")) for name in executors[label].available_accelerators]
+        if gpus == 0 or (min(pinned) >= gpus if pinned else label != "cpu"):
+            return label
+    raise ValueError(
+        f"a job uses {gpus} GPUs, but no pool has workers of so many; add one, or lower `gpus` of its model"
+    )
 
 
 def protect(executor: HighThroughputExecutor) -> None:
