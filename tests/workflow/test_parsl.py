@@ -269,7 +269,7 @@ def test_a_pilot_that_never_starts_is_waited_for_and_ctrl_c_takes_all_away(site:
     os.killpg(driver.pid, signal.SIGINT)
     assert driver.wait(timeout=30) != 0
     site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F", "F"], 20)
-    site.wait(lambda: not site.processes(), 20)
+    site.wait(lambda: not site.processes(), 30)
     assert first in site.jobs()
 
 

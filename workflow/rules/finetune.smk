@@ -25,7 +25,7 @@ rule finetune:
     threads: 1
     resources:
         save_minutes=save_minutes,
-        gpu=gpus,
+        gpu=finetune_gpus,
         runtime=runtime("finetune"),
     params:
         settings=finetune_settings,
