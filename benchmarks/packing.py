@@ -149,7 +149,7 @@ def measure(name: str, part: int, scale: float, real: bool) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=CASES, action="append", help="only this one")
-    parser.add_argument("--scale", type=float, default=6.0, help="seconds a simulated minute takes")
+    parser.add_argument("--scale", type=float, default=4.0, help="seconds a simulated minute takes")
     parser.add_argument("--part", type=int, default=1, help="only every so many runs and nodes of the 500")
     parser.add_argument("--real", action="store_true", help="start a Snakemake for every job, as the plugin does")
     parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")

@@ -20,7 +20,7 @@ QUEUE = "debug-scaling"  # preemptable for hundreds of runs
 JOBS = 1  # batch jobs at once, at most; the queue may take fewer
 NODES = 5  # of each batch job; 1 where there are several jobs
 WALLTIME = "01:00:00"  # of each batch job, HH:MM:SS
-LONGEST = 30  # minutes of the longest run: none begins on a node that would be taken away before it ends
+SPARE = 10  # minutes before its end in which no run begins on a node; one that is cut off goes on from its last save
 FILESYSTEMS = "home:eagle"
 INTERFACE = "hsn0"  # of the login node: the network by which compute nodes reach it
 ENVIRONMENT = f"source {Path.cwd()}/.venv/bin/activate"  # what makes `python` this project's on a compute node
@@ -70,7 +70,7 @@ def pool(label: str, accelerators: list[str], affinity: str) -> HighThroughputEx
         prefetch_capacity=0,  # a run never waits behind another while a slot is free
         heartbeat_period=15,
         heartbeat_threshold=120,  # seconds; a driver that was killed leaves pilots for so long, never longer
-        drain_period=max(60, hours * 3600 + minutes * 60 - LONGEST * 60 - 300),
+        drain_period=max(60, hours * 3600 + minutes * 60 - SPARE * 60),
         block_error_handler=wait_for_pilots,
     )
 

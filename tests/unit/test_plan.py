@@ -81,8 +81,8 @@ def test_the_default_study_is_counted(study: config.Config) -> None:
     counts = {stage: sum(job.stage == stage for job in jobs) for stage in {job.stage for job in jobs}}
     assert counts == {"download": 5, "prune": 15, "weights": 18, "measure": 18, "finetune": 66}
     assert not any(job.done or job.measured for job in jobs)
-    assert plan.minutes(study, "finetune", "gpt2", "sst2")[0] == pytest.approx(25, abs=0.5)
-    assert plan.minutes(study, "finetune", "gpt2", "mrpc")[0] == pytest.approx(3, abs=0.5)
+    assert plan.minutes(study, "finetune", "gpt2", task="sst2")[0] == pytest.approx(25, abs=0.5)
+    assert plan.minutes(study, "finetune", "gpt2", task="mrpc")[0] == pytest.approx(3, abs=0.5)
 
 
 def test_what_was_measured_on_a_gpu_replaces_what_was_assumed(study: config.Config) -> None:
@@ -91,8 +91,8 @@ def test_what_was_measured_on_a_gpu_replaces_what_was_assumed(study: config.Conf
     seconds = {"setup_seconds": 30.0, "train_seconds": 500.0, "eval_seconds": 70.0}
     (folder / "runtime.json").write_text(json.dumps({**seconds, "device": "NVIDIA A100-SXM4-40GB"}))
     (folder / "metrics.json").write_text("{}")
-    assert plan.minutes(study, "finetune", "gpt2", "sst2") == (10.0, True)
-    assert plan.minutes(study, "finetune", "bart-base", "sst2")[1] is False
+    assert plan.minutes(study, "finetune", "gpt2", task="sst2") == (10.0, True)
+    assert plan.minutes(study, "finetune", "bart-base", task="sst2")[1] is False
     assert sum(job.done for job in plan.jobs(study)) == 1
 
 
@@ -100,7 +100,7 @@ def test_what_was_measured_on_a_cpu_says_nothing_about_gpus(study: config.Config
     folder = Path("results/gpt2/dense/sst2/kept/seed-0")
     folder.mkdir(parents=True)
     (folder / "runtime.json").write_text(json.dumps({"train_seconds": 9e9, "device": "cpu"}))
-    assert plan.minutes(study, "finetune", "gpt2", "sst2")[1] is False
+    assert plan.minutes(study, "finetune", "gpt2", task="sst2")[1] is False
 
 
 @pytest.mark.parametrize(

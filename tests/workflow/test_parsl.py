@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import Project
+
 pytestmark = [pytest.mark.workflow, pytest.mark.skipif(sys.platform != "linux", reason="ends processes as Linux does")]
 
 # Every job appends a line when it begins and one when it ends: who wrote, where, when.
@@ -269,7 +271,7 @@ def test_a_pilot_that_never_starts_is_waited_for_and_ctrl_c_takes_all_away(site:
     os.killpg(driver.pid, signal.SIGINT)
     assert driver.wait(timeout=30) != 0
     site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F", "F"], 20)
-    site.wait(lambda: not site.processes(), 20)
+    site.wait(lambda: not site.processes(), 30)
     assert first in site.jobs()
 
 
@@ -321,3 +323,33 @@ def test_one_bad_node_does_not_fail_what_it_is_given(site: Site) -> None:
     said = site.run("+".join(f"node-{number}" for number in range(1, 7)))
     assert len(list((site.folder / "out").iterdir())) == 6
     assert "is held back" in said
+
+
+def test_the_profile_for_polaris_runs_a_study(site: Site, finished: Project, root: Path) -> None:
+    """One run of the tiny study is missing; a pilot under the stand-in computes the same bytes again."""
+    folder = site.folder / "study"
+    shutil.copytree(finished.folder, folder)
+    shutil.copytree(root / "profiles", folder / "profiles")
+    shutil.rmtree(folder / "work")
+    run = Path("results/roberta-base/magnitude-linear-0.5/mrpc/kept/seed-1")
+    shutil.rmtree(folder / run)
+    pools = folder / "profiles/polaris/pools.py"
+    text = pools.read_text()
+    mine = {
+        "ACCOUNT": "p", "QUEUE": "debug", "NODES": 1, "INTERFACE": "lo",
+        "ENVIRONMENT": f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={folder / 'workflow'}",
+    }  # fmt: skip
+    for name, value in mine.items():
+        text = re.sub(rf"^{name} = .*", f"{name} = {value!r}", text, flags=re.MULTILINE)
+    pools.write_text(re.sub(r'"list:[^"]*"', '"none"', text).replace("strategy_period=30", "strategy_period=1"))
+    environment = site.environment | {"PYTHONPATH": str(folder / "workflow")}
+    done = Project(folder, finished.hub).snakemake(
+        "--profile", "profiles/polaris", "--configfile", "config.yaml", "--set-threads", "finetune=1", **environment
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "Plan of tiny" in said
+    assert "1 jobs in pools" in said
+    assert [job["job_state"] for job in site.jobs().values()] == ["F"]
+    for name in ("metrics.json", "history.csv", "checkpoints.csv"):
+        assert (folder / run / name).read_bytes() == (finished.folder / run / name).read_bytes()

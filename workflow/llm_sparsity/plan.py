@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llm_sparsity.config import Config
+from llm_sparsity.config import CALIBRATED, Config
 from llm_sparsity.files import MANIFEST, read_json
-from llm_sparsity.study import Run, Variant
+from llm_sparsity.study import Run
 
 SLOTS = 4  # GPUs a node
 PILOT_MINUTES = 1.5  # from the start of a batch job to its first run
@@ -25,7 +25,7 @@ HEADROOM = 1.2  # how many node-hours may be spent above the cheapest, to end so
 
 # Assumptions, for a model of BASE parameters.
 BASE = 125e6
-ASSUMED = {"download": 2.0, "prune": 0.5, "weights": 0.3, "measure": 1.0, "evaluate": 3.0}
+ASSUMED = {"download": 2.0, "prune": 0.5, "calibrate": 3.0, "weights": 0.3, "measure": 1.0, "evaluate": 3.0}
 SETUP_MINUTES = 2.0
 SAMPLES_PER_SECOND = 146.0
 ROWS = {"sst2": 67_349, "mrpc": 3_668, "cola": 8_551, "rte": 2_490, "qnli": 104_743, "qqp": 363_846, "mnli": 392_702}
@@ -119,24 +119,25 @@ def rows(config: Config, task: str) -> int:
     return (limit and limit.train) or ROWS.get(task, UNKNOWN_ROWS)
 
 
-def minutes(config: Config, stage: str, model: str, task: str = "") -> tuple[float, bool]:
+def minutes(
+    config: Config, stage: str, model: str, *, task: str = "", recipe: str = "kept", method: str = ""
+) -> tuple[float, bool]:
     """Minutes of one job, and whether they were measured."""
     if stage in ("finetune", "evaluate"):
-        found = _measured(stage, model, task)
+        found = _measured(stage, model, task, recipe)
         if found is not None:
             return found, True
     size = max(1.0, model_bytes(model) / 4 / BASE)
     if stage == "finetune":
-        settings = config.finetune_settings(task)
-        sentences = rows(config, task) * settings["epochs"]
+        sentences = rows(config, task) * config.finetune_settings(task, recipe)["epochs"]
         return SETUP_MINUTES + size * sentences / SAMPLES_PER_SECOND / 60 / config.models[model].gpus, False
-    return size * ASSUMED[stage], False
+    return size * ASSUMED["calibrate" if method in CALIBRATED else stage], False
 
 
 @cache
-def _measured(stage: str, model: str, task: str) -> float | None:
+def _measured(stage: str, model: str, task: str, recipe: str) -> float | None:
     """Mean minutes of a model's finished jobs of a task that ran on a GPU."""
-    pattern = f"{model}/*/{task}/*/*/runtime.json" if stage == "finetune" else f"{model}/*/{task}/runtime.json"
+    pattern = f"{model}/*/{task}/{recipe}/*/runtime.json" if stage == "finetune" else f"{model}/*/{task}/runtime.json"
     found = [read_json(path) for path in sorted(Path("results").glob(pattern))]
     seconds = [
         sum(value for key, value in runtime.items() if key.endswith("_seconds"))
@@ -151,8 +152,8 @@ def jobs(config: Config) -> list[Job]:
     cells = config.cells()
     found: list[Job] = []
 
-    def add(stage: str, output: Path, size: float, model: str, task: str = "", gpus: int = 0) -> None:
-        took, measured = minutes(config, stage, model, task)
+    def add(stage: str, output: Path, size: float, model: str, gpus: int = 0, **what: str) -> None:
+        took, measured = minutes(config, stage, model, **what)
         found.append(Job(stage, gpus, took, measured, int(size), output.exists()))
 
     for model in dict.fromkeys(model for model, _ in cells.variants):
@@ -163,24 +164,25 @@ def jobs(config: Config) -> list[Job]:
     for model, variant in cells.variants:
         folder = Path("results") / model / str(variant)
         if not variant.is_dense:
-            add("prune", folder / "sparsity.csv", model_bytes(model) * stored(variant.sparsity), model)
+            size = model_bytes(model) * stored(variant.sparsity)
+            gpus = int(variant.method in CALIBRATED)
+            add("prune", folder / "sparsity.csv", size, model, gpus, method=variant.method)
         add("weights", folder / "weights.parquet", 0, model)
     for model, variant in cells.measured:
-        add("measure", Path("results") / model / str(variant) / "cost.json", 0, model, gpus=1)
+        add("measure", Path("results") / model / str(variant) / "cost.json", 0, model, 1)
     for evaluation in cells.evaluations:
-        add("evaluate", evaluation.folder / "metrics.json", 0, evaluation.model, evaluation.task, 1)
+        add("evaluate", evaluation.folder / "metrics.json", 0, evaluation.model, 1, task=evaluation.task)
     for run in cells.runs:
-        size = _work_bytes(config, run)
-        add("finetune", run.folder / "metrics.json", size, run.model, run.task, config.models[run.model].gpus)
+        gpus, size = config.models[run.model].gpus, _work_bytes(config, run)
+        add("finetune", run.folder / "metrics.json", size, run.model, gpus, task=run.task, recipe=run.recipe)
     return found
 
 
 def _work_bytes(config: Config, run: Run) -> float:
     """Bytes that a run caches: the weights of every epoch, and two moments of the newest; a released mask fills up."""
-    variant: Variant = run.variant
-    share = stored(variant.sparsity) if run.mask == "kept" else 1.0
-    epochs = config.finetune_settings(run.task)["epochs"]
-    return float(model_bytes(run.model) * share * (epochs + 2))
+    settings = config.finetune_settings(run.task, run.recipe)
+    share = stored(run.variant.sparsity) if settings["mask"] == "kept" else 1.0
+    return float(model_bytes(run.model) * share * (settings["epochs"] + 2))
 
 
 def pack(
@@ -252,6 +254,13 @@ def table(config: Config, site: Sequence[Queue]) -> str:
             for stage in dict.fromkeys(j.stage for j in every)
         ],
     )
+    unknown = [model for model in config.models if not (Path("resources/models") / model / MANIFEST).exists()]
+    if unknown:
+        lines += [
+            "",
+            f"taken for models of {BASE / 1e6:.0f} million parameters until they are downloaded (snakemake --cores 2 "
+            f"--until download_model): {', '.join(unknown)}",
+        ]
     work = [job for job in every if not job.done and job.stage != "download"]
     total = sum(job.bytes for job in every if not job.done)
     lines += ["", f"left: {len(work)} jobs in pools, {gpu_hours(work):.1f} GPU-hours, {total / 1e9:.0f} GB of disk"]

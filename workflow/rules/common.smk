@@ -98,15 +98,22 @@ def evaluate_settings(wildcards):
     return settings(**STUDY.evaluate_settings(wildcards.task))
 
 
-def gpus(wildcards):
+def finetune_gpus(wildcards):
     return STUDY.models[wildcards.model].gpus
+
+
+def prune_gpus(wildcards):
+    return int(Variant.parse(wildcards.pruned).method in study_config.CALIBRATED)
 
 
 def runtime(stage):
     """Minutes that a job may take, twice what the plan says: batch systems keep it, pilots start the longest first."""
 
     def minutes(wildcards):
-        took, _ = plan.minutes(STUDY, stage, wildcards.model, wildcards.get("task", ""))
+        axes = {axis: wildcards[axis] for axis in ("task", "recipe") if axis in wildcards.keys()}
+        if stage == "prune":
+            axes["method"] = Variant.parse(wildcards.pruned).method
+        took, _ = plan.minutes(STUDY, stage, wildcards.model, **axes)
         return 5 + round(2 * took)
 
     return minutes

@@ -26,7 +26,7 @@ rule finetune:
     resources:
         save_minutes=save_minutes,
         warm=0,
-        gpu=gpus,
+        gpu=finetune_gpus,
         runtime=runtime("finetune"),
     params:
         settings=finetune_settings,

@@ -18,10 +18,11 @@ rule prune:
         "../../envs/environment.yaml"
     threads: 1
     resources:
+        gpu=prune_gpus,
         runtime=runtime("prune"),
     params:
         settings=prune_settings,
         code=prune_code,
     shell:
         "python scripts/prune.py --model $(dirname {input.model}) --text {input.text}"
-        " --output $(dirname {output.sparsity}) --threads {threads} --settings {params.settings:q} > {log} 2>&1"
+        " --output $(dirname {output.sparsity}) --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log} 2>&1"

@@ -30,7 +30,7 @@ LABELS = ("cpu", "gpu", "node")  # pools of workers with no device, one, several
 FAST = 120  # seconds: a bad node fails jobs sooner than this
 TOGETHER = 2  # so many failures on a node on which nothing has succeeded yet make it a bad one
 PATIENCE = 30  # seconds to wait for the second
-MARGIN = 15  # seconds from a driver's last sign of life to its end, and from a pilot's end to that of its processes
+MARGIN = 20  # seconds from a driver's last sign of life to its end, and from a pilot's end to that of its processes
 
 
 @dataclass

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from snakemake_executor_plugin_parsl import guard
 
-# The whole family of processes ends with the worker: Snakemake alone, asked to end, waits for its jobs.
+# The whole family of processes ends with the worker: Snakemake alone, asked to end, waits for its jobs. A fine-tune
+# saves what it has when it is asked.
 FAMILY = """
-trap 'trap "" TERM; kill -TERM 0; sleep 3; kill -KILL 0' TERM
+trap 'trap "" TERM; kill -TERM 0; sleep 10; kill -KILL 0' TERM
 sh -c "$1" &
 wait $!
 """
