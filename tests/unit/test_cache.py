@@ -1,11 +1,6 @@
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from llm_sparsity import cache, checkpoint
-from llm_sparsity.cache import Cache, locked
+from llm_sparsity import checkpoint
+from llm_sparsity.cache import Cache
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_json
 from tests.tiny import save_mood_task
@@ -114,62 +109,6 @@ def test_a_damaged_checkpoint_is_not_used(made: Callable[..., Cache], capsys: py
     assert "the run starts anew" in capsys.readouterr().err
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from llm_sparsity.cache import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-@pytest.fixture
-def holder(tmp_path: Path, root: Path) -> Any:
-    """A process that holds a lock."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path / "lock"],
-        env=os.environ | {"PYTHONPATH": str(root / "workflow")}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout and process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.communicate()
-
-
-def test_a_second_copy_waits_until_the_first_is_dead(
-    holder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    threading.Timer(1, lambda: holder.send_signal(signal.SIGKILL)).start()
-    with locked(tmp_path / "lock"):
-        assert holder.poll() is not None or cache._is_dead(json.dumps({"host": cache._host(), "pid": 0, "started": ""}))
-    assert f'"pid": {holder.pid}' in capsys.readouterr().err
-    assert not (tmp_path / "lock").exists()
-
-
-def test_a_process_number_that_was_given_out_anew_is_not_the_owner(tmp_path: Path) -> None:
-    (tmp_path / "lock").write_text(json.dumps({"host": cache._host(), "pid": os.getpid(), "started": "1"}))
-    with locked(tmp_path / "lock"):
-        pass
-
-
-def test_an_owner_elsewhere_is_dead_when_its_heart_stops_whatever_the_clocks_say(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
-    os.utime(lock, (2**32, 2**32))  # its clock is far ahead
-    beating = threading.Event()
-
-    def beat() -> None:
-        for second in range(4):
-            os.utime(lock, (second, second))  # and jumps back
-            time.sleep(0.3)
-        beating.set()
-
-    threading.Thread(target=beat).start()
-    with locked(lock, patience=1.0):
-        assert beating.is_set()
-
-
 def test_an_owner_that_lost_its_lock_saves_nothing_more(made: Callable[..., Cache]) -> None:
     run = made()
     with run.opened():
@@ -180,11 +119,3 @@ def test_an_owner_that_lost_its_lock_saves_nothing_more(made: Callable[..., Cach
             save(run, 6, 6.0)
     assert read_json(run.folder / "progress.json")["step"] == 4
     assert (run.folder / "lock").exists()  # the other's
-
-
-def test_of_two_that_take_over_one_gives_back(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-    lock.write_text("new owner")
-    cache._take_over(lock, "old owner")
-    assert lock.read_text() == "new owner"
-    assert [path.name for path in tmp_path.iterdir()] == ["lock"]

@@ -23,6 +23,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from llm_sparsity.download import _convert_gguf, _unpack, download_model, download_task, missing_offline
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_manifest, sha256
+from llm_sparsity.prune import prune
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -254,6 +255,13 @@ def test_a_folders_files_are_copied(tiny_model: Callable[[str], Path], tmp_path:
     download_model(tmp_path / "model", source={"folder": str(tmp_path / "mine")}, architecture="encoder")
     (tmp_path / "mine/config.json").write_bytes(b"")
     assert read_manifest(tmp_path / "model")["files"]["config.json"]["sha256"] == sha256(tmp_path / "model/config.json")
+
+
+def test_a_pruned_models_folder_keeps_its_scope(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """A study may branch off from a cached epoch, whose mask has to be known."""
+    prune(tiny_model("bert"), {"0.5": tmp_path / "half"}, method="magnitude", scope="linear")
+    download_model(tmp_path / "model", source={"folder": str(tmp_path / "half/model")}, architecture="encoder")
+    assert read_manifest(tmp_path / "model")["pruned"] == read_manifest(tmp_path / "half/model")["pruned"]
 
 
 def test_another_model_leaves_nothing_of_the_one_before(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from llm_sparsity import checkpoint, finetune
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_json, sha256, write_json
 from llm_sparsity.mask import Mask
-from llm_sparsity.models import family, in_scope
+from llm_sparsity.models import family, in_scope, load_classifier
 from llm_sparsity.prune import prune
 from tests.kill import SETTINGS, kill
 from tests.tiny import save_mood_task
@@ -71,7 +71,12 @@ def test_the_kept_mask_is_exact_in_the_saved_file(
     assert result["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
     for name, gone in removed(model).items():
         assert not after(result, name)[gone].any()
-    assert not any("_orig" in name or "_mask" in name for name in checkpoint.load(result["weights"]))
+    saved = checkpoint.load(result["weights"])
+    assert not any("_orig" in name or "_mask" in name for name in saved)
+    loaded = load_classifier(result["weights"], labels=2, seed=1).state_dict()  # another head would be drawn with it
+    for name, weight in loaded.items():
+        tied = "model.shared.weight" if name.endswith("embed_tokens.weight") and kind == "bart" else name
+        assert torch.equal(weight, saved[tied]), name
 
 
 def test_moments_of_removed_weights_are_zero(variant: Callable[[str], Path], task: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
     work/{key}/             the key is a hash of settings, code and input manifests: all that the result depends on
       run.json              what was hashed, the results folder that it is for, the tokens that it reads
-      lock                  who works here; see `locked`
+      lock                  who works here; see `lock.py`
       progress.json         the step that was reached, history, seconds; which folders below are the newest
       epoch-{n}/            an ordinary model folder: the weights after an epoch, in the sparse container
       step-{n}/             weights within an epoch; gone when something newer is whole
@@ -14,12 +14,8 @@ moment goes on from the last save. Random numbers are no state: each step seeds 
 
 import hashlib
 import json
-import os
 import shutil
-import socket
 import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -31,9 +27,8 @@ from torch.distributed.tensor import DTensor
 from llm_sparsity import checkpoint
 from llm_sparsity.errors import UserError, storage_message
 from llm_sparsity.files import MANIFEST, read_json, read_manifest, sha256, write_json, write_manifest
+from llm_sparsity.lock import locked
 
-PATIENCE = 60.0  # seconds without a heartbeat after which a lock's owner counts as dead
-BEAT = 5.0  # seconds between heartbeats
 Tensors = Mapping[str, Tensor]
 
 
@@ -198,106 +193,3 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
     ]
     rest = [f"another {part}" for part in ("code", "model", "task") if one[part] != other[part]]
     return ", ".join(settings + rest)
-
-
-@contextmanager
-def locked(path: Path, patience: float = PATIENCE) -> Iterator[Any]:
-    """Hold a lock file; wait for its owner while that lives. Gives a function that fails once the lock is lost.
-
-    The owner touches the file every few seconds. It counts as dead when its process is gone (seen on the same host
-    only), or when the file has not changed for `patience` seconds of the waiting process's own clock: clocks of two
-    machines, and clocks that jump, are never compared. A file made with O_EXCL is a lock on shared file systems too.
-
-    Raises:
-        UserError: from the function given: another process took the lock over.
-    """
-    owner = json.dumps({"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())})
-    seen, since, told = None, time.monotonic(), False
-    while True:
-        try:
-            with path.open("x") as file:
-                file.write(owner)
-            break
-        except FileExistsError:
-            pass
-        try:
-            found = (path.read_text(), path.stat().st_mtime_ns)
-        except FileNotFoundError:
-            continue
-        if found != seen:
-            seen, since = found, time.monotonic()
-        if _is_dead(found[0]) or time.monotonic() - since > patience:
-            _take_over(path, found[0])
-            continue
-        if not told:
-            print(f"{path}: held by {found[0]}; waiting for it to end", file=sys.stderr)
-            told = True
-        time.sleep(min(1.0, patience / 4))
-
-    def assert_held() -> None:
-        try:
-            if path.read_text() == owner:
-                return
-        except FileNotFoundError:
-            pass
-        raise UserError(f"{path}: taken over by another copy of this job while this one stood still; it is left to it")
-
-    done = threading.Event()
-
-    def beat() -> None:
-        while not done.wait(BEAT):
-            try:
-                assert_held()
-                os.utime(path)
-            except (UserError, OSError):
-                return  # the next save finds out
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield assert_held
-    finally:
-        done.set()
-        thread.join()
-        try:
-            assert_held()
-            path.unlink()
-        except UserError:
-            pass
-
-
-def _take_over(path: Path, dead: str) -> None:
-    """Remove a dead owner's lock; of two that try, one finds the other's new lock in its hands and gives it back."""
-    mine = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        path.rename(mine)
-    except FileNotFoundError:
-        return
-    if mine.read_text() == dead:
-        mine.unlink()
-    else:
-        mine.rename(path)
-
-
-def _host() -> str:
-    """This machine, and since which start: process numbers mean nothing elsewhere."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}".strip()
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine started, in ticks since the machine did; None when it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _is_dead(owner: str) -> bool:
-    """Whether a lock's owner is known to be gone; only its own machine can know."""
-    try:
-        found = json.loads(owner)
-    except ValueError:
-        return False  # being written
-    return found["host"] == _host() and found["started"] is not None and _started(found["pid"]) != found["started"]

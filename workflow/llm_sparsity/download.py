@@ -89,6 +89,7 @@ def download_model(folder: Path, *, source: Source, architecture: str) -> None:
             architecture=architecture,
             model_type=model_type,
             parameters=parameters,
+            **_pruned(given),
         )
 
 
@@ -172,6 +173,12 @@ def _replaced(folder: Path, ours: Sequence[str]) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
         with suppress(OSError):  # goes only if it is empty: nothing was there before
             folder.rmdir()
+
+
+def _pruned(folder: Path) -> dict[str, Any]:
+    """What a folder's manifest says about removed weights: a cached epoch, say, from which a study branches off."""
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+    return {key: value for key, value in manifest.items() if key == "pruned"}
 
 
 def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from llm_sparsity import tasks
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import MANIFEST, atomic, read_manifest, sha256
+from llm_sparsity.lock import locked
 from llm_sparsity.models import load_tokenizer
 
 SPLITS = ("train", "validation")
@@ -98,14 +99,15 @@ def encode(model: Path, task: Path, work: Path, *, max_length: int, code: str) -
         UserError: a label outside the task's.
     """
     path = work / "encoded" / f"{_key(model, task, max_length, code)}.safetensors"
-    if not path.exists():
-        tokenizer = load_tokenizer(model)
-        tensors: dict[str, Tensor] = {}
-        for split in SPLITS:
-            encoded = _encode(tokenizer, _checked(task, split), max_length)
-            tensors |= {f"{split}.{name}": torch.from_numpy(array) for name, array in encoded.items()}
-        with atomic(path) as temporary:
-            save_file(tensors, temporary, {"pad": str(tokenizer.pad_token_id), "classes": str(tasks.label_count(task))})
+    lock = path.with_suffix(".lock")
+    if path.exists() and not lock.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(lock):
+        for left in path.parent.glob(f".{path.name}.*.tmp"):  # of an attempt that was killed
+            left.unlink()
+        if not path.exists():
+            _write(path, model, task, max_length)
     return path
 
 
@@ -120,6 +122,17 @@ def load(path: Path) -> tuple[Encoded, Encoded]:
         return Encoded(**parts, **facts)  # type: ignore[arg-type]
 
     return split("train"), split("validation")
+
+
+def _write(path: Path, model: Path, task: Path, max_length: int) -> None:
+    tokenizer = load_tokenizer(model)
+    tensors: dict[str, Tensor] = {}
+    for split in SPLITS:
+        encoded = _encode(tokenizer, _checked(task, split), max_length)
+        tensors |= {f"{split}.{name}": torch.from_numpy(array) for name, array in encoded.items()}
+    facts = {"pad": tokenizer.pad_token_id, "classes": tasks.label_count(task)}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, {name: str(value) for name, value in facts.items()})
 
 
 def _key(model: Path, task: Path, max_length: int, code: str) -> str:
