@@ -209,6 +209,7 @@ def test_jobs_fill_devices_longest_first_and_a_failure_leaves_others_alone(site:
     )
     assert not (site.folder / "pilots/driver-alive").exists()
     site.wait(lambda: not site.processes(), 15)
+    assert "pilots up" not in site.run("ok-2+ok-3", "--forcerun", "all"), "local jobs need no pilot"
 
 
 def test_pilots_that_pbs_takes_away_are_replaced_and_their_runs_go_on(site: Site) -> None:

@@ -49,7 +49,6 @@ class Task:
     command: str
     log: str
     future: Future[Outcome] | None = None
-    submitted: float = 0.0
     again_at: float | None = None
     lost: int = 0
     moved: bool = False
@@ -128,7 +127,7 @@ class Pools:
 
     def start(self, task: Task) -> None:
         """Hand a task to its pool."""
-        task.again_at, task.submitted = None, time.time()
+        task.again_at = None
         executor = self.executors[task.label]
         try:
             task.future = executor.submit(run, {"priority": task.priority}, task.command, str(Path.cwd()), task.log)
