@@ -209,6 +209,7 @@ def test_jobs_fill_devices_longest_first_and_a_failure_leaves_others_alone(site:
     )
     assert not (site.folder / "pilots/driver-alive").exists()
     site.wait(lambda: not site.processes(), 15)
+    assert "pilots up" not in site.run("ok-2+ok-3", "--forcerun", "all"), "local jobs need no pilot"
 
 
 def test_pilots_that_pbs_takes_away_are_replaced_and_their_runs_go_on(site: Site) -> None:
@@ -315,6 +316,18 @@ def test_pilots_that_end_at_once_are_given_up(site: Site) -> None:
     said = site.run("ok-1", code=1)
     assert "3 pilots in a row ended before a worker had called" in said
     assert "no such module" in said
+
+
+def test_an_interchange_that_dies_ends_the_run_and_its_pilots(site: Site) -> None:
+    site.pools(UNDER_PBS, slots=1)
+    driver = site.start("long-3")
+    site.wait(lambda: site.events("begin"))
+    children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
+    (interchange,) = [int(pid) for pid in children if b"HTEX interchange" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(interchange, signal.SIGKILL)
+    assert driver.wait(timeout=40) == 1, site.said()
+    assert "error: the interchange of pool gpu has died" in site.said()
+    site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F"], 20)
 
 
 def test_one_bad_node_does_not_fail_what_it_is_given(site: Site) -> None:

@@ -62,7 +62,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         try:
             jobs = [job for job in self.dag.needrun_jobs() if not job.is_local]
             gpus = {_number(job, "gpu") for job in jobs}
-            self._pools = Pools(settings.config, gpus, settings.again, self.logger.info)
+            if jobs:  # else only local ones are left, and no pilot is needed
+                self._pools = Pools(settings.config, gpus, settings.again, self.logger.info)
         except ValueError as error:
             self.shutdown()
             sys.exit(f"error: {error}")

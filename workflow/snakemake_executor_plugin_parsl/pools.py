@@ -19,7 +19,12 @@ from parsl.config import Config
 from parsl.errors import ParslError
 from parsl.executors import HighThroughputExecutor
 from parsl.executors.errors import BadStateException
-from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
+from parsl.executors.high_throughput.errors import (
+    CommandClientBadError,
+    CommandClientTimeoutError,
+    ManagerLost,
+    WorkerLost,
+)
 from parsl.executors.high_throughput.executor import DEFAULT_INTERCHANGE_LAUNCH_CMD
 from parsl.jobs.states import JobState
 
@@ -30,6 +35,7 @@ LABELS = ("cpu", "gpu", "node")  # pools of workers with no device, one, several
 FAST = 120  # seconds: a bad node fails jobs sooner than this
 TOGETHER = 2  # so many failures on a node on which nothing has succeeded yet make it a bad one
 PATIENCE = 30  # seconds to wait for the second
+ANSWER = 60  # seconds that an interchange has to answer
 MARGIN = 20  # seconds from a driver's last sign of life to its end, and from a pilot's end to that of its processes
 
 
@@ -43,7 +49,6 @@ class Task:
     command: str
     log: str
     future: Future[Outcome] | None = None
-    submitted: float = 0.0
     again_at: float | None = None
     lost: int = 0
     moved: bool = False
@@ -122,7 +127,7 @@ class Pools:
 
     def start(self, task: Task) -> None:
         """Hand a task to its pool."""
-        task.again_at, task.submitted = None, time.time()
+        task.again_at = None
         executor = self.executors[task.label]
         try:
             task.future = executor.submit(run, {"priority": task.priority}, task.command, str(Path.cwd()), task.log)
@@ -185,9 +190,7 @@ class Pools:
         for node in self.nodes.values():
             node.busy = node.slots = 0
         for label, executor in self.executors.items():
-            if executor.interchange_proc.poll() is not None:
-                raise PoolError(f"the interchange of pool {label} has died; see {executor.logdir}/interchange.log")
-            for manager in executor.connected_managers():
+            for manager in self._managers(label):
                 node = self.nodes[manager["manager"]]
                 node.block, node.slots = manager["block_id"], manager["worker_count"]
                 node.busy = min(manager["tasks"], node.slots)
@@ -202,6 +205,17 @@ class Pools:
                     job_id = executor.blocks_to_job_id.get(block)
                     self.say(f"parsl: pilot {job_id or 'not submitted'}: {status.message}")
         return self._judge_nodes()
+
+    def _managers(self, label: str) -> list[dict[str, Any]]:
+        """What the interchange of a pool says about nodes; one that has died would never answer."""
+        executor = self.executors[label]
+        if executor.interchange_proc.poll() is None:
+            try:
+                managers: list[dict[str, Any]] = executor.command_client.run("MANAGERS", timeout_s=ANSWER)
+                return managers
+            except (CommandClientTimeoutError, CommandClientBadError):
+                executor.interchange_proc.kill()
+        raise PoolError(f"the interchange of pool {label} has died; see {executor.logdir}/interchange.log")
 
     def _judge_nodes(self) -> list[tuple[Task, Outcome]]:
         """Hold back a node that fails what it is given while others work; its jobs go elsewhere, once."""
@@ -237,18 +251,13 @@ class Pools:
 
     def close(self) -> None:
         """Take every pilot away."""
-        alive = all(executor.interchange_proc.poll() is None for executor in self.executors.values())
+        if all(executor.interchange_proc.poll() is None for executor in self.executors.values()):
+            self.dfk.cleanup()  # it would ask a dead interchange for ever
         for executor in self.executors.values():
-            if executor.bad_state_is_set or not alive:  # Parsl would leave its pilots, or ask a dead interchange
-                executor.provider.cancel(
-                    [
-                        job_id
-                        for block, job_id in executor.blocks_to_job_id.items()
-                        if block in executor.status_facade and not executor.status_facade[block].terminal
-                    ]
-                )
-        if alive:
-            self.dfk.cleanup()
+            left = [block for block, status in executor.status_facade.items() if not status.terminal]
+            executor.provider.cancel([executor.blocks_to_job_id[block] for block in left])
+            if executor.interchange_proc.poll() is None:
+                executor.interchange_proc.kill()
         self._pulse.unlink(missing_ok=True)
 
 
