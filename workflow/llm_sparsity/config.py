@@ -403,9 +403,7 @@ class Config(Section):
                         f"{' and '.join(SCHEDULED)}, not {method}; give {method} a grid of its own"
                     )
             if patterns := [level for level in grid.sparsities if "of" in level]:
-                raise ValueError(f"{where}.recipes: {name} removes a fraction, {patterns[0]} is a pattern; remove one")
-            if self.prune.floor:
-                raise ValueError(f"{where}.recipes: {name} keeps no floor; set prune.floor to 0, or use another recipe")
+                raise ValueError(f"{where}.recipes: {name} keeps no pattern such as {patterns[0]}; remove one of them")
 
     def recipe(self, name: str) -> Recipe:
         """A recipe, built in or the config's own."""
