@@ -16,7 +16,8 @@ def values(root: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "study", ["config.yaml", "studies/embedded.yaml", "studies/one-billion.yaml", "tests/config.yaml"]
+    "study",
+    ["config.yaml", "studies/embedded.yaml", "studies/one-billion.yaml", "studies/recovery.yaml", "tests/config.yaml"],
 )
 def test_shipped_studies_are_valid(study: str, root: Path) -> None:
     assert config.load(yaml.safe_load((root / study).read_text())).cells().variants

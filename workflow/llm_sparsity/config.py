@@ -239,7 +239,7 @@ RECIPES = {  # built in: the same words mean the same in every study
     "gradual": Recipe(
         schedule=Schedule(end=0.7),
         distill=Distill(labels=1.0, logits=1.0, hidden=10.0),
-        finetune={"epochs": 10, "learning_rate": 3e-4},
+        finetune={"learning_rate": 5e-4},
     ),
 }
 

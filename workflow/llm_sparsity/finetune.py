@@ -123,14 +123,15 @@ def finetune(
         train, validation = encoded.load(tokens)
 
         net = load_classifier(model, labels=train.classes, seed=seed)
-        removed, teacher = zeros(_scoped(model, net)), None
+        lacking, teacher = zeros(_scoped(model, net)), None
         if start:
             net = load_classifier(start, labels=train.classes, seed=seed)
-            teacher = Teacher(copy.deepcopy(net).to(accelerator.device), **distill) if distill else None
+            if distill:
+                teacher = Teacher(copy.deepcopy(net).to(accelerator.device), **distill)
+                recovery.without_dropout(net)
             if not schedule:
-                with torch.no_grad():
-                    for name, weight in _scoped(model, net).items():
-                        weight.masked_fill_(removed[name], 0)
+                for name, weight in _scoped(model, net).items():
+                    weight.detach().masked_fill_(lacking[name], 0)
         if gradient_checkpointing:
             net.gradient_checkpointing_enable({"use_reentrant": False})
         if freeze_embeddings:
@@ -148,7 +149,7 @@ def finetune(
         steps = math.ceil(len(train) / batch_size)
         plan = None
         if schedule:
-            counts = {name: int(gone.sum()) for name, gone in removed.items()}
+            counts = {name: int(gone.sum()) for name, gone in lacking.items()}
             plan = Schedule(scoped, counts, epochs * steps, **schedule)
         if saved := cache.resume():
             _restore(net, optimizer, *saved)

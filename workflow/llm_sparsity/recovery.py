@@ -9,7 +9,8 @@ moves a weight away from zero. What is removed stays removed.
 
 A teacher is that dense model itself. Besides the labels the sparse one learns the teacher's probabilities (Hinton et
 al. 2015, arXiv:1503.02531) and the output of each of its layers (Jiao et al. 2020, arXiv:1909.10351), measured as by
-Kurtic et al. (2023, arXiv:2310.06927): squared distance, relative to the square of the teacher's output.
+Kurtic et al. (2023, arXiv:2310.06927): squared distance, relative to the square of the teacher's output. Neither model
+has dropout then.
 """
 
 import csv
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn import Module, Parameter
+from torch.nn import Dropout, Module, Parameter
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from llm_sparsity.checkpoint import WEIGHTS
@@ -153,6 +154,14 @@ def _distance(ours: Tensor, theirs: Tensor, seen: Tensor) -> Tensor:
     """Squared distance relative to the teacher's square, of each example's tokens, summed over examples."""
     ours, theirs = ours.float() * seen, theirs.float() * seen
     return ((ours - theirs).square().sum((1, 2)) / theirs.square().sum((1, 2))).sum()
+
+
+def without_dropout(net: Module) -> None:
+    """Turn a model's dropout off, in place: its layers are to match a teacher's, which do not vary."""
+    for module in net.modules():
+        for key, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in key or isinstance(module, Dropout)):
+                setattr(module, key, 0.0)
 
 
 def dense_weights(checkpoints: Path) -> Path:
