@@ -74,6 +74,10 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
             lambda v: v.update(recipes={"mine": {"schedule": {"begin": 0.8}}}),
             "recipes.mine.schedule: begin: 0.8 is not before end, 0.7",
         ),
+        (
+            lambda v: v.update(recipes={"mine": {"distill": {"labels": 0, "logits": 0, "hidden": 0}}}),
+            "recipes.mine.distill: labels, logits and hidden are all 0, so nothing is learned; raise one",
+        ),
         (lambda v: v.update(recipes={"mine": {"distill": {"layers": 1}}}), "recipes.mine.distill.layers: unknown key"),
         (lambda v: v.update(recipes={"kept": {}}), "recipes.kept: this name is built in; choose another"),
         (lambda v: v.update(recipes={"long": {"mak": "kept"}}), "recipes.long.mak: unknown key; did you mean 'mask'?"),

@@ -209,8 +209,14 @@ class Distill(Section):
 
     labels: Annotated[float, Field(ge=0)] = Field(1.0, description="cross-entropy with the true labels")
     logits: Annotated[float, Field(ge=0)] = Field(1.0, description="divergence from the teacher's probabilities")
-    hidden: Annotated[float, Field(ge=0)] = Field(0.0, description="distance from the output of each of its layers")
+    hidden: Annotated[float, Field(ge=0)] = Field(10.0, description="distance from the output of each of its layers")
     temperature: Annotated[float, Field(gt=0)] = Field(2.0, description="softens both models' probabilities")
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not (self.labels or self.logits or self.hidden):
+            raise ValueError("labels, logits and hidden are all 0, so nothing is learned; raise one")
+        return self
 
 
 class Recipe(Section):
@@ -236,11 +242,7 @@ class Recipe(Section):
 RECIPES = {  # built in: the same words mean the same in every study
     "kept": Recipe(),
     "released": Recipe(mask="released"),
-    "gradual": Recipe(
-        schedule=Schedule(end=0.7),
-        distill=Distill(labels=1.0, logits=1.0, hidden=10.0),
-        finetune={"learning_rate": 5e-4},
-    ),
+    "gradual": Recipe(schedule=Schedule(), distill=Distill(), finetune={"learning_rate": 5e-4}),
 }
 
 
