@@ -268,6 +268,7 @@ def _by_sparsity(
         _sparsity_axis(ax, group.level)
         if majority is not None:
             low, high = ax.get_ylim()
+            low = min(low, majority - 0.03 * (high - majority))
             ax.set_ylim(low, max(high, low + 0.1))  # chance fills no axis
             ax.axhline(majority, color="#777777", linewidth=1, linestyle=":")
             ax.annotate(
