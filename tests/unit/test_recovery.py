@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import Parameter
 
@@ -26,6 +26,7 @@ SCHEDULE = {"begin": 0.0, "end": 0.7, "scores": "magnitude"}
 DISTILL = {"labels": 1.0, "logits": 1.0, "hidden": 10.0, "temperature": 2.0}
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=3),
     share=st.floats(0, 1),
@@ -155,9 +156,9 @@ def run(tiny_model: Callable[[str], Path], task: Path, tmp_path: Path) -> Callab
             finetune.finetune(tiny_model(kind), task, dense, tmp_path / "work", code="x", **common)
         if not (out / "variant").exists():
             prune(tiny_model(kind), {sparsity: out / "variant"}, method="magnitude", scope="linear")
-        settings = common | {"epochs": 3} | recipe
+        chosen = common | {"epochs": 3} | recipe
         checkpoints = dense / "checkpoints.csv"
-        finetune.finetune(out / "variant/model", task, out, out / "work", code="x", dense=checkpoints, **settings)
+        finetune.finetune(out / "variant/model", task, out, out / "work", code="x", dense=checkpoints, **chosen)
         with (out / "checkpoints.csv").open() as file:
             weights = Path(list(csv.DictReader(file))[-1]["path"])
         return read_json(out / "metrics.json") | {"weights": weights, "model": out / "variant/model"}

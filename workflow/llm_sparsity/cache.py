@@ -207,7 +207,7 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
         for name in sorted(one["settings"].keys() | other["settings"].keys())
         if one["settings"].get(name) != other["settings"].get(name)
     ]
-    rest = [f"another {part}" for part in ("code", "model", "task", "dense") if one[part] != other[part]]
+    rest = [f"another {part}" for part in ("code", "model", "task", "dense") if one.get(part) != other.get(part)]
     return ", ".join(settings + rest)
 
 
