@@ -140,6 +140,15 @@ def test_the_hidden_loss_by_hand_ignores_padding() -> None:
     assert float(loss) == pytest.approx(3.0 * (1 / 4 + 0) / 2)
 
 
+def test_a_batch_without_padding_needs_no_mask(tiny_model: Callable[[str], Path]) -> None:
+    net = load_classifier(tiny_model("bert"), labels=2, seed=1).eval()
+    teacher = Teacher(load_classifier(tiny_model("bert"), labels=2, seed=0), **DISTILL)
+    inputs, labels = batch()
+    inputs = {key: value[:1] for key, value in inputs.items()}
+    alone = {"input_ids": inputs["input_ids"]}
+    assert torch.equal(teacher.loss(net, inputs, labels[:1]), teacher.loss(net, alone, labels[:1]))
+
+
 @pytest.fixture(scope="session")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_mood_task(tmp_path_factory.mktemp("mood"))

@@ -126,7 +126,7 @@ class Teacher:
 
         Args:
             net: the model that learns.
-            inputs: input_ids and attention_mask, (batch, length), int64.
+            inputs: input_ids and, where some are padding, attention_mask, (batch, length), int64.
             labels: (batch,), int64.
         """
         found = net(**inputs, output_hidden_states=self._hidden > 0)
@@ -139,7 +139,7 @@ class Teacher:
             loss = loss + self._logits * self._temperature**2 * divergence  # gradients as large as those of the labels
         if self._hidden:
             pairs = list(zip(_layers(found), _layers(wanted), strict=True))
-            seen = inputs["attention_mask"][..., None]
+            seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[..., None]
             loss = loss + self._hidden * sum(_distance(*pair, seen) for pair in pairs) / len(pairs)
         return loss
 
