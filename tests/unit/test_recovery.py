@@ -252,6 +252,13 @@ def test_other_dense_weights_make_another_run(run: Callable[..., dict[str, Any]]
     assert run("bert", "out", distill=DISTILL)["weights"].parent != first.parent
 
 
+def test_a_recipe_without_the_dense_run_is_refused(
+    tiny_model: Callable[[str], Path], task: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="dense: missing; a schedule and a teacher need the list"):
+        finetune.finetune(tiny_model("bert"), task, tmp_path, tmp_path, code="x", **SETTINGS, distill=DISTILL)
+
+
 def test_dense_weights_that_are_gone_are_said(tmp_path: Path) -> None:
     listed = tmp_path / "checkpoints.csv"
     listed.write_text(f"epoch,path,bytes,sha256\n1,{tmp_path / 'epoch-1'},10,abc\n")

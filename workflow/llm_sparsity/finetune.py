@@ -107,6 +107,8 @@ def finetune(
     begun = time.perf_counter()
     check_length(model, "max_length", max_length)
     main = os.environ.get("RANK", "0") == "0"
+    if (schedule or distill) and dense is None:
+        raise UserError("dense: missing; a schedule and a teacher need the list of the dense run's checkpoints")
     start = recovery.dense_weights(dense) if dense else None
     cache = Cache(work, output, model, task, start, settings=settings, code=code, main=main)
     with cache.opened(), _termination() as terminated:
