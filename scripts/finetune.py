@@ -1,6 +1,6 @@
 """Fine-tune a variant on a classification task with one seed, its mask kept or released.
 
-Settings: mask, seed, and what `finetune:` in the config holds.
+Settings: seed, the recipe (mask, schedule, distill), and what `finetune:` in the config holds.
 """
 
 import os
@@ -18,6 +18,9 @@ def main() -> None:
     parser.add_argument("--task", type=Path, required=True, help="folder of a prepared task")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--work", type=Path, default=Path("work"), help="folder of cached checkpoints")
+    parser.add_argument(
+        "--dense", nargs="?", type=Path, help="checkpoints.csv of the dense run, if the recipe needs it"
+    )
     parser.add_argument("--save-minutes", type=float, default=15, help="between saves within an epoch")
     parser.add_argument("--code", default="", help="hash of the code, part of a cached checkpoint's name")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -46,7 +49,14 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     finetune(
-        args.model, args.task, args.output, args.work, code=args.code, save_minutes=args.save_minutes, **args.settings
+        args.model,
+        args.task,
+        args.output,
+        args.work,
+        code=args.code,
+        dense=args.dense,
+        save_minutes=args.save_minutes,
+        **args.settings,
     )
 
 

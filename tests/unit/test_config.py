@@ -16,7 +16,8 @@ def values(root: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "study", ["config.yaml", "studies/embedded.yaml", "studies/one-billion.yaml", "tests/config.yaml"]
+    "study",
+    ["config.yaml", "studies/embedded.yaml", "studies/one-billion.yaml", "studies/recovery.yaml", "tests/config.yaml"],
 )
 def test_shipped_studies_are_valid(study: str, root: Path) -> None:
     assert config.load(yaml.safe_load((root / study).read_text())).cells().variants
@@ -56,6 +57,28 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
         (lambda v: v["study"][0].update(sparsities=[0.5, "0.50"]), "sparsities: 0.5 is given twice; remove one"),
         (lambda v: v["study"][0].update(sparsities=[]), "study.0.sparsities: found nothing"),
         (lambda v: v["study"][0].update(recipes=["keep"]), "found 'keep', which is not defined; did you mean 'kept'"),
+        (lambda v: v["study"][0].update(recipes=["gradul"]), "found 'gradul', which is not defined; did you mean"),
+        (
+            lambda v: v["study"][0].update(recipes=["gradual"], methods=["magnitude", "random"]),
+            "gradual chooses weights while training, which stands beside methods magnitude and uniform, not",
+        ),
+        (
+            lambda v: v["study"][0].update(recipes=["gradual"], sparsities=["2of4"]),
+            "study.0.recipes: gradual keeps no pattern such as 2of4; remove one of them",
+        ),
+        (
+            lambda v: v.update(recipes={"mine": {"mask": "released", "schedule": {}}}),
+            "recipes.mine: schedule: what it removes cannot be released; remove schedule, or use mask: kept",
+        ),
+        (
+            lambda v: v.update(recipes={"mine": {"schedule": {"begin": 0.8}}}),
+            "recipes.mine.schedule: begin: 0.8 is not before end, 0.7",
+        ),
+        (
+            lambda v: v.update(recipes={"mine": {"distill": {"labels": 0, "logits": 0, "hidden": 0}}}),
+            "recipes.mine.distill: labels, logits and hidden are all 0, so nothing is learned; raise one",
+        ),
+        (lambda v: v.update(recipes={"mine": {"distill": {"layers": 1}}}), "recipes.mine.distill.layers: unknown key"),
         (lambda v: v.update(recipes={"kept": {}}), "recipes.kept: this name is built in; choose another"),
         (lambda v: v.update(recipes={"long": {"mak": "kept"}}), "recipes.long.mak: unknown key; did you mean 'mask'?"),
         (lambda v: v.update(recipes={"long": {"finetune": {"epoch": 9}}}), "recipes.long.finetune.epoch: unknown key"),

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from llm_sparsity.collect import COLUMNS
-from llm_sparsity.plot import plot
+from llm_sparsity.plot import _resolution, plot
 
 LEVELS = ["0", "0.5", "0.9"]
 
@@ -143,6 +143,14 @@ def test_the_answer_is_made_from_the_tables(tmp_path: Path) -> None:
     assert "minilm on sst2: no sparsity tried stays within 2 points of accuracy of dense" in summary
     assert "of 90% asked for, 1.0% are left after fine-tuning" in summary
     assert "takes 10.0% of its dense file" in summary
+
+
+@pytest.mark.parametrize(("examples", "accuracy", "band"), [(408, 0.86, 3.4), (872, 0.93, 1.7)])
+def test_what_a_validation_split_can_tell(examples: int, accuracy: float, band: float) -> None:
+    """MRPC's and SST-2's, at the accuracies that BERT reaches."""
+    metrics = pd.DataFrame([{"task": "t", "metric": "accuracy", "method": "dense", "value": accuracy}])
+    runs = pd.DataFrame([{"task": "t", "validation_examples": examples}])
+    assert f"is known to ±{band} points (95 %)" in _resolution({"metrics": metrics, "runs": runs}, "t")
 
 
 def test_a_recipe_has_a_line_and_an_answer_of_its_own(tmp_path: Path) -> None:

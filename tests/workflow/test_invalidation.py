@@ -36,9 +36,10 @@ def measured(model: str, variant: str) -> list[str]:
     return [f"measure model={model} variant={variant}"]
 
 
+RECIPES = ("kept", "released", "brief")
 MRPC = [
     *runs("dense", "mrpc", seeds=(0, 1)),
-    *runs("magnitude-linear-0.5", "mrpc", ("kept", "released"), (0, 1)),
+    *runs("magnitude-linear-0.5", "mrpc", RECIPES, (0, 1)),
 ]
 SST2 = [
     job
@@ -103,18 +104,31 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "minutes between saves": (  # the page tells the config
         config(lambda values: values["finetune"].update(save_minutes=1)), ["plot"],
     ),
+    "setting of one recipe": (
+        config(lambda values: values["recipes"]["brief"]["distill"].update(hidden=2)),
+        [*runs("magnitude-linear-0.5", "mrpc", ("brief",), (0, 1)), *END],
+    ),
+    "new recipe": (
+        config(
+            lambda values: (
+                values["recipes"].update(long={"finetune": {"epochs": 3}}),
+                values["study"][1]["recipes"].append("long"),
+            )
+        ),
+        [*runs("magnitude-linear-0.5", "mrpc", ("long",), (0, 1)), *END],
+    ),
     "new sparsity": (
         config(lambda values: values["study"][1]["sparsities"].append(0.7)),
         [
             *pruned("roberta-base", "magnitude-linear-0.7"), *measured("roberta-base", "magnitude-linear-0.7"),
-            *runs("magnitude-linear-0.7", "mrpc", ("kept", "released"), (0, 1)), *END,
+            *runs("magnitude-linear-0.7", "mrpc", RECIPES, (0, 1)), *END,
         ],
     ),
     "new seed": (
         config(lambda values: values["study"][1]["seeds"].append(2)),
         [
             *runs("dense", "mrpc", seeds=(2,)),
-            *runs("magnitude-linear-0.5", "mrpc", ("kept", "released"), (2,)), *END,
+            *runs("magnitude-linear-0.5", "mrpc", RECIPES, (2,)), *END,
         ],
     ),
     "new task": (

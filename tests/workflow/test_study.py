@@ -19,7 +19,7 @@ def test_the_study_runs_from_download_to_report(finished: Project) -> None:
     report = finished.folder / "reports/tiny"
     metrics = pd.read_csv(report / "tables/metrics.csv")
     accuracy = metrics[metrics.metric == "accuracy"]
-    assert len(accuracy) == 6 + 2 + 4  # SST-2 of three models, MRPC dense, MRPC pruned: recipes x seeds
+    assert len(accuracy) == 6 + 2 + 6  # SST-2 of three models, MRPC dense, MRPC pruned: recipes x seeds
     assert set(metrics.model) == {"roberta-base", "gpt2", "bart-base"}
     assert (metrics.metric == "perplexity").sum() == 2
     sizes = pd.read_csv(report / "tables/sizes.csv")
@@ -46,13 +46,25 @@ def test_the_kept_mask_is_in_the_measured_sparsity(finished: Project) -> None:
     assert released < 0.1 < kept
 
 
+def test_a_recipe_starts_from_the_dense_run_and_ends_at_the_variants_sparsity(finished: Project) -> None:
+    folder = finished.folder / "results/roberta-base/magnitude-linear-0.5"
+    history = pd.read_csv(folder / "mrpc/brief/seed-1/history.csv")
+    asked = json.loads((folder / "model/manifest.json").read_text())["pruned"]["measured_sparsity"]
+    assert 0 < history.measured_sparsity.iloc[0] < asked
+    assert history.measured_sparsity.iloc[-1] == asked
+    runs = pd.read_csv(finished.folder / "reports/tiny/tables/runs.csv")
+    assert set(runs[runs.recipe == "brief"]["mask"]) == {"kept"}
+
+
 def test_snakemakes_own_report_works(finished: Project, tmp_path: Path) -> None:
     done = finished.snakemake("--configfile", "config.yaml", "--report", str(tmp_path / "report.zip"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "report.zip").stat().st_size > 100_000
 
 
-@pytest.mark.parametrize("study", ["config.yaml", "studies/embedded.yaml", "studies/one-billion.yaml"])
+@pytest.mark.parametrize(
+    "study", ["config.yaml", "studies/embedded.yaml", "studies/one-billion.yaml", "studies/recovery.yaml"]
+)
 def test_dry_run_of_every_shipped_study_without_torch(study: str, root: Path, hub: Path, tmp_path: Path) -> None:
     """A laptop without torch and network is stood in for by packages that refuse to be imported."""
     for package in ("torch", "transformers", "datasets", "huggingface_hub", "matplotlib"):

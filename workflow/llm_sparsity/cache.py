@@ -39,6 +39,7 @@ class Cache:
         work: the folder of all caches.
         output: the run's results folder; only said, so that a cache can be recognised.
         model, task: the inputs' folders.
+        dense: the folder of the dense weights from which the run starts, if it does.
         settings, code: see the module.
         main: whether this process writes; with several, one does.
 
@@ -47,9 +48,18 @@ class Cache:
     """
 
     def __init__(
-        self, work: Path, output: Path, model: Path, task: Path, *, settings: dict[str, Any], code: str, main: bool
+        self,
+        work: Path,
+        output: Path,
+        model: Path,
+        task: Path,
+        dense: Path | None = None,
+        *,
+        settings: dict[str, Any],
+        code: str,
+        main: bool,
     ) -> None:
-        self._run = describe(model, task, settings=settings, code=code)
+        self._run = describe(model, task, dense, settings=settings, code=code)
         self._work, self._output, self._model, self._main = work, output, model, main
         self.folder = work / key(self._run)
         self.progress: dict[str, Any] = {}
@@ -165,13 +175,14 @@ class Cache:
                 print(f"{path.parent}: not used, made with {_difference(other, self._run)}", file=sys.stderr)
 
 
-def describe(model: Path, task: Path, *, settings: dict[str, Any], code: str) -> dict[str, Any]:
+def describe(model: Path, task: Path, dense: Path | None, *, settings: dict[str, Any], code: str) -> dict[str, Any]:
     """All that the result of a run depends on."""
     return {
         "settings": settings,
         "code": code,
         "model": sha256(model / MANIFEST),
         "task": sha256(task / MANIFEST),
+        "dense": sha256(dense / MANIFEST) if dense else None,
     }
 
 
@@ -191,5 +202,5 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
         for name in sorted(one["settings"].keys() | other["settings"].keys())
         if one["settings"].get(name) != other["settings"].get(name)
     ]
-    rest = [f"another {part}" for part in ("code", "model", "task") if one[part] != other[part]]
+    rest = [f"another {part}" for part in ("code", "model", "task", "dense") if one.get(part) != other.get(part)]
     return ", ".join(settings + rest)

@@ -21,6 +21,7 @@ _SOURCES = {
 }
 METHODS = tuple(sorted(_SOURCES))
 CALIBRATED = tuple(method for method in METHODS if "\ndef observe(" in _SOURCES[method])  # read: importing takes torch
+SCHEDULED = ("magnitude", "uniform")  # methods whose weights a schedule can choose as well
 SCOPES = ("all", "linear", "attention", "mlp", "embeddings", "encoder", "decoder")
 
 Architecture = Literal["encoder", "decoder", "encoder-decoder"]
@@ -189,16 +190,59 @@ class Finetune(Section):
     save_minutes: Positive = Field(15, description="between saves within an epoch; no result's part")
 
 
+class Schedule(Section):
+    """Remove weights little by little while training, along a cubic curve, instead of all at once before it."""
+
+    begin: Fraction = Field(0.0, description="the part of all steps before the first weight goes")
+    end: Annotated[float, Field(gt=0, le=1)] = Field(0.7, description="the part of all steps after which all are gone")
+    scores: Literal["magnitude", "movement"] = Field("magnitude", description="what decides which weights go")
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.begin >= self.end:
+            raise ValueError(f"begin: {self.begin} is not before end, {self.end}")
+        return self
+
+
+class Distill(Section):
+    """Learn from the dense model that was fine-tuned on the same task with the same seed; weights of the losses."""
+
+    labels: Annotated[float, Field(ge=0)] = Field(1.0, description="cross-entropy with the true labels")
+    logits: Annotated[float, Field(ge=0)] = Field(1.0, description="divergence from the teacher's probabilities")
+    hidden: Annotated[float, Field(ge=0)] = Field(10.0, description="distance from the output of each of its layers")
+    temperature: Annotated[float, Field(gt=0)] = Field(2.0, description="softens both models' probabilities")
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not (self.labels or self.logits or self.hidden):
+            raise ValueError("labels, logits and hidden are all 0, so nothing is learned; raise one")
+        return self
+
+
 class Recipe(Section):
     """How a variant is fine-tuned, so that it recovers what pruning took."""
 
     mask: Literal["kept", "released"] = Field("kept", description="what is removed stays removed, or may grow back")
+    schedule: Schedule | None = Field(None, description="none: all weights are removed before training")
+    distill: Distill | None = Field(None, description="none: the labels alone teach")
     finetune: dict[str, Any] = Field({}, description="overrides of the config's and the task's `finetune`")
+
+    @model_validator(mode="after")
+    def _sense(self) -> Self:
+        if self.schedule and self.mask == "released":
+            raise ValueError("schedule: what it removes cannot be released; remove schedule, or use mask: kept")
+        return self
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether it needs the dense model, fine-tuned: a schedule starts from it, distillation learns from it."""
+        return bool(self.schedule or self.distill)
 
 
 RECIPES = {  # built in: the same words mean the same in every study
     "kept": Recipe(),
     "released": Recipe(mask="released"),
+    "gradual": Recipe(schedule=Schedule(), distill=Distill(), finetune={"learning_rate": 5e-4}),
 }
 
 
@@ -285,7 +329,7 @@ class Config(Section):
     calibration: Calibration | None = None
     measure: Measure = Measure()
     finetune: Finetune = Finetune()
-    recipes: dict[Name, Recipe] = Field({}, description="besides those built in: kept and released")
+    recipes: dict[Name, Recipe] = Field({}, description="besides those built in: kept, released, gradual")
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")
@@ -301,6 +345,7 @@ class Config(Section):
             _known(f"{where}.tasks", grid.tasks, self.tasks)
             _known(f"{where}.methods", grid.methods, METHODS)
             _known(f"{where}.recipes", grid.recipes, [*RECIPES, *self.recipes])
+            self._schedules(where, grid)
             patterns = [level for level in grid.sparsities if "of" in level]
             for method in {"block", "structured", *CALIBRATED} & set(grid.methods):
                 if patterns and method not in CALIBRATED:
@@ -347,6 +392,20 @@ class Config(Section):
             for recipe in [*RECIPES, *self.recipes]:
                 self.finetune_settings(task, recipe)
         return self
+
+    def _schedules(self, where: str, grid: Grid) -> None:
+        """Refuse a schedule where the variant's weights were chosen otherwise than it would choose them."""
+        for name in grid.recipes:
+            if self.recipe(name).schedule is None:
+                continue
+            for method in grid.methods:
+                if method not in SCHEDULED and method != "structured":  # which is fine-tuned under `kept` alone
+                    raise ValueError(
+                        f"{where}.recipes: {name} chooses weights while training, which stands beside methods "
+                        f"{' and '.join(SCHEDULED)}, not {method}; give {method} a grid of its own"
+                    )
+            if patterns := [level for level in grid.sparsities if "of" in level]:
+                raise ValueError(f"{where}.recipes: {name} keeps no pattern such as {patterns[0]}; remove one of them")
 
     def recipe(self, name: str) -> Recipe:
         """A recipe, built in or the config's own."""

@@ -1,13 +1,14 @@
 """Fine-tune a variant on a classification task, its mask kept or released.
 
 `kept`: removed weights stay removed (`mask.py`). `released`: what happens after torch's `prune.remove`: training starts
-from the pruned weights, and the zeros may grow back.
+from the pruned weights, and the zeros may grow back. A recipe may add a schedule and a teacher (`recovery.py`).
 
 The loop is plain and short, around accelerate: one process, several, sharded, CPU or GPU. A step is over `batch_size`
 sentences however they are split over processes and micro-batches, and draws its random numbers from the seed and its
 own number. So a run that was interrupted goes on from its cache (`cache.py`) and leaves the same bytes.
 """
 
+import copy
 import hashlib
 import math
 import os
@@ -15,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from torch.nn import Module, Parameter
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from llm_sparsity import encoded
+from llm_sparsity import encoded, recovery
 from llm_sparsity.cache import Cache
 from llm_sparsity.encoded import Encoded
 from llm_sparsity.errors import UserError
@@ -38,6 +39,7 @@ from llm_sparsity.files import read_manifest, write_csv, write_json
 from llm_sparsity.machine import machine
 from llm_sparsity.mask import Mask, local, zeros
 from llm_sparsity.models import check_length, family, in_scope, load_classifier
+from llm_sparsity.recovery import Schedule, Teacher
 
 METRICS = ["accuracy", "f1", "combined"]
 HISTORY = ["epoch", "step", "train_loss", *METRICS, "measured_sparsity"]
@@ -53,8 +55,11 @@ def finetune(
     work: Path,
     *,
     code: str,
+    dense: Path | None = None,
     save_minutes: float = 15,
     mask: str,
+    schedule: Mapping[str, Any] | None = None,
+    distill: Mapping[str, Any] | None = None,
     seed: int,
     epochs: int,
     learning_rate: float,
@@ -75,8 +80,11 @@ def finetune(
         output: gets metrics.json, history.csv, checkpoints.csv and runtime.json.
         work: the folder of caches.
         code: the hash of the code that runs.
+        dense: checkpoints.csv of the dense model's run on this task with this seed; a schedule and a teacher need it.
         save_minutes: within an epoch, save whenever so many have passed; on SIGTERM and after every epoch in any case.
         mask: "kept" or "released".
+        schedule: arguments of `recovery.Schedule`; none: all weights are removed before training.
+        distill: arguments of `recovery.Teacher`; none: the labels alone teach.
         seed: decides the head's first weights, the order of sentences and dropout; nothing else is random.
         epochs: passes over the training split.
         learning_rate: of AdamW, at its highest; falls linearly to 0.
@@ -91,15 +99,18 @@ def finetune(
 
     Raises:
         UserError: sequences longer than the model allows, labels that the task does not have, a loss that is not
-            finite, a batch that does not fit the memory, a disk that is full.
+            finite, a batch that does not fit the memory, a disk that is full, a dense model whose weights are gone.
         SystemExit: 143 after SIGTERM, once everything is saved.
     """
-    outside = ("model", "task", "output", "work", "code", "save_minutes")
+    outside = ("model", "task", "output", "work", "code", "dense", "save_minutes")
     settings = {key: value for key, value in locals().items() if key not in outside}
     begun = time.perf_counter()
     check_length(model, "max_length", max_length)
     main = os.environ.get("RANK", "0") == "0"
-    cache = Cache(work, output, model, task, settings=settings, code=code, main=main)
+    if (schedule or distill) and dense is None:
+        raise UserError("dense: missing; a schedule and a teacher need the list of the dense run's checkpoints")
+    start = recovery.dense_weights(dense) if dense else None
+    cache = Cache(work, output, model, task, start, settings=settings, code=code, main=main)
     with cache.opened(), _termination() as terminated:
         gpu = torch.cuda.is_available()
         accelerator = Accelerator(
@@ -114,6 +125,15 @@ def finetune(
         train, validation = encoded.load(tokens)
 
         net = load_classifier(model, labels=train.classes, seed=seed)
+        lacking, teacher = zeros(_scoped(model, net)), None
+        if start:
+            net = load_classifier(start, labels=train.classes, seed=seed)
+            if distill:
+                teacher = Teacher(copy.deepcopy(net).to(accelerator.device), **distill)
+                recovery.without_dropout(net)
+            if not schedule:
+                for name, weight in _scoped(model, net).items():
+                    weight.detach().masked_fill_(lacking[name], 0)
         if gradient_checkpointing:
             net.gradient_checkpointing_enable({"use_reentrant": False})
         if freeze_embeddings:
@@ -128,11 +148,18 @@ def finetune(
         held = Mask(scoped)
         if mask == "kept":
             held.remove(zeros(scoped), optimizer)
+        steps = math.ceil(len(train) / batch_size)
+        plan = None
+        if schedule:
+            counts = {name: int(gone.sum()) for name, gone in lacking.items()}
+            plan = Schedule(scoped, counts, epochs * steps, **schedule)
         if saved := cache.resume():
             _restore(net, optimizer, *saved)
+            if plan:
+                plan.restore(saved[1])
+                held.remove(zeros(scoped), optimizer)  # what had been removed by then
         progress, saved_at = cache.progress, time.monotonic()
 
-        steps = math.ceil(len(train) / batch_size)
         bar = tqdm(total=epochs * steps, initial=progress["step"], unit="step", disable=not main)
         progress["setup_seconds"] += time.perf_counter() - begun
         for epoch in range(_evaluated(progress), epochs):
@@ -144,12 +171,18 @@ def finetune(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * _schedule(step, epochs * steps, warmup_ratio)
                 due = time.monotonic() - saved_at > 60 * save_minutes
-                loss, due, stop = _backward(accelerator, wrapped, train, batch, micro_batch_size, due, terminated())
+                loss, due, stop = _backward(
+                    accelerator, wrapped, teacher, train, batch, micro_batch_size, due, terminated()
+                )
                 if not math.isfinite(loss):
                     raise UserError(
                         f"loss: is {loss} at step {step} of {epochs * steps}; lower learning_rate (now "
                         f"{learning_rate}). {cache.folder} holds what was good, up to step {cache.saved_step()}"
                     )
+                if plan:
+                    plan.observe()
+                    if (gone := plan.removed(step)) is not None:
+                        held.remove(gone, optimizer)
                 held.hold()
                 accelerator.clip_grad_norm_(wrapped.parameters(), max_grad_norm)
                 prepared.step()
@@ -164,7 +197,7 @@ def finetune(
                     begun = time.perf_counter()
                     cache.save(
                         _weights(net),
-                        _moments(net, optimizer),
+                        _moments(net, optimizer) | (plan.state() if plan else {}),
                         epoch=epoch + 1 if step == (epoch + 1) * steps else None,
                         config=net.config,
                         pruned=_pruned(model, scoped, accelerator),
@@ -228,7 +261,13 @@ def _schedule(step: int, steps: int, warmup_ratio: float) -> float:
 
 
 def _backward(
-    accelerator: Accelerator, net: Module, split: Encoded, batch: NDArray[np.int64], size: int, *asked: bool
+    accelerator: Accelerator,
+    net: Module,
+    teacher: Teacher | None,
+    split: Encoded,
+    batch: NDArray[np.int64],
+    size: int,
+    *asked: bool,
 ) -> tuple[float, bool, bool]:
     """Gradients of the batch's mean loss, whatever processes and micro-batches it is split into.
 
@@ -243,8 +282,12 @@ def _backward(
         inputs, labels = split.batch(piece)
         last = number == len(pieces) - 1
         with _told(split, piece, size), accelerator.autocast(), nullcontext() if last else accelerator.no_sync(net):
-            logits = net(**{key: value.to(accelerator.device) for key, value in inputs.items()}).logits
-            loss = cross_entropy(logits.float(), labels.to(accelerator.device), reduction="sum") * share / len(batch)
+            inputs, labels = {k: v.to(accelerator.device) for k, v in inputs.items()}, labels.to(accelerator.device)
+            if teacher:
+                loss = teacher.loss(net, inputs, labels)
+            else:
+                loss = cross_entropy(net(**inputs).logits.float(), labels, reduction="sum")
+            loss = loss * share / len(batch)
             accelerator.backward(loss * accelerator.num_processes)  # processes are averaged, this is a sum
         total[0] += loss.detach()
     found, due, stop = accelerator.reduce(total, "sum").tolist()
@@ -369,6 +412,8 @@ def _restore(
         tensors[name].copy_(_like(value, tensors[name]))
     for key, value in moments.items():
         name, field = key.split(" ")
+        if field == recovery.MOVEMENT:  # a schedule's
+            continue
         optimizer.state[parameters[name]][field] = _like(value, parameters[name])
 
 

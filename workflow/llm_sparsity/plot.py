@@ -268,6 +268,7 @@ def _by_sparsity(
         _sparsity_axis(ax, group.level)
         if majority is not None:
             low, high = ax.get_ylim()
+            low = min(low, majority - 0.03 * (high - majority))
             ax.set_ylim(low, max(high, low + 0.1))  # chance fills no axis
             ax.axhline(majority, color="#777777", linewidth=1, linestyle=":")
             ax.annotate(
@@ -284,17 +285,27 @@ def _by_sparsity(
 
 def _noise(data: Mapping[str, pd.DataFrame], task: str) -> str:
     """What a reader must know about chance before comparing two points."""
-    runs = data["runs"][data["runs"].task == task]
-    seeds, examples = runs.seed.nunique(), int(runs.validation_examples.iloc[0])
-    band = 100 * 1.96 * math.sqrt(0.25 / examples)
+    seeds = data["runs"][data["runs"].task == task].seed.nunique()
     told = (
         "One seed: points without a band"
         if seeds == 1
         else f"{seeds} seeds: small points; line and band are their mean and its 95 % t-interval"
     )
     return (
-        f"{told}. The validation split has {examples} examples, so an accuracy is known to ±{band:.1f} points. "
-        "Solid: mask kept while fine-tuning; dashed: released, zeros may grow back. Dotted: the majority class."
+        f"{told}. {_resolution(data, task)} Solid: the recipe kept, which holds the mask; dash-dotted: another that "
+        "holds it; dashed: released, zeros may grow back. Dotted: the majority class."
+    )
+
+
+def _resolution(data: Mapping[str, pd.DataFrame], task: str) -> str:
+    """How well a validation split of its size tells two accuracies apart: a binomial's 95 % band."""
+    metrics, runs = data["metrics"], data["runs"]
+    dense = metrics[(metrics.task == task) & (metrics.metric == "accuracy") & (metrics.method == "dense")]
+    examples, accuracy = int(runs.validation_examples[runs.task == task].iloc[0]), float(dense.value.mean())
+    band = 196 * math.sqrt(accuracy * (1 - accuracy) / examples)
+    return (
+        f"The validation split has {examples} examples: near the dense model's accuracy, {accuracy:.2f}, one seed's is "
+        f"known to ±{band:.1f} points (95 %)."
     )
 
 
@@ -310,15 +321,21 @@ def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
     figure, axes = _panels(shown, sharey=True)
     for ax, model in zip(axes, shown, strict=True):
         ends = []
-        variants = rows[rows.model == model].groupby(["method", "scope", "level"], sort=True)
-        for number, ((method, scope, level), group) in enumerate(variants):
-            steps = np.array([0, *group.step.astype(int)])
-            shares = np.array([level, *group.measured_sparsity.astype(float)])
-            order = np.argsort(steps, kind="stable")
-            colour = mpl.colormaps["viridis"](0.85 * number / max(len(variants) - 1, 1))
-            ax.plot(steps[order], shares[order], marker="o", markersize=3, color=colour)
-            name = f"{level:.0%}" if len(_groups(rows)) == 1 else f"{method} {scope} {level:.0%}"
-            ends.append((float(steps[0]), float(level), name, mpl.colors.to_hex(colour)))
+        variants = rows[rows.model == model].groupby(["recipe", "method", "scope", "level"], sort=True)
+        for number, ((recipe, method, scope, level), group) in enumerate(variants):
+            line = group.astype({"step": int, "epoch": int, "measured_sparsity": float}).sort_values("step")
+            colour = mpl.colors.to_hex(mpl.colormaps["viridis"](0.85 * number / max(len(variants) - 1, 1)))
+            ax.plot([0, *line.step], [level, *line.measured_sparsity], marker="o", markersize=3, color=colour)
+            ends_of_epochs = line[line.epoch > 0]
+            ax.plot(
+                ends_of_epochs.step, ends_of_epochs.measured_sparsity, linestyle="", marker="s", color=colour,
+                markerfacecolor="white",
+            )  # fmt: skip
+            names = [*([method, scope] if len(_groups(rows)) > 1 else []), *([recipe] if recipe != "released" else [])]
+            ends.append((0.0, float(level), " ".join([*names, f"{level:.0%}"]), colour))
+        ax.plot([], [], linestyle="", marker="o", markersize=3, color="#555555", label="within the first epoch")
+        ax.plot([], [], linestyle="", marker="s", markerfacecolor="white", color="#555555", label="after an epoch")
+        ax.legend(loc="upper right", fontsize=8)
         ax.set_xscale("symlog", linthresh=1)
         ax.xaxis.set_major_locator(FixedLocator([0, 1, 10, 100, 1000, 10000]))
         ax.xaxis.set_minor_locator(NullLocator())
@@ -329,9 +346,14 @@ def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
         ax.set_xlabel("Optimizer step")
         _spread(ax, ends)
     axes[0].set_ylabel("Measured sparsity of the scope")
+    line = rows[rows.level == rows.level.max()].sort_values("step", key=lambda steps: steps.astype(int))
+    line = line[(line[["recipe", *CELL]] == line[["recipe", *CELL]].iloc[0]).all(axis=1)]
+    first, last = (float(line.measured_sparsity.iloc[at]) for at in (0, -1))
+    step = int(line.step.iloc[0])
     caption = (
-        "Share of zeros while fine-tuning with the mask released, from each pruned sparsity (named at its start). "
-        "The zeros are gone after the first steps: what is then measured is a dense model."
+        "Share of zeros while fine-tuning with the mask released, from each pruned sparsity (named at its start), step "
+        f"by step at first, then epoch by epoch. Of {line.model.iloc[0]}'s {line.level.iloc[0]:.0%} zeros {first:.1%} "
+        f"are left after {step} step{'s' * (step > 1)}, {last:.1%} at the end: what is then measured is a dense model."
     )
     return Drawn(f"regrowth-{task}", "Task quality", caption, figure)
 
@@ -703,7 +725,8 @@ def _results(data: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
                 lines.append([model, method, scope, recipe, *cells])
             shown = [level if "of" in level else f"{100 * _level(level):g} %" for level in levels]
             heads = ["model", "method", "scope", "recipe", *shown]
-            tables.append({"task": task, "metric": metric, "heads": heads, "lines": lines})
+            note = _resolution(data, task) if metric in METRICS else ""
+            tables.append({"task": task, "metric": metric, "heads": heads, "lines": lines, "note": note})
     return tables
 
 

@@ -16,7 +16,7 @@ from llm_sparsity import config as study_config
 from llm_sparsity import plan
 from llm_sparsity.errors import UserError
 from llm_sparsity.fingerprint import code_hash
-from llm_sparsity.study import Variant
+from llm_sparsity.study import DENSE, Run, Variant
 
 # Scripts run with this Python and the library beside this file: the code that was hashed is the code that runs.
 # TQDM_MININTERVAL: a progress line every ten seconds keeps logs short.
@@ -87,6 +87,13 @@ def calibration_manifest(wildcards):
 
 def finetune_settings(wildcards):
     return settings(**STUDY.run_settings(wildcards.task, wildcards.recipe, int(wildcards.seed)))
+
+
+def dense_run(wildcards):
+    """The run whose weights a recipe with a schedule or a teacher starts from."""
+    if not STUDY.recipe(wildcards.recipe).needs_dense:
+        return []
+    return f"{Run(wildcards.model, DENSE, wildcards.task, 'kept', wildcards.seed).folder}/checkpoints.csv"
 
 
 def save_minutes(wildcards):

@@ -1,6 +1,6 @@
 # finetune: train a variant on a task with one seed, by one recipe.
 #
-# needs   the folder of a variant, resources/tasks/{task}/
+# needs   the folder of a variant, resources/tasks/{task}/; for some recipes the dense model's run
 # leaves  results/{model}/{variant}/{task}/{recipe}/seed-{seed}/
 #             metrics.json     what the last epoch reached
 #             history.csv      every epoch: loss, metrics, sparsity
@@ -12,6 +12,7 @@ rule finetune:
     input:
         model=model_manifest,
         task="resources/tasks/{task}/manifest.json",
+        dense=dense_run,
     output:
         metrics="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/metrics.json",
         history="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/history.csv",
@@ -33,5 +34,5 @@ rule finetune:
         code=code("finetune"),
     shell:
         "python scripts/finetune.py --model $(dirname {input.model}) --task $(dirname {input.task}) --output $(dirname {output.metrics})"
-        " --work work --save-minutes {resources.save_minutes} --warm {resources.warm} --gpus {resources.gpu}"
+        " --work work --dense {input.dense} --save-minutes {resources.save_minutes} --warm {resources.warm} --gpus {resources.gpu}"
         " --code {params.code} --threads {threads} --settings {params.settings:q} > {log} 2>&1"
