@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from llm_sparsity import calibrate, tasks
 from llm_sparsity.calibrate import sequences
-from llm_sparsity.checkpoint import Reader, load, load_model, save
+from llm_sparsity.checkpoint import Reader, load, save
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_manifest, write_manifest
-from llm_sparsity.models import family, in_scope, load_tokenizer
+from llm_sparsity.models import family, in_scope, load_model, load_tokenizer
 from llm_sparsity.prune import prune
 from llm_sparsity.pruning import _owl, admm, lowest, removed_of, shares, sparsegpt, wanda
 from tests.tiny import WORDS

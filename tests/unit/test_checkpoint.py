@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from llm_sparsity import checkpoint
-from llm_sparsity.checkpoint import Reader, Writer, load, load_model, save, to_plain
+from llm_sparsity.checkpoint import Reader, Writer, load, save, to_plain
 from llm_sparsity.errors import UserError
+from llm_sparsity.models import load_model
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

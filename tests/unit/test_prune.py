@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch.nn.utils import prune as torch_prune
 
 from llm_sparsity import prune as stage
-from llm_sparsity.checkpoint import load, load_model, save
+from llm_sparsity.checkpoint import load, save
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_json, read_manifest, write_manifest
-from llm_sparsity.models import family, in_scope, load_causal
+from llm_sparsity.models import family, in_scope, load_causal, load_model
 from llm_sparsity.prune import prune, removed_of
 from tests.tiny import model_of, query
 

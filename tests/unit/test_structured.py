@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers
 
-from llm_sparsity.checkpoint import load, load_model, save, to_plain
+from llm_sparsity.checkpoint import load, save, to_plain
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_json, read_manifest, write_manifest
-from llm_sparsity.models import family, heads, in_scope
+from llm_sparsity.models import family, heads, in_scope, load_model
 from llm_sparsity.prune import prune
 from tests.tiny import model_of, query
 from tests.unit.test_models import SMALL

@@ -23,7 +23,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import transformers
 import zstandard
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -31,7 +30,6 @@ from torch import Tensor
 
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import atomic, read_json
-from llm_sparsity.models import family, fit
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -225,34 +223,6 @@ def save(folder: Path, tensors: Mapping[str, Tensor], *, sparse: bool = True) ->
     with Writer(folder, sparse=sparse) as writer:
         for name in sorted(tensors):
             writer.add(name, tensors[name])
-
-
-def load_model(auto_class: Any, folder: Path, **kwargs: Any) -> Any:
-    """transformers' `from_pretrained` for any model folder, sparse or plain, in one call.
-
-    Args:
-        auto_class: a class with `from_pretrained`, such as AutoModelForSequenceClassification.
-        folder: a model folder.
-        kwargs: fields of the model's configuration, such as `num_labels`.
-
-    Returns:
-        The model in float32, in evaluation mode. Weights that the folder does not hold (a new head) are drawn from
-        torch's generator.
-    """
-    config = transformers.AutoConfig.from_pretrained(folder, **kwargs)
-    tensors = load(folder)
-    with torch.device("meta"):
-        model_class = type(auto_class.from_config(config))
-
-    def make(self: Any, *args: Any, **kwargs: Any) -> None:
-        model_class.__init__(self, *args, **kwargs)
-        fit(self, family(folder), {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-
-    # The same class, whose layers are made as narrow as the tensors that they are to hold.
-    fitted: Any = type(model_class.__name__, (model_class,), {"__init__": make, "__module__": model_class.__module__})
-    model = fitted.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
-    model.__class__ = model_class
-    return model
 
 
 def is_sparse(folder: Path) -> bool:

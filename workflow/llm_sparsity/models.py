@@ -367,10 +367,41 @@ def stored_names(model: Any, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _load(auto_class: str, folder: Path, **kwargs: Any) -> Any:
+def load_model(auto_class: Any, folder: Path, **kwargs: Any) -> Any:
+    """transformers' `from_pretrained` for any model folder, sparse or plain, in one call.
+
+    Args:
+        auto_class: a class with `from_pretrained`, such as AutoModelForSequenceClassification.
+        folder: a model folder.
+        kwargs: fields of the model's configuration, such as `num_labels`.
+
+    Returns:
+        The model in float32, in evaluation mode. Weights that the folder does not hold (a new head) are drawn from
+        torch's generator.
+    """
+    import torch
     import transformers
 
-    from llm_sparsity.checkpoint import load_model
+    from llm_sparsity.checkpoint import load
+
+    config = transformers.AutoConfig.from_pretrained(folder, **kwargs)
+    tensors = load(folder)
+    with torch.device("meta"):
+        model_class = type(auto_class.from_config(config))
+
+    def make(self: Any, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, *args, **kwargs)
+        fit(self, family(folder), {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+
+    # The same class, whose layers are made as narrow as the tensors that they are to hold.
+    fitted: Any = type(model_class.__name__, (model_class,), {"__init__": make, "__module__": model_class.__module__})
+    model = fitted.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
+    model.__class__ = model_class
+    return model
+
+
+def _load(auto_class: str, folder: Path, **kwargs: Any) -> Any:
+    import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
