@@ -38,6 +38,13 @@ WAITING = "PBS takes no more jobs now"
 REFUSED = "qsub refuses"
 
 
+class NotSubmitted(SubmitException):  # type: ignore[misc]
+    """A pilot that was not submitted: WAITING or REFUSED, and what qsub said."""
+
+    def __str__(self) -> str:
+        return str(self.message)
+
+
 def judge(job: Job) -> JobStatus:
     """What state a job is in, and why, from what qstat says about it."""
     state, code, comment = job["job_state"], job.get("Exit_status"), str(job.get("comment") or "")
@@ -136,13 +143,13 @@ class PBSProvider(PBSProProvider):  # type: ignore[misc]
         """Submit a pilot; what an earlier driver has left in the queue is deleted first.
 
         Raises:
-            SubmitException: its message begins with WAITING or REFUSED.
+            NotSubmitted: a queue is full, the server is down, or qsub refuses for good.
         """
         if not self._looked_back:
             self._delete_left_over()
             self._looked_back = True
         if time.monotonic() < self._not_before:
-            raise SubmitException(job_name, self._refusal)
+            raise NotSubmitted(job_name, self._refusal)
         try:
             job_id: str = super().submit(command, tasks_per_node, job_name)
         except SubmitException as error:
@@ -150,7 +157,7 @@ class PBSProvider(PBSProProvider):  # type: ignore[misc]
             temporary = any(words in said for words in (*LIMIT, *SERVER_DOWN))
             self._refusal = f"{WAITING if temporary else REFUSED}: {said}"
             self._not_before = time.monotonic() + self.patience
-            raise SubmitException(job_name, self._refusal) from None
+            raise NotSubmitted(job_name, self._refusal) from None
         self._mark(job_id).touch()
         return job_id
 
