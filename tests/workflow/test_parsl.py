@@ -220,6 +220,8 @@ def test_pilots_that_pbs_takes_away_are_replaced_and_their_runs_go_on(site: Site
     (site.state / "broken-json").touch()
     driver = site.start("long-3+ok-1")
     site.wait(lambda: "PBS takes no more jobs now" in site.said())
+    time.sleep(3)
+    assert site.said().count("PBS takes no more jobs now") == 1, "told once"
     (site.state / "limit").write_text("5")
     site.wait(lambda: len(site.events("begin")) == 2)
     (name,) = site.jobs()
