@@ -31,7 +31,7 @@ GONE = (0, 35, 153, 168)  # qdel: done, has finished, is unknown, is being ended
 
 PENDING = "QWTM"
 RUNNING = "RBESU"  # E: ending, but its node is not free yet
-WALLTIME, MEMORY, TERMINATED, KILLED = -29, -27, 256 + 15, 256 + 9
+WALLTIME, MEMORY, KILLED = -29, -27, 256 + 9
 TRIES = 20  # PBS holds a job for ever after one more failed start
 PREEMPTED = "preempted"
 WAITING = "PBS takes no more jobs now"
@@ -67,13 +67,13 @@ def judge(job: Job) -> JobStatus:
 
 def _judge_ended(code: int, comment: str) -> JobStatus:
     by = re.search(r"terminated by (\S+)", comment)
+    if by:  # whatever its script made of the signal: 271, 265, its own code, even 0
+        scheduler = by.group(1).startswith("Scheduler")
+        return JobStatus(JobState.CANCELLED, PREEMPTED if scheduler else f"deleted by {by.group(1)}", code)
     if code == 0:
         return JobStatus(JobState.COMPLETED, exit_code=0)
     if code == WALLTIME:
         return JobStatus(JobState.TIMEOUT, "its walltime is over", code)
-    if by and code in (TERMINATED, KILLED):
-        scheduler = by.group(1).startswith("Scheduler")
-        return JobStatus(JobState.CANCELLED, PREEMPTED if scheduler else f"deleted by {by.group(1)}", code)
     if code == MEMORY or code in (KILLED, 128 + 9):
         return JobStatus(JobState.FAILED, "killed: out of memory", code)
     if code < 0:
