@@ -46,6 +46,7 @@ STATES: list[tuple[str, int | None, int | None, str, JobState, str]] = [
     ("F", 271, 1, QDEL, JobState.CANCELLED, "deleted by pbsuser@"),
     ("X", 271, 1, QDEL, JobState.CANCELLED, "deleted by pbsuser@"),
     ("F", 265, 1, QDEL, JobState.CANCELLED, "deleted by pbsuser@"),
+    ("F", 0, 1, QDEL, JobState.CANCELLED, "deleted by pbsuser@"),  # a pilot's script that ended well after SIGTERM
     ("F", 271, 1, f"{RAN} and terminated by Scheduler@polaris-pbs-01.lab.test", JobState.CANCELLED, "preempted"),
     ("F", -29, 1, f"{RAN} and exceeded resource walltime", JobState.TIMEOUT, "walltime"),
     ("F", -27, 1, f"{RAN} and failed", JobState.FAILED, "out of memory"),

@@ -254,7 +254,8 @@ def table(config: Config, site: Sequence[Queue]) -> str:
             for stage in dict.fromkeys(j.stage for j in every)
         ],
     )
-    unknown = [model for model in config.models if not (Path("resources/models") / model / MANIFEST).exists()]
+    models = dict.fromkeys(model for model, _ in config.cells().variants)
+    unknown = [model for model in models if not (Path("resources/models") / model / MANIFEST).exists()]
     if unknown:
         lines += [
             "",

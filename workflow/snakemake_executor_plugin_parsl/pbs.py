@@ -31,11 +31,18 @@ GONE = (0, 35, 153, 168)  # qdel: done, has finished, is unknown, is being ended
 
 PENDING = "QWTM"
 RUNNING = "RBESU"  # E: ending, but its node is not free yet
-WALLTIME, MEMORY, TERMINATED, KILLED = -29, -27, 256 + 15, 256 + 9
+WALLTIME, MEMORY, KILLED = -29, -27, 256 + 9
 TRIES = 20  # PBS holds a job for ever after one more failed start
 PREEMPTED = "preempted"
 WAITING = "PBS takes no more jobs now"
 REFUSED = "qsub refuses"
+
+
+class NotSubmitted(SubmitException):  # type: ignore[misc]
+    """A pilot that was not submitted: WAITING or REFUSED, and what qsub said."""
+
+    def __str__(self) -> str:
+        return str(self.message)
 
 
 def judge(job: Job) -> JobStatus:
@@ -60,13 +67,13 @@ def judge(job: Job) -> JobStatus:
 
 def _judge_ended(code: int, comment: str) -> JobStatus:
     by = re.search(r"terminated by (\S+)", comment)
+    if by:  # whatever its script made of the signal: 271, 265, its own code, even 0
+        scheduler = by.group(1).startswith("Scheduler")
+        return JobStatus(JobState.CANCELLED, PREEMPTED if scheduler else f"deleted by {by.group(1)}", code)
     if code == 0:
         return JobStatus(JobState.COMPLETED, exit_code=0)
     if code == WALLTIME:
         return JobStatus(JobState.TIMEOUT, "its walltime is over", code)
-    if by and code in (TERMINATED, KILLED):
-        scheduler = by.group(1).startswith("Scheduler")
-        return JobStatus(JobState.CANCELLED, PREEMPTED if scheduler else f"deleted by {by.group(1)}", code)
     if code == MEMORY or code in (KILLED, 128 + 9):
         return JobStatus(JobState.FAILED, "killed: out of memory", code)
     if code < 0:
@@ -136,13 +143,13 @@ class PBSProvider(PBSProProvider):  # type: ignore[misc]
         """Submit a pilot; what an earlier driver has left in the queue is deleted first.
 
         Raises:
-            SubmitException: its message begins with WAITING or REFUSED.
+            NotSubmitted: a queue is full, the server is down, or qsub refuses for good.
         """
         if not self._looked_back:
             self._delete_left_over()
             self._looked_back = True
         if time.monotonic() < self._not_before:
-            raise SubmitException(job_name, self._refusal)
+            raise NotSubmitted(job_name, self._refusal)
         try:
             job_id: str = super().submit(command, tasks_per_node, job_name)
         except SubmitException as error:
@@ -150,7 +157,7 @@ class PBSProvider(PBSProProvider):  # type: ignore[misc]
             temporary = any(words in said for words in (*LIMIT, *SERVER_DOWN))
             self._refusal = f"{WAITING if temporary else REFUSED}: {said}"
             self._not_before = time.monotonic() + self.patience
-            raise SubmitException(job_name, self._refusal) from None
+            raise NotSubmitted(job_name, self._refusal) from None
         self._mark(job_id).touch()
         return job_id
 

@@ -4,6 +4,7 @@ Importing this module imports Parsl: only a run that starts jobs does.
 """
 
 import os
+import re
 import runpy
 import sys
 import time
@@ -195,16 +196,20 @@ class Pools:
                 node.block, node.slots = manager["block_id"], manager["worker_count"]
                 node.busy = min(manager["tasks"], node.slots)
             for block, status in list(executor.status_facade.items()):
-                if (
-                    status.terminal
-                    and status.message
-                    and status.state != JobState.SCALED_IN
-                    and (label, block) not in self._told
-                ):
-                    self._told.add((label, block))
-                    job_id = executor.blocks_to_job_id.get(block)
-                    self.say(f"parsl: pilot {job_id or 'not submitted'}: {status.message}")
+                if status.terminal and status.message and status.state != JobState.SCALED_IN:
+                    self._tell(label, block, status.message)
         return self._judge_nodes()
+
+    def _tell(self, label: str, block: str, message: str) -> None:
+        """Say once why a pilot ended; why none was submitted, once for all that were tried."""
+        job_id = self.executors[label].blocks_to_job_id.get(block)
+        reason = re.sub(r"^Failed to start block \d+: ", "", message)
+        key = (label, block if job_id else reason)
+        if key not in self._told:
+            self._told.add(key)
+            self.say(
+                f"parsl: pilot {job_id}: {reason}" if job_id else f"parsl: no pilot for pool {label} yet: {reason}"
+            )
 
     def _managers(self, label: str) -> list[dict[str, Any]]:
         """What the interchange of a pool says about nodes; one that has died would never answer."""
