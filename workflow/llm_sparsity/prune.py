@@ -15,6 +15,7 @@ equal. Scores are made strip by strip whenever they are needed: making them cost
 
 import hashlib
 import importlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -181,17 +182,12 @@ class Zeroing:
 
     def results(self, names: Sequence[str]) -> Iterator[tuple[str, str, Tensor, Row | None]]:
         """(level, name, pruned tensor, what happened to it; None for a tensor outside the scope)."""
-        for name in names:
-            for level, weight, row in self._results(name):
-                yield level, name, weight, row
-
-    def _results(self, name: str) -> Iterator[tuple[str, Tensor, Row | None]]:
-        for level in self._levels:
+        for name, level in itertools.product(names, self._levels):
             weight, row = self._pool.reader.tensor(name), None
             if name in self._pool.places:
                 weight = weight.clone()  # what a reader gives may be the mapped file itself
                 row = self._zero(name, weight, level)
-            yield level, weight, row
+            yield level, name, weight, row
 
     def _zero(self, name: str, weight: Tensor, level: str) -> Row:
         """Prune one tensor, in place; what happened to it."""
@@ -250,15 +246,9 @@ class Cutting:
 
     def results(self, names: Sequence[str]) -> Iterator[tuple[str, str, Tensor, Row | None]]:
         """(level, name, smaller tensor, what happened to it; None for a tensor outside the scope, or a bias)."""
-        for name in names:
-            for level, weight, row in self._results(name):
-                yield level, name, weight, row
-
-    def _results(self, name: str) -> Iterator[tuple[str, Tensor, Row | None]]:
-        slot = self._slots.get(name)
-        for level in self._levels:
-            weight = self._pool.reader.tensor(name)
-            row = None
+        for name, level in itertools.product(names, self._levels):
+            weight, row = self._pool.reader.tensor(name), None
+            slot = self._slots.get(name)
             if slot and slot.block in self._units:
                 size = weight.numel()
                 order = torch.arange(weight.shape[slot.dim]).view(slot.fused, self._units[slot.block], -1)
@@ -266,7 +256,7 @@ class Cutting:
                 removed = size - weight.numel()
                 if name in self._pool.places:
                     row = describe(weight, size, removed, removed + _zeros(weight)) | {"threshold": ""}
-            yield level, weight, row
+            yield level, name, weight, row
 
 
 def _calibrated(rule: ModuleType) -> bool:
