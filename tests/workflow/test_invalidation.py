@@ -234,7 +234,8 @@ def test_an_identical_result_stops_the_cascade(finished: Project, tmp_path: Path
     project = Project(folder, finished.hub)
     project.edit(f"{LIBRARY}pruning/uniform.py", lambda source: source + "\nCHANGED = 1\n")
     done = project.snakemake(
-        "--configfile", "config.yaml", "--cores", "2", "results/gpt2/uniform-linear-0.5/sparsity.csv"
-    )
+        "--configfile", "config.yaml", "--cores", "2",
+        *(f"results/gpt2/uniform-{scope}-0.5/sparsity.csv" for scope in ("linear", "layers.0")),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert project.pending() == []

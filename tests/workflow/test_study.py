@@ -21,7 +21,7 @@ def test_the_study_runs_from_download_to_report(finished: Project) -> None:
     accuracy = metrics[metrics.metric == "accuracy"]
     assert len(accuracy) == 6 + 2 + 6  # SST-2 of three models, MRPC dense, MRPC pruned: recipes x seeds
     assert set(metrics.model) == {"roberta-base", "gpt2", "bart-base"}
-    assert (metrics.metric == "perplexity").sum() == 2
+    assert (metrics.metric == "perplexity").sum() == 2 + 4  # dense, wanda, and two methods in two scopes
     sizes = pd.read_csv(report / "tables/sizes.csv")
     assert sizes.set_index(["model", "method"]).measured_sparsity["bart-base", "magnitude"] > 0.8
     assert (report / "report.html").stat().st_size > 10_000
