@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -137,8 +138,9 @@ def _run(connection: socket.socket) -> int:
 
 def _end_with(connection: socket.socket) -> None:
     """End, as by SIGTERM, when the script that asked is gone."""
-    if not connection.recv(1):
-        os.kill(os.getpid(), signal.SIGTERM)
+    with suppress(ConnectionResetError):  # killed before it had read what it was told
+        connection.recv(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _connect(address: Path, idle: int, imports: Sequence[str]) -> socket.socket:
