@@ -226,7 +226,7 @@ def test_pilots_that_pbs_takes_away_are_replaced_and_their_runs_go_on(site: Site
     site.wait(lambda: len(site.events("begin")) == 2)
     (name,) = site.jobs()
     site.command("preempt", name)
-    site.wait(lambda: len(site.events("begin")) > 2)
+    site.wait(lambda: [job for job, *_ in site.events("begin")].count("long-3") == 2)
     assert "preempted" in site.said()
     assert "started again, 1 of at most 5 times" in site.said()
     (site.state / "walltime").write_text("1")
@@ -366,4 +366,4 @@ def test_the_profile_for_polaris_runs_a_study(site: Site, hub: Path, root: Path)
     assert "Plan of tiny" in said
     assert "5 jobs in pools" in said
     assert "Read reports/tiny/report.html" in said
-    assert [job["job_state"] for job in site.jobs().values()] == ["F"], "one pilot, and it is gone"
+    site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F"], 20)  # one pilot, and it is gone
