@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from llm_sparsity.collect import COLUMNS
-from llm_sparsity.plot import _resolution, plot
+from llm_sparsity.plot import _groups, _resolution, plot
 
 LEVELS = ["0", "0.5", "0.9"]
 
@@ -196,3 +196,14 @@ def test_perplexity_says_how_it_was_measured_and_what_was_published(tmp_path: Pa
     figure = (tmp_path / "figures/perplexity-wikitext2.svg").read_text()
     assert "2of4" in figure  # a mark of its own: 999 is no seed of 0.5
     assert "FillBetweenPolyCollection" not in figure and "PolyCollection" not in figure
+
+
+def test_parts_pruned_once_beside_a_swept_scope_are_left_to_their_figure() -> None:
+    rows = pd.DataFrame(
+        [("dense", "", 0.0), ("magnitude", "linear", 0.3), ("magnitude", "linear", 0.5), ("wanda", "linear", 0.5),
+         ("magnitude", "mlp", 0.3), ("magnitude", "attention", 0.3)],
+        columns=["method", "scope", "level"],
+    )  # fmt: skip
+    assert _groups(rows) == [("magnitude", "linear"), ("wanda", "linear")]
+    once = rows[rows.level != 0.5]
+    assert _groups(once) == [("magnitude", "linear"), ("magnitude", "mlp"), ("magnitude", "attention")]

@@ -40,6 +40,7 @@ STYLE = {
     "svg.hashsalt": "llm-sparsity", "figure.constrained_layout.use": True,
 }  # fmt: skip
 REPORT = Path(__file__).parent.parent / "report"
+CROWD = 10  # points that can all be named; of more, those on the frontier are
 CELL = ["model", "method", "scope", "sparsity"]
 
 
@@ -168,8 +169,14 @@ def _look(models: list[str], model: str) -> dict[str, Any]:
 
 
 def _groups(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """The (method, scope) that were pruned with; dense belongs to each."""
+    """The (method, scope) that were pruned with; dense belongs to each.
+
+    Parts that were pruned at one sparsity only, beside scopes that were swept, are left to the figure of parts.
+    """
     pruned = rows[rows.method != "dense"]
+    levels = pruned.groupby("scope")["level"].nunique()
+    if len(levels) > 2 and (levels > 1).any():
+        pruned = pruned[pruned.scope.map(levels) > 1]
     return list(dict.fromkeys(zip(pruned.method, pruned.scope, strict=True))) or [("dense", "")]
 
 
@@ -571,8 +578,12 @@ def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[
     quality = metrics[metrics.metric.isin(["accuracy", "perplexity"]) & (metrics["mask"] != "released")]
     cells = quality.groupby(["task", "metric", *CELL, "recipe", "level"], sort=False).value.mean().reset_index()
     cells = cells.merge(sizes[[*CELL, "bytes"]], on=CELL)
-    fastest = speed[speed.batch_size == speed.batch_size.min()].groupby(CELL).seconds.min().reset_index()
+    single = speed[speed.batch_size == speed.batch_size.min()]
+    dense = single[single.method == "dense"].groupby("model").seconds.min()
+    fastest = single.groupby(CELL).speedup.max().reset_index()
+    fastest.loc[fastest.method == "dense", "speedup"] = 1.0
     cells = cells.merge(fastest, on=CELL, how="left")
+    cells["seconds"] = cells.model.map(dense) / cells.speedup
     costs = {
         "bytes": ("bytes", "Weight file (MB)", 1e6),
         "seconds": ("latency", "Latency, fastest execution (ms)", 1e-3),
@@ -591,7 +602,8 @@ def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[
         caption = (
             f"What to pick on {task}: every variant by what it costs and reaches, mask kept; recipes other than "
             "plain fine-tuning are named. The grey line joins those that no other beats in both; what is far from it "
-            "is not worth having."
+            "is not worth having; where there are many points, only those on the line are named. Latency: the dense "
+            "model's, divided by the speed-up that was measured side by side."
         )
         yield Drawn(f"frontier-{task}", "What to pick", caption, figure)
 
@@ -611,7 +623,8 @@ def _frontier(ax: Axes, rows: pd.DataFrame, models: list[str], metric: str) -> N
         text = "dense" if row.method == "dense" else f"{row.level:.0%}"
         text += f" {_scope_name(row.scope)}" if scopes > 1 and row.method != "dense" else ""
         text += f" {row.recipe}" if row.recipe not in ("kept", "") else ""
-        ax.annotate(text, (row.cost, row.value), (5, 3), textcoords="offset points", fontsize=7.5, color="#333333")
+        if len(rows) <= CROWD or row.Index in front.index or row.method == "dense":
+            ax.annotate(text, (row.cost, row.value), (5, 3), textcoords="offset points", fontsize=7.5, color="#333333")
     for number, method in enumerate(methods):
         if method != "dense":
             ax.plot([], [], marker=MARKERS[number % len(MARKERS)], color="#555555", linestyle="", label=method)
