@@ -16,7 +16,7 @@ from typing import Any
 
 from llm_sparsity.config import CALIBRATED, Config
 from llm_sparsity.files import MANIFEST, read_json
-from llm_sparsity.study import Run
+from llm_sparsity.study import Run, fraction
 
 SLOTS = 4  # GPUs a node
 PILOT_MINUTES = 1.5  # from the start of a batch job to its first run
@@ -87,11 +87,7 @@ def queues(table: Path) -> list[Queue]:
 
 def stored(sparsity: str) -> float:
     """Bytes of a sparse checkpoint as a share of dense; sparsity as a config writes it."""
-    if "of" in sparsity:
-        kept, group = map(int, sparsity.split("of"))
-        removed = 1 - kept / group
-    else:
-        removed = float(sparsity)
+    removed = fraction(sparsity)
     for (low, more), (high, less) in itertools.pairwise(STORED):
         if low <= removed <= high:
             return more + (less - more) * (removed - low) / (high - low)

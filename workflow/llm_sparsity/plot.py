@@ -27,6 +27,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from scipy.stats import t as student
 
 from llm_sparsity.files import atomic, write_text
+from llm_sparsity.study import fraction
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -89,16 +90,8 @@ def _read(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path, keep_default_na=False, na_values=blank, dtype={"sparsity": str})
     table = table.rename(columns={"level": "level_"})  # of weights.csv: overall, layer, tensor
     if "sparsity" in table:
-        table["level"] = [_level(sparsity) for sparsity in table["sparsity"]]
+        table["level"] = [fraction(sparsity) for sparsity in table["sparsity"]]
     return table
-
-
-def _level(sparsity: str) -> float:
-    """A sparsity as a number: "0.5" is 0.5, "2of4" (2 kept) is 0.5."""
-    if "of" in sparsity:
-        kept, group = map(int, sparsity.split("of"))
-        return 1 - kept / group
-    return float(sparsity)
 
 
 def _figures(data: Mapping[str, pd.DataFrame], models: list[str], config: Mapping[str, Any]) -> Iterable[Drawn]:
@@ -727,7 +720,7 @@ def _results(data: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
         rows = metrics[(metrics.task == task) & (metrics.metric != "nll")]
         for metric in dict.fromkeys(rows.metric):
             chosen = rows[rows.metric == metric]
-            levels = sorted(set(chosen.sparsity), key=lambda sparsity: (_level(sparsity), sparsity))
+            levels = sorted(set(chosen.sparsity), key=lambda sparsity: (fraction(sparsity), sparsity))
             lines = []
             for (model, method, scope, recipe), group in chosen[chosen.method != "dense"].groupby(
                 ["model", "method", "scope", "recipe"], sort=False
@@ -736,7 +729,7 @@ def _results(data: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
                 values = dict(list(pd.concat([dense, group]).groupby("sparsity").value))
                 cells = [_interval(metric, values[level]) if level in values else "" for level in levels]
                 lines.append([model, method, scope, recipe, *cells])
-            shown = [level if "of" in level else f"{100 * _level(level):g} %" for level in levels]
+            shown = [level if "of" in level else f"{100 * fraction(level):g} %" for level in levels]
             heads = ["model", "method", "scope", "recipe", *shown]
             note = _resolution(data, task) if metric in METRICS else ""
             tables.append({"task": task, "metric": metric, "heads": heads, "lines": lines, "note": note})

@@ -12,6 +12,14 @@ from typing import Any
 RESULTS = Path("results")
 
 
+def fraction(sparsity: str) -> float:
+    """A sparsity as a number: "0.5" is 0.5, "2of4" (2 kept) is 0.5."""
+    if "of" in sparsity:
+        kept, group = map(int, sparsity.split("of"))
+        return 1 - kept / group
+    return float(sparsity)
+
+
 @dataclass(frozen=True, order=True)
 class Variant:
     """A model after pruning: `{method}-{scope}-{sparsity}`, or `dense`.
