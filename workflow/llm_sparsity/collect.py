@@ -13,6 +13,7 @@
                    torch; see `measure`
     weights.csv    model method scope sparsity  and the columns of `weights`
     baselines.csv  task metric value  what always answering with the most frequent label reaches
+    claims.csv     claim model task scope recipe quantity value margin seeds low high earlier verdict; see `claims`
 
 A dense model has method "dense", no scope, sparsity 0; its one fine-tuning, under the recipe
 kept, stands for every recipe. `sparsity` is what
@@ -26,6 +27,7 @@ from typing import Any
 
 import pandas as pd
 
+from llm_sparsity import claims
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import atomic, read_json, read_manifest, weight_bytes
 from llm_sparsity.study import Cells, Evaluation, Run, Variant, expand
@@ -49,6 +51,7 @@ COLUMNS = {
     "speed": [*VARIANT, *INFERENCE, "load_seconds", "device", "threads", "torch"],
     "weights": [*VARIANT, "level", "name", "stack", "layer", "part", "statistic", "x", "value"],
     "baselines": ["task", "metric", "value"],
+    "claims": claims.COLUMNS,
 }
 Row = dict[str, Any]
 
@@ -79,7 +82,7 @@ def collect(
 
 
 def _tables(cells: Cells, root: Path) -> dict[str, pd.DataFrame]:
-    rows: dict[str, list[Row]] = {name: [] for name in COLUMNS if name != "weights"}
+    rows: dict[str, list[Row]] = {name: [] for name in COLUMNS}
     for evaluation in cells.evaluations:
         result = read_json(root / evaluation.folder / "metrics.json")
         rows["metrics"] += _metrics(_cell(evaluation), result)
@@ -120,6 +123,7 @@ def _tables(cells: Cells, root: Path) -> dict[str, pd.DataFrame]:
             for model, variant in cells.variants
         ]
     )[COLUMNS["weights"]]
+    tables["claims"] = claims.check(tables)
     return tables
 
 

@@ -1,4 +1,4 @@
-"""Figures and the page, from a study's tables alone.
+"""Figures, from a study's tables alone; `report` puts them on a page.
 
 House style: a model has one colour and one marker everywhere (Okabe & Ito's palette, told apart without colour too); a
 kept mask has filled markers, a released one is dashed and hollow, other recipes are dash-dotted; every seed is a
@@ -8,24 +8,23 @@ and a bitmap file.
 
 import base64
 import itertools
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
-from scipy.stats import t as student
 
+from llm_sparsity import claims, report
+from llm_sparsity.claims import margin
+from llm_sparsity.collect import VARIANT
 from llm_sparsity.files import atomic, write_text
 from llm_sparsity.study import fraction
 
@@ -40,9 +39,9 @@ STYLE = {
     "lines.linewidth": 1.6, "lines.markersize": 5, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 160,
     "svg.hashsalt": "llm-sparsity", "figure.constrained_layout.use": True,
 }  # fmt: skip
-REPORT = Path(__file__).parent.parent / "report"
 CROWD = 10  # points that can all be named; of more, those on the frontier are
-CELL = ["model", "method", "scope", "sparsity"]
+
+Ends = dict[Axes, list[tuple[float, float, str, str]]]  # of lines: x, y, name, colour
 
 
 @dataclass(frozen=True)
@@ -63,35 +62,13 @@ def plot(tables: Path, output: Path, *, config: Mapping[str, Any]) -> None:
         output: gets figures/, report.html and summary.txt.
         config: the study's config, for the order of names and for the page.
     """
-    data = {path.stem: _read(path) for path in sorted(tables.glob("*.csv"))}
+    data = report.read(tables)
     models = list(dict.fromkeys(model for grid in config["study"] for model in grid["models"]))
     with mpl.rc_context(STYLE):
         drawn = [_save(figure, output / "figures") for figure in _figures(data, models, config)]
     sections = {name: [figure for figure in drawn if figure["section"] == name] for name in SECTIONS}
-    write_text(output / "summary.txt", _summary(data, output))
-    template = REPORT / "report.html.jinja"
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template.read_text())
-    write_text(
-        output / "report.html",
-        page.render(
-            name=config["name"],
-            answers=_answers(data),
-            sections={name: figures for name, figures in sections.items() if figures},
-            results=_results(data),
-            tables={name: _html_table(table) for name, table in data.items() if name not in ("weights", "history")},
-            config=yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False),
-            machines=_machines(data),
-        ),
-    )
-
-
-def _read(path: Path) -> pd.DataFrame:
-    blank = {column: [""] for column in ("value", "x", "plain_bytes", "bound_bytes")}
-    table = pd.read_csv(path, keep_default_na=False, na_values=blank, dtype={"sparsity": str})
-    table = table.rename(columns={"level": "level_"})  # of weights.csv: overall, layer, tensor
-    if "sparsity" in table:
-        table["level"] = [fraction(sparsity) for sparsity in table["sparsity"]]
-    return table
+    write_text(output / "summary.txt", report.summary(data, output))
+    write_text(output / "report.html", report.page(data, config, sections))
 
 
 def _figures(data: Mapping[str, pd.DataFrame], models: list[str], config: Mapping[str, Any]) -> Iterable[Drawn]:
@@ -99,9 +76,9 @@ def _figures(data: Mapping[str, pd.DataFrame], models: list[str], config: Mappin
     for task in dict.fromkeys(metrics.loc[metrics.metric == "accuracy", "task"]):
         for metric, label in METRICS.items():
             rows = metrics[(metrics.task == task) & (metrics.metric == metric)]
-            yield _by_sparsity(
-                f"{metric}-{task}", rows, models, label, _noise(data, task), _majority(data, task, metric)
-            )
+            majority = report.majority(data, task, metric)
+            earlier = _published(task, metric, models)
+            yield _by_sparsity(f"{metric}-{task}", rows, models, label, _noise(data, task), majority, earlier)
         runs = data["runs"][data["runs"].task == task].assign(value=lambda rows: rows.train_seconds)
         caption = "Seconds of training; set-up and evaluation are not counted. A mask alone saves no time."
         yield _by_sparsity(f"train-time-{task}", runs, models, "Training time (s)", caption, None)
@@ -189,24 +166,18 @@ def _sparsity_axis(ax: Axes, levels: Iterable[float]) -> None:
     ax.set_xlabel("Sparsity of the scope (% of weights removed)")
 
 
-def _spread(ax: Axes, labels: list[tuple[float, float, str, str]]) -> None:
-    """Write names beside the last points of lines, moved apart where they would overlap."""
-    figure = ax.figure
-    assert isinstance(figure, Figure)
-    figure.canvas.draw()
-    transform = ax.transData
-    placed: list[tuple[float, tuple[float, float, str, str]]] = []
-    for label in sorted(labels, key=lambda item: item[1]):
-        height = float(transform.transform((label[0], label[1]))[1])
-        if placed and height < placed[-1][0] + 13:
-            height = placed[-1][0] + 13
-        placed.append((height, label))
-    for height, (x, y, text, colour) in placed:
-        offset = (height - float(transform.transform((x, y))[1])) * 72 / figure.dpi
-        ax.annotate(
-            text, (x, y), (7, offset), textcoords="offset points", color=colour, va="center", fontsize=8.5,
-            annotation_clip=False,
-        )  # fmt: skip
+def _name_lines(figure: Figure, ends: Ends) -> None:
+    """Write names (x, y, text, colour) beside the last points of lines, moved apart where they would overlap."""
+    figure.draw_without_rendering()  # the layout decides where points are
+    for ax, labels in ends.items():
+        above = -math.inf
+        for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
+            wanted = float(ax.transData.transform((x, y))[1])
+            above = max(wanted, above + 13)
+            ax.annotate(
+                text, (x, y), (7, (above - wanted) * 72 / figure.dpi), textcoords="offset points", color=colour,
+                va="center", fontsize=8.5, annotation_clip=False,
+            )  # fmt: skip
 
 
 def _stroke(recipe: str, mask: str) -> dict[str, Any]:
@@ -214,13 +185,6 @@ def _stroke(recipe: str, mask: str) -> dict[str, Any]:
     if mask == "released":
         return {"linestyle": "--", "markerfacecolor": "white"}
     return {"linestyle": "-" if recipe in ("kept", "") else "-."}
-
-
-def _margin(values: "pd.Series[float]") -> float:
-    """Half of the 95 % t-interval of a mean over seeds; 0 for a single one."""
-    if len(values) < 2:
-        return 0.0
-    return float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def _line(ax: Axes, rows: pd.DataFrame, stroke: Mapping[str, Any], **look: Any) -> tuple[float, float]:
@@ -233,54 +197,17 @@ def _line(ax: Axes, rows: pd.DataFrame, stroke: Mapping[str, Any], **look: Any) 
     levels, means, low, high = [], [], [], []
     for level, group in rows.groupby("level"):
         values = group["value"].astype(float)
-        margin = _margin(values)
+        about = margin(values)
         if len(values) > 1:
             ax.plot([level] * len(values), values, linestyle="", alpha=0.45, **{**look, "markersize": 3})
         levels.append(float(level))
         means.append(float(values.mean()))
-        low.append(means[-1] - margin)
-        high.append(means[-1] + margin)
+        low.append(means[-1] - about)
+        high.append(means[-1] + about)
     ax.plot(levels, means, **look, **stroke)
     if high != low:
         ax.fill_between(levels, low, high, color=look["color"], alpha=0.12, linewidth=0)
     return levels[-1], means[-1]
-
-
-def _by_sparsity(
-    name: str, rows: pd.DataFrame, models: list[str], label: str, caption: str, majority: float | None
-) -> Drawn:
-    """One value by sparsity: a panel for each method and scope, a line for each model and recipe."""
-    groups = _groups(rows)
-    figure, axes = _panels([_group_name(*group) for group in groups], sharey=True)
-    for ax, (method, scope) in zip(axes, groups, strict=True):
-        ends = []
-        group = _with_dense(rows, method, scope)
-        pruned = group[group.method != "dense"]
-        recipes = dict(zip(pruned.recipe, pruned["mask"], strict=True)) or {"kept": "kept"}
-        for model in [model for model in models if model in set(group.loc[group.method == method, "model"])]:
-            for recipe, mask in recipes.items():
-                line = group[(group.model == model) & ((group.recipe == recipe) | (group.method == "dense"))]
-                if not (line.method == method).any():
-                    continue
-                look = _look(models, model)
-                x, y = _line(ax, line, _stroke(recipe, mask), **look)
-                ends.append((x, y, f"{model}, {recipe}" if len(recipes) > 1 else model, look["color"]))
-        _sparsity_axis(ax, group.level)
-        if majority is not None:
-            low, high = ax.get_ylim()
-            low = min(low, majority - 0.03 * (high - majority))
-            ax.set_ylim(low, max(high, low + 0.1))  # chance fills no axis
-            ax.axhline(majority, color="#777777", linewidth=1, linestyle=":")
-            ax.annotate(
-                "majority class", (0, majority), (2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                fontsize=8, color="#555555",
-            )  # fmt: skip
-        else:
-            ax.set_ylim(bottom=0)
-        _spread(ax, ends)
-    axes[0].set_ylabel(label)
-    section = "Task quality" if majority is not None else "Cost"
-    return Drawn(name, section, f"{label} by sparsity. {caption}", figure)
 
 
 def _noise(data: Mapping[str, pd.DataFrame], task: str) -> str:
@@ -292,26 +219,61 @@ def _noise(data: Mapping[str, pd.DataFrame], task: str) -> str:
         else f"{seeds} seeds: small points; line and band are their mean and its 95 % t-interval"
     )
     return (
-        f"{told}. {_resolution(data, task)} Solid: the recipe kept, which holds the mask; dash-dotted: another that "
-        "holds it; dashed: released, zeros may grow back. Dotted: the majority class."
+        f"{told}. {report.resolution(data, task)} Solid: the recipe kept, which holds the mask; dash-dotted: another "
+        "that holds it; dashed: released, zeros may grow back. Dotted: the majority class."
     )
 
 
-def _resolution(data: Mapping[str, pd.DataFrame], task: str) -> str:
-    """How well a validation split of its size tells two accuracies apart: a binomial's 95 % band."""
-    metrics, runs = data["metrics"], data["runs"]
-    dense = metrics[(metrics.task == task) & (metrics.metric == "accuracy") & (metrics.method == "dense")]
-    examples, accuracy = int(runs.validation_examples[runs.task == task].iloc[0]), float(dense.value.mean())
-    band = 196 * math.sqrt(accuracy * (1 - accuracy) / examples)
-    return (
-        f"The validation split has {examples} examples: near the dense model's accuracy, {accuracy:.2f}, one seed's is "
-        f"known to ±{band:.1f} points (95 %)."
-    )
-
-
-def _majority(data: Mapping[str, pd.DataFrame], task: str, metric: str) -> float:
-    rows = data["baselines"]
-    return float(rows.loc[(rows.task == task) & (rows.metric == metric), "value"].iloc[0])
+def _by_sparsity(
+    name: str,
+    rows: pd.DataFrame,
+    models: list[str],
+    label: str,
+    caption: str,
+    majority: float | None,
+    earlier: pd.DataFrame | None = None,
+) -> Drawn:
+    """One value by sparsity: a panel for each method and scope, a line for each model and recipe."""
+    groups = _groups(rows)
+    figure, axes = _panels([_group_name(*group) for group in groups], sharey=True)
+    ends: Ends = {}
+    for ax, (method, scope) in zip(axes, groups, strict=True):
+        ends[ax] = []
+        group = _with_dense(rows, method, scope)
+        pruned = group[group.method != "dense"]
+        recipes = dict(zip(pruned.recipe, pruned["mask"], strict=True)) or {"kept": "kept"}
+        for model in [model for model in models if model in set(group.loc[group.method == method, "model"])]:
+            for recipe, mask in recipes.items():
+                line = group[(group.model == model) & ((group.recipe == recipe) | (group.method == "dense"))]
+                if not (line.method == method).any():
+                    continue
+                look = _look(models, model)
+                x, y = _line(ax, line, _stroke(recipe, mask), **look)
+                ends[ax].append((x, y, f"{model}, {recipe}" if len(recipes) > 1 else model, look["color"]))
+            if earlier is not None:
+                marks = earlier[(earlier.model == model) & earlier.method.isin([method, "dense"])]
+                ax.plot(marks.level, marks.value, "x", color=_look(models, model)["color"], alpha=0.45, markersize=7)
+        _sparsity_axis(ax, group.level)
+        if majority is not None:
+            low, high = ax.get_ylim()
+            low = min(low, majority - 0.03 * (high - majority))
+            ax.set_ylim(max(low, 0), min(max(high, low + 0.1), 1))  # chance fills no axis, a band leaves no scale
+            ax.axhline(majority, color="#777777", linewidth=1, linestyle=":")
+            ax.annotate(
+                "majority class", (0, majority), (2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                fontsize=8, color="#555555",
+            )  # fmt: skip
+        else:
+            ax.set_ylim(bottom=0)
+    _name_lines(figure, ends)
+    axes[0].set_ylabel(label)
+    if earlier is not None and len(earlier):
+        caption += (
+            f" Faint crosses: {claims.EARLIER}, which trained few steps (an effective batch of 128: 87 steps on MRPC), "
+            "once, with the mask released."
+        )
+    section = "Task quality" if majority is not None else "Cost"
+    return Drawn(name, section, f"{label} by sparsity. {caption}", figure)
 
 
 def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
@@ -319,8 +281,9 @@ def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
     rows = rows[(rows.method != "dense") & (rows.seed == rows.seed.min())]
     shown = [model for model in models if model in set(rows.model)]
     figure, axes = _panels(shown, sharey=True)
+    ends: Ends = {}
     for ax, model in zip(axes, shown, strict=True):
-        ends = []
+        ends[ax] = []
         variants = rows[rows.model == model].groupby(["recipe", "method", "scope", "level"], sort=True)
         for number, ((recipe, method, scope, level), group) in enumerate(variants):
             line = group.astype({"step": int, "epoch": int, "measured_sparsity": float}).sort_values("step")
@@ -332,7 +295,7 @@ def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
                 markerfacecolor="white",
             )  # fmt: skip
             names = [*([method, scope] if len(_groups(rows)) > 1 else []), *([recipe] if recipe != "released" else [])]
-            ends.append((0.0, float(level), " ".join([*names, f"{level:.0%}"]), colour))
+            ends[ax].append((0.0, float(level), " ".join([*names, f"{level:.0%}"]), colour))
         ax.plot([], [], linestyle="", marker="o", markersize=3, color="#555555", label="within the first epoch")
         ax.plot([], [], linestyle="", marker="s", markerfacecolor="white", color="#555555", label="after an epoch")
         ax.legend(loc="upper right", fontsize=8)
@@ -344,10 +307,10 @@ def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.set_ylim(0, 1)
         ax.set_xlabel("Optimizer step")
-        _spread(ax, ends)
+    _name_lines(figure, ends)
     axes[0].set_ylabel("Measured sparsity of the scope")
     line = rows[rows.level == rows.level.max()].sort_values("step", key=lambda steps: steps.astype(int))
-    line = line[(line[["recipe", *CELL]] == line[["recipe", *CELL]].iloc[0]).all(axis=1)]
+    line = line[(line[["recipe", *VARIANT]] == line[["recipe", *VARIANT]].iloc[0]).all(axis=1)]
     first, last = (float(line.measured_sparsity.iloc[at]) for at in (0, -1))
     step = int(line.step.iloc[0])
     caption = (
@@ -360,28 +323,28 @@ def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
 
 def _perplexity(task: str, rows: pd.DataFrame, models: list[str], settings: Mapping[str, Any]) -> Drawn:
     """Perplexity by sparsity: a panel for each model, a line for each method and scope; what others published."""
-    published = _read(REPORT / "published.csv")
-    published = published[(published.task == task) & published.model.isin(models)]
+    published = _published(task, "perplexity", models)
     shown = [model for model in models if model in set(rows.model)]
     figure, axes = _panels(shown, width=6.0)
     groups = _groups(rows)
     scopes = {scope for _, scope in groups}
+    ends: Ends = {}
     for ax, model in zip(axes, shown, strict=True):
-        ends = []
+        ends[ax] = []
         for number, (method, scope) in enumerate(groups):
             line = _with_dense(rows[rows.model == model], method, scope)
             if (line.method == method).any():
                 look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
                 x, y = _line(ax, line, _stroke("", ""), **look)
-                ends.append((x, y, method if len(scopes) == 1 else f"{method}, {scope}", look["color"]))
+                ends[ax].append((x, y, method if len(scopes) == 1 else f"{method}, {scope}", look["color"]))
                 marks = published[(published.model == model) & published.method.isin([method, "dense"])]
-                ax.plot(marks.level, marks.perplexity.astype(float), "x", color=look["color"], markersize=9)
+                ax.plot(marks.level, marks.value, "x", color=look["color"], markersize=9)
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
         ax.yaxis.set_minor_locator(NullLocator())
         _sparsity_axis(ax, rows.level)
-        _spread(ax, ends)
+    _name_lines(figure, ends)
     axes[0].set_ylabel("Perplexity (log scale; lower is better)")
     caption = (
         f"Perplexity on {task} by sparsity of the scope {' and '.join(sorted(scopes))}, one-shot: pruned and measured, "
@@ -390,6 +353,13 @@ def _perplexity(task: str, rows: pd.DataFrame, models: list[str], settings: Mapp
     if len(published):
         caption += f" Crosses are published values: {'; '.join(dict.fromkeys(published.source))}."
     return Drawn(f"perplexity-{task}", "Task quality", caption, figure)
+
+
+def _published(task: str, metric: str, models: list[str]) -> pd.DataFrame:
+    """What others published on a task."""
+    rows = claims.published()
+    rows = rows[(rows.task == task) & (rows.metric == metric) & rows.model.isin(models)]
+    return rows.assign(level=rows.sparsity.map(fraction))
 
 
 def _protocol(settings: Mapping[str, Any]) -> str:
@@ -442,10 +412,10 @@ def _part(
         ]
         removed = float(chosen.removed.iloc[0]) / 1e6
         ax.annotate(
-            f"{_shown(metric, value)}   ({removed:,.1f} M weights)", (value, number), (4, 0),
+            f"{report.shown(metric, value)}   ({removed:,.1f} M weights)", (value, number), (4, 0),
             textcoords="offset points", va="center", fontsize=8,
         )  # fmt: skip
-    ax.set_yticks(range(len(values)), [_scope_name(str(scope)) for scope in values.index])
+    ax.set_yticks(range(len(values)), [report.scope_name(str(scope)) for scope in values.index])
     ax.axvline(dense, color="#777777", linewidth=1, linestyle=":")
     ax.grid(visible=False, axis="y")
     if metric == "perplexity":
@@ -460,23 +430,13 @@ def _part(
         ax.set_xlabel("Accuracy")
 
 
-def _scope_name(scope: str) -> str:
-    """A scope for readers: layers.3.4.5 becomes layers 3-5."""
-    word, *numbers = scope.split(".")
-    if not numbers:
-        return word
-    layers = [int(number) for number in numbers]
-    if len(layers) > 1 and layers == list(range(layers[0], layers[-1] + 1)):
-        return f"layers {layers[0]}-{layers[-1]}"
-    return f"layer{'s' * (len(layers) > 1)} {', '.join(numbers)}"
-
-
 def _sizes(rows: pd.DataFrame, models: list[str]) -> Drawn:
     """Bytes of the weight files by sparsity, as a share of the dense file."""
     groups = _groups(rows)
     figure, axes = _panels([_group_name(*group) for group in groups], sharey=True)
+    ends: Ends = {}
     for ax, (method, scope) in zip(axes, groups, strict=True):
-        ends = []
+        ends[ax] = []
         group = _with_dense(rows, method, scope)
         for model in [
             model for model in models if (method == "dense" or model in set(group.model[group.method == method]))
@@ -488,14 +448,14 @@ def _sizes(rows: pd.DataFrame, models: list[str]) -> Drawn:
             ax.plot(
                 bound.level, bound.bound_bytes / bound.dense_bytes, color=look["color"], linestyle=":", linewidth=1.2
             )
-            ends.append((float(points.level.iloc[-1]), float(points.ratio.iloc[-1]), model, look["color"]))
+            ends[ax].append((float(points.level.iloc[-1]), float(points.ratio.iloc[-1]), model, look["color"]))
         ax.axhline(1, color="#777777", linewidth=1, linestyle="--")
         ax.annotate("dense file", (1, 1), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
                     fontsize=8, color="#555555", ha="right")  # fmt: skip
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.set_ylim(0, 1.1)
         _sparsity_axis(ax, group.level)
-        _spread(ax, ends)
+    _name_lines(figure, ends)
     axes[0].set_ylabel("Weight file, share of dense")
     caption = (
         "Bytes of the saved weights, measured: survivors and where they are; zeros are not stored. What is outside "
@@ -507,15 +467,16 @@ def _sizes(rows: pd.DataFrame, models: list[str]) -> Drawn:
 
 def _group_name(method: str, scope: str) -> str:
     """A panel's name."""
-    return f"{method}, {_scope_name(scope)}" if scope else method
+    return f"{method}, {report.scope_name(scope)}" if scope else method
 
 
 def _speed(batch: int, rows: pd.DataFrame, models: list[str]) -> Drawn:
     """How much faster than the dense model a variant runs, by sparsity and execution."""
     groups = _groups(rows)
     figure, axes = _panels([_group_name(*group) for group in groups], sharey=True)
+    ends: Ends = {}
     for ax, (method, scope) in zip(axes, groups, strict=True):
-        ends, found = [], []
+        ends[ax], found = [], []
         group = _with_dense(rows, method, scope)
         for model in [model for model in models if model in set(group.model[group.method == method])]:
             mine, look = group[group.model == model], _look(models, model)
@@ -527,7 +488,7 @@ def _speed(batch: int, rows: pd.DataFrame, models: list[str]) -> Drawn:
                 style = {"linestyle": "--", "markerfacecolor": "white"} if hollow else {}
                 bars = [line.speedup - line.speedup_low, line.speedup_high - line.speedup]
                 ax.errorbar(line.level, line.speedup, bars, capsize=2, elinewidth=1, **look, **style)
-                ends.append(
+                ends[ax].append(
                     (float(line.level.iloc[-1]), float(line.speedup.iloc[-1]), f"{model}, {name}", look["color"])
                 )
                 if name == "sparse" and (even := _crossing(line.level.to_numpy(), line.speedup.to_numpy())):
@@ -543,7 +504,7 @@ def _speed(batch: int, rows: pd.DataFrame, models: list[str]) -> Drawn:
                     textcoords="offset points", fontsize=8, color="#555555")  # fmt: skip
         ax.set_ylim(0, max(1.2, float(rows.speedup_high.max()) * 1.08))
         _sparsity_axis(ax, group.level)
-        _spread(ax, ends)
+    _name_lines(figure, ends)
     axes[0].set_ylabel("Speed-up over the dense model")
     tokens, threads, device = (rows[key].iloc[0] for key in ("sequence_length", "threads", "device"))
     batch, threads = int(batch), int(threads)  # NumPy's make no plural
@@ -569,13 +530,14 @@ def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[
     """What to pick: quality against measured bytes, and against measured latency."""
     metrics, sizes, speed = data["metrics"], data["sizes"], data["speed"]
     quality = metrics[metrics.metric.isin(["accuracy", "perplexity"]) & (metrics["mask"] != "released")]
-    cells = quality.groupby(["task", "metric", *CELL, "recipe", "level"], sort=False).value.mean().reset_index()
-    cells = cells.merge(sizes[[*CELL, "bytes"]], on=CELL)
+    quality = quality[quality.method != "random"]  # a control, nobody's pick
+    cells = quality.groupby(["task", "metric", *VARIANT, "recipe", "level"], sort=False).value.mean().reset_index()
+    cells = cells.merge(sizes[[*VARIANT, "bytes"]], on=VARIANT)
     single = speed[speed.batch_size == speed.batch_size.min()]
     dense = single[single.method == "dense"].groupby("model").seconds.min()
-    fastest = single.groupby(CELL).speedup.max().reset_index()
+    fastest = single.groupby(VARIANT).speedup.max().reset_index()
     fastest.loc[fastest.method == "dense", "speedup"] = 1.0
-    cells = cells.merge(fastest, on=CELL, how="left")
+    cells = cells.merge(fastest, on=VARIANT, how="left")
     cells["seconds"] = cells.model.map(dense) / cells.speedup
     costs = {
         "bytes": ("bytes", "Weight file (MB)", 1e6),
@@ -614,7 +576,7 @@ def _frontier(ax: Axes, rows: pd.DataFrame, models: list[str], metric: str) -> N
         marker = MARKERS[methods.index(row.method) % len(MARKERS)]
         ax.plot(row.cost, row.value, marker=marker, color=_look(models, row.model)["color"], linestyle="", zorder=2)
         text = "dense" if row.method == "dense" else f"{row.level:.0%}"
-        text += f" {_scope_name(row.scope)}" if scopes > 1 and row.method != "dense" else ""
+        text += f" {report.scope_name(row.scope)}" if scopes > 1 and row.method != "dense" else ""
         text += f" {row.recipe}" if row.recipe not in ("kept", "") else ""
         if len(rows) <= CROWD or row.Index in front.index or row.method == "dense":
             ax.annotate(text, (row.cost, row.value), (5, 3), textcoords="offset points", fontsize=7.5, color="#333333")
@@ -707,134 +669,3 @@ def _layers(model: str, rows: pd.DataFrame) -> Drawn:
         f"loses less under global magnitude pruning; the largest: {', '.join(named)}."
     )
     return Drawn(f"layers-{model}", "Weights", caption, figure)
-
-
-def _results(data: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """For each task and metric a small table: a row a model, method, scope and recipe; a column a sparsity.
-
-    A cell is the mean over seeds, with half of its 95 % t-interval where there are several.
-    """
-    metrics = data["metrics"]
-    tables = []
-    for task in dict.fromkeys(metrics.task):
-        rows = metrics[(metrics.task == task) & (metrics.metric != "nll")]
-        for metric in dict.fromkeys(rows.metric):
-            chosen = rows[rows.metric == metric]
-            levels = sorted(set(chosen.sparsity), key=lambda sparsity: (fraction(sparsity), sparsity))
-            lines = []
-            for (model, method, scope, recipe), group in chosen[chosen.method != "dense"].groupby(
-                ["model", "method", "scope", "recipe"], sort=False
-            ):
-                dense = chosen[(chosen.model == model) & (chosen.method == "dense")]
-                values = dict(list(pd.concat([dense, group]).groupby("sparsity").value))
-                cells = [_interval(metric, values[level]) if level in values else "" for level in levels]
-                lines.append([model, method, scope, recipe, *cells])
-            shown = [level if "of" in level else f"{100 * fraction(level):g} %" for level in levels]
-            heads = ["model", "method", "scope", "recipe", *shown]
-            note = _resolution(data, task) if metric in METRICS else ""
-            tables.append({"task": task, "metric": metric, "heads": heads, "lines": lines, "note": note})
-    return tables
-
-
-def _interval(metric: str, values: "pd.Series[float]") -> str:
-    """A mean over seeds, ± half of its 95 % t-interval."""
-    mean = _shown(metric, values.mean())
-    return mean if len(values) == 1 else f"{mean} ± {_shown(metric, _margin(values))}"
-
-
-def _shown(metric: str, value: float) -> str:
-    return f"{value:,.1f}" if metric == "perplexity" else f"{value:.3f}"
-
-
-def _answers(data: Mapping[str, pd.DataFrame]) -> list[str]:
-    """The study's answer in a few sentences, made from its tables."""
-    metrics, sizes = data["metrics"], data["sizes"]
-    lines = []
-    for metric, tolerance, better in (("accuracy", 0.02, 1), ("perplexity", 0.1, -1)):
-        chosen = metrics[metrics.metric == metric]
-        for (model, task), rows in chosen.groupby(["model", "task"], sort=False):
-            dense = rows.loc[rows.method == "dense", "value"].mean()
-            if better > 0 and dense < _majority(data, task, metric) + 0.02:
-                lines.append(f"{model} on {task}: dense it is no better than the majority class; this says nothing.")
-                continue
-            pruned = rows[(rows.method != "dense") & (rows["mask"] != "released")]
-            if pruned.empty:
-                continue
-            means = pruned.groupby(["method", "scope", "recipe", "sparsity", "level"]).value.mean().reset_index()
-            means = means.sort_values("value", ascending=better < 0, kind="stable")  # the best of a level comes first
-            limit = dense - tolerance if better > 0 else dense * (1 + tolerance)
-            free = means[(means.value - limit) * better >= 0]
-            last = means.loc[means.level.idxmax()]
-            within = "2 points of accuracy" if better > 0 else "10 % of perplexity"
-            if free.empty:
-                low = means.loc[means.level.idxmin()]
-                told = f"no sparsity tried stays within {within} of dense ({_shown(metric, dense)}); "
-                told += f"{100 * low.level:g} % by {_how(low)} gives {_shown(metric, low.value)}"
-            else:
-                best = free.loc[free.level.idxmax()]
-                told = f"{100 * best.level:g} % can go ({_how(best)}, scope {best.scope}) within {within} of dense: "
-                told += f"{_shown(metric, best.value)} against {_shown(metric, dense)}"
-            end = f"At {100 * last.level:g} % ({_how(last)}) it is {_shown(metric, last.value)}."
-            lines.append(f"{model} on {task}: {told}. {end}")
-    runs = data["runs"]
-    released = runs[(runs["mask"] == "released") & (runs.method != "dense")]
-    if not released.empty:
-        lines.append(
-            f"With the mask released, zeros grow back: of {released.level.max():.0%} asked for, "
-            f"{float(released.loc[released.level.idxmax(), 'measured_sparsity']):.1%} are left after fine-tuning. "
-            "What is then measured is a dense model."
-        )
-    if (sizes.method != "dense").any():
-        smallest = sizes.loc[sizes.ratio.astype(float).idxmin()]
-        lines.append(
-            f"Bytes: {smallest.model} at {100 * smallest.level:g} % ({smallest.method}, scope {smallest.scope}) takes "
-            f"{float(smallest.ratio):.1%} of its dense file, {smallest.bytes / 1e6:,.1f} MB instead of "
-            f"{smallest.dense_bytes / 1e6:,.1f} MB."
-        )
-    return lines
-
-
-def _how(row: Any) -> str:
-    """A method, and the recipe where it is not the plain one."""
-    return f"{row.method}, {row.recipe}" if row.recipe not in ("kept", "") else str(row.method)
-
-
-def _summary(data: Mapping[str, pd.DataFrame], output: Path) -> str:
-    """What the run's last lines say."""
-    lines = []
-    for table in _results(data):
-        if table["metric"] in ("accuracy", "perplexity"):
-            lines += ["", f"{table['metric']} on {table['task']}, by sparsity"]
-            grid = [table["heads"], *table["lines"]]
-            widths = [max(len(row[column]) for row in grid) for column in range(len(grid[0]))]
-            lines += [
-                "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in grid
-            ]
-    lines += ["", *(f"* {answer}" for answer in _answers(data)), "", f"Read {output / 'report.html'}"]
-    lines += [f"Figures: {output / 'figures'}   Tables: {output / 'tables'}"]
-    return "\n".join(lines[1:]) + "\n"
-
-
-def _machines(data: Mapping[str, pd.DataFrame]) -> list[str]:
-    """The hardware and versions that the study's runs had, each once."""
-    runs = data["runs"]
-    keys = ["device", "threads", "processes", "torch", "transformers", "accelerate", "python"]
-    found: dict[str, None] = dict.fromkeys(
-        ", ".join(f"{key} {row[key]}" for key in keys) for row in runs.drop_duplicates(keys).to_dict("records")
-    )
-    return list(found)
-
-
-def _html_table(table: pd.DataFrame) -> dict[str, Any]:
-    """A table for the page: heads, rows as text, which columns hold numbers."""
-    shown = table.drop(columns=["level"], errors="ignore")
-    formats: dict[str, Callable[[Any], str]] = {
-        column: (lambda value: "" if pd.isna(value) else f"{value:.6g}") if shown[column].dtype == float else str
-        for column in shown
-    }
-    rows = [
-        [formats[column](value) for column, value in zip(shown, row, strict=True)]
-        for row in shown.itertuples(index=False)
-    ]
-    numeric = [bool(pd.api.types.is_numeric_dtype(shown[column])) for column in shown]
-    return {"heads": list(shown), "rows": rows, "numeric": numeric}

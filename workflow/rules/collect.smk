@@ -3,7 +3,7 @@
 # needs   everything that the study computes
 # leaves  reports/{study}/tables/*.csv
 
-TABLES = ["metrics", "runs", "history", "sizes", "speed", "weights", "baselines"]
+TABLES = ["metrics", "runs", "history", "sizes", "speed", "weights", "baselines", "claims"]
 
 
 localrules:
@@ -25,6 +25,6 @@ rule collect:
         "../../envs/environment.yaml"
     params:
         settings=settings(study=STUDY.name, grids=STUDY.grids(), evaluated=STUDY.language_tasks()),
-        code=code("collect"),
+        code=code("collect", files=[WORKFLOW / "workflow/report/published.csv"]),
     shell:
         f"python scripts/collect.py --output reports/{STUDY.name}/tables --settings {{params.settings:q}} > {{log}} 2>&1"
