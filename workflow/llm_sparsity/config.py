@@ -61,7 +61,8 @@ def _scope(value: Any) -> str:
         return ".".join(["layers", *map(str, sorted(set(value)))])
     if value in SCOPES or re.fullmatch(r"layers(\.\d+)+", str(value)):
         return str(value)
-    raise ValueError(f"is no scope{_guess(str(value), list(SCOPES))}, or a list of layers such as [0, 3]")
+    guess = _guess(str(value), list(SCOPES))
+    raise ValueError(f"expected {', '.join(SCOPES)} or a list of layers such as [0, 3]{guess}")
 
 
 Scope = Annotated[str, BeforeValidator(_scope)]
