@@ -365,9 +365,7 @@ def test_only_the_scope_is_touched(
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_the_error_of_every_matrix(
-    kind: str, tiny_model: Callable[[str], Path], text: Path, tmp_path: Path
-) -> None:
+def test_the_error_of_every_matrix(kind: str, tiny_model: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
     """Beside whole models, whose blocks before the matrix are pruned; six sequences of 32 tokens are one batch."""
     folder = tiny_model(kind)
     after = pruned(folder, text, tmp_path, "0.5", "sparsegpt")
@@ -382,7 +380,7 @@ def test_the_error_of_every_matrix(
             if int(row["layer"]) < layer:
                 model.get_submodule(row["name"].removesuffix(".weight")).weight.data = after[row["name"]]
         for name, module in modules.items():
-            module.register_forward_pre_hook(lambda _, given, name=name: inputs.update({name: given[0]}))
+            module.register_forward_pre_hook(lambda _, given, name=name, inputs=inputs: inputs.update({name: given[0]}))
         with torch.no_grad():
             model(input_ids=sequences(folder, text, **DRAW))
         assert mine

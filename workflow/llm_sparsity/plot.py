@@ -78,7 +78,11 @@ def plot(tables: Path, output: Path, *, config: Mapping[str, Any]) -> None:
             answers=_answers(data),
             sections={name: figures for name, figures in sections.items() if figures},
             results=_results(data),
-            tables={name: _html_table(table) for name, table in data.items() if name not in ("weights", "history")},
+            tables={
+                name: _html_table(table)
+                for name, table in data.items()
+                if name not in ("weights", "history", "tensors")
+            },
             config=yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False),
             machines=_machines(data),
         ),
@@ -88,6 +92,8 @@ def plot(tables: Path, output: Path, *, config: Mapping[str, Any]) -> None:
 def _read(path: Path) -> pd.DataFrame:
     blank = {column: [""] for column in ("value", "x", "plain_bytes", "bound_bytes")}
     table = pd.read_csv(path, keep_default_na=False, na_values=blank, dtype={"sparsity": str})
+    if path.stem in ("sizes", "speed", "weights"):  # of several draws of calibration text, the first stands for all
+        table = table[table.calibration_seed == table.groupby(CELL).calibration_seed.transform("min")]
     table = table.rename(columns={"level": "level_"})  # of weights.csv: overall, layer, tensor
     if "sparsity" in table:
         table["level"] = [fraction(sparsity) for sparsity in table["sparsity"]]
