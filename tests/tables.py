@@ -31,6 +31,7 @@ def write_tables(
                 "method": method,
                 "scope": "" if method == "dense" else "linear",
                 "sparsity": level,
+                "calibration_seed": 0,
             }
             share = float(level)
             rows["sizes"].append(
@@ -59,7 +60,7 @@ def write_tables(
                     cell | {"epoch": int(step == 20), "step": step, "measured_sparsity": share / step}
                     for step in (1, 5, 20)
                 ]
-        dense = {"model": model, "method": "dense", "scope": "", "sparsity": "0"}
+        dense = {"model": model, "method": "dense", "scope": "", "sparsity": "0", "calibration_seed": 0}
         for level, stack, layer in [("overall", "", -1), *(("layer", "encoder", layer) for layer in range(-1, 4))]:
             place = dense | {"level": level, "name": f"{stack} {layer}", "stack": stack, "layer": layer, "part": ""}
             for statistic in ("count", "zeros", "mean", "std", "min", "max"):

@@ -364,6 +364,34 @@ def test_only_the_scope_is_touched(
         assert int((weight == 0).sum()) == weight.numel() // 2 if inside else torch.equal(weight, before[name])
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_error_of_every_matrix(kind: str, tiny_model: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+    """Beside whole models, whose blocks before the matrix are pruned; six sequences of 32 tokens are one batch."""
+    folder = tiny_model(kind)
+    after = pruned(folder, text, tmp_path, "0.5", "sparsegpt")
+    with (tmp_path / "sparsity.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for layer in (0, 1):
+        model = load_model(transformers.AutoModelForCausalLM, folder)
+        inputs: dict[str, torch.Tensor] = {}
+        mine = {row["name"]: float(row["error"]) for row in rows if int(row["layer"]) == layer}
+        modules = {name: model.get_submodule(name.removesuffix(".weight")) for name in mine}
+        for row in rows:
+            if int(row["layer"]) < layer:
+                model.get_submodule(row["name"].removesuffix(".weight")).weight.data = after[row["name"]]
+        for name, module in modules.items():
+            module.register_forward_pre_hook(lambda _, given, name=name, inputs=inputs: inputs.update({name: given[0]}))
+        with torch.no_grad():
+            model(input_ids=sequences(folder, text, **DRAW))
+        assert mine
+        for name, error in mine.items():
+            dense, small = modules[name].weight.data, after[name]
+            if not family(folder).is_transposed(name):
+                dense, small = dense.t(), small.t()
+            expected = ((inputs[name] @ (small - dense)).norm() / (inputs[name] @ dense).norm()).item()
+            assert error == pytest.approx(expected, rel=1e-3)
+
+
 def test_what_is_told_of_it(tiny_model: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
     after = pruned(tiny_model("llama"), text, tmp_path, "0.7", "wanda")
     with (tmp_path / "sparsity.csv").open() as file:
@@ -371,7 +399,7 @@ def test_what_is_told_of_it(tiny_model: Callable[[str], Path], text: Path, tmp_p
     assert [row["name"] for row in rows] == sorted(row["name"] for row in rows)
     for row in rows:
         assert int(row["zeros"]) == int((after[row["name"]] == 0).sum()) == removed_of(int(row["size"]), "0.7")
-        assert 0 < float(row["error"]) < 1
+        assert 0 < float(row["block_error"]) < 1
     facts = read_manifest(tmp_path / "model")["pruned"]
     assert facts["calibration"] == DRAW and facts["budgets"] == "uniform"
     again = tmp_path / "again"

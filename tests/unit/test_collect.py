@@ -1,5 +1,6 @@
 """Tables from results. The results are MADE UP: a folder of files as the stages leave them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ def root(tmp_path: Path) -> Path:
     for model, variant in cells.variants:
         folder = tmp_path / "results" / model / str(variant)
         folder.mkdir(parents=True, exist_ok=True)
+        tensor = {"name": "a.weight", "stack": "encoder", "layer": 0, "part": "mlp", "shape": "10x100", "size": 1000}
+        tensor |= {"removed": 499, "zeros": 500, "sparsity": 0.5, "error": 0.25, "block_error": 0.125}
+        write_csv(folder / "sparsity.csv", [tensor])
         row = {"level": "overall", "name": "", "stack": "", "layer": -1, "part": "", "statistic": "count", "x": 0.0}
         pd.DataFrame([row | {"value": 100.0}]).to_parquet(folder / "weights.parquet")
         files = {"model.safetensors": {"bytes": 1000 if variant.is_dense else 400}, "config.json": {"bytes": 7}}
@@ -83,6 +87,7 @@ def test_every_table_has_its_columns_and_rows(root: Path) -> None:
     assert len(found["metrics"]) == 3 * runs + 2 * 2
     assert len(found["sizes"]) == len(found["weights"]) == 6
     assert len(found["baselines"]) == 3
+    assert len(found["tensors"]) == 4
 
 
 def test_a_row_says_what_it_is(root: Path) -> None:
@@ -114,6 +119,24 @@ def test_speed_has_a_row_for_each_execution(root: Path) -> None:
     rows = speed[(speed.model == "gpt2") & (speed.sparsity == "2of4")].set_index("execution")
     assert rows.speedup.to_dict() == {"dense": 1, "sparse": 2.5}
     assert rows.loc["sparse", ["device", "torch", "memory_bytes"]].tolist() == ["cpu", 1.0, ""]
+
+
+def test_a_pruned_tensor_and_its_error(root: Path) -> None:
+    row = tables(root)["tensors"].iloc[0]
+    assert row[["model", "method", "sparsity", "name", "part"]].tolist() == [
+        "minilm", "magnitude", "0.5", "a.weight", "mlp",
+    ]  # fmt: skip
+    assert row[["removed", "measured_sparsity", "error", "block_error"]].tolist() == [499, 0.5, 0.25, 0.125]
+
+
+def test_every_draw_of_calibration_text_is_a_variant(root: Path, tmp_path: Path) -> None:
+    study = {**STUDY, "grids": [STUDY["grids"][1] | {"calibration_seeds": {"magnitude": [0, 3]}}]}
+    made, drawn = (Variant("magnitude", "linear", "0.5", seed) for seed in (0, 3))
+    shutil.copytree(root / "results/gpt2" / str(made), root / "results/gpt2" / str(drawn))
+    collect(tmp_path / "drawn", root=root, **study)
+    metrics = pd.read_csv(tmp_path / "drawn/metrics.csv")
+    perplexity = metrics[(metrics.method == "magnitude") & (metrics.metric == "perplexity")]
+    assert perplexity.calibration_seed.tolist() == [0, 3]
 
 
 def test_a_missing_result_is_named(root: Path) -> None:

@@ -161,6 +161,14 @@ def test_only_calibrated_methods_use_the_calibration(calibrated: dict[str, Any])
     assert study.prune_settings("sparsegpt") == {"floor": 0.0, "budgets": "uniform", "calibration": drawn}
 
 
+def test_each_calibration_seed_is_a_variant(calibrated: dict[str, Any]) -> None:
+    calibrated["calibration"]["seeds"] = [0, 5]
+    study = config.load(calibrated)
+    names = [str(variant) for _, variant in study.cells().variants]
+    assert names == ["dense", "magnitude-linear-0.5", "sparsegpt-linear-0.5", "sparsegpt-linear-0.5-5"]
+    assert study.prune_settings("sparsegpt", 5)["calibration"]["seed"] == 5
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -175,6 +183,8 @@ def test_only_calibrated_methods_use_the_calibration(calibrated: dict[str, Any])
         (lambda v: v["tasks"]["text"]["files"].update(dev="c"), "has test, to measure perplexity on, or train, to cal"),
         (lambda v: v["calibration"].update(sample=8), "calibration.sample: unknown key; did you mean 'samples'?"),
         (lambda v: v["calibration"].update(samples=0), "calibration.samples: found 0; input should be greater than 0"),
+        (lambda v: v["calibration"].update(seed=1), "calibration.seed: unknown key; did you mean 'seeds'?"),
+        (lambda v: v["calibration"].update(seeds=[1, 1]), "calibration: seeds: 1 is given twice; remove one"),
         (
             lambda v: v["study"][0].update(scopes=["all"]),
             "scopes: all holds more than matrices of layers, which sparse",

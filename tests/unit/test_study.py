@@ -17,9 +17,18 @@ GRID: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("variant", [DENSE, Variant("magnitude", "linear", "0.5"), Variant("wanda", "mlp", "2of4")])
-def test_a_variant_is_its_name(variant: Variant) -> None:
-    assert Variant.parse(str(variant)) == variant
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [
+        (DENSE, "dense"),
+        (Variant("magnitude", "linear", "0.5"), "magnitude-linear-0.5"),
+        (Variant("wanda", "mlp", "2of4"), "wanda-mlp-2of4"),
+        (Variant("wanda", "layers.0.3", "0.5", 12), "wanda-layers.0.3-0.5-12"),
+    ],
+)
+def test_a_variant_is_its_name(variant: Variant, name: str) -> None:
+    assert str(variant) == name
+    assert Variant.parse(name) == variant
 
 
 def test_a_run_names_its_folder() -> None:
@@ -36,6 +45,12 @@ def test_dense_runs_once_whatever_the_recipes() -> None:
 
 def test_a_cell_that_two_grids_name_is_computed_once() -> None:
     assert expand([GRID, GRID], []) == expand([GRID], [])
+
+
+def test_only_calibrated_methods_are_repeated() -> None:
+    grid = {"methods": ["magnitude", "wanda"], "sparsities": ["0.5"], "calibration_seeds": {"wanda": [0, 2]}}
+    names = [str(variant) for _, variant in expand([GRID | grid], []).variants]
+    assert names == ["dense", "magnitude-all-0.5", "wanda-all-0.5", "wanda-all-0.5-2"]
 
 
 def test_dense_is_studied_even_when_no_zero_is_listed() -> None:

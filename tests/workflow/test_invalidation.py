@@ -176,8 +176,8 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         [*pruned("gpt2", WANDA), *evaluations(WANDA), *END],
     ),
     "another calibration seed": (
-        config(lambda values: values["calibration"].update(seed=1)),
-        [*pruned("gpt2", WANDA), *evaluations(WANDA), *END],
+        config(lambda values: values["calibration"].update(seeds=[0, 1])),
+        [*pruned("gpt2", f"{WANDA}-1"), *evaluations(f"{WANDA}-1"), *END],
     ),
     "layer budgets": (
         config(lambda values: values.update(prune={"budgets": "owl"})),

@@ -74,15 +74,20 @@ class Calibrated:
             self._blocks.advance()
             return []
         before, groups = self._blocks.observed(self._matrices[block], self._pool.rule.observe)
-        weights = {}
+        weights, errors = {}, {}
         while groups:
-            observed, names = groups.pop(0)
+            observed, inputs, names = groups.pop(0)
             prepared = self._pool.rule.prepare(observed)
             for name in names:
-                weights[name] = self._prune(name, self._matrices[block][name], prepared, sparsity)
-        after = self._blocks.advance()
-        error = float((after - before).square().sum() / before.square().sum())
-        return [(name, weight, self._row(weight, sparsity) | {"error": error}) for name, weight in weights.items()]
+                module = self._matrices[block][name]
+                dense = self._oriented(name, module)
+                weights[name] = self._prune(name, module, prepared, sparsity)
+                errors[name] = _error(inputs @ self._oriented(name, module).t(), inputs @ dense.t())
+        change = {"block_error": _error(self._blocks.advance(), before)}
+        return [
+            (name, weight, self._row(weight, sparsity) | {"error": errors[name]} | change)
+            for name, weight in weights.items()
+        ]
 
     def _prune(self, name: str, module: Any, prepared: Any, sparsity: str) -> Tensor:
         """Prune a matrix: what is stored of it, which is what the block then computes with."""
@@ -111,7 +116,7 @@ class Calibrated:
             with self._blocks.loaded(block):
                 if modules := self._matrices[block]:
                     _, groups = self._blocks.observed(modules, _owl.observe)
-                    squares = {name: observed for observed, names in groups for name in names}
+                    squares = {name: observed for observed, _, names in groups for name in names}
                     matrices = [(self._oriented(name, modules[name]), squares[name]) for name in modules]
                     shares[block] = _owl.outliers(matrices)
                     sizes[block] = sum(weight.numel() for weight, _ in matrices)
@@ -169,14 +174,15 @@ class Blocks:
 
     def observed(
         self, matrices: Mapping[str, Module], observe: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, list[tuple[Tensor, list[str]]]]:
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor, list[str]]]]:
         """Run the sequences through the current block and watch the inputs of its matrices.
 
         Returns:
-            The block's output for the first sequences; and what was observed, added up, with the names of the matrices
-            that have these inputs in common (a query, key and value).
+            The block's output for the first sequences; and what was observed, added up, with the inputs of the first
+            sequences (tokens, in) and the names of the matrices that have them in common (a query, key and value).
         """
         sums: dict[str, Tensor] = {}
+        first: dict[str, Tensor] = {}
         sharing: dict[str, dict[str, None]] = {}
         latest: Any = None
         leader = ""
@@ -185,8 +191,10 @@ class Blocks:
             nonlocal latest, leader
             if inputs[0] is not latest:
                 latest, leader = inputs[0], name
-                observed = observe(latest.flatten(0, -2))
+                rows = latest.flatten(0, -2)
+                observed = observe(rows)
                 sums[name] = sums[name].add_(observed) if name in sums else observed
+                first.setdefault(name, rows)
             sharing.setdefault(leader, {})[name] = None
 
         hooks = [module.register_forward_pre_hook(partial(watch, name)) for name, module in matrices.items()]
@@ -198,7 +206,7 @@ class Blocks:
                 raise UserError(
                     f"{self._model}: the inputs of {name} are not finite on this text; use a sound checkpoint"
                 )
-        return outputs[0], [(sums[name], list(names)) for name, names in sharing.items()]
+        return outputs[0], [(sums[name], first[name], list(names)) for name, names in sharing.items()]
 
     def advance(self) -> Tensor:
         """Run the sequences through the current block, for the next one; the output for the first of them."""
@@ -254,6 +262,11 @@ class _Reached(Exception):
 def _stack(block: str) -> str:
     """What a block is one of: the encoder's layers, or the decoder's."""
     return block.rpartition(".")[0]
+
+
+def _error(pruned: Tensor, dense: Tensor) -> float:
+    """The relative change of an output: the norm of the difference over that of the dense one."""
+    return float((pruned - dense).norm() / dense.norm())
 
 
 def _hidden(output: Any) -> Tensor:

@@ -12,12 +12,15 @@
                    medians, with quartiles _low and _high) error sparse_layers memory_bytes load_seconds device threads
                    torch; see `measure`
     weights.csv    model method scope sparsity  and the columns of `weights`
+    tensors.csv    model method scope sparsity  name stack layer part shape size removed measured_sparsity of a pruned
+                   tensor; of calibrated methods error and block_error, see `prune`
     baselines.csv  task metric value  what always answering with the most frequent label reaches
     claims.csv     claim model task scope recipe quantity value margin seeds low high earlier verdict; see `claims`
 
 A dense model has method "dense", no scope, sparsity 0; its one fine-tuning, under the recipe
 kept, stands for every recipe. `sparsity` is what
-was asked for, `measured_sparsity` what the saved file holds: the share of zeros in the scope.
+was asked for, `measured_sparsity` what the saved file holds: the share of zeros in the scope. Beside `sparsity` stands
+everywhere the `calibration_seed`, 0 where nothing was drawn.
 """
 
 import csv
@@ -32,7 +35,7 @@ from llm_sparsity.errors import UserError
 from llm_sparsity.files import atomic, read_json, read_manifest, weight_bytes
 from llm_sparsity.study import Cells, Evaluation, Run, Variant, expand
 
-VARIANT = ["model", "method", "scope", "sparsity"]
+VARIANT = ["model", "method", "scope", "sparsity", "calibration_seed"]
 RUN = [*VARIANT, "task", "recipe", "mask", "seed"]
 SECONDS = ["train_seconds", "eval_seconds", "setup_seconds", "samples_per_second", "peak_memory_bytes"]
 MACHINE = ["device", "threads", "processes"]
@@ -43,6 +46,7 @@ INFERENCE = [
     "execution", "batch_size", "sequence_length", "seconds", "seconds_low", "seconds_high", "speedup", "speedup_low",
     "speedup_high", "error", "sparse_layers", "memory_bytes",
 ]  # fmt: skip
+TENSOR = ["name", "stack", "layer", "part", "shape", "size", "removed", "measured_sparsity", "error", "block_error"]
 COLUMNS = {
     "metrics": [*RUN, "metric", "value"],
     "runs": [*RUN, *SECONDS, "epochs", "validation_examples", "measured_sparsity", *MACHINE, *VERSIONS],
@@ -50,6 +54,7 @@ COLUMNS = {
     "sizes": [*VARIANT, "measured_sparsity", *WEIGHTS, "bytes", "dense_bytes", "ratio", *MEASURED_BYTES],
     "speed": [*VARIANT, *INFERENCE, "load_seconds", "device", "threads", "torch"],
     "weights": [*VARIANT, "level", "name", "stack", "layer", "part", "statistic", "x", "value"],
+    "tensors": [*VARIANT, *TENSOR],
     "baselines": ["task", "metric", "value"],
     "claims": claims.COLUMNS,
 }
@@ -83,6 +88,12 @@ def collect(
 
 def _tables(cells: Cells, root: Path) -> dict[str, pd.DataFrame]:
     rows: dict[str, list[Row]] = {name: [] for name in COLUMNS}
+    for model, variant in cells.variants:
+        if not variant.is_dense:
+            found = _rows(root / "results" / model / str(variant) / "sparsity.csv")
+            rows["tensors"] += [
+                row | {"measured_sparsity": row["sparsity"]} | _variant(model, variant) for row in found
+            ]
     for evaluation in cells.evaluations:
         result = read_json(root / evaluation.folder / "metrics.json")
         rows["metrics"] += _metrics(_cell(evaluation), result)
@@ -101,7 +112,7 @@ def _tables(cells: Cells, root: Path) -> dict[str, pd.DataFrame]:
                 "measured_sparsity": result["measured_sparsity"],
             }
         )
-        rows["history"] += [cell | dict(row) for row in _history(folder / "history.csv")]
+        rows["history"] += [cell | row for row in _rows(folder / "history.csv")]
         rows["baselines"] += [
             {"task": run.task, "metric": key, "value": value} for key, value in result["baseline"].items()
         ]
@@ -127,13 +138,19 @@ def _tables(cells: Cells, root: Path) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def _history(path: Path) -> list[Row]:
+def _rows(path: Path) -> list[Row]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def _variant(model: str, variant: Variant) -> Row:
-    return {"model": model, "method": variant.method, "scope": variant.scope, "sparsity": variant.sparsity}
+    return {
+        "model": model,
+        "method": variant.method,
+        "scope": variant.scope,
+        "sparsity": variant.sparsity,
+        "calibration_seed": variant.calibration_seed,
+    }
 
 
 def _cell(cell: Run | Evaluation) -> Row:

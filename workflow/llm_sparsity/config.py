@@ -164,7 +164,14 @@ class Calibration(Section):
     task: Name = Field(description="a language-model task whose split train is the text")
     samples: Positive = Field(128, description="sequences")
     sequence_length: Positive = Field(2048, description="tokens in each")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="draws them")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [0], min_length=1, description="each draws them anew: so many variants of every calibrated method"
+    )
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        _no_twins(self)
+        return self
 
 
 class Measure(Section):
@@ -312,10 +319,7 @@ class Grid(Section):
 
     @model_validator(mode="after")
     def _once(self) -> Self:
-        for key in type(self).model_fields:
-            values = getattr(self, key)
-            if isinstance(values, list) and (twice := [value for value in values if values.count(value) > 1]):
-                raise ValueError(f"{key}: {twice[0]} is given twice; remove one")
+        _no_twins(self)
         return self
 
 
@@ -420,13 +424,13 @@ class Config(Section):
             exclude={"finetune"}
         )
 
-    def prune_settings(self, method: str) -> dict[str, Any]:
+    def prune_settings(self, method: str, calibration_seed: int = 0) -> dict[str, Any]:
         """What a method uses of `prune` and `calibration`."""
         if method not in CALIBRATED or self.calibration is None:
             return self.prune.model_dump(exclude={"budgets"})
         return {
             **self.prune.model_dump(exclude={"seed"}),  # which nothing is drawn with
-            "calibration": self.calibration.model_dump(exclude={"task"}),
+            "calibration": {**self.calibration.model_dump(exclude={"task", "seeds"}), "seed": calibration_seed},
         }
 
     def run_settings(self, task: str, recipe: str, seed: int) -> dict[str, Any]:
@@ -444,8 +448,15 @@ class Config(Section):
         return expand(self.grids(), self.language_tasks())
 
     def grids(self) -> list[dict[str, Any]]:
-        """The grids as plain values."""
-        return [grid.model_dump() for grid in self.study]
+        """The grids as plain values, and how often their calibrated methods are repeated."""
+        seeds = self.calibration.seeds if self.calibration else [0]
+        return [
+            {
+                **grid.model_dump(),
+                "calibration_seeds": {method: seeds for method in grid.methods if method in CALIBRATED},
+            }
+            for grid in self.study
+        ]
 
     def language_tasks(self) -> list[str]:
         """The tasks that are evaluated without training."""
@@ -453,6 +464,14 @@ class Config(Section):
 
 
 SECTIONS = {section.__name__: section for section in Section.__subclasses__()}
+
+
+def _no_twins(section: Section) -> None:
+    """Refuse a list that names something twice."""
+    for key in type(section).model_fields:
+        values = getattr(section, key)
+        if isinstance(values, list) and (twice := [value for value in values if values.count(value) > 1]):
+            raise ValueError(f"{key}: {twice[0]} is given twice; remove one")
 
 
 def _override(section: Section, changes: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from llm_sparsity import claims, report
 from llm_sparsity.claims import margin
-from llm_sparsity.collect import VARIANT
 from llm_sparsity.files import atomic, write_text
+from llm_sparsity.report import CELL
 from llm_sparsity.study import fraction
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
@@ -310,7 +310,7 @@ def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
     _name_lines(figure, ends)
     axes[0].set_ylabel("Measured sparsity of the scope")
     line = rows[rows.level == rows.level.max()].sort_values("step", key=lambda steps: steps.astype(int))
-    line = line[(line[["recipe", *VARIANT]] == line[["recipe", *VARIANT]].iloc[0]).all(axis=1)]
+    line = line[(line[["recipe", *CELL]] == line[["recipe", *CELL]].iloc[0]).all(axis=1)]
     first, last = (float(line.measured_sparsity.iloc[at]) for at in (0, -1))
     step = int(line.step.iloc[0])
     caption = (
@@ -531,13 +531,13 @@ def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[
     metrics, sizes, speed = data["metrics"], data["sizes"], data["speed"]
     quality = metrics[metrics.metric.isin(["accuracy", "perplexity"]) & (metrics["mask"] != "released")]
     quality = quality[quality.method != "random"]  # a control, nobody's pick
-    cells = quality.groupby(["task", "metric", *VARIANT, "recipe", "level"], sort=False).value.mean().reset_index()
-    cells = cells.merge(sizes[[*VARIANT, "bytes"]], on=VARIANT)
+    cells = quality.groupby(["task", "metric", *CELL, "recipe", "level"], sort=False).value.mean().reset_index()
+    cells = cells.merge(sizes[[*CELL, "bytes"]], on=CELL)
     single = speed[speed.batch_size == speed.batch_size.min()]
     dense = single[single.method == "dense"].groupby("model").seconds.min()
-    fastest = single.groupby(VARIANT).speedup.max().reset_index()
+    fastest = single.groupby(CELL).speedup.max().reset_index()
     fastest.loc[fastest.method == "dense", "speedup"] = 1.0
-    cells = cells.merge(fastest, on=VARIANT, how="left")
+    cells = cells.merge(fastest, on=CELL, how="left")
     cells["seconds"] = cells.model.map(dense) / cells.speedup
     costs = {
         "bytes": ("bytes", "Weight file (MB)", 1e6),

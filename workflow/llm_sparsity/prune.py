@@ -43,6 +43,7 @@ INFINITY = 0x7F80  # the upper 16 bits of float32 infinity; NaN and negative num
 STRIP = 1 << 18  # weights at a time: what fits a processor's cache
 COLUMNS = [
     "name", "stack", "layer", "part", "shape", "dtype", "size", "removed", "zeros", "sparsity", "threshold", "error",
+    "block_error",
 ]  # fmt: skip
 Row = dict[str, Any]
 
@@ -103,8 +104,10 @@ def prune(
         outputs: sparsity ("0.5": that fraction of the scope goes; "2of4": of every 4 weights along a matrix's input
             the 2 with the highest scores stay) -> folder that gets `model/` and `sparsity.csv`. In `sparsity.csv`,
             `removed` is what the method chose (the exact count asked for, where single weights go) and `zeros` what
-            the tensor then lacks: more, where weights were zero before. `error` is of calibrated methods: by how much
-            pruning changed what the tensor's block gives for the first calibration sequences (squared, relative).
+            the tensor then lacks: more, where weights were zero before. Two columns are of calibrated methods, for the
+            first calibration sequences: `error`, by how much pruning changed what the matrix gives, its inputs being
+            those after the blocks before were pruned, and `block_error`, the same of the whole block: the norm of the
+            change over that of what was given before.
         method: a module of `llm_sparsity.pruning`.
         scope: see `models.in_scope`.
         seed: for methods that draw numbers; each tensor has its own generator, so their order does not matter.

@@ -12,11 +12,11 @@ import pandas as pd
 import yaml
 
 from llm_sparsity.claims import margin
-from llm_sparsity.collect import VARIANT
 from llm_sparsity.study import fraction
 
 TEMPLATE = Path(__file__).parent.parent / "report" / "report.html.jinja"
 METHODS = Path(__file__).parent / "pruning"
+CELL = ["model", "method", "scope", "sparsity"]
 QUALITY = {  # metric -> its sign, and what "no worse than dense" allows for
     "accuracy": (1, "2 points of accuracy"),
     "perplexity": (-1, "10 % of perplexity"),
@@ -35,6 +35,8 @@ def _read(path: Path) -> pd.DataFrame:
     numbers = ("value", "x", "plain_bytes", "bound_bytes", "margin", "seeds", "low", "high", "earlier")
     blank = {column: [""] for column in numbers}
     table = pd.read_csv(path, keep_default_na=False, na_values=blank, dtype={"sparsity": str})
+    if path.stem in ("sizes", "speed", "weights"):  # of several draws of calibration text, the first stands for all
+        table = table[table.calibration_seed == table.groupby(CELL).calibration_seed.transform("min")]
     table = table.rename(columns={"level": "level_"})  # of weights.csv: overall, layer, tensor
     if "sparsity" in table:
         table["level"] = [fraction(sparsity) for sparsity in table["sparsity"]]
@@ -58,7 +60,9 @@ def page(data: Data, config: Mapping[str, Any], sections: Mapping[str, list[dict
         sections={name: figures for name, figures in sections.items() if figures},
         results=results(data),
         claims=_claims(data["claims"]),
-        tables={name: _html_table(table) for name, table in data.items() if name not in ("weights", "history")},
+        tables={
+            name: _html_table(table) for name, table in data.items() if name not in ("weights", "history", "tensors")
+        },
         config=yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False, default_flow_style=None, width=110),
         methods=_methods(data),
         machines=_machines(data),
@@ -97,7 +101,7 @@ def _means(data: Data, metric: str) -> pd.DataFrame:
     """Means over seeds, a row a cell, the best first; cells whose zeros grew back are dense models, and left out."""
     rows = data["metrics"]
     rows = rows[(rows.metric == metric) & (rows["mask"] != "released")]
-    means = rows.groupby(["task", *VARIANT, "recipe", "level"], sort=False).value.mean().reset_index()
+    means = rows.groupby(["task", *CELL, "recipe", "level"], sort=False).value.mean().reset_index()
     return means.sort_values("value", ascending=QUALITY[metric][0] < 0, kind="stable")
 
 
@@ -186,7 +190,7 @@ def _training(data: Data) -> str:
     """What recipes are worth, and what is left of the zeros where the mask is released."""
     told = []
     means = _means(data, "accuracy")
-    both = means[means.recipe == "kept"].merge(means[means.recipe != "kept"], on=["task", *VARIANT, "level"])
+    both = means[means.recipe == "kept"].merge(means[means.recipe != "kept"], on=["task", *CELL, "level"])
     if len(both):
         row = both.loc[(both.value_y - both.value_x).idxmax()]
         told.append(

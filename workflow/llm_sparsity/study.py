@@ -22,7 +22,7 @@ def fraction(sparsity: str) -> float:
 
 @dataclass(frozen=True, order=True)
 class Variant:
-    """A model after pruning: `{method}-{scope}-{sparsity}`, or `dense`.
+    """A model after pruning: `{method}-{scope}-{sparsity}`, or `dense`; with `-{calibration_seed}` where that is not 0.
 
     `sparsity` keeps its spelling from the config ("0.5", "2of4"), so that paths never suffer from rounding.
     """
@@ -30,9 +30,13 @@ class Variant:
     method: str = "dense"
     scope: str = ""
     sparsity: str = "0"
+    calibration_seed: int = 0
 
     def __str__(self) -> str:
-        return "dense" if self.is_dense else f"{self.method}-{self.scope}-{self.sparsity}"
+        if self.is_dense:
+            return "dense"
+        name = f"{self.method}-{self.scope}-{self.sparsity}"
+        return f"{name}-{self.calibration_seed}" if self.calibration_seed else name
 
     @property
     def is_dense(self) -> bool:
@@ -47,7 +51,10 @@ class Variant:
     @classmethod
     def parse(cls, text: str) -> "Variant":
         """The inverse of `str`."""
-        return cls() if text == "dense" else cls(*text.split("-"))
+        if text == "dense":
+            return cls()
+        method, scope, sparsity, *seed = text.split("-")
+        return cls(method, scope, sparsity, int(seed[0]) if seed else 0)
 
 
 DENSE = Variant()
@@ -96,9 +103,9 @@ class Cells:
 def expand(grids: Iterable[Mapping[str, Any]], evaluated: Iterable[str]) -> Cells:
     """Cross the lists of every grid.
 
-    `evaluated` names the tasks that need no training (language modelling). Every model is studied dense as well:
-    without it nothing can be compared. A model that holds no zeros has no mask: dense, or with heads and neurons cut
-    out, it is fine-tuned once, under `kept`.
+    `evaluated` names the tasks that need no training. A grid's `calibration_seeds` (method -> seeds) repeat a method.
+    Every model is studied dense as well: without it nothing can be compared. A model that holds no zeros has no mask:
+    dense, or with heads and neurons cut out, it is fine-tuned once, under `kept`.
     """
     evaluated = set(evaluated)
     variants: dict[tuple[str, Variant], None] = {}
@@ -107,9 +114,10 @@ def expand(grids: Iterable[Mapping[str, Any]], evaluated: Iterable[str]) -> Cell
     runs: dict[Run, None] = {}
     for grid in grids:
         pruned = [
-            Variant(method, scope, sparsity)
+            Variant(method, scope, sparsity, seed)
             for method, scope, sparsity in itertools.product(grid["methods"], grid["scopes"], grid["sparsities"])
             if sparsity != "0"
+            for seed in grid.get("calibration_seeds", {}).get(method, [0])
         ]
         for model, variant in itertools.product(grid["models"], [DENSE, *pruned]):
             variants[model, variant] = None

@@ -3,7 +3,7 @@
 # needs   everything that the study computes
 # leaves  reports/{study}/tables/*.csv
 
-TABLES = ["metrics", "runs", "history", "sizes", "speed", "weights", "baselines", "claims"]
+TABLES = ["metrics", "runs", "history", "sizes", "speed", "weights", "tensors", "baselines", "claims"]
 
 
 localrules:

@@ -33,8 +33,8 @@ CELLS = STUDY.cells()
 
 wildcard_constraints:
     model=r"[A-Za-z0-9][\w.-]*",
-    variant=r"dense|[a-z]\w*-[a-z]+(\.\d+)*-[\w.]+",
-    pruned=r"[a-z]\w*-[a-z]+(\.\d+)*-[\w.]+",
+    variant=r"dense|[a-z]\w*-[a-z]+(\.\d+)*-[\w.]+(-\d+)?",
+    pruned=r"[a-z]\w*-[a-z]+(\.\d+)*-[\w.]+(-\d+)?",
     task=r"[A-Za-z0-9][\w.-]*",
     recipe=r"[A-Za-z0-9][\w.-]*",
     seed=r"\d+",
@@ -67,7 +67,7 @@ def download_task_settings(wildcards):
 
 def prune_settings(wildcards):
     variant = Variant.parse(wildcards.pruned)
-    chosen = STUDY.prune_settings(variant.method)
+    chosen = STUDY.prune_settings(variant.method, variant.calibration_seed)
     return settings(method=variant.method, scope=variant.scope, sparsity=variant.sparsity, **chosen)
 
 
