@@ -37,6 +37,16 @@ def write_tables(
             rows["sizes"].append(
                 variant | {"measured_sparsity": share, "bytes": 10, "dense_bytes": 10, "ratio": 1 - share}
             )
+            for layer in range(4 if method != "dense" else 0):
+                place = {
+                    "name": f"{layer}",
+                    "stack": "encoder",
+                    "layer": layer,
+                    "part": "mlp",
+                    "shape": "2x2",
+                    "size": 4,
+                }
+                rows["tensors"].append(variant | place | {"error": 0.1 * layer * share if method == "wanda" else ""})
             if text:
                 cell = variant | {"task": "text", "recipe": "", "mask": "", "seed": ""}
                 rows["metrics"].append(cell | {"metric": "perplexity", "value": 30 * 10**share})

@@ -62,6 +62,14 @@ def test_five_hundred_runs_are_drawn_in_seconds(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 20e6
 
 
+def test_errors_are_drawn_where_a_method_tells_them(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude", "wanda"], seeds=0)
+    plot(tmp_path / "tables", tmp_path, config=config)
+    figure = (tmp_path / "figures/errors-smollm2-0.5.svg").read_text()
+    assert "wanda" in figure
+    assert "magnitude" not in figure
+
+
 def test_perplexity_says_how_it_was_measured_and_what_was_published(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["opt-1.3b"], ["magnitude", "sparsegpt"], seeds=0)
     metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str).replace({"task": {"text": "wikitext2"}})

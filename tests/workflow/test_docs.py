@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+from .conftest import Project
 
 pytestmark = pytest.mark.workflow
 
@@ -27,14 +30,24 @@ def test_the_rule_graph_is_drawn_from_the_code(root: Path) -> None:
     assert drawn.group(1) == rulegraph(root), "paste this between the markers:\n" + rulegraph(root)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/polaris.md"])
+PAGES = [
+    "README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/polaris.md", "docs/extending.md", "docs/outputs.md",
+    "docs/troubleshooting.md", "docs/reruns.md",
+]  # fmt: skip
+
+
+def test_every_page_is_known_here(root: Path) -> None:
+    assert {f"docs/{path.name}" for path in (root / "docs").glob("*.md")} == {p for p in PAGES if "/" in p}
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_is_named_exists(page: str, root: Path) -> None:
     text = (root / page).read_text()
+    links = re.findall(r"\]\(([^)#]+)\)", text)
     named = {
-        *re.findall(r"\]\(([^)#]+)\)", text),
+        *(str((root / page).parent.joinpath(link).resolve().relative_to(root)) for link in links),
         *re.findall(r"`((?:workflow|scripts|studies|tests|profiles|docs)/[\w./]+\.\w+)`", text),
     }
-    assert named
     for name in named:
         assert (root / name).exists(), name
 
@@ -114,3 +127,56 @@ def test_commands_for_polaris_are_true(root: Path, tmp_path: Path) -> None:
     assert threshold is not None
     assert f"within {threshold.group(1)} seconds" in page
     subprocess.run(["bash", "-n", root / "profiles/node/job.sh"], check=True)
+
+
+def documented(page: str) -> dict[str, set[str]]:
+    """Of docs/outputs.md: the columns that the table below a file's heading names."""
+    found = {}
+    for section in re.split(r"^### ", page, flags=re.MULTILINE)[1:]:
+        name, rest = section.split("\n", 1)
+        rows = re.findall(r"^\| (`[^|]*) \|", rest.split("\n#")[0], re.MULTILINE)
+        found[name] = {column for row in rows for column in re.findall(r"`(\w+)`", row)}
+    return found
+
+
+def test_every_column_is_explained(finished: Project, root: Path) -> None:
+    told = documented((root / "docs/outputs.md").read_text())
+    tables = finished.folder / "reports/tiny/tables"
+    run = finished.folder / "results/roberta-base/magnitude-linear-0.5/mrpc/kept/seed-0"
+    files = [*tables.glob("*.csv"), run / "checkpoints.csv", run.parents[2] / "sparsity.csv"]
+    assert {path.name for path in files} == set(told)
+    for path in files:
+        assert set(pd.read_csv(path, nrows=1).columns) == told[path.name], path.name
+
+
+def test_every_file_is_explained(finished: Project, root: Path) -> None:
+    page = (root / "docs/outputs.md").read_text()
+    variant = finished.folder / "results/roberta-base/magnitude-linear-0.5"
+    left = [
+        *variant.iterdir(),
+        *(variant / "mrpc/kept/seed-0").iterdir(),
+        *(finished.folder / "reports/tiny").iterdir(),
+    ]
+    for path in left:
+        assert path.name == "mrpc" or f"{path.name}" in page, path.name
+
+
+def test_the_program_says_the_messages_that_are_explained(root: Path) -> None:
+    page = (root / "docs/troubleshooting.md").read_text()
+    messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(messages) > 20
+    ours = [root / "run", *(root / "workflow").rglob("*.py"), *(root / "workflow").rglob("*.smk")]
+    said = " ".join(path.read_text() for path in ours)
+    said = re.sub(r'"\s+f?"', "", said)  # a message over several lines
+    snakemakes = {"Directory cannot be locked", "Nothing to be done"}
+    for message in set(messages) - snakemakes:
+        assert message in said, message
+
+
+def test_answers_on_reruns_are_cases_of_the_contract(root: Path) -> None:
+    from .test_invalidation import CASES
+
+    page = (root / "docs/reruns.md").read_text()
+    named = re.findall(r"\[([\w ]+)\](?!\()", page)
+    assert len(named) > 8
+    assert set(named) <= set(CASES)

@@ -90,6 +90,7 @@ def _figures(data: Mapping[str, pd.DataFrame], models: list[str], config: Mappin
         settings = {**config.get("evaluate", {}), **config.get("tasks", {}).get(task, {}).get("evaluate", {})}
         yield _perplexity(task, rows, models, settings)
     yield from _parts(data, models)
+    yield from _errors(data["tensors"])
     yield _sizes(data["sizes"], models)
     speed = data["speed"]
     for size in sorted(set(speed.batch_size)):
@@ -428,6 +429,33 @@ def _part(
     else:
         ax.set_xlim(float(values.min()) * 0.9, max(dense, float(values.max())) * 1.15)
         ax.set_xlabel("Accuracy")
+
+
+def _errors(rows: pd.DataFrame) -> Iterable[Drawn]:
+    """How far each layer's matrices are from what they were, by method: a figure for each model and sparsity."""
+    rows = rows.dropna(subset=["error"])
+    for (model, sparsity), group in rows.groupby(["model", "sparsity"], sort=False):
+        stacks = list(dict.fromkeys(group["stack"]))
+        names = [f"{model}, {sparsity}" + (f": {stack}" if len(stacks) > 1 else "") for stack in stacks]
+        figure, axes = _panels(names, width=6.4, sharey=True)
+        ends: Ends = {}
+        for ax, stack in zip(axes, stacks, strict=True):
+            ends[ax] = []
+            for number, (method, line) in enumerate(group[group["stack"] == stack].groupby("method", sort=False)):
+                mean, colour = line.groupby("layer").error.mean(), COLOURS[number % len(COLOURS)]
+                ax.plot(mean.index, mean, markersize=3.5, color=colour, marker=MARKERS[number % len(MARKERS)])
+                ends[ax].append((float(mean.index[-1]), float(mean.iloc[-1]), str(method), colour))
+            ax.set_ylim(bottom=0)
+            ax.set_xlabel("Layer, from 0")
+        _name_lines(figure, ends)
+        axes[0].set_ylabel("Error of a matrix's output, relative")
+        caption = (
+            f"What {model}'s matrices answer to the calibration text at sparsity {sparsity}, against what they "
+            "answered before: the norm of the difference as a share of the norm, mean over a layer's matrices. "
+            "Inputs are what the layers before give once they are pruned. A layer with a large error is a candidate "
+            "for a lower sparsity."
+        )
+        yield Drawn(f"errors-{model}-{sparsity}", "Task quality", caption, figure)
 
 
 def _sizes(rows: pd.DataFrame, models: list[str]) -> Drawn:

@@ -32,7 +32,19 @@ def read(tables: Path) -> dict[str, pd.DataFrame]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    numbers = ("value", "x", "plain_bytes", "bound_bytes", "margin", "seeds", "low", "high", "earlier")
+    numbers = (
+        "value",
+        "x",
+        "plain_bytes",
+        "bound_bytes",
+        "margin",
+        "seeds",
+        "low",
+        "high",
+        "earlier",
+        "error",
+        "block_error",
+    )
     blank = {column: [""] for column in numbers}
     table = pd.read_csv(path, keep_default_na=False, na_values=blank, dtype={"sparsity": str})
     if path.stem in ("sizes", "speed", "weights"):  # of several draws of calibration text, the first stands for all
