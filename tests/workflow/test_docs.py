@@ -1,5 +1,6 @@
 """What the README says is what the program does."""
 
+import os
 import re
 import subprocess
 import sys
@@ -52,16 +53,16 @@ def test_every_file_that_is_named_exists(page: str, root: Path) -> None:
         assert (root / name).exists(), name
 
 
-@pytest.mark.parametrize(
-    "script", ["checkpoint", "collect", "download", "evaluate", "finetune", "plot", "prune", "weights"]
-)
+@pytest.mark.parametrize("script", sorted(path.stem for path in Path("scripts").glob("*.py")))
 def test_every_script_explains_itself(script: str, root: Path) -> None:
     done = subprocess.run(
         [sys.executable, root / f"scripts/{script}.py", "--help"],
-        env={"PYTHONPATH": str(root / "workflow")}, text=True, capture_output=True, check=True,
+        env={"PYTHONPATH": str(root / "workflow"), "COLUMNS": "200"}, text=True, capture_output=True, check=True,
     )  # fmt: skip
-    assert "--output" in done.stdout
-    assert len(done.stdout.splitlines()) > 8
+    options = re.findall(r"^  (-.*(?:\n {10,}.*)*)", done.stdout, re.MULTILINE)
+    assert len(options) > 2
+    for option in options:
+        assert re.search(r"\S\s{2,}\S", option), f"{option}: says not what it is for"
 
 
 def test_every_stage_has_one_name_everywhere(root: Path) -> None:
@@ -76,6 +77,10 @@ def test_every_stage_has_one_name_everywhere(root: Path) -> None:
 def test_run_explains_itself_and_names_a_missing_python(root: Path, tmp_path: Path) -> None:
     done = subprocess.run(["sh", root / "run"], text=True, capture_output=True, check=True)
     assert "./run embedded" in done.stdout
+    wrong = subprocess.run(["sh", root / "run", "emebdded"], text=True, capture_output=True, check=False)
+    assert wrong.returncode == 2
+    assert "error: emebdded: no such command, and no rule of that name" in wrong.stderr
+    assert "./run embedded" in wrong.stderr
     (tmp_path / "run").write_text((root / "run").read_text())
     (tmp_path / "envs").mkdir()
     (tmp_path / "envs/requirements.txt").touch()
@@ -180,3 +185,52 @@ def test_answers_on_reruns_are_cases_of_the_contract(root: Path) -> None:
     named = re.findall(r"\[([\w ]+)\](?!\()", page)
     assert len(named) > 8
     assert set(named) <= set(CASES)
+
+
+def commands(page: str) -> list[str]:
+    """The commands of a page: lines of its sh blocks, and code that begins like one."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    inline = re.findall(r"`(\./run(?: [^`]+)?|(?:snakemake|python|\.venv/bin/python) [^`]+)`", page.replace("\n", " "))
+    return list(dict.fromkeys([*"".join(blocks).splitlines(), *inline]))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/outputs.md", "docs/troubleshooting.md", "docs/reruns.md"])
+def test_every_command_is_run(page: str, finished: Project, root: Path, tmp_path: Path) -> None:
+    """Studies are planned, scripts run on a finished study, benchmarks asked what they do; ./run test is this run."""
+    (tmp_path / "my.yaml").write_text((root / "studies/embedded.yaml").read_text())
+    ours = {
+        "my.yaml": str(tmp_path / "my.yaml"), "RULE": "collect", "plain": str(tmp_path / "plain"),
+        "results/minilm/magnitude-linear-0.9/model": "results/roberta-base/magnitude-linear-0.5/model",
+    }  # fmt: skip
+    found = commands((root / page).read_text())
+    assert found
+    for command in found:
+        program, *words = (ours.get(word, word) for word in command.split())
+        where = root
+        if words[:1] == ["test"]:
+            continue
+        if program in ("./run", "snakemake"):
+            if words[:1] == ["embedded"]:
+                words = ["--configfile", "studies/embedded.yaml", "--cores", "1"]
+            words = ["-m", "snakemake", *words, "-n", "--nolock", "--quiet"]
+        elif words[0].startswith("benchmarks/"):
+            words = [words[0], "--help"]
+        else:
+            assert program in ("python", ".venv/bin/python"), command
+            where = finished.folder
+        environment = {**os.environ, "PYTHONPATH": f"{root / 'workflow'}:{root}", "HF_HOME": str(finished.hub)}
+        done = subprocess.run(
+            [sys.executable, *words], cwd=where, env=environment, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout[-1500:]}{done.stderr[-1500:]}"
+
+
+def test_figures_of_the_readme_are_measured(root: Path) -> None:
+    section = re.search(r"## Measured\n(.*?)\n## ", (root / "README.md").read_text(), re.DOTALL)
+    assert section is not None
+    measured = (root / "BENCHMARKS.md").read_text()
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| ([^|]*\d[^|]*) \|", section.group(1), re.MULTILINE)
+    assert len(rows) > 4
+    for row in rows:
+        for figure in re.findall(r"\d+\.\d+", row):
+            assert figure in measured, figure
