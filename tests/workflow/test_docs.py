@@ -190,7 +190,8 @@ def test_answers_on_reruns_are_cases_of_the_contract(root: Path) -> None:
 def commands(page: str) -> list[str]:
     """The commands of a page: lines of its sh blocks, and code that begins like one."""
     blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    inline = re.findall(r"`(\./run(?: [^`]+)?|(?:snakemake|python|\.venv/bin/python) [^`]+)`", page.replace("\n", " "))
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL).replace("\n", " ")
+    inline = re.findall(r"`(\./run [^`]+|(?:snakemake|python|\.venv/bin/python) [^`]+)`", prose)
     return list(dict.fromkeys([*"".join(blocks).splitlines(), *inline]))
 
 
@@ -206,18 +207,18 @@ def test_every_command_is_run(page: str, finished: Project, root: Path, tmp_path
     assert found
     for command in found:
         program, *words = (ours.get(word, word) for word in command.split())
-        where = root
+        where = finished.folder
         if words[:1] == ["test"]:
             continue
         if program in ("./run", "snakemake"):
             if words[:1] == ["embedded"]:
                 words = ["--configfile", "studies/embedded.yaml", "--cores", "1"]
+            where = root if "--profile" in words else where
             words = ["-m", "snakemake", *words, "-n", "--nolock", "--quiet"]
-        elif words[0].startswith("benchmarks/"):
-            words = [words[0], "--help"]
         else:
             assert program in ("python", ".venv/bin/python"), command
-            where = finished.folder
+            where = root if words[0].startswith(("benchmarks/", "scripts/plan")) else where
+            words = [words[0], "--help"] if words[0].startswith("benchmarks/") else words
         environment = {**os.environ, "PYTHONPATH": f"{root / 'workflow'}:{root}", "HF_HOME": str(finished.hub)}
         done = subprocess.run(
             [sys.executable, *words], cwd=where, env=environment, text=True, capture_output=True, check=False
