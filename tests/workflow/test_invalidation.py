@@ -139,7 +139,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         ),
         ["download_task task=again", *(job.replace("task=sst2", "task=again") for job in SST2), *END],
     ),
-    "new zero-shot task": (
+    "new task of the harness": (
         config(
             lambda values: (
                 values["tasks"].update(
