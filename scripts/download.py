@@ -1,4 +1,4 @@
-"""Fetch a model or a task and write down what it is.
+"""Fetch a model, a task, or lm-evaluation-harness, and write down what it is.
 
 Settings of a model: source, architecture. Settings of a task: source, files, kind and the columns; see config.yaml.
 """
@@ -10,14 +10,22 @@ from llm_sparsity.errors import arguments, run
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("kind", choices=["model", "task"], help="what to fetch")
+    parser.add_argument("kind", choices=["model", "task", "harness"], help="what to fetch")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--harness", type=Path, nargs="?", help="manifest of the harness, for a task that is its")
+    parser.add_argument("--lock", type=Path, help="requirements file of the harness")
     args = parser.parse_args()
 
+    from llm_sparsity import harness
     from llm_sparsity.download import download_model, download_task
 
-    download = download_model if args.kind == "model" else download_task
-    download(args.output, **args.settings)
+    match args.kind:
+        case "model":
+            download_model(args.output, **args.settings)
+        case "task":
+            download_task(args.output, packages=args.harness and args.harness.parent, **args.settings)
+        case "harness":
+            harness.install(args.output, lock=args.lock)
 
 
 if __name__ == "__main__":

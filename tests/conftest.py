@@ -23,6 +23,15 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def packages() -> Path:
+    """The folder of lm-evaluation-harness, which `./run test` makes first."""
+    folder = ROOT / "resources/harness"
+    if not (folder / "manifest.json").exists():
+        pytest.skip("no resources/harness; make it: ./run --cores 1 resources/harness/manifest.json")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`tiny_model("bert")` -> folder of a tiny model with RANDOM weights and a small word-level tokenizer."""
     made: dict[str, Path] = {}

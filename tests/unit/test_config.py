@@ -120,6 +120,58 @@ def test_language_model_tasks_need_a_decoder(root: Path) -> None:
         config.load(values)
 
 
+@pytest.fixture
+def harness_task(values: dict[str, Any]) -> dict[str, Any]:
+    """A study with a task of lm-evaluation-harness."""
+    files = {"validation": "rte/validation-00000-of-00001.parquet"}
+    source = values["tasks"]["sst2"]["source"]
+    values["tasks"]["rte"] = {"kind": "zero-shot", "harness": "rte", "source": source, "files": files}
+    values["study"] = [{"models": ["gpt2"], "sparsities": [0.5], "tasks": ["rte"]}]
+    return values
+
+
+def test_a_zero_shot_task_is_evaluated_not_trained(harness_task: dict[str, Any]) -> None:
+    harness_task["tasks"]["rte"]["evaluate"] = {"batch_size": 16}
+    study = config.load(harness_task)
+    assert [str(cell.variant) for cell in study.cells().evaluations] == ["dense", "magnitude-all-0.5"]
+    assert not study.cells().runs
+    assert study.evaluate_settings("rte") == {"batch_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda task: task.pop("harness"), "tasks.rte: harness: missing; name the task of lm-evaluation-harness"),
+        (
+            lambda task: task.update(kind="language-model"),
+            "harness: is for zero-shot tasks, but kind is language-model",
+        ),
+        (lambda task: task.update(label="label"), "tasks.rte: label: the harness knows how to read and score a zero"),
+        (
+            lambda task: task.update(files={"train": "a"}),
+            "files: expected validation or test, the one that the harness",
+        ),
+        (lambda task: task["files"].update(test="a"), "files: expected validation or test, the one that the harness"),
+        (lambda task: task.update(evaluate={"max_tokens": 9}), "tasks.rte: evaluate.max_tokens: shapes no zero-shot"),
+        (lambda task: task.update(evaluate={"batchsize": 9}), "tasks.rte.evaluate.batchsize: unknown key; did you"),
+    ],
+)
+def test_a_mistake_in_a_zero_shot_task(
+    change: Callable[[dict[str, Any]], Any], said: str, harness_task: dict[str, Any]
+) -> None:
+    change(harness_task["tasks"]["rte"])
+    with pytest.raises(UserError) as error:
+        config.load(harness_task)
+    (line,) = str(error.value).splitlines()
+    assert said in line
+
+
+def test_a_zero_shot_task_needs_a_decoder(harness_task: dict[str, Any]) -> None:
+    harness_task["study"][0]["models"] = ["roberta-base"]
+    with pytest.raises(UserError, match="rte is a zero-shot task, but model roberta-base is an encoder"):
+        config.load(harness_task)
+
+
 def test_a_task_overrides_the_defaults_of_finetune(values: dict[str, Any]) -> None:
     values["tasks"]["mrpc"]["finetune"] = {"epochs": 5}
     study = config.load(values)

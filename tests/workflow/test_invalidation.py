@@ -139,6 +139,23 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         ),
         ["download_task task=again", *(job.replace("task=sst2", "task=again") for job in SST2), *END],
     ),
+    "new task of the harness": (
+        config(
+            lambda values: (
+                values["tasks"].update(
+                    rte={
+                        "kind": "zero-shot", "harness": "rte", "source": values["tasks"]["sst2"]["source"],
+                        "files": {"validation": "rte/validation-00000-of-00001.parquet"},
+                    }
+                ),
+                values["study"][3]["tasks"].append("rte"),
+            )
+        ),
+        [
+            "download_harness", "download_task task=rte",
+            *(f"zero_shot model=gpt2 variant={variant} task=rte" for variant in ("dense", WANDA)), *END,
+        ],
+    ),
     "new model": (
         config(
             lambda values: (

@@ -255,7 +255,7 @@ RECIPES = {  # built in: the same words mean the same in every study
 
 
 class Evaluate(Section):
-    """How the perplexity of a causal language model is measured."""
+    """How a causal language model is measured without training; of zero-shot tasks `batch_size` alone counts."""
 
     sequence_length: Annotated[int, Field(gt=1)] = 2048
     max_tokens: Positive | None = None
@@ -265,11 +265,12 @@ class Evaluate(Section):
 class Task(Section):
     """A data set with a metric."""
 
-    kind: Literal["classification", "language-model"]
+    kind: Literal["classification", "language-model", "zero-shot"]
     source: Source
     files: dict[str, str] = Field(min_length=1, description="split -> file inside the source")
     format: Literal["parquet", "jsonl", "csv", "tsv", "text"] | None = None
     columns: list[str] | None = Field(None, description="names, for files without a header line")
+    harness: str | None = Field(None, description="of a zero-shot task: what lm-evaluation-harness calls it")
     text: str = "text"
     text_pair: str | None = None
     label: str | None = None
@@ -283,6 +284,10 @@ class Task(Section):
 
     @model_validator(mode="after")
     def _splits(self) -> Self:
+        if self.kind == "zero-shot":
+            return self._zero_shot()
+        if self.harness:
+            raise ValueError(f"harness: is for zero-shot tasks, but kind is {self.kind}; correct one of them")
         if self.kind == "language-model":
             if extra := set(self.files) - {"train", "test"}:
                 raise ValueError(
@@ -302,6 +307,20 @@ class Task(Section):
             )
         if self.evaluate:
             raise ValueError("evaluate: is for language-model tasks; use finetune here")
+        return self
+
+    def _zero_shot(self) -> Self:
+        if self.harness is None:
+            raise ValueError("harness: missing; name the task of lm-evaluation-harness, such as boolq")
+        if len(self.files) != 1 or set(self.files) - {"validation", "test"}:
+            raise ValueError(
+                f"files: expected validation or test, the one that the harness scores, found {', '.join(self.files)}"
+            )
+        others = ("text_pair", "label", "labels", "binarize", "split", "pairs", "finetune")
+        if extra := [key for key in others if getattr(self, key)]:
+            raise ValueError(f"{extra[0]}: the harness knows how to read and score a zero-shot task; remove it")
+        if extra := [key for key in self.evaluate if key in Evaluate.model_fields and key != "batch_size"]:
+            raise ValueError(f"evaluate.{extra[0]}: shapes no zero-shot task; remove it")
         return self
 
 
@@ -377,11 +396,12 @@ class Config(Section):
                     if scope not in architecture.split("-"):
                         raise ValueError(f"{where}.scopes: {scope}, but model {model} is an {architecture}; remove one")
                 for task in grid.tasks:
-                    if self.tasks[task].kind == "language-model" and "test" not in self.tasks[task].files:
+                    kind = self.tasks[task].kind
+                    if kind == "language-model" and "test" not in self.tasks[task].files:
                         raise ValueError(f"{where}.tasks: {task} has no split test to measure perplexity on; add it")
-                    if self.tasks[task].kind == "language-model" and architecture != "decoder":
+                    if kind != "classification" and architecture != "decoder":
                         raise ValueError(
-                            f"{where}.tasks: {task} is a language-model task, but model {model} is an {architecture}; "
+                            f"{where}.tasks: {task} is a {kind} task, but model {model} is an {architecture}; "
                             "give decoders a grid of their own"
                         )
         if self.calibration is not None:
@@ -440,12 +460,13 @@ class Config(Section):
         return {"seed": seed, **chosen}
 
     def evaluate_settings(self, task: str) -> dict[str, Any]:
-        """`evaluate` with the task's overrides."""
-        return _override(self.evaluate, self.tasks[task].evaluate, f"tasks.{task}.evaluate")
+        """What a task uses of `evaluate`, with its overrides."""
+        values = _override(self.evaluate, self.tasks[task].evaluate, f"tasks.{task}.evaluate")
+        return values if self.tasks[task].kind != "zero-shot" else {"batch_size": values["batch_size"]}
 
     def cells(self) -> Cells:
         """Everything this study computes."""
-        return expand(self.grids(), self.language_tasks())
+        return expand(self.grids(), self.evaluated_tasks())
 
     def grids(self) -> list[dict[str, Any]]:
         """The grids as plain values, and how often their calibrated methods are repeated."""
@@ -458,9 +479,13 @@ class Config(Section):
             for grid in self.study
         ]
 
-    def language_tasks(self) -> list[str]:
+    def evaluated_tasks(self) -> list[str]:
         """The tasks that are evaluated without training."""
-        return [name for name, task in self.tasks.items() if task.kind == "language-model"]
+        return [*self.tasks_of("language-model"), *self.tasks_of("zero-shot")]
+
+    def tasks_of(self, kind: str) -> list[str]:
+        """The tasks of a kind."""
+        return [name for name, task in self.tasks.items() if task.kind == kind]
 
 
 SECTIONS = {section.__name__: section for section in Section.__subclasses__()}

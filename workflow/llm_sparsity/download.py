@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_sparsity.errors import UserError, storage_message
 from llm_sparsity.files import MANIFEST, read_json, read_manifest, sha256, write_manifest
+from llm_sparsity.harness import described
 
 if TYPE_CHECKING:
     from llm_sparsity.checkpoint import Reader
@@ -93,14 +94,39 @@ def download_model(folder: Path, *, source: Source, architecture: str) -> None:
         )
 
 
-def download_task(folder: Path, *, source: Source, files: Mapping[str, str], **settings: Any) -> None:
+def download_task(
+    folder: Path,
+    *,
+    source: Source,
+    files: Mapping[str, str],
+    harness: str | None = None,
+    packages: Path | None = None,
+    **settings: Any,
+) -> None:
     """Put a task's rows into a folder, one `{split}.jsonl` a split; `settings` are those of `tasks.prepare`.
 
+    Args:
+        folder: gets the rows and manifest.json.
+        source: see the module.
+        files: split -> file of the source.
+        harness: of a zero-shot task, what lm-evaluation-harness calls it; asked first whether it knows it.
+        packages: the harness's folder.
+        settings: see `tasks.prepare`.
+
     Raises:
-        UserError: the source cannot be had, or its rows are not what the settings say.
+        UserError: the source cannot be had, its rows are not what the settings say, or the harness scores other rows.
     """
     from llm_sparsity.tasks import prepare
 
+    known: dict[str, Any] = {}
+    if harness:
+        if packages is None:
+            raise UserError(f"harness: {harness} needs lm-evaluation-harness; give its folder")
+        known["harness"] = facts = described(packages, harness)
+        if facts["split"] not in files:
+            raise UserError(
+                f"files: {harness} is scored on its {facts['split']} split, found {', '.join(files)}; give that file"
+            )
     with fetched(source, "task", (*files.values(), "README.md")) as (found, licence):
         paths = {split: found / file for split, file in files.items()}
         for split, path in paths.items():
@@ -108,7 +134,7 @@ def download_task(folder: Path, *, source: Source, files: Mapping[str, str], **s
                 raise UserError(f"files.{split}: {files[split]} is not in {_told(source)}; correct the path")
         with _replaced(folder, ("*.jsonl",)) as fresh:
             facts = prepare(paths, fresh, **settings)
-            write_manifest(fresh, kind="task", source=dict(source), licence=licence, **facts)
+            write_manifest(fresh, kind="task", source=dict(source), licence=licence, **known, **facts)
 
 
 @contextmanager

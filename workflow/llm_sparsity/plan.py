@@ -25,7 +25,10 @@ HEADROOM = 1.2  # how many node-hours may be spent above the cheapest, to end so
 
 # Assumptions, for a model of BASE parameters.
 BASE = 125e6
-ASSUMED = {"download": 2.0, "prune": 0.5, "calibrate": 3.0, "weights": 0.3, "measure": 1.0, "evaluate": 3.0}
+ASSUMED = {
+    "download": 2.0, "prune": 0.5, "calibrate": 3.0, "weights": 0.3, "measure": 1.0, "evaluate": 3.0,
+    "zero_shot": 1.0,
+}  # fmt: skip
 SETUP_MINUTES = 2.0
 SAMPLES_PER_SECOND = 146.0
 ROWS = {"sst2": 67_349, "mrpc": 3_668, "cola": 8_551, "rte": 2_490, "qnli": 104_743, "qqp": 363_846, "mnli": 392_702}
@@ -119,7 +122,7 @@ def minutes(
     config: Config, stage: str, model: str, *, task: str = "", recipe: str = "kept", method: str = ""
 ) -> tuple[float, bool]:
     """Minutes of one job, and whether they were measured."""
-    if stage in ("finetune", "evaluate"):
+    if stage in ("finetune", "evaluate", "zero_shot"):
         found = _measured(stage, model, task, recipe)
         if found is not None:
             return found, True
@@ -167,7 +170,8 @@ def jobs(config: Config) -> list[Job]:
     for model, variant in cells.measured:
         add("measure", Path("results") / model / str(variant) / "cost.json", 0, model, 1)
     for evaluation in cells.evaluations:
-        add("evaluate", evaluation.folder / "metrics.json", 0, evaluation.model, 1, task=evaluation.task)
+        stage = "zero_shot" if config.tasks[evaluation.task].kind == "zero-shot" else "evaluate"
+        add(stage, evaluation.folder / "metrics.json", 0, evaluation.model, 1, task=evaluation.task)
     for run in cells.runs:
         gpus, size = config.models[run.model].gpus, _work_bytes(config, run)
         add("finetune", run.folder / "metrics.json", size, run.model, gpus, task=run.task, recipe=run.recipe)

@@ -228,7 +228,7 @@ def results(data: Data) -> list[dict[str, Any]]:
     metrics = data["metrics"]
     tables = []
     for task in dict.fromkeys(metrics.task):
-        rows = metrics[(metrics.task == task) & (metrics.metric != "nll")]
+        rows = metrics[(metrics.task == task) & (metrics.metric != "nll") & ~metrics.metric.str.endswith("_stderr")]
         for metric in dict.fromkeys(rows.metric):
             chosen = rows[rows.metric == metric]
             levels = sorted(set(chosen.sparsity), key=lambda sparsity: (fraction(sparsity), sparsity))

@@ -1,8 +1,8 @@
 """Tasks: rows of any table become labelled sentences, one `{split}.jsonl` a split.
 
-Prepared once, when a task is downloaded: {"text": ..., "text_pair": ..., "label": 0} a line, or {"text": ...} for
-language modelling, as the source has it, blanks and all. Every draw is from `random.Random(seed)`, so the same source
-gives the same bytes everywhere.
+Prepared once, when a task is downloaded: {"text": ..., "text_pair": ..., "label": 0} a line; {"text": ...} for
+language modelling, as the source has it, blanks and all; all columns of a zero-shot task, which the harness reads.
+Every draw is from `random.Random(seed)`, so the same source gives the same bytes everywhere.
 """
 
 import csv
@@ -41,14 +41,14 @@ class Examples:
 
 def load(folder: Path, split: str) -> Examples:
     """Read a split of a prepared classification task."""
-    rows = _read(folder, split)
+    rows = load_rows(folder, split)
     pairs = [row["text_pair"] for row in rows] if "text_pair" in rows[0] else None
     return Examples([row["text"] for row in rows], pairs, [row["label"] for row in rows])
 
 
 def load_text(folder: Path, split: str = "test") -> list[str]:
     """Read the lines of a prepared language-model task."""
-    return [row["text"] for row in _read(folder, split)]
+    return [row["text"] for row in load_rows(folder, split)]
 
 
 def label_count(folder: Path) -> int:
@@ -56,7 +56,8 @@ def label_count(folder: Path) -> int:
     return len(read_manifest(folder)["labels"])
 
 
-def _read(folder: Path, split: str) -> list[Row]:
+def load_rows(folder: Path, split: str) -> list[Row]:
+    """Read the rows of a prepared task, of any kind."""
     try:
         with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
@@ -85,7 +86,7 @@ def prepare(
     Args:
         paths: split -> table.
         folder: gets `{split}.jsonl`.
-        kind: "classification" or "language-model".
+        kind: "classification", "language-model", or "zero-shot": rows are kept as they are, with all their columns.
         text, text_pair, label: names of columns.
         labels: names of the labels 0, 1, ...; the label column may hold either.
         format: of the tables; from the file name where it is not given.
@@ -111,6 +112,10 @@ def prepare(
                 raise UserError(f"{paths[name].name}: has no text; expected lines to measure perplexity on")
         splits = {name: rows[: (limit or {}).get(name) or len(rows)] for name, rows in splits.items()}
         facts: dict[str, Any] = {"task": kind, "rows": {name: len(rows) for name, rows in splits.items()}}
+    elif kind == "zero-shot":
+        seed = (limit or {}).get("seed", 0)
+        splits = {name: _limit(rows, (limit or {}).get(name), seed) for name, rows in tables.items()}
+        facts = {"task": kind, "rows": {name: len(rows) for name, rows in splits.items()}}
     else:
         assert label is not None, "config.py refuses a classification task without a label"
         splits, dropped, group = {}, 0, (pairs or {}).get("group")

@@ -6,6 +6,7 @@
 # Snakemake compares these two, the script reads the first, the log shows both. Nothing else makes a job run again.
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -40,6 +41,11 @@ wildcard_constraints:
     seed=r"\d+",
 
 
+def one_of(names):
+    """A pattern of these names alone."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
 def settings(**values):
     """The values that a job uses, as one string: what is compared is what is read."""
     return json.dumps(values, sort_keys=True)
@@ -63,6 +69,11 @@ def download_model_settings(wildcards):
 
 def download_task_settings(wildcards):
     return settings(**STUDY.tasks[wildcards.task].model_dump(exclude_none=True, exclude={"finetune", "evaluate"}))
+
+
+def harness_manifest(wildcards):
+    """What knows the tasks that are scored without training; nothing for other tasks."""
+    return "resources/harness/manifest.json" if STUDY.tasks[wildcards.task].kind == "zero-shot" else []
 
 
 def prune_settings(wildcards):

@@ -13,6 +13,8 @@ rule evaluate:
         runtime="results/{model}/{variant}/{task}/runtime.json",
     log:
         "logs/evaluate/{model}/{variant}/{task}.log",
+    wildcard_constraints:
+        task=one_of(STUDY.tasks_of("language-model")),
     conda:
         "../../envs/environment.yaml"
     threads: 1

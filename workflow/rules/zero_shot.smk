@@ -1,0 +1,30 @@
+# zero_shot: the accuracy of a causal language model on a task of lm-evaluation-harness, without training.
+#
+# needs   the folder of a variant, resources/tasks/{task}/, resources/harness/
+# leaves  results/{model}/{variant}/{task}/metrics.json, runtime.json
+
+
+rule zero_shot:
+    input:
+        model=model_manifest,
+        task="resources/tasks/{task}/manifest.json",
+        harness="resources/harness/manifest.json",
+    output:
+        metrics="results/{model}/{variant}/{task}/metrics.json",
+        runtime="results/{model}/{variant}/{task}/runtime.json",
+    log:
+        "logs/zero_shot/{model}/{variant}/{task}.log",
+    wildcard_constraints:
+        task=one_of(STUDY.tasks_of("zero-shot")),
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+        runtime=runtime("zero_shot"),
+    params:
+        settings=evaluate_settings,
+        code=code("zero_shot"),
+    shell:
+        "python scripts/zero_shot.py --model $(dirname {input.model}) --task $(dirname {input.task}) --harness $(dirname {input.harness})"
+        " --output $(dirname {output.metrics}) --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log} 2>&1"
