@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work/recovery"), help="folder of variants, runs and caches")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the study's")
     parser.add_argument("--runs", nargs="+", metavar="METHOD/RECIPE", help="default: the study's")
+    parser.add_argument("--trained", action="store_true", help="train nothing more: tell of the runs that are there")
     parser.add_argument("--write", action="store_true", help="write the table into BENCHMARKS.md")
     args = parser.parse_args()
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
@@ -65,7 +66,10 @@ def main() -> None:
             if study.recipe(run.recipe).needs_dense:
                 dense = args.work / replace(run, variant=DENSE, recipe="kept").folder / "checkpoints.csv"
         output, settings = args.work / run.folder, study.run_settings(run.task, run.recipe, run.seed)
-        finetune.finetune(model, tasks[run.task], output, args.work, code="", dense=dense, **settings)
+        if not args.trained:
+            finetune.finetune(model, tasks[run.task], output, args.work, code="", dense=dense, **settings)
+        elif not (output / "metrics.json").exists():
+            continue
         accuracy = json.loads((output / "metrics.json").read_text())["metrics"]["accuracy"]
         print(run.task, row, run.seed, f"{accuracy:.4f}", flush=True)
         found.setdefault((row, run.task), []).append(accuracy)
