@@ -251,7 +251,7 @@ RECIPES = {  # built in: the same words mean the same in every study
     "kept": Recipe(),
     "released": Recipe(mask="released"),
     # Few sentences a step and a high learning rate: what is left of a model at 90 % has much to learn anew. Chosen on
-    # MiniLM (BENCHMARKS.md, recovery); a larger model may need a lower rate.
+    # MiniLM, and provisional (BENCHMARKS.md, Recovery); a larger model may need a lower rate.
     "gradual": Recipe(schedule=Schedule(), distill=Distill(), finetune={"learning_rate": 1.5e-3, "batch_size": 8}),
 }
 
