@@ -72,7 +72,7 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
         ),
         (
             lambda v: v.update(recipes={"mine": {"schedule": {"begin": 0.8}}}),
-            "recipes.mine.schedule: begin: 0.8 is not before end, 0.7",
+            "recipes.mine.schedule: begin: 0.8 is not before end, 0.3",
         ),
         (
             lambda v: v.update(recipes={"mine": {"distill": {"labels": 0, "logits": 0, "hidden": 0}}}),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import Parameter
 
 from llm_sparsity import checkpoint, finetune
+from llm_sparsity.config import RECIPES
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_json, sha256
 from llm_sparsity.mask import Mask
@@ -194,6 +195,14 @@ def test_a_schedule_leaves_as_many_zeros_in_each_tensor_as_the_variant_has(
     }
     assert any(not torch.equal(found[name], wanted[name]) for name in wanted)  # chosen anew
     assert result["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_the_recipe_gradual_removes_all_in_the_first_third_of_the_steps(run: Callable[..., dict[str, Any]]) -> None:
+    recipe = RECIPES["gradual"]
+    result = run("bert", "out", **recipe.model_dump(exclude={"finetune"}), **recipe.finetune)
+    with (result["weights"].parents[2] / "history.csv").open() as file:
+        shares = [float(row["measured_sparsity"]) for row in csv.DictReader(file)]
+    assert shares == pytest.approx([0.9] * 3, abs=1e-3)
 
 
 def test_the_mask_is_exact_after_every_step(

@@ -202,7 +202,7 @@ class Schedule(Section):
     """Remove weights little by little while training, along a cubic curve, instead of all at once before it."""
 
     begin: Fraction = Field(0.0, description="the part of all steps before the first weight goes")
-    end: Annotated[float, Field(gt=0, le=1)] = Field(0.7, description="the part of all steps after which all are gone")
+    end: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="the part of all steps after which all are gone")
     scores: Literal["magnitude", "movement"] = Field("magnitude", description="what decides which weights go")
 
     @model_validator(mode="after")
@@ -250,7 +250,9 @@ class Recipe(Section):
 RECIPES = {  # built in: the same words mean the same in every study
     "kept": Recipe(),
     "released": Recipe(mask="released"),
-    "gradual": Recipe(schedule=Schedule(), distill=Distill(), finetune={"learning_rate": 5e-4}),
+    # Few sentences a step and a high learning rate: what is left of a model at 90 % has much to learn anew. Chosen on
+    # MiniLM, and provisional (BENCHMARKS.md, Recovery); a larger model may need a lower rate.
+    "gradual": Recipe(schedule=Schedule(), distill=Distill(), finetune={"learning_rate": 1.5e-3, "batch_size": 8}),
 }
 
 
