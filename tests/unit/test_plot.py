@@ -62,6 +62,20 @@ def test_five_hundred_runs_are_drawn_in_seconds(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 20e6
 
 
+def test_zero_shot_tasks_have_a_figure_of_their_mean(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude", "wanda"], seeds=0)
+    metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str)
+    scored = metrics[metrics.metric == "perplexity"].assign(metric="acc", value="0.5")
+    errors = scored.assign(metric="acc_stderr", value="0.01")
+    tables = [metrics, *(rows.assign(task=task) for task in ("boolq", "rte") for rows in (scored, errors))]
+    pd.concat(tables).to_csv(tmp_path / "tables/metrics.csv", index=False)
+    plot(tmp_path / "tables", tmp_path, config=config)
+    assert (tmp_path / "figures/zero-shot.svg").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert "Mean over boolq, rte" in page
+    assert "Acc_stderr" not in page
+
+
 def test_errors_are_drawn_where_a_method_tells_them(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude", "wanda"], seeds=0)
     plot(tmp_path / "tables", tmp_path, config=config)

@@ -78,10 +78,12 @@ def _figures(data: Mapping[str, pd.DataFrame], models: list[str], config: Mappin
             rows = metrics[(metrics.task == task) & (metrics.metric == metric)]
             majority = report.majority(data, task, metric)
             earlier = _published(task, metric, models)
-            yield _by_sparsity(f"{metric}-{task}", rows, models, label, _noise(data, task), majority, earlier)
+            yield _by_sparsity(
+                f"{metric}-{task}", "Task quality", rows, models, label, _noise(data, task), majority, earlier
+            )
         runs = data["runs"][data["runs"].task == task].assign(value=lambda rows: rows.train_seconds)
         caption = "Seconds of training; set-up and evaluation are not counted. A mask alone saves no time."
-        yield _by_sparsity(f"train-time-{task}", runs, models, "Training time (s)", caption, None)
+        yield _by_sparsity(f"train-time-{task}", "Cost", runs, models, "Training time (s)", caption)
         history = data["history"]
         if (history.loc[history.task == task, "mask"] == "released").any():
             yield _regrowth(task, history[(history.task == task) & (history["mask"] == "released")], models)
@@ -89,6 +91,13 @@ def _figures(data: Mapping[str, pd.DataFrame], models: list[str], config: Mappin
         rows = metrics[(metrics.task == task) & (metrics.metric == "perplexity")]
         settings = {**config.get("evaluate", {}), **config.get("tasks", {}).get(task, {}).get("evaluate", {})}
         yield _perplexity(task, rows, models, settings)
+    zero_shot = metrics[metrics.metric == "acc"]
+    if len(zero_shot):
+        tasks = ", ".join(dict.fromkeys(zero_shot.task))
+        rows = zero_shot.groupby([*CELL, "level", "calibration_seed"], sort=False).value.mean().reset_index()
+        caption = f"Mean over {tasks}, by lm-evaluation-harness, without examples in the prompt and without training."
+        rows = rows.assign(recipe="kept", mask="")
+        yield _by_sparsity("zero-shot", "Task quality", rows, models, "Zero-shot accuracy", caption)
     yield from _parts(data, models)
     yield from _errors(data["tensors"])
     yield _sizes(data["sizes"], models)
@@ -227,11 +236,12 @@ def _noise(data: Mapping[str, pd.DataFrame], task: str) -> str:
 
 def _by_sparsity(
     name: str,
+    section: str,
     rows: pd.DataFrame,
     models: list[str],
     label: str,
     caption: str,
-    majority: float | None,
+    majority: float | None = None,
     earlier: pd.DataFrame | None = None,
 ) -> Drawn:
     """One value by sparsity: a panel for each method and scope, a line for each model and recipe."""
@@ -273,7 +283,6 @@ def _by_sparsity(
             f" Faint crosses: {claims.EARLIER}, which trained few steps (an effective batch of 128: 87 steps on MRPC), "
             "once, with the mask released."
         )
-    section = "Task quality" if majority is not None else "Cost"
     return Drawn(name, section, f"{label} by sparsity. {caption}", figure)
 
 
