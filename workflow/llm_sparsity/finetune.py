@@ -44,6 +44,7 @@ from llm_sparsity.recovery import Schedule, Teacher
 METRICS = ["accuracy", "f1", "combined"]
 HISTORY = ["epoch", "step", "train_loss", *METRICS, "measured_sparsity"]
 CHECKPOINTS = ["epoch", "path", "bytes", "sha256", *METRICS]
+OUTSIDE = ("model", "task", "output", "work", "code", "dense", "save_minutes")  # of the arguments: no settings
 FIRST_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # where the regrowth of released weights is measured
 TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
 
@@ -102,8 +103,7 @@ def finetune(
             finite, a batch that does not fit the memory, a disk that is full, a dense model whose weights are gone.
         SystemExit: 143 after SIGTERM, once everything is saved.
     """
-    outside = ("model", "task", "output", "work", "code", "dense", "save_minutes")
-    settings = {key: value for key, value in locals().items() if key not in outside}
+    settings = {key: value for key, value in locals().items() if key not in OUTSIDE}
     begun = time.perf_counter()
     check_length(model, "max_length", max_length)
     main = os.environ.get("RANK", "0") == "0"
