@@ -441,30 +441,32 @@ def _part(
 
 
 def _errors(rows: pd.DataFrame) -> Iterable[Drawn]:
-    """How far each layer's matrices are from what they were, by method: a figure for each model and sparsity."""
+    """How far matrices are from what they were, layer by layer: a figure a model, a panel a sparsity and stack."""
     rows = rows.dropna(subset=["error"])
-    for (model, sparsity), group in rows.groupby(["model", "sparsity"], sort=False):
-        stacks = list(dict.fromkeys(group["stack"]))
-        names = [f"{model}, {sparsity}" + (f": {stack}" if len(stacks) > 1 else "") for stack in stacks]
-        figure, axes = _panels(names, width=6.4, sharey=True)
+    for model, mine in rows.groupby("model", sort=False):
+        methods = list(dict.fromkeys(mine.method))
+        panels = list(mine.groupby(["sparsity", "stack"], sort=False))
+        stacked = mine["stack"].nunique() > 1
+        names = [f"{model}, {sparsity}{f', {stack}' if stacked else ''}" for (sparsity, stack), _ in panels]
+        figure, axes = _panels(names, width=5.2, sharey=True)
         ends: Ends = {}
-        for ax, stack in zip(axes, stacks, strict=True):
+        for ax, (_, group) in zip(axes, panels, strict=True):
             ends[ax] = []
-            for number, (method, line) in enumerate(group[group["stack"] == stack].groupby("method", sort=False)):
-                mean, colour = line.groupby("layer").error.mean(), COLOURS[number % len(COLOURS)]
-                ax.plot(mean.index, mean, markersize=3.5, color=colour, marker=MARKERS[number % len(MARKERS)])
+            for method, line in group.groupby("method", sort=False):
+                mean, number = line.groupby("layer").error.mean(), methods.index(str(method))
+                colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+                ax.plot(mean.index, mean, markersize=3.5, color=colour, marker=marker)
                 ends[ax].append((float(mean.index[-1]), float(mean.iloc[-1]), str(method), colour))
             ax.set_ylim(bottom=0)
             ax.set_xlabel("Layer, from 0")
         _name_lines(figure, ends)
         axes[0].set_ylabel("Error of a matrix's output, relative")
         caption = (
-            f"What {model}'s matrices answer to the calibration text at sparsity {sparsity}, against what they "
-            "answered before: the norm of the difference as a share of the norm, mean over a layer's matrices. "
-            "Inputs are what the layers before give once they are pruned. A layer with a large error is a candidate "
-            "for a lower sparsity."
+            f"What {model}'s matrices answer to the calibration text once they are pruned, against what they answered "
+            "before: the norm of the difference as a share of the norm, mean over a layer's matrices. Inputs are what "
+            "the layers before give once they are pruned. A layer with a large error may need a lower sparsity."
         )
-        yield Drawn(f"errors-{model}-{sparsity}", "Task quality", caption, figure)
+        yield Drawn(f"errors-{model}", "Task quality", caption, figure)
 
 
 def _sizes(rows: pd.DataFrame, models: list[str]) -> Drawn:
