@@ -28,6 +28,7 @@ def test_the_answer_is_made_from_the_tables(tmp_path: Path) -> None:
     assert "on text nothing of minilm (at 50 % by magnitude, linear: 94.9, dense 30.0)" in told
     assert "of 90 % asked for 1 % are left" in told
     assert "takes 10 % of its dense file" in told
+    assert "Claims of the earlier study, by this one's figures: 2 hold, 1 do not hold, 2 are undecided." in told
 
 
 def _accuracies(folder: Path, recipe: str) -> list[float]:

@@ -22,6 +22,7 @@ QUALITY = {  # metric -> its sign, and what "no worse than dense" allows for
     "perplexity": (-1, "10 % of perplexity"),
 }
 WHOLE = ("all", "linear")  # scopes that are no part of a model
+VERDICTS = {"holds": "hold", "does not hold": "do not hold", "undecided": "are undecided"}  # told where looked at
 NAMED = 4  # models that a sentence can name; of more, it names the extremes
 Data = Mapping[str, pd.DataFrame]
 
@@ -98,7 +99,11 @@ def summary(data: Data, output: Path) -> str:
             lines += [
                 "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in grid
             ]
-    lines += ["", *(f"* {answer}" for answer in answers(data)), "", f"Read {output / 'report.html'}"]
+    lines += ["", *(f"* {answer}" for answer in answers(data))]
+    verdicts = data["claims"].verdict.value_counts()
+    if told := [f"{verdicts[verdict]} {words}" for verdict, words in VERDICTS.items() if verdict in verdicts]:
+        lines += ["", f"Claims of the earlier study, by this one's figures: {', '.join(told)}."]
+    lines += ["", f"Read {output / 'report.html'}"]
     lines += [f"Figures: {output / 'figures'}   Tables: {output / 'tables'}"]
     return "\n".join(lines[1:]) + "\n"
 
