@@ -1,9 +1,9 @@
 """Figures, from a study's tables alone; `report` puts them on a page.
 
-House style: a model has one colour and one marker everywhere (Okabe & Ito's palette, told apart without colour too); a
-kept mask has filled markers, a released one is dashed and hollow, other recipes are dash-dotted; every seed is a
-point, lines join their means, bands are 95 % t-intervals over seeds; lines carry their names. Each figure is a vector
-and a bitmap file.
+House style: a model has one colour and one marker everywhere (Okabe & Ito's palette and two of Tol's, told apart
+without colour too); a kept mask has filled markers, a released one is dashed and hollow, other recipes are dash-dotted;
+every seed is a point, lines join their means, bands are 95 % t-intervals over seeds; lines carry their names. Each
+figure is a vector and a bitmap file.
 """
 
 import base64
@@ -28,8 +28,8 @@ from llm_sparsity.files import atomic, write_text
 from llm_sparsity.report import CELL
 from llm_sparsity.study import fraction
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933", "#882255", "#44AA99")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h")
 SECTIONS = ("What to pick", "Task quality", "Cost", "Weights")
 METRICS = {"accuracy": "Accuracy", "f1": "F1", "combined": "Combined score (mean of accuracy and F1)"}
 STYLE = {
@@ -624,7 +624,9 @@ def _frontier(ax: Axes, rows: pd.DataFrame, models: list[str], metric: str) -> N
             ax.plot([], [], marker=MARKERS[number % len(MARKERS)], color="#555555", linestyle="", label=method)
     for model in [model for model in models if model in set(rows.model)] if rows.model.nunique() > 1 else []:
         ax.plot([], [], color=_look(models, model)["color"], linewidth=4, label=model)
-    ax.legend(fontsize=8, loc="best")
+    handles, _ = ax.get_legend_handles_labels()
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(handles) > 8 else {"loc": "best"}
+    ax.legend(fontsize=8, **beside)
     ax.set_xlim(left=0, right=float(rows.cost.max()) * 1.12)
     if metric == "perplexity":
         ax.set_yscale("log")
