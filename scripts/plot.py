@@ -1,6 +1,6 @@
 """Draw a study's figures and its page from its tables.
 
-Settings: config (the study's).
+Settings: config (the study's), methods (what each is).
 """
 
 from pathlib import Path

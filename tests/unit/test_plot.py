@@ -22,7 +22,7 @@ def test_figures_and_page(
     models: list[str], methods: list[str], seeds: int, recipes: tuple[str, ...], tmp_path: Path
 ) -> None:
     config = write_tables(tmp_path / "tables", models, methods, seeds, recipes=recipes)
-    plot(tmp_path / "tables", tmp_path, config=config)
+    plot(tmp_path / "tables", tmp_path, config=config, methods={})
     names = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
     expected = {f"{metric}-sst2" for metric in ("accuracy", "f1", "combined", "train-time")} | {
         "perplexity-text", "size", "frontier-sst2", "frontier-text",
@@ -38,14 +38,14 @@ def test_figures_and_page(
 def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 2)
     for name in ("1", "2"):
-        plot(tmp_path / "tables", tmp_path / name, config=config)
+        plot(tmp_path / "tables", tmp_path / name, config=config, methods={})
     for path in sorted((tmp_path / "1/figures").iterdir()):
         assert path.read_bytes() == (tmp_path / "2/figures" / path.name).read_bytes(), path.name
 
 
 def test_a_study_without_training_has_a_page_too(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude"], seeds=0)
-    plot(tmp_path / "tables", tmp_path, config=config)
+    plot(tmp_path / "tables", tmp_path, config=config, methods={})
     assert (tmp_path / "figures/perplexity-text.svg").exists()
     assert not (tmp_path / "figures/accuracy-sst2.svg").exists()
 
@@ -56,7 +56,7 @@ def test_five_hundred_runs_are_drawn_in_seconds(tmp_path: Path) -> None:
     methods = ["magnitude", "uniform", "random", "wanda", "sparsegpt", "admm", "block", "structured"]
     config = write_tables(tmp_path / "tables", models, methods, seeds=3, text=False)
     begun = time.perf_counter()
-    plot(tmp_path / "tables", tmp_path, config=config)
+    plot(tmp_path / "tables", tmp_path, config=config, methods={})
     print(f"{time.perf_counter() - begun:.1f} s")
     assert len(pd.read_csv(tmp_path / "tables/runs.csv")) == 510
     assert (tmp_path / "report.html").stat().st_size < 20e6
@@ -69,7 +69,7 @@ def test_zero_shot_tasks_have_a_figure_of_their_mean(tmp_path: Path) -> None:
     errors = scored.assign(metric="acc_stderr", value="0.01")
     tables = [metrics, *(rows.assign(task=task) for task in ("boolq", "rte") for rows in (scored, errors))]
     pd.concat(tables).to_csv(tmp_path / "tables/metrics.csv", index=False)
-    plot(tmp_path / "tables", tmp_path, config=config)
+    plot(tmp_path / "tables", tmp_path, config=config, methods={})
     assert (tmp_path / "figures/zero-shot.svg").exists()
     page = (tmp_path / "report.html").read_text()
     assert "Mean over boolq, rte" in page
@@ -78,7 +78,7 @@ def test_zero_shot_tasks_have_a_figure_of_their_mean(tmp_path: Path) -> None:
 
 def test_errors_are_drawn_where_a_method_tells_them(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude", "wanda"], seeds=0)
-    plot(tmp_path / "tables", tmp_path, config=config)
+    plot(tmp_path / "tables", tmp_path, config=config, methods={})
     figure = (tmp_path / "figures/errors-smollm2.svg").read_text()
     assert "wanda" in figure
     assert "magnitude" not in figure
@@ -92,7 +92,7 @@ def test_perplexity_says_how_it_was_measured_and_what_was_published(tmp_path: Pa
     )
     pd.concat([metrics, pattern]).to_csv(tmp_path / "tables/metrics.csv", index=False)
     settings = {"evaluate": {"sequence_length": 2048, "max_tokens": None}}
-    plot(tmp_path / "tables", tmp_path, config=config | settings)
+    plot(tmp_path / "tables", tmp_path, config=config | settings, methods={})
     page = html.unescape((tmp_path / "report.html").read_text())
     assert "Measured on the whole text, in windows of 2,048 tokens that do not overlap." in page
     assert "Crosses are published values: Frantar & Alistarh 2023, arXiv:2301.00774." in page

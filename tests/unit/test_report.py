@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from llm_sparsity.config import METHOD_NOTES
 from llm_sparsity.plot import plot
 from llm_sparsity.report import read, resolution, scope_name, summary
 from tests.tables import write_tables
@@ -114,7 +115,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = write_tables(
         folder / "tables", models, ["magnitude", "uniform"], 3, recipes=("kept", "released", "gradual")
     )
-    plot(folder / "tables", folder, config=config)
+    plot(folder / "tables", folder, config=config, methods=METHOD_NOTES)
     return folder / "report.html"
 
 
@@ -134,7 +135,7 @@ def test_the_page_is_one_file_that_says_what_it_shows(page: Path) -> None:
 
 def test_a_study_with_a_hostile_name_is_shown_not_run(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], text=False)
-    plot(tmp_path / "tables", tmp_path, config=config | {"note": "<script>alert(1)</script>"})
+    plot(tmp_path / "tables", tmp_path, config=config | {"note": "<script>alert(1)</script>"}, methods={})
     assert "<script>alert" not in (tmp_path / "report.html").read_text()
 
 

@@ -4,6 +4,7 @@ Each class is one section of config.yaml and the only place of its defaults. Imp
 `snakemake -n` uses it on a laptop.
 """
 
+import ast
 import difflib
 import re
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,10 @@ _SOURCES = {
     path.stem: path.read_text(encoding="utf-8") for path in (Path(__file__).parent / "pruning").glob("[a-z]*.py")
 }
 METHODS = tuple(sorted(_SOURCES))
+METHOD_NOTES = {  # the first paragraph of a method's module: what goes, and whose idea it is
+    name: " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
+    for name, source in _SOURCES.items()
+}
 CALIBRATED = tuple(method for method in METHODS if "\ndef observe(" in _SOURCES[method])  # read: importing takes torch
 SCHEDULED = ("magnitude", "uniform")  # methods whose weights a schedule can choose as well
 SCOPES = ("all", "linear", "attention", "mlp", "embeddings", "encoder", "decoder")

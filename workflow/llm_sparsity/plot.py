@@ -54,13 +54,14 @@ class Drawn:
     figure: Figure
 
 
-def plot(tables: Path, output: Path, *, config: Mapping[str, Any]) -> None:
+def plot(tables: Path, output: Path, *, config: Mapping[str, Any], methods: Mapping[str, str]) -> None:
     """Draw every figure that the tables hold, and write report.html and summary.txt.
 
     Args:
         tables: folder of the study's CSV files.
         output: gets figures/, report.html and summary.txt.
         config: the study's config, for the order of names and for the page.
+        methods: for the page: name -> what it does, and its paper.
     """
     data = report.read(tables)
     models = list(dict.fromkeys(model for grid in config["study"] for model in grid["models"]))
@@ -68,7 +69,7 @@ def plot(tables: Path, output: Path, *, config: Mapping[str, Any]) -> None:
         drawn = [_save(figure, output / "figures") for figure in _figures(data, models, config)]
     sections = {name: [figure for figure in drawn if figure["section"] == name] for name in SECTIONS}
     write_text(output / "summary.txt", report.summary(data, output))
-    write_text(output / "report.html", report.page(data, config, sections))
+    write_text(output / "report.html", report.page(data, config, methods, sections))
 
 
 def _figures(data: Mapping[str, pd.DataFrame], models: list[str], config: Mapping[str, Any]) -> Iterable[Drawn]:

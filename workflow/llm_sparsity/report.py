@@ -1,6 +1,5 @@
 """What a study's tables say in words: the answer, small tables, and the page that holds them and the figures."""
 
-import ast
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +14,6 @@ from llm_sparsity.claims import margin
 from llm_sparsity.study import fraction
 
 TEMPLATE = Path(__file__).parent.parent / "report" / "report.html.jinja"
-METHODS = Path(__file__).parent / "pruning"
 CELL = ["model", "method", "scope", "sparsity"]
 QUALITY = {  # metric -> its sign, and what "no worse than dense" allows for
     "accuracy": (1, "2 points of accuracy"),
@@ -56,12 +54,18 @@ def _read(path: Path) -> pd.DataFrame:
     return table
 
 
-def page(data: Data, config: Mapping[str, Any], sections: Mapping[str, list[dict[str, str]]]) -> str:
+def page(
+    data: Data,
+    config: Mapping[str, Any],
+    methods: Mapping[str, str],
+    sections: Mapping[str, list[dict[str, str]]],
+) -> str:
     """The whole report as one HTML file.
 
     Args:
         data: the tables.
         config: the study's.
+        methods: of the study: name -> what it does, and its paper.
         sections: title -> figures: name, caption, width, height (pixels), svg (base64).
     """
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
@@ -77,7 +81,7 @@ def page(data: Data, config: Mapping[str, Any], sections: Mapping[str, list[dict
             name: _html_table(table) for name, table in data.items() if name not in ("weights", "history", "tensors")
         },
         config=yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False, default_flow_style=None, width=110),
-        methods=_methods(data),
+        methods=methods,
         machines=_machines(data),
     )
     return html
@@ -350,16 +354,6 @@ def _range(low: float, high: float, *, points: bool) -> str:
     if math.isinf(low):
         return f"≤ {high_text}{unit}"
     return f"≥ {low_text}{unit}" if math.isinf(high) else f"{low_text} to {high_text}{unit}"
-
-
-def _methods(data: Data) -> dict[str, str]:
-    """The methods of a study, each with the first paragraph of its module: what it does, and its paper."""
-    names = [name for name in dict.fromkeys(data["sizes"].method) if name != "dense"]
-    told = {}
-    for name in names:
-        paragraph = (ast.get_docstring(ast.parse((METHODS / f"{name}.py").read_text("utf-8"))) or "").split("\n\n")[0]
-        told[name] = " ".join(paragraph.split())
-    return told
 
 
 def _machines(data: Data) -> list[str]:

@@ -3,14 +3,7 @@
 # needs   reports/{study}/tables/*.csv
 # leaves  reports/{study}/figures/*.svg, *.png; report.html (one file, no network); summary.txt
 
-# The page tells methods by the first lines of their modules.
-PAGE = [
-    *sorted((WORKFLOW / "workflow/report").iterdir()),
-    *sorted(
-        WORKFLOW / f"workflow/llm_sparsity/pruning/{method}.py"
-        for method in {variant.method for _, variant in CELLS.variants if not variant.is_dense}
-    ),
-]
+METHODS = sorted({variant.method for _, variant in CELLS.variants if not variant.is_dense})
 
 
 localrules:
@@ -34,8 +27,11 @@ rule plot:
     conda:
         "../../envs/environment.yaml"
     params:
-        settings=settings(config=STUDY.model_dump(exclude_none=True)),
-        code=code("plot", files=PAGE),
+        settings=settings(
+            config=STUDY.model_dump(exclude_none=True),
+            methods={method: study_config.METHOD_NOTES[method] for method in METHODS},
+        ),
+        code=code("plot", files=sorted((WORKFLOW / "workflow/report").iterdir())),
     shell:
         f"python scripts/plot.py --tables reports/{STUDY.name}/tables --output reports/{STUDY.name}"
         " --settings {params.settings:q} > {log} 2>&1"
