@@ -173,7 +173,7 @@ def _memory(net: Module, inputs: Mapping[str, Tensor], device: torch.device) -> 
         RESET.write_text("5")
         before = _resident("VmRSS")
         net(**inputs)
-        return sum(tensors.values()) + _resident("VmHWM") - before
+        return sum(tensors.values()) + max(0, _resident("VmHWM") - before)  # the kernel counts in batches of pages
 
 
 def _resident(field: str) -> int:
