@@ -76,6 +76,13 @@ def test_zero_shot_tasks_have_a_figure_of_their_mean(tmp_path: Path) -> None:
     assert "Acc_stderr" not in page
 
 
+def test_a_study_whose_masks_are_all_released_has_a_page_and_nothing_to_pick(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], recipes=("released",), text=False)
+    plot(tmp_path / "tables", tmp_path, config=config, methods={})
+    assert (tmp_path / "figures/accuracy-sst2.svg").exists()
+    assert not (tmp_path / "figures/frontier-sst2.svg").exists()
+
+
 def test_errors_are_drawn_where_a_method_tells_them(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude", "wanda"], seeds=0)
     plot(tmp_path / "tables", tmp_path, config=config, methods={})

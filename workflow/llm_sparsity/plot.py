@@ -585,6 +585,8 @@ def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[
     }
     for (task, metric), rows in cells.groupby(["task", "metric"], sort=False):
         shown = [cost for cost in costs if rows[cost].notna().sum() > 1]
+        if not shown:  # dense alone: every mask was released
+            continue
         figure, axes = _panels(
             [f"{metric} against {costs[cost][0].split(' (')[0].lower()}" for cost in shown], width=5.2
         )

@@ -224,7 +224,8 @@ def _training(data: Data) -> str:
         row = released.loc[released.level.idxmax()]
         told.append(
             f"With the mask released, zeros grow back: of {_percent(row.level)} asked for "
-            f"{_percent(round(float(row.measured_sparsity), 3))} are left, and what is then measured is a dense model"
+            f"{_percent(round(float(row.measured_sparsity), 3))} are left"
+            + (", and what is then measured is a dense model" if float(row.measured_sparsity) < 0.1 else "")
         )
     return ". ".join(told) + "." if told else ""
 
