@@ -143,9 +143,9 @@ def _panels(names: Sequence[str], width: float = 4.4, height: float = 3.4, **kwa
     return figure, list(axes.flat)[: len(names)]
 
 
-def _look(models: list[str], model: str) -> dict[str, Any]:
-    """A model's colour and marker."""
-    number = models.index(model)
+def _look(names: list[str], name: str) -> dict[str, Any]:
+    """The colour and marker of a model among models, or of a method among methods."""
+    number = names.index(name)
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
@@ -454,10 +454,9 @@ def _errors(rows: pd.DataFrame) -> Iterable[Drawn]:
         for ax, (_, group) in zip(axes, panels, strict=True):
             ends[ax] = []
             for method, line in group.groupby("method", sort=False):
-                mean, number = line.groupby("layer").error.mean(), methods.index(str(method))
-                colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-                ax.plot(mean.index, mean, markersize=3.5, color=colour, marker=marker)
-                ends[ax].append((float(mean.index[-1]), float(mean.iloc[-1]), str(method), colour))
+                mean, look = line.groupby("layer").error.mean(), _look(methods, str(method))
+                ax.plot(mean.index, mean, markersize=3.5, **look)
+                ends[ax].append((float(mean.index[-1]), float(mean.iloc[-1]), str(method), look["color"]))
             ax.set_ylim(bottom=0)
             ax.set_xlabel("Layer, from 0")
         _name_lines(figure, ends)
