@@ -6,7 +6,7 @@ Settings: what `evaluate:` in the config holds.
 from pathlib import Path
 
 from llm_sparsity.errors import arguments, run
-from llm_sparsity.lease import lease
+from llm_sparsity.lease import computing
 
 
 def main() -> None:
@@ -14,16 +14,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of a variant")
     parser.add_argument("--task", type=Path, required=True, help="folder of a prepared task")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs to lease, where there are so many")
-    args = parser.parse_args()
-    lease(args.gpus)
-
-    import torch
+    args = computing(parser)
 
     from llm_sparsity.evaluate import evaluate
 
-    torch.set_num_threads(args.threads)
     evaluate(args.model, args.task, args.output, **args.settings)
 
 

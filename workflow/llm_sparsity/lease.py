@@ -3,6 +3,7 @@
 Where a batch system or a pilot has given a job exactly the devices that it asked for, there is nothing to lease.
 """
 
+import argparse
 import fcntl
 import os
 import tempfile
@@ -56,3 +57,16 @@ def _try(path: Path) -> int | None:
         return None
     os.set_inheritable(lock, True)
     return lock
+
+
+def computing(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the arguments of a script that computes, lease its GPUs before torch sees them, and set its CPU threads."""
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs to lease, where there are so many")
+    args = parser.parse_args()
+    lease(args.gpus)
+
+    import torch
+
+    torch.set_num_threads(args.threads)
+    return args
