@@ -35,7 +35,7 @@ def main() -> None:
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     import torch
 
-    from llm_sparsity import config, finetune
+    from llm_sparsity import config, finetune, objective
     from llm_sparsity.models import load_classifier
     from llm_sparsity.prune import prune
     from llm_sparsity.study import DENSE
@@ -46,7 +46,7 @@ def main() -> None:
         return net
 
     torch.set_num_threads(1)
-    finetune.load_classifier = eager
+    objective.load_classifier = eager
     study = config.load(yaml.safe_load(STUDY.read_text()))
     found: dict[tuple[str, str], list[float]] = {}
     tasks = {task.name: task for task in args.tasks}

@@ -1,6 +1,6 @@
 """Collect a study's results into tidy tables.
 
-Settings: study, grids, evaluated (the tasks without training).
+Settings: study, grids, stages (what a task's variants go through).
 """
 
 from pathlib import Path

@@ -20,8 +20,9 @@ def write_tables(
     seeds: int = 1,
     text: bool = True,
     recipes: tuple[str, ...] = ("kept",),
+    recovered: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Tables of a made-up study; the config that goes with them."""
+    """Tables of a made-up study; the config that goes with them. `recovered`: recipes that train on the text."""
     generator = np.random.default_rng(0)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
     for number, model in enumerate(models):
@@ -51,6 +52,9 @@ def write_tables(
                 cell = variant | {"task": "text", "recipe": "", "mask": "", "seed": ""}
                 rows["metrics"].append(cell | {"metric": "perplexity", "value": 30 * 10**share})
                 rows["metrics"].append(cell | {"metric": "nll", "value": 3.0})
+                for recipe in recovered if method != "dense" else ("kept",) * bool(recovered):
+                    trained = cell | {"recipe": recipe, "mask": "kept", "seed": 0, "metric": "perplexity"}
+                    rows["metrics"].append(trained | {"value": 20 * (2 if recipe == "kept" else 1.5) ** (2 * share)})
             for recipe, seed in itertools.product(recipes if method != "dense" else ("kept",), range(seeds)):
                 mask = "released" if recipe == "released" else "kept"
                 cell = variant | {"task": "sst2", "recipe": recipe, "mask": mask, "seed": seed}

@@ -115,6 +115,19 @@ def save_mood_task(folder: Path) -> Path:
     return folder
 
 
+def save_text_task(folder: Path) -> Path:
+    """Save a made-up text that a tiny random model can learn: a sentence of few forms, over and over."""
+    from llm_sparsity.files import write_manifest
+
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = random.Random(0)
+    for split, lines in (("train", 160), ("test", 40)):
+        rows = [{"text": f"the film was {generator.choice(['very', 'not'])} good"} for _ in range(lines)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_manifest(folder, kind="task", task="language-model")
+    return folder
+
+
 def model_of(tensors: "dict[str, torch.Tensor]", folder: Path, model_type: str = "bert") -> Path:
     """A model folder of given tensors; nothing else about it is real."""
     from llm_sparsity import checkpoint

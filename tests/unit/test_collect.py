@@ -25,13 +25,13 @@ STUDY: dict[str, Any] = {
             "sparsities": ["0.5"], "tasks": ["text"], "recipes": ["kept"], "seeds": [0], "measure": False,
         },
     ],
-    "evaluated": ["text"],
+    "stages": {"sst2": ["finetune"], "text": ["evaluate"]},
 }  # fmt: skip
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    cells = expand(STUDY["grids"], STUDY["evaluated"])
+    cells = expand(STUDY["grids"], STUDY["stages"])
     for model, variant in cells.variants:
         folder = tmp_path / "results" / model / str(variant)
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def test_every_draw_of_calibration_text_is_a_variant(root: Path, tmp_path: Path)
 
 
 def test_a_missing_result_is_named(root: Path) -> None:
-    run = expand(STUDY["grids"], STUDY["evaluated"]).runs[0]
+    run = expand(STUDY["grids"], STUDY["stages"]).runs[0]
     (root / run.folder / "metrics.json").unlink()
     with pytest.raises(UserError, match=r"seed-0/metrics\.json: missing; run the study made-up first"):
         collect(root / "tables", root=root, **STUDY)

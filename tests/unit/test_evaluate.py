@@ -60,7 +60,9 @@ def test_weights_that_are_not_finite(tiny_model: Callable[[str], Path], text: Pa
 
 
 def test_a_text_that_is_too_short(tiny_model: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"sequence_length: found 64, but task has only \d+ tokens \(max_tokens: 20\)"):
+    with pytest.raises(
+        UserError, match=r"sequence_length: found 64, but the split test of task has only \d+ tokens \(max_tokens: 20\)"
+    ):
         evaluate(tiny_model("llama"), text, tmp_path / "out", sequence_length=64, max_tokens=20, batch_size=1)
 
 

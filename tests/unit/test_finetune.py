@@ -13,17 +13,26 @@ import torch
 
 from llm_sparsity import checkpoint, finetune
 from llm_sparsity.errors import UserError
+from llm_sparsity.evaluate import evaluate
 from llm_sparsity.files import read_json, sha256, write_json
 from llm_sparsity.mask import Mask
 from llm_sparsity.models import family, in_scope, load_classifier
 from llm_sparsity.prune import prune
 from tests.kill import SETTINGS, kill
-from tests.tiny import save_mood_task
+from tests.tiny import save_mood_task, save_text_task
+
+WINDOWS = {"sequence_length": 32, "max_tokens": None}
+LORA = {"rank": 4, "alpha": 16.0}
 
 
 @pytest.fixture(scope="session")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_mood_task(tmp_path_factory.mktemp("mood"))
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_text_task(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture
@@ -225,7 +234,7 @@ def test_a_batch_that_does_not_fit_the_memory(
         raise error
 
     monkeypatch.setattr(torch.nn.functional, "linear", full)
-    with pytest.raises(UserError, match=r"micro_batch_size: 16 sentences of \d+ tokens do not fit .* \(now 16"):
+    with pytest.raises(UserError, match=r"micro_batch_size: 16 sequences of \d+ tokens do not fit .* \(now 16"):
         run(tiny_model("bert"), task, tmp_path)
 
 
@@ -241,6 +250,91 @@ def test_cached_weights_of_a_sparse_run_are_small_and_a_model_to_go_on_from(
     head = next(name for name in checkpoint.load(first["weights"]) if name.endswith("classifier.weight"))
     moved = (checkpoint.load(again["weights"])[head] - checkpoint.load(first["weights"])[head]).abs().max()
     assert 0 < moved < 0.05  # the head goes on, it is not drawn anew
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_sparse_language_model_recovers_and_keeps_its_mask(
+    lora: Any, kind: str, variant: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    model = variant(kind)
+    evaluate(model, text, tmp_path / "before", **WINDOWS, batch_size=4)
+    rate = 0.1 if lora else 0.01
+    result = run(model, text, tmp_path, evaluation=WINDOWS, lora=lora, learning_rate=rate, epochs=6)
+    assert result["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
+    for name, gone in removed(model).items():
+        weight = after(result, name)
+        assert not weight[gone].any()
+        assert not weight[gone].signbit().any()
+        assert not torch.equal(weight, checkpoint.load(model)[name])
+    assert not any("parametrizations" in name for name in checkpoint.load(result["weights"]))
+    evaluate(result["weights"], text, tmp_path / "after", **WINDOWS, batch_size=4)
+    before, after_ = (
+        read_json(tmp_path / part / "metrics.json")["metrics"]["perplexity"] for part in ("before", "after")
+    )
+    assert result["metrics"] == {"perplexity": pytest.approx(after_, rel=1e-4)}
+    assert after_ < 0.8 * before
+    assert result["baseline"] == {}
+
+
+def test_updates_train_a_classifiers_new_head_too(variant: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
+    model = variant("bert")
+    result = run(model, task, tmp_path, lora=LORA, learning_rate=0.05, epochs=8)
+    assert result["metrics"]["accuracy"] > 0.9
+    assert result["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
+    saved, pruned = checkpoint.load(result["weights"]), checkpoint.load(model)
+    norm = next(name for name in pruned if name.endswith("LayerNorm.weight"))
+    assert torch.equal(after(result, norm), pruned[norm])
+    fresh = load_classifier(model, labels=2, seed=0).classifier.weight
+    assert not torch.equal(saved["classifier.weight"], fresh)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_language_model_that_was_interrupted_ends_as_if_it_had_not_been(
+    lora: Any, variant: Callable[[str], Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, settings = variant("llama"), {"evaluation": WINDOWS, "lora": lora, "save_minutes": 1e-9}
+    whole = run(model, text, tmp_path / "whole", **settings)
+    hold, calls = Mask.hold, []
+
+    def interrupted(self: Mask) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        hold(self)
+
+    monkeypatch.setattr(Mask, "hold", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, text, tmp_path / "again", **settings)
+    again = run(model, text, tmp_path / "again", **settings)
+    assert sha256(whole["weights"] / "model.safetensors") == sha256(again["weights"] / "model.safetensors")
+    assert whole["metrics"] == again["metrics"]
+
+
+def test_a_language_model_learns_from_its_dense_self(
+    variant: Callable[[str], Path], tiny_model: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    run(tiny_model("llama"), text, tmp_path / "dense", evaluation=WINDOWS, learning_rate=1e-2)
+    distill = {"labels": 1.0, "logits": 1.0, "hidden": 1.0, "temperature": 2.0}
+    schedule = {"begin": 0.0, "end": 0.5, "scores": "magnitude"}
+    more = {"dense": tmp_path / "dense/out/checkpoints.csv", "schedule": schedule, "distill": distill}
+    result = run(variant("llama"), text, tmp_path, evaluation=WINDOWS, learning_rate=1e-2, **more)
+    assert result["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
+    alone = run(variant("llama"), text, tmp_path / "alone", evaluation=WINDOWS, learning_rate=1e-2)
+    assert result["metrics"]["perplexity"] < 1.5 * alone["metrics"]["perplexity"]
+
+
+def test_a_text_shorter_than_a_window(variant: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+    model = variant("llama")
+    (tmp_path / "short").mkdir()
+    for file in text.iterdir():
+        (tmp_path / "short" / file.name).write_text(
+            file.read_text()[:200] if file.suffix == ".jsonl" else file.read_text()
+        )
+    for split in ("train", "test"):
+        (tmp_path / f"short/{split}.jsonl").write_text('{"text": "the film"}\n')
+    with pytest.raises(UserError, match="max_length: found 32, but the split train of short has only 4 tokens"):
+        run(model, tmp_path / "short", tmp_path, evaluation=WINDOWS)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_model: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
@@ -298,15 +392,20 @@ def same_but_for_rounding(one: dict[str, Any], folder: Path, gone: dict[str, tor
     assert all(torch.allclose(expected[name], found[name], atol=1e-5) for name in found)
     for name, where in gone.items():
         assert not next(w for key, w in found.items() if key.endswith(name))[where].any()
-    assert read_json(folder / "out/metrics.json")["metrics"] == one["metrics"]
+    assert read_json(folder / "out/metrics.json")["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "lora"), [("bert", None), ("llama", None), ("llama", LORA)], ids=["bert", "llama", "llama-lora"]
+)
 def test_weights_spread_over_processes_do_what_whole_ones_do(
-    variant: Callable[[str], Path], task: Path, tmp_path: Path, root: Path
+    kind: str, lora: Any, variant: Callable[[str], Path], task: Path, text: Path, tmp_path: Path, root: Path
 ) -> None:
     """FSDP on two CPU processes, killed and resumed: mask, moments and weights are held and saved shard by shard."""
-    model = without_dropout(variant("bert"))
-    settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 4}
+    model = without_dropout(variant(kind))
+    settings: dict[str, Any] = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 4, "lora": lora}
+    if kind == "llama":
+        task, settings = text, settings | {"evaluation": WINDOWS, "batch_size": 7}
     one = run(model, task, tmp_path / "1", **settings)
     command = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", 2]
     command += [root / "tests/sharded.py", model, task, "out", "work"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llm_sparsity.plot import _groups, plot
+from llm_sparsity.plot import _figures, _groups, plot
+from llm_sparsity.report import dense, read
 from tests.tables import write_tables
 
 
@@ -48,6 +49,18 @@ def test_a_study_without_training_has_a_page_too(tmp_path: Path) -> None:
     plot(tmp_path / "tables", tmp_path, config=config, methods={})
     assert (tmp_path / "figures/perplexity-text.svg").exists()
     assert not (tmp_path / "figures/accuracy-sst2.svg").exists()
+
+
+def test_recovered_perplexity_starts_at_a_dense_model_that_was_trained_too(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["smollm2"], ["wanda", "magnitude"], seeds=0, recovered=("kept", "lora"))
+    data = read(tmp_path / "tables")
+    rows = data["metrics"][data["metrics"].metric == "perplexity"]
+    (drawn,) = (figure for figure in _figures(data, ["smollm2"], config) if figure.name == "perplexity-text")
+    lines = {tuple(line.get_ydata().round(1)) for line in drawn.figure.axes[0].lines if len(line.get_ydata()) > 1}
+    assert lines == {(30.0, 94.9, 238.3), (20.0, 40.0, 69.6), (20.0, 30.0, 41.5)}
+    assert "Dash-dotted: trained on the task's training text" in drawn.caption
+    assert list(dense(rows, "lora").value) == [20.0]
+    assert list(dense(rows, "").value) == [30.0]
 
 
 def test_five_hundred_runs_are_drawn_in_seconds(tmp_path: Path) -> None:

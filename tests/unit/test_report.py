@@ -46,6 +46,19 @@ def test_a_model_without_loss_is_said_to_have_none(tmp_path: Path) -> None:
     assert "on sst2 50 % of minilm (magnitude, linear: 0.900, dense 0.900)" in summary_of(tmp_path)
 
 
+def test_what_training_on_text_brings_back_is_told_against_a_dense_model_that_was_trained_too(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["smollm2"], ["wanda"], seeds=0, recovered=("kept", "lora"))
+    told = summary_of(tmp_path)
+    assert (
+        "Training: on text, smollm2 at 90 % (wanda) goes from perplexity 238.3 to 41.5 by the recipe lora; dense and "
+        "trained as well it has 20.0" in told
+    )
+    rows = [line.split() for line in told.splitlines() if line.startswith("  smollm2")]
+    assert ["smollm2", "wanda", "linear", "not", "trained", "30.0", "94.9", "238.3"] in rows
+    assert ["smollm2", "wanda", "linear", "lora", "20.0", "30.0", "41.5"] in rows
+    assert "on text nothing of smollm2 (at 50 % by wanda, linear, lora: 30.0, dense 20.0)" in told
+
+
 def test_many_models_are_told_by_their_extremes(tmp_path: Path) -> None:
     write_tables(tmp_path / "tables", [f"model-{n}" for n in range(6)], ["magnitude"], text=False)
     answer = next(line for line in summary_of(tmp_path).splitlines() if line.startswith("* What can go"))

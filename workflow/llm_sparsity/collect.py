@@ -3,8 +3,8 @@
     metrics.csv    model method scope sparsity task recipe mask seed  metric value
     runs.csv       ... train_seconds eval_seconds setup_seconds samples_per_second (training) peak_memory_bytes epochs
                    validation_examples measured_sparsity device threads processes torch transformers accelerate python
-    history.csv    ... epoch step train_loss accuracy f1 combined measured_sparsity; rows inside the first epoch, with
-                   epoch 0, hold the sparsity alone
+    history.csv    ... epoch step train_loss accuracy f1 combined perplexity measured_sparsity; rows inside the first
+                   epoch, with epoch 0, hold the sparsity alone
     sizes.csv      model method scope sparsity  measured_sparsity, weights of the scope, removed of them; bytes of the
                    weight file, dense_bytes of the dense one, their ratio; where measured: plain_bytes (the variant as
                    plain safetensors), bound_bytes (what an ideal coder of its statistics takes)
@@ -50,7 +50,7 @@ TENSOR = ["name", "stack", "layer", "part", "shape", "size", "removed", "measure
 COLUMNS = {
     "metrics": [*RUN, "metric", "value"],
     "runs": [*RUN, *SECONDS, "epochs", "validation_examples", "measured_sparsity", *MACHINE, *VERSIONS],
-    "history": [*RUN, "epoch", "step", "train_loss", "accuracy", "f1", "combined", "measured_sparsity"],
+    "history": [*RUN, "epoch", "step", "train_loss", "accuracy", "f1", "combined", "perplexity", "measured_sparsity"],
     "sizes": [*VARIANT, "measured_sparsity", *WEIGHTS, "bytes", "dense_bytes", "ratio", *MEASURED_BYTES],
     "speed": [*VARIANT, *INFERENCE, "load_seconds", "device", "threads", "torch"],
     "weights": [*VARIANT, "level", "name", "stack", "layer", "part", "statistic", "x", "value"],
@@ -62,7 +62,12 @@ Row = dict[str, Any]
 
 
 def collect(
-    output: Path, *, study: str, grids: Iterable[Mapping[str, Any]], evaluated: Iterable[str], root: Path = Path()
+    output: Path,
+    *,
+    study: str,
+    grids: Iterable[Mapping[str, Any]],
+    stages: Mapping[str, Iterable[str]],
+    root: Path = Path(),
 ) -> None:
     """Write the tables of a study.
 
@@ -70,13 +75,13 @@ def collect(
         output: folder that gets one CSV file a table.
         study: its name, for messages.
         grids: the grids of the config.
-        evaluated: the tasks without training.
+        stages: task -> what its variants go through; see `study.expand`.
         root: the folder that holds `results/` and `resources/`.
 
     Raises:
         UserError: a result of the study is missing.
     """
-    cells = expand(grids, evaluated)
+    cells = expand(grids, stages)
     try:
         tables = _tables(cells, root)
     except FileNotFoundError as error:

@@ -232,18 +232,31 @@ class Distill(Section):
         return self
 
 
+class Lora(Section):
+    """Train low-rank updates of the matrices instead of all weights; merged, they keep the mask."""
+
+    rank: Positive = Field(16, description="of an update: the product of two matrices")
+    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="an update counts alpha / rank times")
+
+
 class Recipe(Section):
     """How a variant is fine-tuned, so that it recovers what pruning took."""
 
     mask: Literal["kept", "released"] = Field("kept", description="what is removed stays removed, or may grow back")
     schedule: Schedule | None = Field(None, description="none: all weights are removed before training")
     distill: Distill | None = Field(None, description="none: the labels alone teach")
+    lora: Lora | None = Field(None, description="none: the weights themselves are trained")
     finetune: dict[str, Any] = Field({}, description="overrides of the config's and the task's `finetune`")
 
     @model_validator(mode="after")
     def _sense(self) -> Self:
         if self.schedule and self.mask == "released":
             raise ValueError("schedule: what it removes cannot be released; remove schedule, or use mask: kept")
+        if self.lora and (self.schedule or self.mask == "released"):
+            other = "schedule" if self.schedule else "mask: released"
+            raise ValueError(
+                f"lora: leaves the weights as they were pruned, so {other} does not go with it; remove one"
+            )
         return self
 
     @property
@@ -257,6 +270,7 @@ RECIPES = {  # built in: the same words mean the same in every study
     "released": Recipe(mask="released"),
     # Few sentences a step and a high learning rate: what is left of a model at 90 % has much to learn anew. Chosen on
     # MiniLM, and provisional (BENCHMARKS.md, Recovery); a larger model may need a lower rate.
+    "lora": Recipe(lora=Lora(), finetune={"learning_rate": 1e-3}),
     "gradual": Recipe(schedule=Schedule(), distill=Distill(), finetune={"learning_rate": 1.5e-3, "batch_size": 8}),
 }
 
@@ -286,7 +300,10 @@ class Task(Section):
     split: Split | None = None
     pairs: Pairs | None = None
     limit: Limit | None = None
-    finetune: dict[str, Any] = Field({}, description="overrides of the config's `finetune`")
+    finetune: dict[str, Any] | None = Field(
+        None,
+        description="overrides of the config's `finetune`; a language-model task is trained on where this is given",
+    )
     evaluate: dict[str, Any] = Field({}, description="overrides of the config's `evaluate`")
 
     @model_validator(mode="after")
@@ -301,8 +318,13 @@ class Task(Section):
                     f"files: a language-model task has test, to measure perplexity on, or train, to calibrate with, or "
                     f"both; found {extra.pop()}"
                 )
-            if self.label or self.finetune:
-                raise ValueError("a language-model task is not trained on; remove label and finetune")
+            if self.label:
+                raise ValueError("label: a language model's text has none; remove it")
+            if self.finetune is not None and set(self.files) != {"train", "test"}:
+                raise ValueError(
+                    f"finetune: trains on the split train and measures on test, but files has {', '.join(self.files)} "
+                    "alone; add the other, or remove finetune"
+                )
             return self
         if self.label is None:
             raise ValueError("label: missing; name the column that holds the label")
@@ -360,7 +382,7 @@ class Config(Section):
     calibration: Calibration | None = None
     measure: Measure = Measure()
     finetune: Finetune = Finetune()
-    recipes: dict[Name, Recipe] = Field({}, description="besides those built in: kept, released, gradual")
+    recipes: dict[Name, Recipe] = Field({}, description="besides those built in: kept, released, gradual, lora")
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")
@@ -446,7 +468,7 @@ class Config(Section):
     def finetune_settings(self, task: str, recipe: str) -> dict[str, Any]:
         """What a run uses: `finetune` with the task's overrides and the recipe's, and the recipe itself."""
         chosen = self.recipe(recipe)
-        values = Finetune(**_override(self.finetune, self.tasks[task].finetune, f"tasks.{task}.finetune"))
+        values = Finetune(**_override(self.finetune, self.tasks[task].finetune or {}, f"tasks.{task}.finetune"))
         return _override(values, chosen.finetune, f"recipes.{recipe}.finetune") | chosen.model_dump(
             exclude={"finetune"}
         )
@@ -464,6 +486,9 @@ class Config(Section):
         """All settings that shape a run's result."""
         chosen = self.finetune_settings(task, recipe)
         del chosen["save_minutes"]
+        if self.tasks[task].kind == "language-model":
+            measured = self.evaluate_settings(task)
+            chosen["evaluation"] = {key: measured[key] for key in ("sequence_length", "max_tokens")}
         return {"seed": seed, **chosen}
 
     def evaluate_settings(self, task: str) -> dict[str, Any]:
@@ -473,7 +498,7 @@ class Config(Section):
 
     def cells(self) -> Cells:
         """Everything this study computes."""
-        return expand(self.grids(), self.evaluated_tasks())
+        return expand(self.grids(), self.stages())
 
     def grids(self) -> list[dict[str, Any]]:
         """The grids as plain values, and how often their calibrated methods are repeated."""
@@ -486,9 +511,14 @@ class Config(Section):
             for grid in self.study
         ]
 
-    def evaluated_tasks(self) -> list[str]:
-        """The tasks that are evaluated without training."""
-        return [*self.tasks_of("language-model"), *self.tasks_of("zero-shot")]
+    def stages(self) -> dict[str, list[str]]:
+        """Task -> what its variants go through: evaluation without training, fine-tuning, or both."""
+        without = ("language-model", "zero-shot")
+        return {
+            name: ["evaluate"] * (task.kind in without)
+            + ["finetune"] * (task.kind not in without or task.finetune is not None)
+            for name, task in self.tasks.items()
+        }
 
     def tasks_of(self, kind: str) -> list[str]:
         """The tasks of a kind."""

@@ -1,14 +1,14 @@
 """A task as token ids: tokenised once for each tokenizer, task and length, mapped into memory, batched without padding.
 
-    work/encoded/{key}.safetensors     {split}.ids (tokens,), {split}.offsets (sentences + 1,), {split}.labels,
-                                       {split}.types where the model tells the sentences of a pair apart
+    work/encoded/{key}.safetensors     {split}.ids (tokens,), {split}.offsets (sequences + 1,), {split}.labels of
+                                       sentences, {split}.types where the model tells those of a pair apart
 
 The file is not compressed: runs that share a task share the pages of one file, and read only what they use.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,32 +28,36 @@ from llm_sparsity.lock import locked
 from llm_sparsity.models import load_tokenizer
 
 SPLITS = ("train", "validation")
-STRETCH = 32  # batches whose sentences are sorted by length together
+STRETCH = 32  # batches whose sequences are sorted by length together
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A split: its sentences' token ids behind each other, sentence i from offsets[i] to offsets[i + 1]."""
+    """A split: its sequences' token ids behind each other, sequence i from offsets[i] to offsets[i + 1].
+
+    A sequence is a sentence or pair with its label; or, without labels, a window of running text.
+    """
 
     ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
     types: NDArray[np.int32] | None
     pad: int
     classes: int
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.offsets) - 1
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each sentence."""
+        """Tokens of each sequence."""
         return np.diff(self.offsets)
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[dict[str, Tensor], Tensor]:
-        """Model inputs (batch, longest), int64, padded no further than these sentences need; labels (batch,).
+        """Model inputs (batch, longest), int64, padded no further than these sequences need; labels (batch,), int64.
 
-        Without padding there is no attention mask: attention is faster without one.
+        Without padding there is no attention mask: attention is faster without one. Of windows the tokens are the
+        labels, (batch, length).
         """
         starts, lengths = self.offsets[indices], self.lengths[indices]
         positions = np.arange(lengths.max())
@@ -64,7 +68,7 @@ class Encoded:
             inputs["attention_mask"] = torch.from_numpy(there.astype(np.int64))
         if self.types is not None:
             inputs["token_type_ids"] = torch.from_numpy(np.where(there, self.types[at], 0).astype(np.int64))
-        return inputs, torch.from_numpy(self.labels[indices])
+        return inputs, inputs["input_ids"] if self.labels is None else torch.from_numpy(self.labels[indices])
 
     def shuffled(self, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
         """The batches of an epoch: shuffled, then sorted by length within stretches of 32 batches, longest first."""
@@ -80,25 +84,28 @@ class Encoded:
             yield batches[number]
 
     def by_length(self, size: int) -> list[NDArray[np.int64]]:
-        """Batches of all sentences, the shortest first."""
+        """Batches of all sequences, the shortest first."""
         order = np.argsort(self.lengths, kind="stable")
         return [order[at : at + size] for at in range(0, len(order), size)]
 
 
-def encode(model: Path, task: Path, work: Path, *, max_length: int, code: str) -> Path:
+def encode(
+    model: Path, task: Path, work: Path, *, max_length: int, code: str, evaluation: Mapping[str, Any] | None = None
+) -> Path:
     """Tokenise a task for a model unless that was done; the file.
 
     Args:
         model: folder of a model; only its tokenizer is used.
-        task: folder of a prepared classification task.
+        task: folder of a prepared task: classification, or a language model's.
         work: the folder of caches.
-        max_length: tokens per sentence or pair; longer ones are cut.
+        max_length: tokens per sentence or pair, longer ones are cut; tokens of a language model's training windows.
         code: the hash of the code that runs.
+        evaluation: sequence_length and max_tokens of the windows that a language model is measured on.
 
     Raises:
-        UserError: a label outside the task's.
+        UserError: a label outside the task's; a text shorter than a window.
     """
-    path = work / "encoded" / f"{_key(model, task, max_length, code)}.safetensors"
+    path = work / "encoded" / f"{_key(model, task, max_length, code, evaluation)}.safetensors"
     lock = path.with_suffix(".lock")
     if path.exists() and not lock.exists():
         return path
@@ -107,8 +114,33 @@ def encode(model: Path, task: Path, work: Path, *, max_length: int, code: str) -
         for left in path.parent.glob(f".{path.name}.*.tmp"):  # of an attempt that was killed
             left.unlink()
         if not path.exists():
-            _write(path, model, task, max_length)
+            _write(path, model, task, max_length, evaluation)
     return path
+
+
+def windows(
+    tokenizer: Any, task: Path, split: str, length: int, *, key: str, max_tokens: int | None = None
+) -> NDArray[np.int32]:
+    """A split of a language-model task as windows of tokens that do not overlap, (windows, length).
+
+    Rows are joined by blank lines and tokenised as one text, with what the tokenizer sets before a text; what is left
+    behind the last whole window is left out.
+
+    Args:
+        key: the setting that says `length`, for the message.
+        max_tokens: use at most the first so many tokens.
+
+    Raises:
+        UserError: the text is shorter than a window.
+    """
+    tokens = tokenizer("\n\n".join(tasks.load_text(task, split)), verbose=False)["input_ids"]
+    count = min(len(tokens), max_tokens or len(tokens)) // length
+    if not count:
+        raise UserError(
+            f"{key}: found {length}, but the split {split} of {task.name} has only {len(tokens)} tokens "
+            f"(max_tokens: {max_tokens}); lower it, or give more text"
+        )
+    return np.array(tokens[: count * length], np.int32).reshape(count, length)
 
 
 def load(path: Path) -> tuple[Encoded, Encoded]:
@@ -124,18 +156,28 @@ def load(path: Path) -> tuple[Encoded, Encoded]:
     return split("train"), split("validation")
 
 
-def _write(path: Path, model: Path, task: Path, max_length: int) -> None:
+def _write(path: Path, model: Path, task: Path, max_length: int, evaluation: Mapping[str, Any] | None) -> None:
     tokenizer = load_tokenizer(model)
-    tensors: dict[str, Tensor] = {}
-    for split in SPLITS:
-        encoded = _encode(tokenizer, _checked(task, split), max_length)
-        tensors |= {f"{split}.{name}": torch.from_numpy(array) for name, array in encoded.items()}
-    facts = {"pad": tokenizer.pad_token_id, "classes": tasks.label_count(task)}
+    if evaluation:
+        length, limit = evaluation["sequence_length"], evaluation["max_tokens"]
+        encoded = {
+            "train": _behind(windows(tokenizer, task, "train", max_length, key="max_length")),
+            "validation": _behind(windows(tokenizer, task, "test", length, key="sequence_length", max_tokens=limit)),
+        }
+    else:
+        encoded = {split: _encode(tokenizer, _checked(task, split), max_length) for split in SPLITS}
+    tensors = {f"{split}.{name}": torch.from_numpy(array) for split in SPLITS for name, array in encoded[split].items()}
+    facts = {"pad": tokenizer.pad_token_id, "classes": 0 if evaluation else tasks.label_count(task)}
     with atomic(path) as temporary:
         save_file(tensors, temporary, {name: str(value) for name, value in facts.items()})
 
 
-def _key(model: Path, task: Path, max_length: int, code: str) -> str:
+def _behind(found: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+    """Windows as `Encoded` keeps them."""
+    return {"ids": found.reshape(-1), "offsets": np.arange(len(found) + 1, dtype=np.int64) * found.shape[1]}
+
+
+def _key(model: Path, task: Path, max_length: int, code: str, evaluation: Mapping[str, Any] | None = None) -> str:
     """What the tokens depend on: variants of a model, whose weights differ, share them."""
     own = ("config.json", "README.md")
     files = {
@@ -143,7 +185,8 @@ def _key(model: Path, task: Path, max_length: int, code: str) -> str:
         for name, file in read_manifest(model)["files"].items()
         if "safetensors" not in name and name not in own and not name.startswith("LICENSE")
     }
-    parts = [files, sha256(task / MANIFEST), max_length, code, version("tokenizers"), version("transformers")]
+    versions = [version("tokenizers"), version("transformers")]
+    parts = [files, sha256(task / MANIFEST), max_length, dict(evaluation or {}), code, versions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -16,11 +16,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from llm_sparsity import tasks
+from llm_sparsity import encoded
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import write_json
 from llm_sparsity.machine import machine
 from llm_sparsity.models import check_length, load_causal, load_tokenizer
+from llm_sparsity.objective import perplexity
 
 CHUNK = 256  # tokens whose logits are held at once: 50 MB for a vocabulary of 49,000
 
@@ -45,14 +46,10 @@ def evaluate(
     begun = time.perf_counter()
     check_length(model, "sequence_length", sequence_length)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = load_tokenizer(model)("\n\n".join(tasks.load_text(task)), verbose=False)["input_ids"]
-    count = min(len(tokens), max_tokens or len(tokens)) // sequence_length
-    if not count:
-        raise UserError(
-            f"sequence_length: found {sequence_length}, but {task.name} has only {len(tokens)} tokens "
-            f"(max_tokens: {max_tokens}); lower it, or give more text"
-        )
-    windows = torch.tensor(tokens[: count * sequence_length]).view(count, sequence_length)
+    found = encoded.windows(
+        load_tokenizer(model), task, "test", sequence_length, key="sequence_length", max_tokens=max_tokens
+    )
+    windows = torch.from_numpy(found.astype("int64"))
     net: Any = load_causal(model).to(device)
     head = net.get_output_embeddings()
     setup = time.perf_counter() - begun
@@ -70,11 +67,10 @@ def evaluate(
     if not math.isfinite(total):
         raise UserError(f"{model}: the loss on {task.name} is {total}; a weight is damaged or overflows, make it again")
 
-    predicted = count * (sequence_length - 1)
+    predicted = len(windows) * (sequence_length - 1)
     nll = total / predicted
-    perplexity = math.exp(nll) if nll < 700 else math.inf
     settings = {"sequence_length": sequence_length, "max_tokens": max_tokens, "batch_size": batch_size}
     times = {"setup_seconds": setup, "eval_seconds": seconds, "tokens_per_second": predicted / seconds}
     write_json(output / "runtime.json", {**times, **machine(device)})
-    metrics = {"perplexity": perplexity, "nll": nll}
+    metrics = {"perplexity": perplexity(nll), "nll": nll}
     write_json(output / "metrics.json", {"metrics": metrics, "tokens": predicted, "settings": settings})

@@ -1,10 +1,11 @@
-"""Fine-tune a variant on a classification task, its mask kept or released.
+"""Fine-tune a variant on a task, its mask kept or released: a classifier, or a language model on running text.
 
 `kept`: removed weights stay removed (`mask.py`). `released`: what happens after torch's `prune.remove`: training starts
-from the pruned weights, and the zeros may grow back. A recipe may add a schedule and a teacher (`recovery.py`).
+from the pruned weights, and the zeros may grow back. A recipe may add a schedule and a teacher (`recovery.py`), or
+train low-rank updates instead of the weights (`lora.py`).
 
 The loop is plain and short, around accelerate: one process, several, sharded, CPU or GPU. A step is over `batch_size`
-sentences however they are split over processes and micro-batches, and draws its random numbers from the seed and its
+sequences however they are split over processes and micro-batches, and draws its random numbers from the seed and its
 own number. So a run that was interrupted goes on from its cache (`cache.py`) and leaves the same bytes.
 """
 
@@ -28,7 +29,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Module, Parameter
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from llm_sparsity import encoded, recovery
@@ -36,16 +36,19 @@ from llm_sparsity.cache import Cache
 from llm_sparsity.encoded import Encoded
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_manifest, write_csv, write_json
+from llm_sparsity.lora import added, attach, merged, plain
 from llm_sparsity.machine import machine
 from llm_sparsity.mask import Mask, local, zeros
-from llm_sparsity.models import check_length, family, in_scope, load_classifier
+from llm_sparsity.models import check_length, family, in_scope
+from llm_sparsity.objective import Labels, NextTokens, objective, summed_loss
 from llm_sparsity.recovery import Schedule, Teacher
 
-METRICS = ["accuracy", "f1", "combined"]
+METRICS = ["accuracy", "f1", "combined", "perplexity"]  # of a classifier; of a language model
 HISTORY = ["epoch", "step", "train_loss", *METRICS, "measured_sparsity"]
 CHECKPOINTS = ["epoch", "path", "bytes", "sha256", *METRICS]
 OUTSIDE = ("model", "task", "output", "work", "code", "dense", "save_minutes")  # of the arguments: no settings
 FIRST_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # where the regrowth of released weights is measured
+VALUE = "value"  # in a saved state: of a parameter that the saved weights do not hold, a low-rank update's
 TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
 
 
@@ -61,6 +64,8 @@ def finetune(
     mask: str,
     schedule: Mapping[str, Any] | None = None,
     distill: Mapping[str, Any] | None = None,
+    lora: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
     seed: int,
     epochs: int,
     learning_rate: float,
@@ -77,7 +82,7 @@ def finetune(
 
     Args:
         model: folder of a variant.
-        task: folder of a prepared classification task.
+        task: folder of a prepared task: classification, or a language model's, with the splits train and test.
         output: gets metrics.json, history.csv, checkpoints.csv and runtime.json.
         work: the folder of caches.
         code: the hash of the code that runs.
@@ -86,12 +91,14 @@ def finetune(
         mask: "kept" or "released".
         schedule: arguments of `recovery.Schedule`; none: all weights are removed before training.
         distill: arguments of `recovery.Teacher`; none: the labels alone teach.
+        lora: rank and alpha of `lora.attach`, for the matrices of layers; none: the weights themselves are trained.
+        evaluation: of a language model: sequence_length and max_tokens, with which perplexity is measured.
         seed: decides the head's first weights, the order of sentences and dropout; nothing else is random.
         epochs: passes over the training split.
         learning_rate: of AdamW, at its highest; falls linearly to 0.
-        batch_size: sentences per optimizer step, over all processes.
-        micro_batch_size: sentences in memory at once, per process.
-        max_length: tokens per sentence or pair; longer ones are cut.
+        batch_size: sequences per optimizer step, over all processes.
+        micro_batch_size: sequences in memory at once, per process.
+        max_length: tokens per sentence or pair, longer ones are cut; of a language model, per window of text.
         weight_decay: decoupled, on matrices only.
         warmup_ratio: the part of all steps over which the learning rate rises.
         max_grad_norm: gradients are clipped to this norm.
@@ -106,6 +113,7 @@ def finetune(
     settings = {key: value for key, value in locals().items() if key not in OUTSIDE}
     begun = time.perf_counter()
     check_length(model, "max_length", max_length)
+    check_length(model, "sequence_length", evaluation["sequence_length"]) if evaluation else None
     main = os.environ.get("RANK", "0") == "0"
     if (schedule or distill) and dense is None:
         raise UserError("dense: missing; a schedule and a teacher need the list of the dense run's checkpoints")
@@ -120,14 +128,15 @@ def finetune(
         # New tensors need not be filled with NaN, a safeguard of that mode which costs a pass over all of them.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         with accelerator.main_process_first():
-            tokens = encoded.encode(model, task, work, max_length=max_length, code=code)
+            tokens = encoded.encode(model, task, work, max_length=max_length, code=code, evaluation=evaluation)
         cache.uses(tokens)
         train, validation = encoded.load(tokens)
+        goal = objective(train, validation)
 
-        net = load_classifier(model, labels=train.classes, seed=seed)
+        net = goal.load(model, seed)
         lacking, teacher = zeros(_scoped(model, net)), None
         if start:
-            net = load_classifier(start, labels=train.classes, seed=seed)
+            net = goal.load(start, seed)
             if distill:
                 teacher = Teacher(copy.deepcopy(net).to(accelerator.device), **distill)
                 recovery.without_dropout(net)
@@ -138,6 +147,10 @@ def finetune(
             net.gradient_checkpointing_enable({"use_reentrant": False})
         if freeze_embeddings:
             _freeze_embeddings(model, net)
+        if lora:
+            attach(net, _matrices(model, net), seed=_number(seed, "lora"), **lora)
+            for name, weight in net.named_parameters():
+                weight.requires_grad_(weight.requires_grad or goal.is_new(net, name))
         net.train()
         optimizer = _optimizer(net, learning_rate, weight_decay)
         if sharding := getattr(accelerator.state, "fsdp_plugin", None):
@@ -172,7 +185,7 @@ def finetune(
                     group["lr"] = learning_rate * _schedule(step, epochs * steps, warmup_ratio)
                 due = time.monotonic() - saved_at > 60 * save_minutes
                 loss, due, stop = _backward(
-                    accelerator, wrapped, teacher, train, batch, micro_batch_size, due, terminated()
+                    accelerator, wrapped, goal, teacher, train, batch, micro_batch_size, due, terminated()
                 )
                 if not math.isfinite(loss):
                     raise UserError(
@@ -189,29 +202,34 @@ def finetune(
                 prepared.zero_grad()
                 progress["step"], progress["loss"] = step, progress["loss"] + loss
                 if mask == "released" and scoped and step in FIRST_STEPS and step < steps:
-                    found = _sparsity(model, scoped, accelerator)
+                    found = _sparsity(model, net, accelerator)
                     progress["history"].append({"epoch": 0, "step": step, "measured_sparsity": found})
                 if due or stop or step == (epoch + 1) * steps:
-                    held.check()
+                    weights = _weights(net)
+                    held.check(weights)
                     progress["train_seconds"] += time.perf_counter() - begun
                     begun = time.perf_counter()
                     cache.save(
-                        _weights(net),
+                        weights,
                         _moments(net, optimizer) | (plan.state() if plan else {}),
                         epoch=epoch + 1 if step == (epoch + 1) * steps else None,
                         config=net.config,
-                        pruned=_pruned(model, scoped, accelerator),
+                        pruned=_pruned(model, weights, accelerator),
                     )
+                    del weights  # with LoRA another model's worth
                     progress["save_seconds"] += time.perf_counter() - begun
                     begun, saved_at = time.perf_counter(), time.monotonic()
                 if stop:
                     _leave(accelerator)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            metrics = _evaluate(accelerator, wrapped, validation, 2 * micro_batch_size, terminated)
+            size = 2 * micro_batch_size
+            if evaluation:  # as many tokens at once as in training
+                size = max(1, micro_batch_size * max_length // evaluation["sequence_length"])
+            metrics = _evaluate(accelerator, wrapped, goal, validation, size, terminated)
             progress["history"].append(
                 {"epoch": epoch + 1, "step": progress["step"], "train_loss": progress["loss"] / steps, **metrics}
-                | {"measured_sparsity": _sparsity(model, scoped, accelerator)}
+                | {"measured_sparsity": _sparsity(model, net, accelerator)}
             )
             progress["checkpoints"][-1] |= metrics
             progress["loss"] = 0.0
@@ -219,7 +237,7 @@ def finetune(
             cache.record()
         bar.close()
         if main:
-            _report(output, settings, progress, train, validation, accelerator)
+            _report(output, settings, progress, goal, train, validation, accelerator)
         accelerator.end_training()
 
 
@@ -246,11 +264,11 @@ def _leave(accelerator: Accelerator) -> None:
 
 def _evaluated(progress: dict[str, Any]) -> int:
     """How many epochs have ended, evaluation included."""
-    return sum("accuracy" in row for row in progress["checkpoints"])
+    return sum(not row.keys().isdisjoint(METRICS) for row in progress["checkpoints"])
 
 
-def _number(*parts: int) -> int:
-    """A seed from several numbers; neighbours share nothing."""
+def _number(*parts: int | str) -> int:
+    """A seed from several numbers and words; neighbours share nothing."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "little")
 
 
@@ -263,6 +281,7 @@ def _schedule(step: int, steps: int, warmup_ratio: float) -> float:
 def _backward(
     accelerator: Accelerator,
     net: Module,
+    goal: Labels | NextTokens,
     teacher: Teacher | None,
     split: Encoded,
     batch: NDArray[np.int64],
@@ -279,19 +298,23 @@ def _backward(
     pieces = [mine[at : at + size] for at in range(0, len(mine), size)] or [batch[:1]]
     total = torch.tensor([0.0, *asked], device=accelerator.device)
     for number, piece in enumerate(pieces):
-        inputs, labels = split.batch(piece)
         last = number == len(pieces) - 1
         with _told(split, piece, size), accelerator.autocast(), nullcontext() if last else accelerator.no_sync(net):
-            inputs, labels = {k: v.to(accelerator.device) for k, v in inputs.items()}, labels.to(accelerator.device)
-            if teacher:
-                loss = teacher.loss(net, inputs, labels)
-            else:
-                loss = cross_entropy(net(**inputs).logits.float(), labels, reduction="sum")
+            inputs, labels = _batch(goal, split, piece, accelerator.device)
+            loss = teacher.loss(net, inputs, labels) if teacher else summed_loss(net(**inputs).logits, labels)
             loss = loss * share / len(batch)
             accelerator.backward(loss * accelerator.num_processes)  # processes are averaged, this is a sum
         total[0] += loss.detach()
     found, due, stop = accelerator.reduce(total, "sum").tolist()
     return found, due > 0, stop > 0
+
+
+def _batch(
+    goal: Labels | NextTokens, split: Encoded, indices: NDArray[np.int64], device: torch.device
+) -> tuple[dict[str, Any], Tensor]:
+    """The model's arguments and the labels of a batch, on a device."""
+    inputs, labels = split.batch(indices)
+    return {key: value.to(device) for key, value in inputs.items()} | goal.options, labels.to(device)
 
 
 @contextmanager
@@ -303,33 +326,35 @@ def _told(split: Encoded, batch: NDArray[np.int64], size: int) -> Iterator[None]
         if type(error) is RuntimeError and "can't allocate memory" not in str(error):  # what torch says without a GPU
             raise
         raise UserError(
-            f"micro_batch_size: {len(batch)} sentences of {split.lengths[batch].max()} tokens do not fit the memory; "
+            f"micro_batch_size: {len(batch)} sequences of {split.lengths[batch].max()} tokens do not fit the memory; "
             f"lower it (now {size}; batch_size, the optimizer's, stays), or set gradient_checkpointing"
         ) from error
 
 
 def _evaluate(
-    accelerator: Accelerator, net: Module, split: Encoded, size: int, terminated: Callable[[], bool]
+    accelerator: Accelerator,
+    net: Module,
+    goal: Labels | NextTokens,
+    split: Encoded,
+    size: int,
+    terminated: Callable[[], bool],
 ) -> dict[str, float]:
     """The metrics of a split; batches of similar length, split over the processes."""
     from accelerate.utils import gather_object
 
-    from llm_sparsity.metric import score  # heavy; not needed before the first epoch has ended
-
     batches = split.by_length(size)
-    found: list[tuple[int, int]] = []
+    found: list[tuple[int, Any]] = []
     net.eval()
     with torch.no_grad(), accelerator.autocast():
         for start in range(0, len(batches), accelerator.num_processes):
             if terminated():
                 _leave(accelerator)
             batch = batches[min(start + accelerator.process_index, len(batches) - 1)]  # as many for each: FSDP needs it
-            inputs, _ = split.batch(batch)
-            logits = net(**{key: value.to(accelerator.device) for key, value in inputs.items()}).logits
-            found += zip(batch.tolist(), logits.argmax(-1).tolist(), strict=True)
+            inputs, labels = _batch(goal, split, batch, accelerator.device)
+            found += zip(batch.tolist(), goal.answers(net(**inputs).logits, labels), strict=True)
     net.train()
-    predictions = dict(gather_object(found))
-    return score([predictions[i] for i in range(len(split))], split.labels.tolist(), split.classes)
+    answers = dict(gather_object(found))
+    return goal.metrics([answers[i] for i in range(len(split))])
 
 
 def _scoped(model: Path, net: Module) -> dict[str, Parameter]:
@@ -338,24 +363,33 @@ def _scoped(model: Path, net: Module) -> dict[str, Parameter]:
     if not pruned:
         return {}
     kind = family(model)
-    return {name: weight for name, weight in net.named_parameters() if in_scope(kind.place(name), pruned["scope"])}
+    named = ((plain(name), weight) for name, weight in net.named_parameters())
+    return {name: weight for name, weight in named if in_scope(kind.place(name), pruned["scope"])}
 
 
-def _pruned(model: Path, weights: dict[str, Parameter], accelerator: Accelerator) -> dict[str, Any] | None:
+def _matrices(model: Path, net: Module) -> list[str]:
+    """The names of the matrices of a model's layers."""
+    kind = family(model)
+    return [name for name, _ in net.named_parameters() if in_scope(kind.place(name), "linear")]
+
+
+def _pruned(model: Path, weights: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Any] | None:
     """What a variant's manifest says about removed weights, measured anew: zero or gone; None for a dense model."""
     pruned: dict[str, Any] | None = read_manifest(model).get("pruned")
     if not pruned:
         return None
-    left = sum(local(weight.detach()).count_nonzero() for weight in weights.values())
-    if any(isinstance(weight, DTensor) for weight in weights.values()):
+    kind = family(model)
+    scoped = [weight for name, weight in weights.items() if in_scope(kind.place(name), pruned["scope"])]
+    left = sum(local(weight).count_nonzero() for weight in scoped)
+    if any(isinstance(weight, DTensor) for weight in scoped):
         left = accelerator.reduce(left, "sum")
     removed = pruned["size"] - int(left)
     return pruned | {"removed": removed, "measured_sparsity": removed / pruned["size"]}
 
 
-def _sparsity(model: Path, weights: dict[str, Parameter], accelerator: Accelerator) -> float:
+def _sparsity(model: Path, net: Module, accelerator: Accelerator) -> float:
     """The measured share of the scope's weights that are zero or gone; 0 for a dense model."""
-    pruned = _pruned(model, weights, accelerator)
+    pruned = _pruned(model, _weights(net), accelerator)
     return float(pruned["measured_sparsity"]) if pruned else 0.0
 
 
@@ -364,7 +398,7 @@ def _repeated(net: Module) -> list[str]:
 
     What transformers names for it holds the embeddings of some models too, and accelerate shards those by itself.
     """
-    lists = (module for module in net.modules() if isinstance(module, torch.nn.ModuleList))
+    lists = (module for module in net.modules() if type(module) is torch.nn.ModuleList)  # which updates' lists are not
     return sorted({type(layer).__name__ for layers in lists for layer in layers})
 
 
@@ -385,21 +419,22 @@ def _optimizer(net: Module, learning_rate: float, weight_decay: float) -> torch.
 
 
 def _weights(net: Module) -> dict[str, Tensor]:
-    """A model's tensors, those that are tied once."""
+    """A model's tensors, those that are tied once; matrices that have low-rank updates as they compute."""
     names: dict[int, str] = {}
     tensors = net.state_dict(keep_vars=True)
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), name)
-    return {name: tensors[name].detach() for name in names.values()}
+    return {name: tensors[name].detach() for name in names.values() if ".parametrizations." not in name} | merged(net)
 
 
 def _moments(net: Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as tensors: "{parameter} {field}"."""
-    return {
+    """The optimizer's state as tensors: "{parameter} {field}"; and low-rank updates themselves."""
+    moments = {
         f"{name} {field}": value
         for name, weight in net.named_parameters()
         for field, value in optimizer.state.get(weight, {}).items()
     }
+    return moments | {f"{name} {VALUE}": weight.detach() for name, weight in added(net)}
 
 
 @torch.no_grad()
@@ -408,11 +443,16 @@ def _restore(
 ) -> None:
     """The inverse of `_weights` and `_moments`."""
     tensors, parameters = net.state_dict(keep_vars=True), dict(net.named_parameters())
+    beneath = merged(net)  # low-rank updates: these weights are as they were pruned
     for name, value in weights.items():
-        tensors[name].copy_(_like(value, tensors[name]))
+        if name not in beneath:
+            tensors[name].copy_(_like(value, tensors[name]))
     for key, value in moments.items():
         name, field = key.split(" ")
         if field == recovery.MOVEMENT:  # a schedule's
+            continue
+        if field == VALUE:
+            parameters[name].copy_(_like(value, parameters[name]))
             continue
         optimizer.state[parameters[name]][field] = _like(value, parameters[name])
 
@@ -428,13 +468,12 @@ def _report(
     output: Path,
     settings: dict[str, Any],
     progress: dict[str, Any],
+    goal: Labels | NextTokens,
     train: Encoded,
     validation: Encoded,
     accelerator: Accelerator,
 ) -> None:
     """Write what the run leaves: bytes that depend on its settings, code and inputs, and runtime.json apart."""
-    from llm_sparsity.metric import majority
-
     last = progress["history"][-1]
     write_csv(output / "history.csv", progress["history"], HISTORY)
     write_csv(output / "checkpoints.csv", progress["checkpoints"], CHECKPOINTS)
@@ -450,8 +489,8 @@ def _report(
     write_json(
         output / "metrics.json",
         {
-            "metrics": {key: last[key] for key in METRICS},
-            "baseline": majority(train.labels.tolist(), validation.labels.tolist(), train.classes),
+            "metrics": {key: last[key] for key in METRICS if key in last},
+            "baseline": goal.baseline(),
             "measured_sparsity": last["measured_sparsity"],
             "examples": {"train": len(train), "validation": len(validation)},
             "settings": settings,

@@ -49,10 +49,10 @@ class Mask:
             if grad is not None:
                 local(grad).mul_(kept)  # half the time of masked_fill_
 
-    def check(self) -> None:
-        """Raise RuntimeError where a removed weight is not zero."""
+    def check(self, saved: Mapping[str, Tensor] | None = None) -> None:
+        """Raise RuntimeError where a removed weight is not zero, in the model or in what is to be saved."""
         for name, kept in self.kept.items():
-            found = local(self._weights[name].detach())[~kept]
+            found = local((saved or self._weights)[name].detach())[~kept]
             if bool(found.any() or found.signbit().any()):  # -0.0 is equal to 0, but its bits are not: a larger file
                 raise RuntimeError(
                     f"{name}: a removed weight has grown back although the mask is kept; this is a fault of the program"

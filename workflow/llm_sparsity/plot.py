@@ -85,13 +85,13 @@ def _figures(data: Mapping[str, pd.DataFrame], models: list[str], config: Mappin
         runs = data["runs"][data["runs"].task == task].assign(value=lambda rows: rows.train_seconds)
         caption = "Seconds of training; set-up and evaluation are not counted. A mask alone saves no time."
         yield _by_sparsity(f"train-time-{task}", "Cost", runs, models, "Training time (s)", caption)
-        history = data["history"]
-        if (history.loc[history.task == task, "mask"] == "released").any():
-            yield _regrowth(task, history[(history.task == task) & (history["mask"] == "released")], models)
     for task in dict.fromkeys(metrics.loc[metrics.metric == "perplexity", "task"]):
         rows = metrics[(metrics.task == task) & (metrics.metric == "perplexity")]
         settings = {**config.get("evaluate", {}), **config.get("tasks", {}).get(task, {}).get("evaluate", {})}
         yield _perplexity(task, rows, models, settings)
+    released = data["history"][(data["history"]["mask"] == "released") & (data["history"].method != "dense")]
+    for task, rows in released.groupby("task", sort=False):
+        yield _regrowth(str(task), rows, models)
     zero_shot = metrics[metrics.metric == "acc"]
     if len(zero_shot):
         tasks = ", ".join(dict.fromkeys(zero_shot.task))
@@ -143,7 +143,7 @@ def _panels(names: Sequence[str], width: float = 4.4, height: float = 3.4, **kwa
     return figure, list(axes.flat)[: len(names)]
 
 
-def _look(names: list[str], name: str) -> dict[str, Any]:
+def _look(names: Sequence[Any], name: Any) -> dict[str, Any]:
     """The colour and marker of a model among models, or of a method among methods."""
     number = names.index(name)
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
@@ -289,7 +289,7 @@ def _by_sparsity(
 
 def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
     """How fast zeros grow back when the mask is released."""
-    rows = rows[(rows.method != "dense") & (rows.seed == rows.seed.min())]
+    rows = rows[rows.seed == rows.seed.min()]
     shown = [model for model in models if model in set(rows.model)]
     figure, axes = _panels(shown, sharey=True)
     ends: Ends = {}
@@ -333,23 +333,29 @@ def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
 
 
 def _perplexity(task: str, rows: pd.DataFrame, models: list[str], settings: Mapping[str, Any]) -> Drawn:
-    """Perplexity by sparsity: a panel for each model, a line for each method and scope; what others published."""
+    """Perplexity by sparsity: a panel for each model, a line for each method, scope and recipe; what was published."""
     published = _published(task, "perplexity", models)
     shown = [model for model in models if model in set(rows.model)]
     figure, axes = _panels(shown, width=6.0)
     groups = _groups(rows)
     scopes = {scope for _, scope in groups}
+    recipes = list(dict.fromkeys(rows.recipe))
     ends: Ends = {}
     for ax, model in zip(axes, shown, strict=True):
         ends[ax] = []
-        for number, (method, scope) in enumerate(groups):
-            line = _with_dense(rows[rows.model == model], method, scope)
-            if (line.method == method).any():
-                look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-                x, y = _line(ax, line, _stroke("", ""), **look)
-                ends[ax].append((x, y, method if len(scopes) == 1 else f"{method}, {scope}", look["color"]))
-                marks = published[(published.model == model) & published.method.isin([method, "dense"])]
-                ax.plot(marks.level, marks.value, "x", color=look["color"], markersize=9)
+        mine = rows[rows.model == model]
+        for (method, scope), recipe in itertools.product(groups, recipes):
+            line = mine[(mine.method == method) & (mine.scope == scope) & (mine.recipe == recipe)]
+            if line.empty:
+                continue
+            look = _look(groups, (method, scope))
+            if method != "dense":
+                line = pd.concat([report.dense(mine, recipe), line])
+            x, y = _line(ax, line, {"linestyle": "-" if recipe == report.UNTRAINED else "-."}, **look)
+            name = [method, *([scope] if len(scopes) > 1 else []), *([recipe] if recipe else [])]
+            ends[ax].append((x, y, ", ".join(name), look["color"]))
+            marks = published[(published.model == model) & published.method.isin([method, "dense"])]
+            ax.plot(marks.level, marks.value, "x", color=look["color"], markersize=9)
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
@@ -361,6 +367,11 @@ def _perplexity(task: str, rows: pd.DataFrame, models: list[str], settings: Mapp
         f"Perplexity on {task} by sparsity of the scope {' and '.join(sorted(scopes))}, one-shot: pruned and measured, "
         f"not trained. Every method starts at the dense model. {_protocol(settings)}"
     )
+    if len(recipes) > 1:
+        caption += (
+            " Dash-dotted: trained on the task's training text by the recipe that is named; the line starts at the "
+            "dense model that was trained so too."
+        )
     if len(published):
         caption += f" Crosses are published values: {'; '.join(dict.fromkeys(published.source))}."
     return Drawn(f"perplexity-{task}", "Task quality", caption, figure)
@@ -385,7 +396,8 @@ def _protocol(settings: Mapping[str, Any]) -> str:
 def _parts(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[Drawn]:
     """Which part hurts most: a figure for each task whose study prunes several scopes at one sparsity."""
     metrics = data["metrics"]
-    shown = metrics[metrics.metric.isin(["accuracy", "perplexity"]) & metrics.recipe.isin(["kept", ""])]
+    plain = metrics.metric.map({"accuracy": "kept", "perplexity": report.UNTRAINED})
+    shown = metrics[metrics.recipe == plain]
     for (task, metric), rows in shown.groupby(["task", "metric"], sort=False):
         groups = [
             (model, method, level, group.groupby("scope").value.mean())
@@ -595,11 +607,12 @@ def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[
             ax.set_xlabel(costs[cost][1])
         name = "Perplexity (log scale; lower is better)" if metric == "perplexity" else "Accuracy"
         axes[0].set_ylabel(name)
+        plain = "none" if metric == "perplexity" else "plain fine-tuning"
         caption = (
-            f"What to pick on {task}: every variant by what it costs and reaches, mask kept; recipes other than "
-            "plain fine-tuning are named. The grey line joins those that no other beats in both; what is far from it "
-            "is not worth having; where there are many points, only those on the line are named. Latency: the dense "
-            "model's, divided by the speed-up that was measured side by side."
+            f"What to pick on {task}: every variant by what it costs and reaches, mask kept; recipes other than {plain} "
+            "are named. The grey line joins those that no other beats in both; what is far from it is not worth "
+            "having; where there are many points, only those on the line are named. Latency: the dense model's, "
+            "divided by the speed-up that was measured side by side."
         )
         yield Drawn(f"frontier-{task}", "What to pick", caption, figure)
 
@@ -609,6 +622,7 @@ def _frontier(ax: Axes, rows: pd.DataFrame, models: list[str], metric: str) -> N
     better = -1 if metric == "perplexity" else 1
     methods = list(dict.fromkeys(rows.method))
     scopes = rows.scope[rows.method != "dense"].nunique()
+    plain = report.UNTRAINED if (rows.recipe == report.UNTRAINED).any() else "kept"
     order = rows.sort_values(["cost", "value"], ascending=[True, better < 0])
     best = (better * order.value).cummax()
     front = order[(better * order.value == best) & (best > best.shift(fill_value=-math.inf))]
@@ -618,7 +632,7 @@ def _frontier(ax: Axes, rows: pd.DataFrame, models: list[str], metric: str) -> N
         ax.plot(row.cost, row.value, marker=marker, color=_look(models, row.model)["color"], linestyle="", zorder=2)
         text = "dense" if row.method == "dense" else f"{row.level:.0%}"
         text += f" {report.scope_name(row.scope)}" if scopes > 1 and row.method != "dense" else ""
-        text += f" {row.recipe}" if row.recipe not in ("kept", "") else ""
+        text += f" {row.recipe}" if row.recipe != plain else ""
         if len(rows) <= CROWD or row.Index in front.index or row.method == "dense":
             ax.annotate(text, (row.cost, row.value), (5, 3), textcoords="offset points", fontsize=7.5, color="#333333")
     for number, method in enumerate(methods):

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import Dropout, Module, Parameter
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from torch.nn.functional import kl_div, log_softmax, softmax
 
 from llm_sparsity.checkpoint import WEIGHTS
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import sha256
+from llm_sparsity.objective import predictions, summed_loss
 
 UPDATES = 50  # of the mask, over a schedule; a finer curve costs time and changes nothing
 MOVEMENT = "movement"
@@ -121,21 +122,21 @@ class Teacher:
         self._net = net.eval().requires_grad_(False)
         self._labels, self._logits, self._hidden, self._temperature = labels, logits, hidden, temperature
 
-    def loss(self, net: Module, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-        """The loss of a batch, summed over its examples.
+    def loss(self, net: Module, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
+        """The loss of a batch, summed over its sequences.
 
         Args:
             net: the model that learns.
-            inputs: input_ids and, where some are padding, attention_mask, (batch, length), int64.
-            labels: (batch,), int64.
+            inputs: input_ids and, where some are padding, attention_mask, (batch, length), int64; options.
+            labels: (batch,), or of a language model the tokens, (batch, length), int64.
         """
         found = net(**inputs, output_hidden_states=self._hidden > 0)
         with torch.no_grad():
             wanted = self._net(**inputs, output_hidden_states=self._hidden > 0)
-        loss = self._labels * cross_entropy(found.logits.float(), labels, reduction="sum")
+        loss = self._labels * summed_loss(found.logits, labels)
         if self._logits:
-            ours, theirs = (output.logits.float() / self._temperature for output in (found, wanted))
-            divergence = kl_div(log_softmax(ours, -1), softmax(theirs, -1), reduction="sum")
+            ours, theirs = (predictions(output.logits, labels) / self._temperature for output in (found, wanted))
+            divergence = kl_div(log_softmax(ours, -1), softmax(theirs, -1), reduction="sum") * len(labels) / len(ours)
             loss = loss + self._logits * self._temperature**2 * divergence  # gradients as large as those of the labels
         if self._hidden:
             pairs = list(zip(_layers(found), _layers(wanted), strict=True))

@@ -100,14 +100,14 @@ class Cells:
     runs: tuple[Run, ...]
 
 
-def expand(grids: Iterable[Mapping[str, Any]], evaluated: Iterable[str]) -> Cells:
+def expand(grids: Iterable[Mapping[str, Any]], stages: Mapping[str, Iterable[str]]) -> Cells:
     """Cross the lists of every grid.
 
-    `evaluated` names the tasks that need no training. A grid's `calibration_seeds` (method -> seeds) repeat a method.
-    Every model is studied dense as well: without it nothing can be compared. A model that holds no zeros has no mask:
-    dense, or with heads and neurons cut out, it is fine-tuned once, under `kept`.
+    `stages` says of each task whether its variants go through "evaluate", "finetune", or both. A grid's
+    `calibration_seeds` (method -> seeds) repeat a method. Every model is studied dense as well: without it nothing can
+    be compared. A model that holds no zeros has no mask: dense, or with heads and neurons cut out, it is fine-tuned
+    once, under `kept`.
     """
-    evaluated = set(evaluated)
     variants: dict[tuple[str, Variant], None] = {}
     measured: dict[tuple[str, Variant], None] = {}
     evaluations: dict[Evaluation, None] = {}
@@ -124,8 +124,9 @@ def expand(grids: Iterable[Mapping[str, Any]], evaluated: Iterable[str]) -> Cell
             if grid["measure"]:
                 measured[model, variant] = None
             for task in grid["tasks"]:
-                if task in evaluated:
+                if "evaluate" in stages[task]:
                     evaluations[Evaluation(model, variant, task)] = None
+                if "finetune" not in stages[task]:
                     continue
                 recipes = grid["recipes"] if variant.has_mask else ["kept"]
                 for recipe, seed in itertools.product(recipes, grid["seeds"]):

@@ -24,7 +24,7 @@ rule collect:
     conda:
         "../../envs/environment.yaml"
     params:
-        settings=settings(study=STUDY.name, grids=STUDY.grids(), evaluated=STUDY.evaluated_tasks()),
+        settings=settings(study=STUDY.name, grids=STUDY.grids(), stages=STUDY.stages()),
         code=code("collect", files=[WORKFLOW / "workflow/report/published.csv"]),
     shell:
         f"python scripts/collect.py --output reports/{STUDY.name}/tables --settings {{params.settings:q}} > {{log}} 2>&1"
