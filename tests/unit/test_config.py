@@ -172,6 +172,61 @@ def test_a_zero_shot_task_needs_a_decoder(harness_task: dict[str, Any]) -> None:
         config.load(harness_task)
 
 
+@pytest.fixture
+def text_task(values: dict[str, Any]) -> dict[str, Any]:
+    """A study whose language model is trained on text."""
+    values["tasks"]["text"] = {
+        "kind": "language-model", "source": values["tasks"]["sst2"]["source"], "files": {"train": "a", "test": "b"},
+        "finetune": {},
+    }  # fmt: skip
+    values["evaluate"] = {"sequence_length": 512, "max_tokens": 4096}
+    values["study"] = [{"models": ["gpt2"], "sparsities": [0.5], "tasks": ["text"], "recipes": ["kept", "lora"]}]
+    return values
+
+
+def test_a_text_that_is_trained_on_is_measured_before_and_after(text_task: dict[str, Any]) -> None:
+    study = config.load(text_task)
+    assert [str(cell.variant) for cell in study.cells().evaluations] == ["dense", "magnitude-all-0.5"]
+    assert [(str(run.variant), run.recipe) for run in study.cells().runs] == [
+        ("dense", "kept"),
+        ("magnitude-all-0.5", "kept"),
+        ("magnitude-all-0.5", "lora"),
+    ]
+    settings = study.run_settings("text", "lora", 0)
+    assert settings["evaluation"] == {"sequence_length": 512, "max_tokens": 4096}
+    assert settings["lora"] == {"rank": 16, "alpha": 32.0}
+    del text_task["tasks"]["text"]["finetune"]
+    assert not config.load(text_task).cells().runs
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda task: task["files"].pop("train"),
+            "finetune: trains on the split train and measures on test, but files",
+        ),
+        (lambda task: task.update(label="label"), "tasks.text: label: a language model's text has none; remove it"),
+        (lambda task: task.update(finetune={"epoch": 1}), "tasks.text.finetune.epoch: unknown key; did you mean"),
+    ],
+)
+def test_a_mistake_in_a_text_that_is_trained_on(
+    change: Callable[[dict[str, Any]], Any], said: str, text_task: dict[str, Any]
+) -> None:
+    change(text_task["tasks"]["text"])
+    with pytest.raises(UserError) as error:
+        config.load(text_task)
+    (line,) = str(error.value).splitlines()
+    assert said in line
+
+
+@pytest.mark.parametrize("other", [{"mask": "released"}, {"schedule": {}}])
+def test_low_rank_updates_leave_the_weights_as_they_were_pruned(other: dict[str, Any], values: dict[str, Any]) -> None:
+    values["recipes"] = {"mine": {"lora": {}, **other}}
+    with pytest.raises(UserError, match=r"recipes\.mine: lora: leaves the weights .* does not go with it; remove one"):
+        config.load(values)
+
+
 def test_a_task_overrides_the_defaults_of_finetune(values: dict[str, Any]) -> None:
     values["tasks"]["mrpc"]["finetune"] = {"epochs": 5}
     study = config.load(values)

@@ -56,7 +56,18 @@ def evaluations(*variants: str, model: str = "gpt2") -> list[str]:
     return [f"evaluate model={model} variant={variant} task=lines" for variant in variants]
 
 
-EVALUATE = evaluations("dense", *UNIFORM, *STRUCTURED, WANDA)
+def recovered(variant: str) -> list[str]:
+    """A variant's jobs on the text that it is trained on."""
+    recipes = ("kept",) if variant == "dense" else ("kept", "lora")
+    return [f"evaluate model=gpt2 variant={variant} task=text", *runs(variant, "text", recipes, model="gpt2")]
+
+
+TEXT = [*recovered("dense"), *recovered(WANDA)]
+EVALUATE = [
+    *evaluations("dense", *UNIFORM, *STRUCTURED, WANDA),
+    *(job for job in TEXT if job.startswith("evaluate")),
+]
+TRAINED = [*MRPC, *SST2, *(job for job in TEXT if job.startswith("finetune"))]
 MEASURED = [
     ("roberta-base", "dense"), ("roberta-base", "magnitude-all-0.9"), ("roberta-base", "magnitude-linear-0.5"),
     ("gpt2", "dense"), ("gpt2", "magnitude-all-0.9"), ("bart-base", "dense"), ("bart-base", "magnitude-all-0.9"),
@@ -186,19 +197,19 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     ),
     "code of a calibrated method": (
         appended(f"{LIBRARY}pruning/wanda.py", "\nCHANGED = 1\n"),
-        [*pruned("gpt2", WANDA), *evaluations(WANDA), *END],
+        [*pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
     ),
     "code of calibration": (
         appended(f"{LIBRARY}calibrate.py", "\nCHANGED = 1\n"),
-        [*pruned("gpt2", WANDA), *evaluations(WANDA), *END],
+        [*pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
     ),
     "another calibration seed": (
         config(lambda values: values["calibration"].update(seeds=[0, 1])),
-        [*pruned("gpt2", f"{WANDA}-1"), *evaluations(f"{WANDA}-1"), *END],
+        [*pruned("gpt2", f"{WANDA}-1"), *evaluations(f"{WANDA}-1"), *recovered(f"{WANDA}-1"), *END],
     ),
     "layer budgets": (
         config(lambda values: values.update(prune={"budgets": "owl"})),
-        [*pruned("gpt2", WANDA), *evaluations(WANDA), *END],
+        [*pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
     ),
     "another calibration text": (
         config(
@@ -206,7 +217,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
                 values["tasks"].update(more=values["tasks"]["lines"]), values["calibration"].update(task="more"),
             )
         ),
-        ["download_task task=more", *pruned("gpt2", WANDA), *evaluations(WANDA), *END],
+        ["download_task task=more", *pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
     ),
     "seed of pruning": (
         config(lambda values: values.update(prune={"seed": 1})),
@@ -220,11 +231,16 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "code of plot": (appended(f"{LIBRARY}plot.py", "\nCHANGED = 1\n"), ["plot"]),
     "template of the report": (appended("workflow/report/report.html.jinja", "\n"), ["plot"]),
     "code of evaluate": (appended(f"{LIBRARY}evaluate.py", "\nCHANGED = 1\n"), [*EVALUATE, *END]),
+    "windows that perplexity is measured on": (
+        config(lambda values: values["evaluate"].update(sequence_length=16)),
+        [*EVALUATE, *(job for job in TEXT if job.startswith("finetune")), *END],
+    ),
+    "code of low-rank updates": (appended(f"{LIBRARY}lora.py", "\nCHANGED = 1\n"), [*TRAINED, *END]),
     "code of weights": (
         appended(f"{LIBRARY}weights.py", "\nCHANGED = 1\n"),
         [*(f"weights model={model} variant={variant}" for model, variant in VARIANTS), *END],
     ),
-    "code of finetune": (appended(f"{LIBRARY}finetune.py", "\nCHANGED = 1\n"), [*MRPC, *SST2, *END]),
+    "code of finetune": (appended(f"{LIBRARY}finetune.py", "\nCHANGED = 1\n"), [*TRAINED, *END]),
     "revision of one model": (
         config(lambda values: values["models"]["bart-base"]["source"].update(revision="0" * 40)),
         [
