@@ -21,7 +21,9 @@ def test_the_study_runs_from_download_to_report(finished: Project) -> None:
     accuracy = metrics[metrics.metric == "accuracy"]
     assert len(accuracy) == 6 + 2 + 6  # SST-2 of three models, MRPC dense, MRPC pruned: recipes x seeds
     assert set(metrics.model) == {"roberta-base", "gpt2", "bart-base"}
-    assert (metrics.metric == "perplexity").sum() == 2 + 4  # dense, wanda, and two methods in two scopes
+    perplexity = metrics[metrics.metric == "perplexity"]
+    assert (perplexity.task == "lines").sum() == 2 + 4  # dense, wanda, and two methods in two scopes
+    assert list(perplexity.recipe[perplexity.task == "text"].fillna("")) == ["", "", "kept", "kept", "lora"]
     sizes = pd.read_csv(report / "tables/sizes.csv")
     assert sizes.set_index(["model", "method"]).measured_sparsity["bart-base", "magnitude"] > 0.8
     assert (report / "report.html").stat().st_size > 10_000
@@ -54,6 +56,15 @@ def test_a_recipe_starts_from_the_dense_run_and_ends_at_the_variants_sparsity(fi
     assert history.measured_sparsity.iloc[-1] == asked
     runs = pd.read_csv(finished.folder / "reports/tiny/tables/runs.csv")
     assert set(runs[runs.recipe == "brief"]["mask"]) == {"kept"}
+
+
+def test_low_rank_updates_of_a_language_model_keep_its_mask(finished: Project) -> None:
+    wanda = finished.folder / "results/gpt2/wanda-linear-0.5"
+    pruned = json.loads((wanda / "model/manifest.json").read_text())["pruned"]["measured_sparsity"]
+    for recipe in ("kept", "lora"):
+        result = json.loads((wanda / f"text/{recipe}/seed-0/metrics.json").read_text())
+        assert result["measured_sparsity"] == pruned
+        assert result["metrics"].keys() == {"perplexity"}
 
 
 def test_snakemakes_own_report_works(finished: Project, tmp_path: Path) -> None:
