@@ -113,7 +113,8 @@ def finetune(
     settings = {key: value for key, value in locals().items() if key not in OUTSIDE}
     begun = time.perf_counter()
     check_length(model, "max_length", max_length)
-    check_length(model, "sequence_length", evaluation["sequence_length"]) if evaluation else None
+    if evaluation:
+        check_length(model, "sequence_length", evaluation["sequence_length"])
     main = os.environ.get("RANK", "0") == "0"
     if (schedule or distill) and dense is None:
         raise UserError("dense: missing; a schedule and a teacher need the list of the dense run's checkpoints")
@@ -150,7 +151,8 @@ def finetune(
         if lora:
             attach(net, _matrices(model, net), seed=_number(seed, "lora"), **lora)
             for name, weight in net.named_parameters():
-                weight.requires_grad_(weight.requires_grad or goal.is_new(net, name))
+                if goal.is_new(net, name):
+                    weight.requires_grad_()
         net.train()
         optimizer = _optimizer(net, learning_rate, weight_decay)
         if sharding := getattr(accelerator.state, "fsdp_plugin", None):
