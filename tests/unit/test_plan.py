@@ -20,7 +20,7 @@ def work(minutes: list[float], gpus: int = 1) -> list[Job]:
 def study(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Config:
     """The report's study, in a folder in which nothing has run."""
     monkeypatch.chdir(tmp_path)
-    plan._model_bytes.cache_clear()
+    plan._model_size.cache_clear()
     plan._measured.cache_clear()
     return config.load(yaml.safe_load((root / "config.yaml").read_text()))
 
@@ -83,6 +83,22 @@ def test_the_default_study_is_counted(study: config.Config) -> None:
     assert not any(job.done or job.measured for job in jobs)
     assert plan.minutes(study, "finetune", "gpt2", task="sst2")[0] == pytest.approx(25, abs=0.5)
     assert plan.minutes(study, "finetune", "gpt2", task="mrpc")[0] == pytest.approx(3, abs=0.5)
+
+
+def test_a_models_size_is_what_the_config_says_until_it_is_here(study: config.Config) -> None:
+    models = dict(study.models)
+    models["gpt2"] = models["gpt2"].model_copy(update={"parameters": 1.25e9})
+    large = study.model_copy(update={"models": models})
+    assert plan.minutes(large, "prune", "gpt2") == (10 * plan.ASSUMED["prune"], False)
+    assert plan.model_size(large, "gpt2") == (1.25e9, 5e9)
+    models["gpt2"] = models["gpt2"].model_copy(update={"parameters": None})
+    assert plan.model_size(large.model_copy(update={"models": models}), "gpt2")[0] == plan.BASE
+    folder = Path("resources/models/gpt2")
+    folder.mkdir(parents=True)
+    files = {"model.safetensors": {"bytes": 500}, "vocab.json": {"bytes": 7}}
+    (folder / "manifest.json").write_text(json.dumps({"files": files, "parameters": 250}))
+    plan._model_size.cache_clear()
+    assert plan.model_size(large, "gpt2") == (250, 500)
 
 
 def test_what_was_measured_on_a_gpu_replaces_what_was_assumed(study: config.Config) -> None:

@@ -118,7 +118,10 @@ class Model(Section):
 
     architecture: Architecture
     source: Source
-    gpus: Positive = Field(1, description="GPUs of one node that a fine-tuning uses, where there are so many")
+    gpus: Positive = Field(1, description="that a fine-tuning uses, where there are so many; whole nodes if several")
+    parameters: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="how many, for the plan alone, until the model has been downloaded; shapes no result"
+    )
 
 
 class Binarize(Section):

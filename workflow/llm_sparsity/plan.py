@@ -97,16 +97,20 @@ def stored(sparsity: str) -> float:
     raise ValueError(f"a sparsity lies in [0, 1], found {sparsity}")
 
 
-def model_bytes(model: str) -> int:
-    """Bytes of a model's weights; assumed until it has been downloaded."""
-    return _model_bytes(Path("resources/models") / model / MANIFEST)
+def model_size(config: Config, model: str) -> tuple[float, float]:
+    """Parameters and bytes of a model: what the config says, else assumed, until it has been downloaded."""
+    found = _model_size(Path("resources/models") / model / MANIFEST)
+    parameters = config.models[model].parameters or BASE
+    return found or (parameters, 4 * parameters)
 
 
 @cache
-def _model_bytes(manifest: Path) -> int:
+def _model_size(manifest: Path) -> tuple[float, float] | None:
     if not manifest.exists():
-        return int(4 * BASE)
-    return sum(file["bytes"] for name, file in read_json(manifest)["files"].items() if name.endswith(".safetensors"))
+        return None
+    found = read_json(manifest)
+    size = sum(file["bytes"] for name, file in found["files"].items() if name.endswith(".safetensors"))
+    return found["parameters"], size
 
 
 def rows(config: Config, task: str) -> int:
@@ -126,7 +130,7 @@ def minutes(
         found = _measured(stage, model, task, recipe)
         if found is not None:
             return found, True
-    size = max(1.0, model_bytes(model) / 4 / BASE)
+    size = max(1.0, model_size(config, model)[0] / BASE)
     if stage == "finetune":
         sentences = rows(config, task) * config.finetune_settings(task, recipe)["epochs"]
         return SETUP_MINUTES + size * sentences / SAMPLES_PER_SECOND / 60 / config.models[model].gpus, False
@@ -156,14 +160,14 @@ def jobs(config: Config) -> list[Job]:
         found.append(Job(stage, gpus, took, measured, int(size), output.exists()))
 
     for model in dict.fromkeys(model for model, _ in cells.variants):
-        add("download", Path("resources/models") / model / MANIFEST, model_bytes(model), model)
+        add("download", Path("resources/models") / model / MANIFEST, model_size(config, model)[1], model)
     for task in dict.fromkeys([run.task for run in cells.runs] + [evaluation.task for evaluation in cells.evaluations]):
         done = (Path("resources/tasks") / task / MANIFEST).exists()
         found.append(Job("download", 0, ASSUMED["download"], False, 0, done))
     for model, variant in cells.variants:
         folder = Path("results") / model / str(variant)
         if not variant.is_dense:
-            size = model_bytes(model) * stored(variant.sparsity)
+            size = model_size(config, model)[1] * stored(variant.sparsity)
             gpus = int(variant.method in CALIBRATED)
             add("prune", folder / "sparsity.csv", size, model, gpus, method=variant.method)
         add("weights", folder / "weights.parquet", 0, model)
@@ -182,7 +186,7 @@ def _work_bytes(config: Config, run: Run) -> float:
     """Bytes that a run caches: the weights of every epoch, and two moments of the newest; a released mask fills up."""
     settings = config.finetune_settings(run.task, run.recipe)
     share = stored(run.variant.sparsity) if settings["mask"] == "kept" else 1.0
-    return float(model_bytes(run.model) * share * (settings["epochs"] + 2))
+    return float(model_size(config, run.model)[1] * share * (settings["epochs"] + 2))
 
 
 def pack(
@@ -255,12 +259,16 @@ def table(config: Config, site: Sequence[Queue]) -> str:
         ],
     )
     models = dict.fromkeys(model for model, _ in config.cells().variants)
-    unknown = [model for model in models if not (Path("resources/models") / model / MANIFEST).exists()]
+    unknown = [
+        model
+        for model in models
+        if config.models[model].parameters is None and not (Path("resources/models") / model / MANIFEST).exists()
+    ]
     if unknown:
         lines += [
             "",
             f"taken for models of {BASE / 1e6:.0f} million parameters until they are downloaded (snakemake --cores 2 "
-            f"--until download_model): {', '.join(unknown)}",
+            f"--until download_model), or their `parameters` are given: {', '.join(unknown)}",
         ]
     work = [job for job in every if not job.done and job.stage != "download"]
     total = sum(job.bytes for job in every if not job.done)

@@ -64,7 +64,7 @@ def model_manifest(wildcards):
 
 
 def download_model_settings(wildcards):
-    return settings(**STUDY.models[wildcards.model].model_dump(exclude_none=True, exclude={"gpus"}))
+    return settings(**STUDY.models[wildcards.model].model_dump(exclude_none=True, exclude={"gpus", "parameters"}))
 
 
 def download_task_settings(wildcards):

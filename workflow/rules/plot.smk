@@ -28,7 +28,7 @@ rule plot:
         "../../envs/environment.yaml"
     params:
         settings=settings(
-            config=STUDY.model_dump(exclude_none=True),
+            config=STUDY.model_dump(exclude_none=True, exclude={"models": {"__all__": {"parameters"}}}),
             methods={method: study_config.METHOD_NOTES[method] for method in METHODS},
         ),
         code=code("plot", files=sorted((WORKFLOW / "workflow/report").iterdir())),
