@@ -4,11 +4,14 @@ Settings: seed, the recipe (mask, schedule, distill), and what `finetune:` in th
 """
 
 import os
+import platform
+import shlex
+import socket
 import sys
 from pathlib import Path
 
 from llm_sparsity import warm
-from llm_sparsity.errors import arguments, run
+from llm_sparsity.errors import UserError, arguments, run
 from llm_sparsity.lease import lease
 
 
@@ -37,9 +40,11 @@ def main() -> None:
     args = parser.parse_args()
 
     if "LOCAL_RANK" not in os.environ:
-        processes = max(args.processes, lease(args.gpus))
+        here = lease(args.gpus)
+        each = shlex.split(os.environ.get("ON_EACH_NODE", ""))
+        processes = max(args.processes, args.gpus if here and each else here)
         if processes > 1 or args.accelerate:
-            launch(processes, args.accelerate, args.threads)
+            launch(processes, here, each, args.accelerate, args.threads)
         if args.warm and not warm.forked and (status := warm.call(args.warm, args.code)) is not None:
             sys.exit(status)
 
@@ -60,17 +65,40 @@ def main() -> None:
     )
 
 
-def launch(processes: int, config: Path | None, threads: int) -> None:
-    """Become `accelerate launch` of this script, with a file of profiles/accelerate/."""
+def launch(processes: int, here: int, each: list[str], config: Path | None, threads: int) -> None:
+    """Become `accelerate launch` of this script, with a file of profiles/accelerate/.
+
+    Args:
+        processes: how many in all, one a GPU.
+        here: GPUs of this machine; 0: one process a machine, if there are several.
+        each: the command that starts another one on each machine of a batch job, of which this is one; empty: it is
+            the only one.
+        config: the file; None: node.yaml, or cpu.yaml without a GPU.
+        threads: of each process.
+
+    Raises:
+        UserError: the processes do not fill the machines.
+    """
+    machines, rest = divmod(processes, here or 1) if each else (1, 0)
+    if rest:
+        raise UserError(f"gpus: found {processes}, but a machine has {here}, and a run over several uses all of each")
     if config is None:
         import torch
 
         profiles = Path(__file__).parent.parent / "profiles/accelerate"
         config = profiles / ("node.yaml" if torch.cuda.is_available() else "cpu.yaml")
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    module = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
-    module += ["--num_processes", str(processes)] if processes > 1 else []
-    os.execv(sys.executable, [sys.executable, "-m", *module, *sys.argv])
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
+    command += ["--num_processes", str(processes)] if processes > 1 else []
+    if machines > 1:
+        with socket.create_server(("", 0)) as free:
+            port = free.getsockname()[1]
+        # They meet here and agree who is first. The rank is read by none but a check of the port, which is of use here
+        # alone, and was just made.
+        command += ["--num_machines", str(machines), "--machine_rank", "1", "--rdzv_backend", "c10d"]
+        command += ["--main_process_ip", platform.node(), "--main_process_port", str(port)]
+        command = [*each, *command]
+    os.execvp(command[0], [*command, *sys.argv])
 
 
 if __name__ == "__main__":

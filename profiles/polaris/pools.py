@@ -11,14 +11,15 @@ from parsl.addresses import address_by_interface
 from parsl.config import Config
 from parsl.errors import ConfigurationError
 from parsl.executors import HighThroughputExecutor
-from parsl.launchers import MpiExecLauncher, SingleNodeLauncher
+from parsl.launchers import MpiExecLauncher, SimpleLauncher, SingleNodeLauncher
+from parsl.launchers.base import Launcher
 
 from snakemake_executor_plugin_parsl.pbs import PBSProvider, wait_for_pilots
 
 ACCOUNT = ""  # the project that pays; `sbank-list-allocations` shows yours
 QUEUE = "debug-scaling"  # preemptable for hundreds of runs
 JOBS = 1  # batch jobs at once, at most; the queue may take fewer
-NODES = 5  # of each batch job; 1 where there are several jobs
+NODES = 5  # of each batch job; 1 where there are several jobs, 2 for models with `gpus: 8`, 3 with `gpus: 12`, ...
 WALLTIME = "01:00:00"  # of each batch job, HH:MM:SS
 SPARE = 10  # minutes before its end in which no run begins on a node; one that is cut off goes on from its last save
 FILESYSTEMS = "home:eagle"
@@ -37,9 +38,8 @@ def address() -> str:
     return address_by_interface(INTERFACE)
 
 
-def provider() -> PBSProvider:
-    """How nodes are asked for."""
-    mpiexec = MpiExecLauncher(bind_cmd="--cpu-bind", overrides="--depth=64 --ppn 1")  # one manager a node
+def provider(launcher: Launcher) -> PBSProvider:
+    """How nodes are asked for, and what is started on them."""
     return PBSProvider(
         queues=Path(__file__).with_name("queues.csv"),
         account=ACCOUNT,
@@ -52,17 +52,19 @@ def provider() -> PBSProvider:
         select_options="system=polaris",
         # -r n: a pilot is replaced here, not by PBS. -k doe: Polaris takes no other.
         scheduler_options=f"#PBS -l filesystems={FILESYSTEMS}\n#PBS -l place=scatter\n#PBS -k doe\n#PBS -r n",
-        launcher=mpiexec if NODES > 1 else SingleNodeLauncher(),
-        # TMPDIR: PBS's own is too long for sockets. umask: PBS's own hides results from colleagues.
-        worker_init=f"{ENVIRONMENT}\nexport TMPDIR=/tmp HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1\numask 022",
+        launcher=launcher,
+        # TMPDIR: PBS's own is too long for sockets. umask: PBS's own hides results from colleagues. ON_EACH_NODE: what
+        # starts a command once on every node, for runs over several.
+        worker_init=f"{ENVIRONMENT}\nexport TMPDIR=/tmp HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1\numask 022\n"
+        f"export ON_EACH_NODE='mpiexec --envall -n {NODES} --ppn 1 --cpu-bind none'",
     )
 
 
-def pool(label: str, accelerators: list[str], affinity: str) -> HighThroughputExecutor:
+def pool(label: str, accelerators: list[str], affinity: str, launcher: Launcher) -> HighThroughputExecutor:
     """A pool of nodes with one worker for each of `accelerators`, pinned to the cores in `affinity`."""
     return HighThroughputExecutor(
         label=label,
-        provider=provider(),
+        provider=provider(launcher),
         address=address(),
         available_accelerators=accelerators,
         max_workers_per_node=len(accelerators),
@@ -75,11 +77,15 @@ def pool(label: str, accelerators: list[str], affinity: str) -> HighThroughputEx
     )
 
 
+one_manager_a_node = (
+    MpiExecLauncher(bind_cmd="--cpu-bind", overrides="--depth=64 --ppn 1") if NODES > 1 else SingleNodeLauncher()
+)
 config = Config(
-    executors=[
+    executors=[  # a pool that no job needs asks for nothing
         # GPU 0 is beside the last cores of a node, GPU 3 beside the first.
-        pool("gpu", ["0", "1", "2", "3"], "list:24-31,56-63:16-23,48-55:8-15,40-47:0-7,32-39"),
-        pool("node", ["0,1,2,3"], "list:0-63"),  # for jobs that use several GPUs; started only when there are some
+        pool("gpu", ["0", "1", "2", "3"], "list:24-31,56-63:16-23,48-55:8-15,40-47:0-7,32-39", one_manager_a_node),
+        pool("node", ["0,1,2,3"], "list:0-63", one_manager_a_node),  # for jobs that use several GPUs
+        pool("nodes", ["0,1,2,3"], "list:0-63", SimpleLauncher()),  # several nodes: one manager a batch job, on the first
     ],
     strategy="htex_auto_scale",  # nodes come when jobs wait, and go when idle
     strategy_period=30,

@@ -361,10 +361,11 @@ def without_dropout(model: Path) -> Path:
     return model
 
 
-def start(*command: Any, folder: Path, root: Path) -> subprocess.CompletedProcess[str]:
+def start(*command: Any, folder: Path, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment |= {"PYTHONPATH": f"{root / 'workflow'}:{root}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *map(str, command)], cwd=folder, text=True, capture_output=True, check=False, timeout=200,
-        env={"PYTHONPATH": f"{root / 'workflow'}:{root}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        env=environment,
     )  # fmt: skip
 
 
@@ -383,6 +384,34 @@ def test_two_processes_do_what_one_does(
     assert done.returncode == 0, done.stderr[-3000:]
     assert read_json(tmp_path / "out/runtime.json")["processes"] == 2
     same_but_for_rounding(one, tmp_path, removed(model))
+
+
+def test_two_machines_do_what_one_does(variant: Callable[[str], Path], task: Path, tmp_path: Path, root: Path) -> None:
+    """Two `accelerate launch` that know each other's port alone leave the bytes of one with two processes."""
+    model = without_dropout(variant("bert"))
+    settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 4}
+    command = [root / "scripts/finetune.py", "--model", model, "--task", task, "--processes", 2]
+    command += ["--settings", json.dumps(settings)]
+    each = f"{sys.executable} {root / 'tests/standin_mpiexec.py'} --envall -n 2 --ppn 1 --cpu-bind none"
+    for name, environment in (("machine", {}), ("machines", {"ON_EACH_NODE": each})):
+        where = ["--output", f"{name}/out", "--work", f"{name}/work"]
+        done = start(*command, *where, folder=tmp_path, root=root, **environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert read_json(tmp_path / name / "out/runtime.json")["processes"] == 2
+        assert ("--num_machines 2" in done.stderr) == (name == "machines")
+    for file in ("out/metrics.json", "out/history.csv"):
+        assert (tmp_path / "machine" / file).read_bytes() == (tmp_path / "machines" / file).read_bytes()
+    one, other = (next((tmp_path / name / "work").glob("*/epoch-1")) for name in ("machine", "machines"))
+    assert sha256(one / "model.safetensors") == sha256(other / "model.safetensors")
+
+
+def test_a_run_over_several_machines_uses_all_of_each(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "any").mkdir()
+    command = [root / "scripts/finetune.py", "--model", "any", "--task", "any", "--output", "out", "--settings", "{}"]
+    machine = {"ON_EACH_NODE": "mpiexec -n 2", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    done = start(*command, "--gpus", 6, folder=tmp_path, root=root, **machine)
+    assert done.returncode == 1
+    assert done.stderr == "error: gpus: found 6, but a machine has 4, and a run over several uses all of each\n"
 
 
 def same_but_for_rounding(one: dict[str, Any], folder: Path, gone: dict[str, torch.Tensor]) -> None:

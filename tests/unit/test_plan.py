@@ -76,6 +76,26 @@ def test_a_job_of_a_whole_node_keeps_all_its_slots() -> None:
     assert plan.pack(both, 1) > plan.pack(both, 2)
 
 
+def test_a_job_over_several_nodes_keeps_them_all_and_decides_how_many_a_batch_job_has(site: list[Queue]) -> None:
+    wide = work([60.0], gpus=8)
+    overhead = plan.PILOT_MINUTES + plan.JOB_MINUTES
+    assert wide[0].nodes == 2
+    assert plan.gpu_hours(wide) == 8
+    assert plan.pack(wide, 2) == pytest.approx(60 + overhead)
+    assert plan.pack(wide * 2, 3) == plan.pack(wide * 2, 2), "the third node is of no use"
+    assert plan.pack(wide * 2, 4) == plan.pack(wide, 2)
+    ways = {way.queue.queue: way for way in plan.options(site, [*work([30.0] * 6, gpus=8), *work([3.0] * 20)])}
+    assert {way.nodes for way in ways.values()} == {2}
+    assert "prod" not in ways, "it starts at 10 nodes"
+    assert ways["preemptable"].jobs > 1
+    best = plan.recommend(plan.options(site, work([10.0], gpus=8)))
+    assert best is not None
+    assert (best.queue.queue, best.jobs, best.nodes) == ("debug", 1, 2)
+    assert best.node_hours == pytest.approx(2 * (10 + overhead) / 60)
+    assert plan.recommend(plan.options(site, work([10.0], gpus=4 * 600))) is None
+    assert "lower `gpus`" in plan.advice(None, 600)
+
+
 def test_the_default_study_is_counted(study: config.Config) -> None:
     jobs = plan.jobs(study)
     counts = {stage: sum(job.stage == stage for job in jobs) for stage in {job.stage for job in jobs}}

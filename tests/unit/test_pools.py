@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from parsl.executors import HighThroughputExecutor
+from parsl.jobs.strategy import Strategy
 
 from snakemake_executor_plugin_parsl import guard, pools
 
@@ -49,11 +50,24 @@ def test_a_mistake_is_one_line_that_names_the_file(polaris: Load, values: dict[s
 def test_jobs_go_to_the_pool_that_fits(polaris: Load) -> None:
     executors = polaris(ACCOUNT="p", INTERFACE="lo")
     assert [pools.route(executors, gpus) for gpus in (0, 1, 2, 4)] == ["gpu", "gpu", "node", "node"]
-    with pytest.raises(ValueError, match="uses 5 GPUs"):
+    with pytest.raises(ValueError, match=r"^gpus: a job uses 5, but .* \(gpu: 1, node: 4, nodes: 20\); change"):
         pools.route(executors, 5)
     gpu = executors["gpu"]
     assert gpu.workers_per_node == 4
     assert gpu.cpu_affinity.split(":")[1] == "24-31,56-63", "GPU 0 is beside the last cores"
+
+
+def test_a_job_of_several_nodes_gets_them_all_or_is_refused(polaris: Load) -> None:
+    executors = polaris(ACCOUNT="p", INTERFACE="lo", NODES=2)
+    assert [pools.route(executors, gpus) for gpus in (0, 1, 4, 8)] == ["gpu", "gpu", "node", "nodes"]
+    for gpus in (6, 12):
+        with pytest.raises(ValueError, match=f"gpus: a job uses {gpus}, but no pool"):
+            pools.route(executors, gpus)
+    nodes = executors["nodes"].provider
+    assert (nodes.nodes_per_block, nodes.init_blocks) == (2, 0)
+    assert nodes.launcher("command", 1, 2) == "command", "one manager, on the first node"
+    assert "mpiexec" in executors["node"].provider.launcher("command", 1, 2)
+    assert "ON_EACH_NODE='mpiexec --envall -n 2 --ppn 1 --cpu-bind none'" in nodes.worker_init
 
 
 def test_without_pinned_devices_one_pool_takes_all_and_cpu_takes_no_gpu_job() -> None:
@@ -93,6 +107,7 @@ def test_one_node_jobs_need_no_mpiexec(polaris: Load) -> None:
 
 def test_an_interchange_is_tied_to_its_driver_and_no_pilot_means_none() -> None:
     executor = HighThroughputExecutor(label="gpu", address="127.0.0.1")
+    executor.provider.parallelism = 0.5
     taken: list[int] = []
     executor.scale_in = lambda blocks, max_idletime=None: taken.append(blocks) or ["0"]
     pools.protect(executor)
@@ -100,6 +115,19 @@ def test_an_interchange_is_tied_to_its_driver_and_no_pilot_means_none() -> None:
     assert executor.scale_in(0, max_idletime=1.0) == []
     assert executor.scale_in(2, max_idletime=1.0) == ["0"]
     assert taken == [2]
+    assert executor.provider.parallelism == 0.5
+
+
+def test_parsl_asks_for_a_block_a_job_where_a_worker_has_all_its_nodes(polaris: Load) -> None:
+    """By Parsl's own strategy, which counts a slot a node."""
+    nodes = polaris(ACCOUNT="p", INTERFACE="lo", QUEUE="preemptable", NODES=2, JOBS=20)["nodes"]
+    pools.protect(nodes)
+    asked: list[int] = []
+    nodes.outstanding, nodes.scale_out_facade = lambda: 3, asked.append
+    strategy = Strategy(strategy="htex_auto_scale", max_idletime=1)
+    strategy.add_executors([nodes])
+    strategy.strategize([nodes])
+    assert asked == [0, 3]
 
 
 def test_a_file_that_is_no_configuration(tmp_path: Path) -> None:

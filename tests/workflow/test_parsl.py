@@ -104,6 +104,8 @@ class Site:
             program = root / "tests/workflow/standin_pbs.py"
             (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} -I {program} {name} "$@"\n')
             (tools / name).chmod(0o755)
+        (tools / "mpiexec").write_text(f'#!/bin/sh\nexec {sys.executable} -I {root}/tests/standin_mpiexec.py "$@"\n')
+        (tools / "mpiexec").chmod(0o755)
         self.environment = {
             **os.environ,
             "PATH": f"{tools}:{os.environ['PATH']}",
@@ -341,29 +343,57 @@ def test_one_bad_node_does_not_fail_what_it_is_given(site: Site) -> None:
     assert "is held back" in said
 
 
-def test_the_profile_for_polaris_runs_a_study(site: Site, hub: Path, root: Path) -> None:
-    """Two runs of the tiny study, from download to report, in one pilot under the stand-in."""
+def polaris(site: Site, hub: Path, root: Path, gpus: int, **mine: object) -> str:
+    """Run the tiny study's dense and pruned model by the profile for Polaris, from download to report."""
     folder = site.folder / "study"
     for name in ("workflow", "scripts", "envs", "profiles"):
         shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(root / "Snakefile", folder)
     values = yaml.safe_load((root / "tests/config.yaml").read_text())
-    values["study"] = [{"models": ["roberta-base"], "sparsities": [0, 0.9], "tasks": ["sst2"], "measure": False}]
+    sparsities = [0, 0.9] if gpus == 1 else [0]
+    values["study"] = [{"models": ["roberta-base"], "sparsities": sparsities, "tasks": ["sst2"], "measure": False}]
+    values["models"]["roberta-base"]["gpus"] = gpus
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     pools = folder / "profiles/polaris/pools.py"
     text = pools.read_text()
-    mine = {
-        "ACCOUNT": "p", "QUEUE": "debug", "NODES": 1, "INTERFACE": "lo",
-        "ENVIRONMENT": f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={folder / 'workflow'}",
+    path = f"{Path(sys.executable).parent}:{site.folder / 'bin'}"
+    mine |= {
+        "ACCOUNT": "p", "QUEUE": "debug", "INTERFACE": "lo",
+        "ENVIRONMENT": f"export PATH={path}:$PATH PYTHONPATH={folder / 'workflow'}",
     }  # fmt: skip
     for name, value in mine.items():
         text = re.sub(rf"^{name} = .*", f"{name} = {value!r}", text, flags=re.MULTILINE)
+    if gpus > 1:  # one GPU a node, which is none: torch finds no device, and each process has a CPU
+        text = re.sub(r'\["0.*?3"\]', '["0"]', text)
     pools.write_text(re.sub(r'"list:[^"]*"', '"none"', text).replace("strategy_period=30", "strategy_period=1"))
     environment = site.environment | {"PYTHONPATH": str(folder / "workflow")}
     done = Project(folder, hub).snakemake("--profile", "profiles/polaris", "--set-threads", "finetune=1", **environment)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
+    assert "Read reports/tiny/report.html" in said
+    site.wait(lambda: {job["job_state"] for job in site.jobs().values()} == {"F"}, 20)
+    return said
+
+
+def test_the_profile_for_polaris_runs_a_study(site: Site, hub: Path, root: Path) -> None:
+    """Two runs of the tiny study in one pilot under the stand-in."""
+    said = polaris(site, hub, root, gpus=1, NODES=1)
     assert "Plan of tiny" in said
     assert "5 jobs in pools" in said
-    assert "Read reports/tiny/report.html" in said
-    site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F"], 20)  # one pilot, and it is gone
+    assert len(site.jobs()) == 1
+
+
+def test_a_run_over_two_nodes_by_config(site: Site, hub: Path, root: Path) -> None:
+    """Its batch job has two nodes and one manager, on the first; mpiexec, a stand-in, starts it on both."""
+    polaris(site, hub, root, gpus=2, NODES=2)
+    scripts = {script.stem: script.read_text() for script in site.state.glob("*.sh")}
+    (mine,) = [name for name, script in scripts.items() if "parsl.nodes" in script]
+    assert "#PBS -l select=2:ncpus=64:system=polaris\n" in scripts[mine]
+    assert len(scripts) == 2, "a second one for what needs no node of its own"
+    study = site.folder / "study"
+    assert len(list(study.glob("logs/parsl/000/nodes/block-0/*/manager.log"))) == 1
+    (log,) = study.glob("logs/finetune/**/seed-0.log")
+    assert log.read_text().count("stand-in for mpiexec: 2 times") == 1
+    assert "--num_machines 2" in log.read_text()
+    (runtime,) = study.glob("results/**/seed-0/runtime.json")
+    assert json.loads(runtime.read_text())["processes"] == 2

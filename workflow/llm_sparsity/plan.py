@@ -48,6 +48,11 @@ class Job:
     bytes: int
     done: bool
 
+    @property
+    def nodes(self) -> int:
+        """Whole nodes that a job of several GPUs keeps; 1 also for one that keeps a slot of a node."""
+        return max(1, math.ceil(self.gpus / SLOTS))
+
 
 @dataclass(frozen=True)
 class Queue:
@@ -192,13 +197,18 @@ def _work_bytes(config: Config, run: Run) -> float:
 def pack(
     work: Iterable[Job], nodes: int, pilot_minutes: float = PILOT_MINUTES, job_minutes: float = JOB_MINUTES
 ) -> float:
-    """Minutes until the last job has ended on so many nodes: longest first, jobs of several GPUs before the rest."""
+    """Minutes until the last job has ended on so many nodes: longest first, jobs of several GPUs before the rest.
+
+    No job may need more nodes than there are.
+    """
     free = [pilot_minutes] * nodes
     heapq.heapify(free)
     ordered = sorted(work, key=lambda job: -job.minutes)
     for job in ordered:
         if job.gpus > 1:
-            heapq.heapreplace(free, free[0] + job_minutes + job.minutes)
+            ready = [heapq.heappop(free) for _ in range(job.nodes)][-1]
+            for _ in range(job.nodes):
+                heapq.heappush(free, ready + job_minutes + job.minutes)
     slots = [time for time in free for _ in range(SLOTS)]
     heapq.heapify(slots)
     for job in ordered:
@@ -208,8 +218,8 @@ def pack(
 
 
 def gpu_hours(work: Iterable[Job]) -> float:
-    """Hours that jobs keep a slot, all slots of a node those of several GPUs."""
-    return sum(job.minutes * (SLOTS if job.gpus > 1 else 1) for job in work) / 60
+    """Hours that jobs keep a slot, all slots of their nodes those of several GPUs."""
+    return sum(job.minutes * (SLOTS * job.nodes if job.gpus > 1 else 1) for job in work) / 60
 
 
 def option(queue: Queue, count: int, nodes: int, work: Sequence[Job]) -> Option:
@@ -220,14 +230,20 @@ def option(queue: Queue, count: int, nodes: int, work: Sequence[Job]) -> Option:
 
 
 def options(table: Sequence[Queue], work: Sequence[Job]) -> list[Option]:
-    """The best way on every queue that can take it all, in the order of the table."""
-    cheapest = option(table[0], 1, 1, work).node_hours
+    """The best way on every queue that can take it all, in the order of the table.
+
+    A run over several nodes takes all the nodes of a batch job: then each has as many as the widest needs.
+    """
+    widest = max(job.nodes for job in work)
+    cheapest = option(table[0], 1, widest, work).node_hours
     best = []
     for queue in table:
+        if widest > 1 and not queue.min_nodes <= widest <= queue.max_nodes:
+            continue
         many = queue.jobs > 1 and queue.min_nodes == 1  # one-node jobs start as nodes become free, and end singly
         shapes = (
-            [(count, 1) for count in range(1, queue.jobs + 1)]
-            if many
+            [(count, widest) for count in range(1, queue.jobs + 1)]
+            if many or widest > 1
             else [(1, nodes) for nodes in range(queue.min_nodes, min(queue.max_nodes, len(work)) + 1)]
         )
         found = [option(queue, count, nodes, work) for count, nodes in shapes]
@@ -275,7 +291,7 @@ def table(config: Config, site: Sequence[Queue]) -> str:
     lines += ["", f"left: {len(work)} jobs in pools, {gpu_hours(work):.1f} GPU-hours, {total / 1e9:.0f} GB of disk"]
     if not work:
         return "\n".join([*lines, "Nothing is left to do in pools."])
-    naive = sum(PILOT_MINUTES + job.minutes for job in work) / 60
+    naive = sum((PILOT_MINUTES + job.minutes) * job.nodes for job in work) / 60
     lines += [f"one batch job for each of them would take {naive:.1f} node-hours", ""]
     ways = options(site, work)
     lines += _grid(
@@ -288,20 +304,22 @@ def table(config: Config, site: Sequence[Queue]) -> str:
             for way in ways
         ],
     )  # fmt: skip
-    lines += ["", advice(recommend(ways))]
+    lines += ["", advice(recommend(ways), max(job.nodes for job in work))]
     return "\n".join(lines)
 
 
-def advice(way: Option | None) -> str:
-    """One line: what to write into the site's configuration file, and why."""
+def advice(way: Option | None, widest: int = 1) -> str:
+    """One line: what to write into the site's configuration file, and why; `widest`: nodes that one run takes."""
+    if way is None and widest > 1:
+        return f"No queue takes it all in batch jobs of {widest} nodes, which runs of that many need: lower `gpus`."
     if way is None:
         return "No queue takes all of it in one go: choose preemptable or prod, and run again what is left."
     hours, rest = divmod(way.walltime, 60)
     return (
         f'Recommended: QUEUE = "{way.queue.queue}", JOBS = {way.jobs}, NODES = {way.nodes}, '
         f'WALLTIME = "{hours:02d}:{rest:02d}:00": {way.minutes:.0f} minutes after the nodes have come it '
-        f"is done, as soon as can be with at most {HEADROOM - 1:.0%} more node-hours than on one node; of several such "
-        "queues the first in the table"
+        f"is done, as soon as can be with at most {HEADROOM - 1:.0%} more node-hours than on "
+        f"{'one node' if widest == 1 else f'{widest} nodes'}; of several such queues the first in the table"
     )
 
 

@@ -28,11 +28,12 @@ from parsl.executors.high_throughput.errors import (
 )
 from parsl.executors.high_throughput.executor import DEFAULT_INTERCHANGE_LAUNCH_CMD
 from parsl.jobs.states import JobState
+from parsl.launchers import SimpleLauncher
 
 from snakemake_executor_plugin_parsl import guard
 from snakemake_executor_plugin_parsl.task import Outcome, run
 
-LABELS = ("cpu", "gpu", "node")  # pools of workers with no device, one, several: a job takes the first that fits
+LABELS = ("cpu", "gpu", "node", "nodes")  # workers with no device, one, several, several nodes': the first that fits
 FAST = 120  # seconds: a bad node fails jobs sooner than this
 TOGETHER = 2  # so many failures on a node on which nothing has succeeded yet make it a bad one
 PATIENCE = 30  # seconds to wait for the second
@@ -299,21 +300,37 @@ def route(executors: Mapping[str, HighThroughputExecutor], gpus: int) -> str:
     Raises:
         ValueError: no pool has them.
     """
-    for label in sorted(executors, key=lambda label: LABELS.index(label) if label in LABELS else len(LABELS)):
-        pinned = [len(name.split(",")) for name in executors[label].available_accelerators]
-        if gpus == 0 or (min(pinned) >= gpus if pinned else label != "cpu"):
+    has = {label: devices(executor) for label, executor in executors.items()}
+    for label in sorted(has, key=lambda label: LABELS.index(label) if label in LABELS else len(LABELS)):
+        enough = has[label] == gpus if span(executors[label]) > 1 else has[label] >= gpus
+        if gpus == 0 or (enough if has[label] else label != "cpu"):
             return label
     raise ValueError(
-        f"a job uses {gpus} GPUs, but no pool has workers of so many; add one, or lower `gpus` of its model"
+        f"gpus: a job uses {gpus}, but no pool has workers of so many "
+        f"({', '.join(f'{label}: {count}' for label, count in has.items())}); change `gpus` of its model, or the nodes "
+        "of a batch job, all of which a run over several nodes takes"
     )
 
 
+def devices(executor: HighThroughputExecutor) -> int:
+    """How many GPUs each worker of a pool has; 0: it pins none."""
+    return span(executor) * min((len(name.split(",")) for name in executor.available_accelerators), default=0)
+
+
+def span(executor: HighThroughputExecutor) -> int:
+    """Over how many nodes a worker reaches: all of its block, if that block starts one manager whatever its nodes."""
+    alone = isinstance(getattr(executor.provider, "launcher", None), SimpleLauncher)
+    return executor.provider.nodes_per_block if alone else 1
+
+
 def protect(executor: HighThroughputExecutor) -> None:
-    """Mend two habits of an executor.
+    """Mend three habits of an executor.
 
     Its interchange is tied to this driver: an orphan would go on starting jobs. And asked to take away no pilot, which
     Parsl does when there are more slots than jobs, but by less than a pilot, it would take away all that still wait.
+    Parsl counts a slot a node also where a worker has them all: so many more slots are asked for.
     """
+    executor.provider.parallelism *= span(executor)
     scale_in = executor.scale_in
     executor.scale_in = lambda blocks, *args, **kwargs: scale_in(blocks, *args, **kwargs) if blocks > 0 else []
     if executor.interchange_launch_cmd == DEFAULT_INTERCHANGE_LAUNCH_CMD:
