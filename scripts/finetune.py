@@ -29,7 +29,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--processes", type=int, default=1, help="how many, at least")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to lease, where there are so many; one a process")
-    parser.add_argument("--accelerate", type=Path, help="how processes work together (default: node.yaml)")
+    parser.add_argument(
+        "--accelerate", default="node", help="how processes work together: a file of profiles/accelerate"
+    )
     parser.add_argument(
         "--warm",
         type=int,
@@ -41,9 +43,9 @@ def main() -> None:
 
     if "LOCAL_RANK" not in os.environ:
         here = lease(args.gpus)
-        each = shlex.split(os.environ.get("ON_EACH_NODE", ""))
+        each = shlex.split(os.environ.get("ON_EACH_NODE", ""))  # set by a pool, or by hand within a batch job
         processes = max(args.processes, args.gpus if here and each else here)
-        if processes > 1 or args.accelerate:
+        if processes > 1:
             launch(processes, here, each, args.accelerate, args.threads)
         if args.warm and not warm.forked and (status := warm.call(args.warm, args.code)) is not None:
             sys.exit(status)
@@ -65,15 +67,14 @@ def main() -> None:
     )
 
 
-def launch(processes: int, here: int, each: list[str], config: Path | None, threads: int) -> None:
+def launch(processes: int, here: int, each: list[str], accelerate: str, threads: int) -> None:
     """Become `accelerate launch` of this script, with a file of profiles/accelerate/.
 
     Args:
         processes: how many in all, one a GPU.
-        here: GPUs of this machine; 0: one process a machine, if there are several.
-        each: the command that starts another one on each machine of a batch job, of which this is one; empty: it is
-            the only one.
-        config: the file; None: node.yaml, or cpu.yaml without a GPU.
+        here: GPUs of this machine, and of every other; 0: one process a machine, if there are several.
+        each: what starts a command once on each machine of a batch job, this one included; empty: there is no other.
+        accelerate: the file's name; without a GPU it is cpu.
         threads: of each process.
 
     Raises:
@@ -82,20 +83,20 @@ def launch(processes: int, here: int, each: list[str], config: Path | None, thre
     machines, rest = divmod(processes, here or 1) if each else (1, 0)
     if rest:
         raise UserError(f"gpus: found {processes}, but a machine has {here}, and a run over several uses all of each")
-    if config is None:
-        import torch
+    import torch
 
-        profiles = Path(__file__).parent.parent / "profiles/accelerate"
-        config = profiles / ("node.yaml" if torch.cuda.is_available() else "cpu.yaml")
+    profiles = Path(__file__).parent.parent / "profiles/accelerate"
+    config = profiles / f"{accelerate if torch.cuda.is_available() else 'cpu'}.yaml"
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
-    command += ["--num_processes", str(processes)] if processes > 1 else []
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", str(config), "--num_processes", str(processes)]
     if machines > 1:
         with socket.create_server(("", 0)) as free:
             port = free.getsockname()[1]
         # They meet here and agree who is first. The rank is read by none but a check of the port, which is of use here
-        # alone, and was just made.
-        command += ["--num_machines", str(machines), "--machine_rank", "1", "--rdzv_backend", "c10d"]
+        # alone, and was just made. Some seconds are too few where all read the same files of a slow disk.
+        command += ["--num_machines", str(machines), "--machine_rank", "1"]
+        command += ["--rdzv_backend", "c10d", "--rdzv_conf", "read_timeout=300"]
         command += ["--main_process_ip", platform.node(), "--main_process_port", str(port)]
         command = [*each, *command]
     os.execvp(command[0], [*command, *sys.argv])

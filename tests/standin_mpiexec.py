@@ -1,6 +1,8 @@
 """A stand-in for mpiexec: starts COMMAND as often as -n says, all on this machine. It is no MPI.
 
     python standin_mpiexec.py -n COUNT [--ppn 1] [--cpu-bind none] ... COMMAND ARGUMENTS...
+
+Other options are read over.
 """
 
 import argparse

@@ -85,7 +85,7 @@ config = Config(
         # GPU 0 is beside the last cores of a node, GPU 3 beside the first.
         pool("gpu", ["0", "1", "2", "3"], "list:24-31,56-63:16-23,48-55:8-15,40-47:0-7,32-39", one_manager_a_node),
         pool("node", ["0,1,2,3"], "list:0-63", one_manager_a_node),  # for jobs that use several GPUs
-        pool("nodes", ["0,1,2,3"], "list:0-63", SimpleLauncher()),  # several nodes: one manager a batch job, on the first
+        pool("nodes", ["0,1,2,3"], "list:0-63", SimpleLauncher()),  # for more than a node has: one manager a batch job
     ],
     strategy="htex_auto_scale",  # nodes come when jobs wait, and go when idle
     strategy_period=30,

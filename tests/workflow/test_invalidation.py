@@ -115,9 +115,10 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "minutes between saves": (  # the page tells the config
         config(lambda values: values["finetune"].update(save_minutes=1)), ["plot"],
     ),
-    "parameters of a model, which the plan alone reads": (
+    "parameters of a model": (  # which the plan alone reads
         config(lambda values: values["models"]["gpt2"].update(parameters=7e9)), [],
     ),
+    "GPUs of a run": (config(lambda values: values["models"]["gpt2"].update(gpus=4, accelerate="fsdp")), ["plot"]),
     "setting of one recipe": (
         config(lambda values: values["recipes"]["brief"]["distill"].update(hidden=2)),
         [*runs("magnitude-linear-0.5", "mrpc", ("brief",), (0, 1)), *END],

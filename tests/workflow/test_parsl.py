@@ -352,7 +352,7 @@ def polaris(site: Site, hub: Path, root: Path, gpus: int, **mine: object) -> str
     values = yaml.safe_load((root / "tests/config.yaml").read_text())
     sparsities = [0, 0.9] if gpus == 1 else [0]
     values["study"] = [{"models": ["roberta-base"], "sparsities": sparsities, "tasks": ["sst2"], "measure": False}]
-    values["models"]["roberta-base"]["gpus"] = gpus
+    values["models"]["roberta-base"] |= {"gpus": gpus, "accelerate": "fsdp"}
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     pools = folder / "profiles/polaris/pools.py"
     text = pools.read_text()
@@ -395,5 +395,6 @@ def test_a_run_over_two_nodes_by_config(site: Site, hub: Path, root: Path) -> No
     (log,) = study.glob("logs/finetune/**/seed-0.log")
     assert log.read_text().count("stand-in for mpiexec: 2 times") == 1
     assert "--num_machines 2" in log.read_text()
+    assert "--accelerate fsdp" in log.read_text()
     (runtime,) = study.glob("results/**/seed-0/runtime.json")
     assert json.loads(runtime.read_text())["processes"] == 2

@@ -119,6 +119,9 @@ class Model(Section):
     architecture: Architecture
     source: Source
     gpus: Positive = Field(1, description="that a fine-tuning uses, where there are so many; whole nodes if several")
+    accelerate: Literal["node", "fsdp"] = Field(
+        "node", description="several GPUs hold the whole model each, or its weights are spread over them"
+    )
     parameters: Annotated[float, Field(gt=0)] | None = Field(
         None, description="how many, for the plan alone, until the model has been downloaded; shapes no result"
     )

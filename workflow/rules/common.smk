@@ -64,7 +64,7 @@ def model_manifest(wildcards):
 
 
 def download_model_settings(wildcards):
-    return settings(**STUDY.models[wildcards.model].model_dump(exclude_none=True, exclude={"gpus", "parameters"}))
+    return settings(**STUDY.models[wildcards.model].model_dump(exclude_none=True, include={"architecture", "source"}))
 
 
 def download_task_settings(wildcards):
@@ -118,6 +118,11 @@ def evaluate_settings(wildcards):
 
 def finetune_gpus(wildcards):
     return STUDY.models[wildcards.model].gpus
+
+
+def accelerate(wildcards):
+    # Shapes no result but by rounding, as the number of GPUs.
+    return STUDY.models[wildcards.model].accelerate
 
 
 def prune_gpus(wildcards):

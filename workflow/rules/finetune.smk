@@ -28,11 +28,12 @@ rule finetune:
         save_minutes=save_minutes,
         warm=0,
         gpu=finetune_gpus,
+        accelerate=accelerate,
         runtime=runtime("finetune"),
     params:
         settings=finetune_settings,
         code=code("finetune"),
     shell:
         "python scripts/finetune.py --model $(dirname {input.model}) --task $(dirname {input.task}) --output $(dirname {output.metrics})"
-        " --work work --dense {input.dense} --save-minutes {resources.save_minutes} --warm {resources.warm} --gpus {resources.gpu}"
+        " --work work --dense {input.dense} --save-minutes {resources.save_minutes} --warm {resources.warm} --gpus {resources.gpu} --accelerate {resources.accelerate}"
         " --code {params.code} --threads {threads} --settings {params.settings:q} > {log} 2>&1"
