@@ -63,6 +63,14 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
             "gradual chooses weights while training, which stands beside methods magnitude and uniform, not",
         ),
         (
+            lambda v: (
+                v["study"][0].update(recipes=["gradual"]),
+                v["models"]["gpt2"].update(gpus=2, accelerate="fsdp"),
+            ),
+            "study.0.recipes: gradual ranks whole tensors, but model gpt2 has accelerate: fsdp, which spreads them",
+        ),
+        (lambda v: v["models"]["gpt2"].update(parameters=0), "models.gpt2.parameters: found 0; input should be"),
+        (
             lambda v: v["study"][0].update(recipes=["gradual"], sparsities=["2of4"]),
             "study.0.recipes: gradual keeps no pattern such as 2of4; remove one of them",
         ),

@@ -454,7 +454,7 @@ class Config(Section):
         return self
 
     def _schedules(self, where: str, grid: Grid) -> None:
-        """Refuse a schedule where the variant's weights were chosen otherwise than it would choose them."""
+        """Refuse a schedule where it cannot choose the weights, or they were chosen otherwise than it would."""
         for name in grid.recipes:
             if self.recipe(name).schedule is None:
                 continue
@@ -463,6 +463,12 @@ class Config(Section):
                     raise ValueError(
                         f"{where}.recipes: {name} chooses weights while training, which stands beside methods "
                         f"{' and '.join(SCHEDULED)}, not {method}; give {method} a grid of its own"
+                    )
+            for model in grid.models:
+                if self.models[model].accelerate == "fsdp" and self.models[model].gpus > 1:
+                    raise ValueError(
+                        f"{where}.recipes: {name} ranks whole tensors, but model {model} has accelerate: fsdp, which "
+                        "spreads them; use node, or give it a grid of its own"
                     )
             if patterns := [level for level in grid.sparsities if "of" in level]:
                 raise ValueError(f"{where}.recipes: {name} keeps no pattern such as {patterns[0]}; remove one of them")
