@@ -10,6 +10,14 @@ from llm_sparsity import config
 from llm_sparsity.errors import UserError
 
 
+def refused(values: dict[str, Any]) -> str:
+    """The one line that is said about a config."""
+    with pytest.raises(UserError) as error:
+        config.load(values)
+    (line,) = str(error.value).splitlines()
+    return line
+
+
 @pytest.fixture
 def values(root: Path) -> dict[str, Any]:
     return copy.deepcopy(yaml.safe_load((root / "config.yaml").read_text()))
@@ -107,10 +115,7 @@ def test_a_mistake_is_one_line_with_key_and_fix(
     change: Callable[[dict[str, Any]], Any], said: str, values: dict[str, Any]
 ) -> None:
     change(values)
-    with pytest.raises(UserError) as error:
-        config.load(values)
-    (line,) = str(error.value).splitlines()
-    assert said in line
+    assert said in refused(values)
 
 
 def test_every_mistake_is_told_at_once(values: dict[str, Any]) -> None:
@@ -168,10 +173,7 @@ def test_a_mistake_in_a_zero_shot_task(
     change: Callable[[dict[str, Any]], Any], said: str, harness_task: dict[str, Any]
 ) -> None:
     change(harness_task["tasks"]["rte"])
-    with pytest.raises(UserError) as error:
-        config.load(harness_task)
-    (line,) = str(error.value).splitlines()
-    assert said in line
+    assert said in refused(harness_task)
 
 
 def test_a_zero_shot_task_needs_a_decoder(harness_task: dict[str, Any]) -> None:
@@ -222,10 +224,7 @@ def test_a_mistake_in_a_text_that_is_trained_on(
     change: Callable[[dict[str, Any]], Any], said: str, text_task: dict[str, Any]
 ) -> None:
     change(text_task["tasks"]["text"])
-    with pytest.raises(UserError) as error:
-        config.load(text_task)
-    (line,) = str(error.value).splitlines()
-    assert said in line
+    assert said in refused(text_task)
 
 
 @pytest.mark.parametrize("other", [{"mask": "released"}, {"schedule": {}}])
@@ -318,7 +317,4 @@ def test_a_mistake_in_the_calibration(
     change: Callable[[dict[str, Any]], Any], said: str, calibrated: dict[str, Any]
 ) -> None:
     change(calibrated)
-    with pytest.raises(UserError) as error:
-        config.load(calibrated)
-    (line,) = str(error.value).splitlines()
-    assert said in line
+    assert said in refused(calibrated)
