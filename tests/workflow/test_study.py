@@ -74,7 +74,14 @@ def test_snakemakes_own_report_works(finished: Project, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "study", ["config.yaml", "studies/embedded.yaml", "studies/one-billion.yaml", "studies/recovery.yaml"]
+    "study",
+    [
+        "config.yaml",
+        "studies/embedded.yaml",
+        "studies/one-billion.yaml",
+        "studies/recovery.yaml",
+        "studies/recovery-text.yaml",
+    ],
 )
 def test_dry_run_of_every_shipped_study_without_torch(study: str, root: Path, hub: Path, tmp_path: Path) -> None:
     """A laptop without torch and network is stood in for by packages that refuse to be imported."""
