@@ -1,5 +1,7 @@
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,14 @@ def test_other_errors_keep_their_traceback() -> None:
     assert storage_message(OSError(errno.ECONNRESET, "reset")) is None
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+
+
+def test_a_reader_that_has_enough_ends_a_script_quietly(root: Path) -> None:
+    """`scripts/plan.py | head -1`"""
+    code = "from llm_sparsity.errors import run; run(lambda: [print('line ' * 50) for _ in range(2000)])"
+    done = subprocess.run(
+        ["sh", "-c", f'{sys.executable} -c "{code}" | head -1'], env={"PYTHONPATH": str(root / "workflow")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
