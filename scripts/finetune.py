@@ -1,6 +1,6 @@
-"""Fine-tune a variant on a classification task with one seed, its mask kept or released.
+"""Fine-tune a variant on a task with one seed: a classifier, or a language model on running text.
 
-Settings: seed, the recipe (mask, schedule, distill), and what `finetune:` in the config holds.
+Settings: seed, the recipe (mask, schedule, distill, lora), and what `finetune:` in the config holds.
 """
 
 import os

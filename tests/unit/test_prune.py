@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils import prune as torch_prune
 
+from llm_sparsity import pool
 from llm_sparsity import prune as stage
 from llm_sparsity.checkpoint import load, save
 from llm_sparsity.errors import UserError
@@ -347,7 +348,7 @@ def test_chunks_do_not_matter(
 ) -> None:
     levels = ["0.2", "0.8", "1of4"]
     prune(tiny_model("bert"), {level: tmp_path / "whole" / level for level in levels}, method="magnitude", scope="mlp")
-    monkeypatch.setattr(stage, "STRIP", 77)
+    monkeypatch.setattr(pool, "STRIP", 77)
     prune(tiny_model("bert"), {level: tmp_path / "parts" / level for level in levels}, method="magnitude", scope="mlp")
     for level in levels:
         whole, parts = (load(tmp_path / way / level / "model") for way in ("whole", "parts"))

@@ -28,7 +28,7 @@ from llm_sparsity import tasks
 from llm_sparsity.checkpoint import Reader
 from llm_sparsity.errors import UserError
 from llm_sparsity.models import check_length, family, load_skeleton, load_tokenizer, stored_names
-from llm_sparsity.prune import Pool, Row, describe
+from llm_sparsity.pool import Pool, Row, describe
 from llm_sparsity.pruning import _owl, pattern_of, removed_of
 
 TOKENS = 2048  # that run at once, in one sequence at least

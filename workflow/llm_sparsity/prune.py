@@ -13,7 +13,6 @@ Memory: one copy of a tensor, and strips of its rows, whatever the number of spa
 equal. Scores are made strip by strip whenever they are needed: making them costs less than holding them.
 """
 
-import hashlib
 import importlib
 import itertools
 import math
@@ -36,16 +35,15 @@ from llm_sparsity.checkpoint import Reader, Writer, copy_companions
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_json, read_manifest, write_csv, write_json, write_manifest
 from llm_sparsity.models import Place, family, heads, in_scope, narrower
+from llm_sparsity.pool import Pool, Row, describe
 from llm_sparsity.pruning import lowest, pattern_of, removed_of
 
 BINS = 1 << 16
 INFINITY = 0x7F80  # the upper 16 bits of float32 infinity; NaN and negative numbers are above
-STRIP = 1 << 18  # weights at a time: what fits a processor's cache
 COLUMNS = [
     "name", "stack", "layer", "part", "shape", "dtype", "size", "removed", "zeros", "sparsity", "threshold", "error",
     "block_error",
 ]  # fmt: skip
-Row = dict[str, Any]
 
 
 @dataclass
@@ -54,35 +52,6 @@ class Cut:
 
     threshold: float
     ties: int
-
-
-@dataclass(frozen=True)
-class Pool:
-    """What is scored: the tensors of a scope, read one at a time."""
-
-    reader: Reader
-    places: Mapping[str, Place]
-    rule: ModuleType
-    seed: int
-    step: int  # rows that cannot be told apart: a block's, or a pattern's where the input runs over the rows
-
-    def strips(self, weight: Tensor) -> Sequence[Tensor]:
-        """A tensor of the pool as strips of its rows."""
-        rows = max(STRIP // weight[0].numel() // self.step, 1) * self.step
-        strips: Sequence[Tensor] = weight.split(rows)
-        return strips
-
-    def scores(self, name: str) -> Iterator[Tensor]:
-        """The scores of a tensor's strips, float32; from the seed and the tensor's name alone."""
-        digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        for strip in self.strips(self.reader.tensor(name)):
-            yield self.rule.score(strip, generator).contiguous()
-
-    def bits(self, name: str) -> Iterator[NDArray[np.uint32]]:
-        """The same, flat, as integers of the same order; adding 0 makes -0.0 to 0.0."""
-        for scores in self.scores(name):
-            yield (scores.reshape(-1) + 0.0).numpy().view(np.uint32)
 
 
 def prune(
@@ -395,18 +364,6 @@ def _bin(histogram: NDArray[np.int64], rank: int) -> tuple[int, int]:
     ends = np.cumsum(histogram)
     number = int(np.searchsorted(ends, max(rank, 1)))
     return number, rank - int(ends[number] - histogram[number]) if rank else 0
-
-
-def describe(weight: Tensor, size: int, removed: int, zeros: int) -> Row:
-    """What every row of sparsity.csv says."""
-    return {
-        "shape": "x".join(map(str, weight.shape)),
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "size": size,
-        "removed": removed,
-        "zeros": zeros,
-        "sparsity": zeros / size,
-    }
 
 
 def _zeros(weight: Tensor) -> int:

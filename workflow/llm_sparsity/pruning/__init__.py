@@ -14,7 +14,7 @@ A calibrated method, which looks at the inputs of matrices too, has in place of 
     prepare  what was observed -> what `prune` needs of it, once for all matrices that have the same inputs
     prune    (weight (out, in), what was prepared, sparsity) -> the pruned weight; exactly `removed_of` its size go
 
-The functions are pure: no method changes what it is given. `prune.Pool.scores` is the only caller of `score`,
+The functions are pure: no method changes what it is given. `pool.Pool.scores` is the only caller of `score`,
 `calibrate.Calibrated` the only one of the others.
 """
 
