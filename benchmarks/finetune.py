@@ -5,7 +5,8 @@
     ... --write          and the table goes into BENCHMARKS.md
 
 The model is pruned first, and both train it: the same weights, rows, batch size, learning rate, length limit,
-padding to the batch's longest, threads. Ours keeps its mask and clips gradients as well. Each side is a process of its
+padding to the batch's longest, threads. Ours keeps its mask and clips gradients as well; of --accuracy it releases the
+mask, as the peer, which knows none, does. Each side is a process of its
 own; they take turns. Seconds are those of the processor, from the first optimizer step to the last of one epoch over
 the same rows, so that they can be compared on a machine that does other work. The peer asks a hub for its metric, which
 is replaced by the one of this library; apart from that it runs as it is.
@@ -92,12 +93,12 @@ class Job:
         facts = read_manifest(task)
         write_manifest(self.folder, kind="task", task="classification", labels=facts["labels"])
 
-    def run(self, side: str, seed: int, epochs: int, steps: int) -> tuple[dict[str, float], Path]:
+    def run(self, side: str, seed: int, epochs: int, steps: int, mask: str) -> tuple[dict[str, float], Path]:
         """Train; seconds of the processor, and the folder that was written."""
         output = Path(tempfile.mkdtemp(dir=self.folder))
         models = self.folder.parent
         if side == "this":
-            settings = SETTINGS | {"seed": seed, "epochs": epochs}
+            settings = SETTINGS | {"seed": seed, "epochs": epochs, "mask": mask}
             command = [SCRIPT, "--model", models / "pruned/model", "--task", self.folder, "--output", output]
             command += ["--work", output / "work", "--settings", json.dumps(settings)]
         else:
@@ -162,7 +163,7 @@ def speed(jobs: list[Job], rounds: int) -> str:
         found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(rounds):
             for side in SIDES:
-                found[side].append(job.run(side, 0, 1, steps)[0])
+                found[side].append(job.run(side, 0, 1, steps, "kept")[0])
                 print(job.name, side, found[side][-1], flush=True)
         seconds = {side: statistics.median(run["step"] for run in found[side]) for side in SIDES}
         ratios = [peer["step"] / this["step"] for this, peer in zip(*found.values(), strict=True)]
@@ -179,7 +180,7 @@ def accuracy(jobs: list[Job], seeds: int, epochs: int) -> str:
         found: dict[str, list[float]] = {side: [] for side in SIDES}
         for seed in range(seeds):
             for side in SIDES:
-                _, output = job.run(side, seed, epochs, 0)
+                _, output = job.run(side, seed, epochs, 0, "released")
                 if side == "this":
                     value = json.loads((output / "metrics.json").read_text())["metrics"]["accuracy"]
                 else:
