@@ -41,7 +41,7 @@ STYLE = {
 }  # fmt: skip
 CROWD = 10  # points that can all be named; of more, those on the frontier are
 
-Ends = dict[Axes, list[tuple[float, float, str, str]]]  # of lines: x, y, name, colour
+Points = dict[Axes, list[tuple[float, float, str, str]]]  # to be named: x, y, name, colour
 
 
 @dataclass(frozen=True)
@@ -177,16 +177,21 @@ def _sparsity_axis(ax: Axes, levels: Iterable[float]) -> None:
     ax.set_xlabel("Sparsity of the scope (% of weights removed)")
 
 
-def _name_lines(figure: Figure, ends: Ends) -> None:
-    """Write names (x, y, text, colour) beside the last points of lines, moved apart where they would overlap."""
+def _name_points(figure: Figure, points: Points, up: float = 0) -> None:
+    """Write names (x, y, text, colour) beside points, such as the last of a line, moved up where they would touch."""
     figure.draw_without_rendering()  # the layout decides where points are
-    for ax, labels in ends.items():
-        above = -math.inf
+    height, width = (size * figure.dpi / 72 for size in (9.4, 4.7))  # of a letter, with a margin
+    for ax, labels in points.items():
+        placed: list[tuple[float, float, float]] = []
         for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
-            wanted = float(ax.transData.transform((x, y))[1])
-            above = max(wanted, above + 13)
+            left, wanted = map(float, ax.transData.transform((x, y)))
+            right, above = left + width * len(text), wanted
+            for start, end, level in placed:  # the lowest first
+                if start < right and left < end and above < level + height:
+                    above = level + height
+            placed = sorted([*placed, (left, right, above)], key=lambda place: place[2])
             ax.annotate(
-                text, (x, y), (7, (above - wanted) * 72 / figure.dpi), textcoords="offset points", color=colour,
+                text, (x, y), (7, up + (above - wanted) * 72 / figure.dpi), textcoords="offset points", color=colour,
                 va="center", fontsize=8.5, annotation_clip=False,
             )  # fmt: skip
 
@@ -248,7 +253,7 @@ def _by_sparsity(
     """One value by sparsity: a panel for each method and scope, a line for each model and recipe."""
     groups = _groups(rows)
     figure, axes = _panels([_group_name(*group) for group in groups], sharey=True)
-    ends: Ends = {}
+    ends: Points = {}
     for ax, (method, scope) in zip(axes, groups, strict=True):
         ends[ax] = []
         group = _with_dense(rows, method, scope)
@@ -277,7 +282,7 @@ def _by_sparsity(
             )  # fmt: skip
         else:
             ax.set_ylim(bottom=0)
-    _name_lines(figure, ends)
+    _name_points(figure, ends)
     axes[0].set_ylabel(label)
     if earlier is not None and len(earlier):
         caption += (
@@ -292,7 +297,7 @@ def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
     rows = rows[rows.seed == rows.seed.min()]
     shown = [model for model in models if model in set(rows.model)]
     figure, axes = _panels(shown, sharey=True)
-    ends: Ends = {}
+    ends: Points = {}
     for ax, model in zip(axes, shown, strict=True):
         ends[ax] = []
         variants = rows[rows.model == model].groupby(["recipe", "method", "scope", "level"], sort=True)
@@ -318,7 +323,7 @@ def _regrowth(task: str, rows: pd.DataFrame, models: list[str]) -> Drawn:
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.set_ylim(0, 1)
         ax.set_xlabel("Optimizer step")
-    _name_lines(figure, ends)
+    _name_points(figure, ends)
     axes[0].set_ylabel("Measured sparsity of the scope")
     line = rows[rows.level == rows.level.max()].sort_values("step", key=lambda steps: steps.astype(int))
     line = line[(line[["recipe", *CELL]] == line[["recipe", *CELL]].iloc[0]).all(axis=1)]
@@ -340,7 +345,7 @@ def _perplexity(task: str, rows: pd.DataFrame, models: list[str], settings: Mapp
     groups = _groups(rows)
     scopes = {scope for _, scope in groups}
     recipes = list(dict.fromkeys(rows.recipe))
-    ends: Ends = {}
+    ends: Points = {}
     for ax, model in zip(axes, shown, strict=True):
         ends[ax] = []
         mine = rows[rows.model == model]
@@ -361,7 +366,7 @@ def _perplexity(task: str, rows: pd.DataFrame, models: list[str], settings: Mapp
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
         ax.yaxis.set_minor_locator(NullLocator())
         _sparsity_axis(ax, rows.level)
-    _name_lines(figure, ends)
+    _name_points(figure, ends)
     axes[0].set_ylabel("Perplexity (log scale; lower is better)")
     caption = (
         f"Perplexity on {task} by sparsity of the scope {' and '.join(sorted(scopes))}, one-shot: pruned and measured, "
@@ -462,7 +467,7 @@ def _errors(rows: pd.DataFrame) -> Iterable[Drawn]:
         stacked = mine["stack"].nunique() > 1
         names = [f"{model}, {sparsity}{f', {stack}' if stacked else ''}" for (sparsity, stack), _ in panels]
         figure, axes = _panels(names, width=5.2, sharey=True)
-        ends: Ends = {}
+        ends: Points = {}
         for ax, (_, group) in zip(axes, panels, strict=True):
             ends[ax] = []
             for method, line in group.groupby("method", sort=False):
@@ -471,7 +476,7 @@ def _errors(rows: pd.DataFrame) -> Iterable[Drawn]:
                 ends[ax].append((float(mean.index[-1]), float(mean.iloc[-1]), str(method), look["color"]))
             ax.set_ylim(bottom=0)
             ax.set_xlabel("Layer, from 0")
-        _name_lines(figure, ends)
+        _name_points(figure, ends)
         axes[0].set_ylabel("Error of a matrix's output, relative")
         caption = (
             f"What {model}'s matrices answer to the calibration text once they are pruned, against what they answered "
@@ -485,7 +490,7 @@ def _sizes(rows: pd.DataFrame, models: list[str]) -> Drawn:
     """Bytes of the weight files by sparsity, as a share of the dense file."""
     groups = _groups(rows)
     figure, axes = _panels([_group_name(*group) for group in groups], sharey=True)
-    ends: Ends = {}
+    ends: Points = {}
     for ax, (method, scope) in zip(axes, groups, strict=True):
         ends[ax] = []
         group = _with_dense(rows, method, scope)
@@ -506,7 +511,7 @@ def _sizes(rows: pd.DataFrame, models: list[str]) -> Drawn:
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.set_ylim(0, 1.1)
         _sparsity_axis(ax, group.level)
-    _name_lines(figure, ends)
+    _name_points(figure, ends)
     axes[0].set_ylabel("Weight file, share of dense")
     caption = (
         "Bytes of the saved weights, measured: survivors and where they are; zeros are not stored. What is outside "
@@ -525,7 +530,7 @@ def _speed(batch: int, rows: pd.DataFrame, models: list[str]) -> Drawn:
     """How much faster than the dense model a variant runs, by sparsity and execution."""
     groups = _groups(rows)
     figure, axes = _panels([_group_name(*group) for group in groups], sharey=True)
-    ends: Ends = {}
+    ends: Points = {}
     for ax, (method, scope) in zip(axes, groups, strict=True):
         ends[ax], found = [], []
         group = _with_dense(rows, method, scope)
@@ -555,7 +560,7 @@ def _speed(batch: int, rows: pd.DataFrame, models: list[str]) -> Drawn:
                     textcoords="offset points", fontsize=8, color="#555555")  # fmt: skip
         ax.set_ylim(0, max(1.2, float(rows.speedup_high.max()) * 1.08))
         _sparsity_axis(ax, group.level)
-    _name_lines(figure, ends)
+    _name_points(figure, ends)
     axes[0].set_ylabel("Speed-up over the dense model")
     tokens, threads, device = (rows[key].iloc[0] for key in ("sequence_length", "threads", "device"))
     batch, threads = int(batch), int(threads)  # NumPy's make no plural
@@ -601,10 +606,12 @@ def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[
         figure, axes = _panels(
             [f"{metric} against {costs[cost][0].split(' (')[0].lower()}" for cost in shown], width=5.2
         )
+        named: Points = {}
         for ax, cost in zip(axes, shown, strict=True):
             points = rows.dropna(subset=[cost]).assign(cost=rows[cost] / costs[cost][2])
-            _frontier(ax, points, models, str(metric))
+            named[ax] = _frontier(ax, points, models, str(metric))
             ax.set_xlabel(costs[cost][1])
+        _name_points(figure, named, up=7)
         name = "Perplexity (log scale; lower is better)" if metric == "perplexity" else "Accuracy"
         axes[0].set_ylabel(name)
         plain = "none" if metric == "perplexity" else "plain fine-tuning"
@@ -617,8 +624,8 @@ def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[
         yield Drawn(f"frontier-{task}", "What to pick", caption, figure)
 
 
-def _frontier(ax: Axes, rows: pd.DataFrame, models: list[str], metric: str) -> None:
-    """One cost against one metric; a model's colour, a method's marker, the sparsity beside each point."""
+def _frontier(ax: Axes, rows: pd.DataFrame, models: list[str], metric: str) -> list[tuple[float, float, str, str]]:
+    """One cost against one metric: a model's colour, a method's marker; the points to be named by their sparsity."""
     better = -1 if metric == "perplexity" else 1
     methods = list(dict.fromkeys(rows.method))
     scopes = rows.scope[rows.method != "dense"].nunique()
@@ -627,6 +634,7 @@ def _frontier(ax: Axes, rows: pd.DataFrame, models: list[str], metric: str) -> N
     best = (better * order.value).cummax()
     front = order[(better * order.value == best) & (best > best.shift(fill_value=-math.inf))]
     ax.plot(front.cost, front.value, color="#bbbbbb", linewidth=3, zorder=1)
+    named = []
     for row in rows.itertuples():
         marker = MARKERS[methods.index(row.method) % len(MARKERS)]
         ax.plot(row.cost, row.value, marker=marker, color=_look(models, row.model)["color"], linestyle="", zorder=2)
@@ -634,7 +642,7 @@ def _frontier(ax: Axes, rows: pd.DataFrame, models: list[str], metric: str) -> N
         text += f" {report.scope_name(row.scope)}" if scopes > 1 and row.method != "dense" else ""
         text += f" {row.recipe}" if row.recipe != plain else ""
         if len(rows) <= CROWD or row.Index in front.index or row.method == "dense":
-            ax.annotate(text, (row.cost, row.value), (5, 3), textcoords="offset points", fontsize=7.5, color="#333333")
+            named.append((row.cost, row.value, text, "#333333"))
     for number, method in enumerate(methods):
         if method != "dense":
             ax.plot([], [], marker=MARKERS[number % len(MARKERS)], color="#555555", linestyle="", label=method)
@@ -648,6 +656,7 @@ def _frontier(ax: Axes, rows: pd.DataFrame, models: list[str], metric: str) -> N
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
         ax.yaxis.set_minor_locator(NullLocator())
+    return named
 
 
 def _number(rows: pd.DataFrame, statistic: str) -> float:
