@@ -614,10 +614,10 @@ def _frontiers(data: Mapping[str, pd.DataFrame], models: list[str]) -> Iterable[
         _name_points(figure, named, up=7)
         name = "Perplexity (log scale; lower is better)" if metric == "perplexity" else "Accuracy"
         axes[0].set_ylabel(name)
-        plain = "none" if metric == "perplexity" else "plain fine-tuning"
+        recipes = "recipes" if metric == "perplexity" else "recipes other than plain fine-tuning"
         caption = (
-            f"What to pick on {task}: every variant by what it costs and reaches, mask kept; recipes but {plain} "
-            "are named. The grey line joins those that no other beats in both; what is far from it is not worth "
+            f"What to pick on {task}: every variant by what it costs and reaches, mask kept; {recipes} are "
+            "named. The grey line joins those that no other beats in both; what is far from it is not worth "
             "having; where there are many points, only those on the line are named. Latency: the dense model's, "
             "divided by the speed-up that was measured side by side."
         )
