@@ -85,7 +85,9 @@ def appended(file: str, text: str) -> Callable[[Project], None]:
 
 
 def touched(project: Project) -> None:
-    for path in project.folder.rglob("*"):
+    for path in sorted(
+        project.folder.rglob("*")
+    ):  # reports before the results that they are made of, tables last of them
         if path.is_file() and ".snakemake" not in path.parts:
             os.utime(path)
 

@@ -32,7 +32,7 @@ import pandas as pd
 
 from llm_sparsity import claims
 from llm_sparsity.errors import UserError
-from llm_sparsity.files import atomic, read_json, read_manifest, weight_bytes
+from llm_sparsity.files import atomic, read_json, read_manifest, weight_bytes, write_manifest
 from llm_sparsity.study import Cells, Evaluation, Run, Variant, expand
 
 VARIANT = ["model", "method", "scope", "sparsity", "calibration_seed"]
@@ -72,7 +72,7 @@ def collect(
     """Write the tables of a study.
 
     Args:
-        output: folder that gets one CSV file a table.
+        output: folder that gets one CSV file a table, and a manifest of them.
         study: its name, for messages.
         grids: the grids of the config.
         stages: task -> what its variants go through; see `study.expand`.
@@ -89,6 +89,7 @@ def collect(
     for name, table in tables.items():
         with atomic(output / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n")
+    write_manifest(output, kind="tables", study=study)
 
 
 def _tables(cells: Cells, root: Path) -> dict[str, pd.DataFrame]:

@@ -1,7 +1,7 @@
 # collect: the tables of a study, one row an observation. They are the public contract; the figures read nothing else.
 #
 # needs   everything that the study computes
-# leaves  reports/{study}/tables/*.csv
+# leaves  reports/{study}/tables/*.csv, manifest.json
 
 TABLES = ["metrics", "runs", "history", "sizes", "speed", "weights", "tensors", "baselines", "claims"]
 
@@ -18,7 +18,8 @@ rule collect:
         [evaluation.folder / "metrics.json" for evaluation in CELLS.evaluations],
         [run.folder / "metrics.json" for run in CELLS.runs],
     output:
-        expand("reports/{study}/tables/{table}.csv", study=STUDY.name, table=TABLES),
+        tables=expand("reports/{study}/tables/{table}.csv", study=STUDY.name, table=TABLES),
+        manifest=f"reports/{STUDY.name}/tables/manifest.json",
     log:
         f"logs/collect/{STUDY.name}.log",
     conda:

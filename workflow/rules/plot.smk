@@ -12,7 +12,9 @@ localrules:
 
 rule plot:
     input:
-        rules.collect.output,
+        # Snakemake compares small files alone by content; of the tables the manifest says whether they are others.
+        manifest=rules.collect.output.manifest,
+        tables=ancient(rules.collect.output.tables),
     output:
         figures=report(
             directory(f"reports/{STUDY.name}/figures"),
