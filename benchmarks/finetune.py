@@ -5,11 +5,11 @@
     ... --write          and the table goes into BENCHMARKS.md
 
 The model is pruned first, and both train it: the same weights, rows, batch size, learning rate, length limit,
-padding to the batch's longest, threads. Ours keeps its mask and clips gradients as well; of --accuracy it releases the
-mask, as the peer, which knows none, does. Each side is a process of its
-own; they take turns. Seconds are those of the processor, from the first optimizer step to the last of one epoch over
-the same rows, so that they can be compared on a machine that does other work. The peer asks a hub for its metric, which
-is replaced by the one of this library; apart from that it runs as it is.
+padding to the batch's longest, threads. Ours keeps its mask and clips gradients as well; with --accuracy it releases
+the mask, as the peer knows none. Each side is a process of its own; they take turns. Seconds are those of the
+processor, from the first optimizer step to the last of one epoch over the same rows, so that they can be compared on a
+machine that does other work. The peer asks a hub for its metric, which is replaced by the one of this library; apart
+from that it runs as it is.
 """
 
 import argparse

@@ -421,7 +421,8 @@ def same_but_for_rounding(one: dict[str, Any], folder: Path, gone: dict[str, tor
     assert all(torch.allclose(expected[name], found[name], atol=1e-5) for name in found)
     for name, where in gone.items():
         assert not next(w for key, w in found.items() if key.endswith(name))[where].any()
-    assert read_json(folder / "out/metrics.json")["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
+    metrics = read_json(folder / "out/metrics.json")["metrics"]
+    assert metrics == (pytest.approx(one["metrics"], rel=1e-5) if "perplexity" in metrics else one["metrics"])
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from llm_sparsity.cache import Cache
 from llm_sparsity.encoded import Encoded
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_manifest, write_csv, write_json
-from llm_sparsity.lora import added, attach, merged, plain
+from llm_sparsity.lora import PARTS, added, attach, merged, plain, updated
 from llm_sparsity.machine import machine
 from llm_sparsity.mask import Mask, local, zeros
 from llm_sparsity.models import check_length, family, in_scope
@@ -426,7 +426,7 @@ def _weights(net: Module) -> dict[str, Tensor]:
     tensors = net.state_dict(keep_vars=True)
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), name)
-    return {name: tensors[name].detach() for name in names.values() if ".parametrizations." not in name} | merged(net)
+    return {name: tensors[name].detach() for name in names.values() if PARTS not in name} | merged(net)
 
 
 def _moments(net: Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -445,9 +445,9 @@ def _restore(
 ) -> None:
     """The inverse of `_weights` and `_moments`."""
     tensors, parameters = net.state_dict(keep_vars=True), dict(net.named_parameters())
-    beneath = merged(net)  # low-rank updates: these weights are as they were pruned
+    frozen = updated(net)  # beneath low-rank updates weights are as they were pruned
     for name, value in weights.items():
-        if name not in beneath:
+        if name not in frozen:
             tensors[name].copy_(_like(value, tensors[name]))
     for key, value in moments.items():
         name, field = key.split(" ")

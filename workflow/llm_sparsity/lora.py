@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.utils import parametrize
 
-ORIGINAL = ".parametrizations.weight.original"  # torch's names for W, and for what is computed from it
-ADDED = ".parametrizations.weight.0."
+PARTS = ".parametrizations.weight."  # torch's names for what a matrix is computed from: W, and A and B
+ORIGINAL, ADDED = f"{PARTS}original", f"{PARTS}0."
 
 
 class Delta(Module):
@@ -60,10 +60,13 @@ def added(net: Module) -> Iterator[tuple[str, Parameter]]:
     return ((name, weight) for name, weight in net.named_parameters() if ADDED in name)
 
 
+def updated(net: Module) -> dict[str, Any]:
+    """The matrices that have updates, by name -> the module that computes with each. Empty without LoRA."""
+    modules = net.named_modules()
+    return {f"{name}.weight": module for name, module in modules if parametrize.is_parametrized(module, "weight")}
+
+
 @torch.no_grad()
 def merged(net: Module) -> dict[str, Tensor]:
-    """The matrices that have updates, as they compute; sharded where they are. Empty without LoRA."""
-    modules: list[tuple[str, Any]] = [
-        (k, m) for k, m in net.named_modules() if parametrize.is_parametrized(m, "weight")
-    ]
-    return {f"{name}.weight": module.weight for name, module in modules}
+    """The matrices that have updates, as they compute; sharded where they are."""
+    return {name: module.weight for name, module in updated(net).items()}

@@ -260,6 +260,7 @@ def results(data: Data) -> list[dict[str, Any]]:
         for metric in dict.fromkeys(rows.metric):
             chosen = rows[rows.metric == metric]
             levels = sorted(set(chosen.sparsity), key=lambda sparsity: (fraction(sparsity), sparsity))
+            untrained = "not trained" if (chosen.recipe != UNTRAINED).any() else ""  # said where it could be mistaken
             lines = []
             for (model, method, scope, recipe), group in chosen[chosen.method != "dense"].groupby(
                 ["model", "method", "scope", "recipe"], sort=False
@@ -267,8 +268,7 @@ def results(data: Data) -> list[dict[str, Any]]:
                 whole = dense(chosen[chosen.model == model], recipe)
                 values = dict(list(pd.concat([whole, group]).groupby("sparsity").value))
                 cells = [_interval(metric, values[level]) if level in values else "" for level in levels]
-                trained = (chosen.recipe != UNTRAINED).any()
-                lines.append([model, method, scope_name(scope), recipe or "not trained" * bool(trained), *cells])
+                lines.append([model, method, scope_name(scope), recipe or untrained, *cells])
             heads = [level if "of" in level else _percent(fraction(level)) for level in levels]
             note = resolution(data, task) if metric == "accuracy" else ""
             tables.append(
