@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import Linear
 from transformers.pytorch_utils import Conv1D
 
-from llm_sparsity import execution
-from llm_sparsity.execution import Sparse, gains, holding_zeros, sparse, take_turns, two_of_four_missing
+from llm_sparsity.execution import InMemoryOrder, Sparse, gains, holding_zeros, sparse, take_turns, two_of_four_missing
 from llm_sparsity.models import family, load_base
 from llm_sparsity.prune import prune
 
@@ -110,6 +109,26 @@ def test_a_sparse_model_gives_the_same_outputs(
     assert len(shared) == len(list(quick.parameters()))
 
 
+def test_only_what_feeds_the_activation_keeps_its_layout(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    prune(tiny_model("bert"), {"0.5": tmp_path}, method="magnitude", scope="linear")
+    model, known = load_base(tmp_path / "model"), family(tmp_path / "model")
+    quick = sparse(model, known, holding_zeros(model, known))
+    kept = {name for name, module in quick.named_modules() if isinstance(module, Sparse) and module.keep_layout}
+    assert kept == {f"encoder.layer.{layer}.intermediate.dense" for layer in (0, 1)}
+    given = []
+    activation = quick.get_submodule("encoder.layer.0.intermediate.intermediate_act_fn.function")
+    activation.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    quick(input_ids=torch.randint(6, 20, (2, 64)))
+    assert given[0].is_contiguous()  # (sequences, outputs, tokens)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (64,), (5, 7, 9)])
+def test_a_function_in_memory_order_is_the_function(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    for laid in (x, x.mT) if x.dim() > 1 else (x,):
+        torch.testing.assert_close(InMemoryOrder(torch.nn.GELU())(laid), torch.nn.functional.gelu(laid))
+
+
 def test_gains_are_of_layers_that_hold_zeros(
     tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,10 +147,3 @@ def test_all_take_turns() -> None:
 
 def test_why_there_are_no_2of4_kernels() -> None:
     assert "compute capability 8.0" in str(two_of_four_missing(torch.device("cpu")))
-
-
-def test_the_kernel_names_no_register_twice() -> None:
-    """LLVM refuses a module that is not well formed; every combination that is used must compile."""
-    for rows in (1, execution.TOGETHER):
-        for width in execution.WIDTHS:
-            assert execution._kernel(rows, width)

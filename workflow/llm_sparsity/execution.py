@@ -1,7 +1,7 @@
 """Run a pruned model so that what was removed is not computed.
 
 On a processor, `Sparse` layers multiply by the surviving weights alone. Their kernel is compiled for the processor when
-it is first needed (llvmlite): for every output it adds up weight times activation over 64 tokens at once, in vector
+it is first needed (llvmlite): for every output it adds up weight times activation over 128 tokens at once, in vector
 registers, so that one survivor costs a few instructions wherever it stands. Where rows share their survivors (block
 pruning), four of them are computed together and every activation is loaded once for all four. torch's own CSR product
 takes three to five times as long (benchmarks/execution.py), and the packages that were faster are no longer kept.
@@ -21,18 +21,20 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
+from transformers.activations import GELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from llm_sparsity import kernels
 from llm_sparsity.models import Family
 
-WIDTHS = (64, 16, 1)  # tokens at once: most, then what is left
 TOGETHER = 4  # rows at once where they share their survivors
+WIDTHS = {1: (128, 64, 16, 1), TOGETHER: (64, 16, 1)}  # rows at once -> tokens at once: most, then what is left
+ALONE = 64  # tokens from which on a sequence is not worked on together with others
 BY_CHANCE = 0.001  # the share of zeros up to which a layer counts as dense
 
 
@@ -41,6 +43,9 @@ def sparse(model: Module, kind: Family, names: Iterable[str]) -> Module:
     model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
     for name in names:
         model.set_submodule(name, _sparse_layer(model, kind, name))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, GELUActivation):
+            model.set_submodule(name, InMemoryOrder(module))
     return model
 
 
@@ -73,8 +78,9 @@ def holding_zeros(model: Module, kind: Family) -> list[str]:
 
 
 def _sparse_layer(model: Module, kind: Family, name: str) -> "Sparse":
-    place = kind.place(f"{name}.weight")
-    return Sparse(model.get_submodule(name), keep_layout=place is not None and place.part == "mlp")
+    place, layer = kind.place(f"{name}.weight"), Sparse(model.get_submodule(name))
+    layer.keep_layout = place is not None and place.part == "mlp" and layer.out_features > layer.in_features
+    return layer
 
 
 def two_of_four(model: Module, kind: Family) -> Module:
@@ -111,7 +117,7 @@ class Sparse(Module):
     Args:
         dense: a Linear, or GPT-2's Conv1D.
         keep_layout: give the outputs as a transposed view of (outputs, tokens) instead of copying them back: right
-            where element-wise functions and another sparse layer follow, as in a feed-forward block.
+            where element-wise functions and another sparse layer follow, as behind a feed-forward block's first matrix.
     """
 
     def __init__(self, dense: Any, keep_layout: bool = False) -> None:
@@ -135,14 +141,28 @@ class Sparse(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., tokens, inputs) float32 -> (..., tokens, outputs)."""
         shape = x.shape
-        tall = x if x.dim() == 3 and shape[1] >= WIDTHS[0] else x.reshape(1, -1, shape[-1])
-        tall = tall.transpose(1, 2).contiguous()  # no copy where the layer before kept its layout
+        tall = x if x.dim() == 3 and shape[1] >= ALONE else x.reshape(1, -1, shape[-1])
+        tall = _transposed(tall)  # no copy where the layer before kept its layout
         out = torch.empty(len(tall), self.out_features, tall.shape[2])
         _multiply(self, tall, out)
-        out = out.transpose(1, 2)
-        if not self.keep_layout:
-            out = out.contiguous()
+        out = out.transpose(1, 2) if self.keep_layout else _transposed(out)
         return out.reshape(*shape[:-1], self.out_features)
+
+
+class InMemoryOrder(Module):
+    """An element-wise function, given its inputs in the order in which a sparse layer left them.
+
+    torch's fast GELU takes no transposed view.
+    """
+
+    def __init__(self, function: Module) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The function of each element; any shape."""
+        found: Tensor = self.function(x) if x.dim() < 2 or x.is_contiguous() else self.function(x.mT).mT
+        return found
 
 
 def _multiply(layer: Any, x: Tensor, out: Tensor) -> None:
@@ -151,7 +171,7 @@ def _multiply(layer: Any, x: Tensor, out: Tensor) -> None:
     strips = []
     for sequence in range(len(x)):
         at = 0
-        for width in WIDTHS:
+        for width in WIDTHS[layer.rows]:
             while at + width <= tokens:
                 strips.append((width, x[sequence, 0, at:].data_ptr(), out[sequence, 0, at:].data_ptr()))
                 at += width
@@ -159,13 +179,32 @@ def _multiply(layer: Any, x: Tensor, out: Tensor) -> None:
 
     def run(strip: tuple[int, int, int]) -> None:
         width, source, target = strip
-        _kernel(layer.rows, width)(*known, source, target, len(layer.ends) - 1, tokens)
+        kernels.multiply(layer.rows, width)(*known, source, target, len(layer.ends) - 1, tokens)
 
-    if torch.get_num_threads() == 1 or len(strips) == 1:
-        for strip in strips:
-            run(strip)
+    _spread(run, strips)
+
+
+def _transposed(x: Tensor) -> Tensor:
+    """(sequences, rows, columns) -> (sequences, columns, rows), contiguous."""
+    sequences, rows, columns = x.shape
+    turned = x.transpose(1, 2)
+    if turned.is_contiguous() or not x.is_contiguous() or rows % kernels.TILE or columns % kernels.TILE:
+        return turned.contiguous()
+    out = torch.empty(sequences, columns, rows)
+    _spread(
+        lambda sequence: kernels.transpose()(x[sequence].data_ptr(), out[sequence].data_ptr(), rows, columns),
+        range(sequences),
+    )
+    return out
+
+
+def _spread(run: Callable[[Any], Any], pieces: Sequence[Any]) -> None:
+    """Run a function on each piece, over torch's threads: compiled code does not hold Python's lock."""
+    if torch.get_num_threads() == 1 or len(pieces) == 1:
+        for piece in pieces:
+            run(piece)
     else:
-        list(_pool(torch.get_num_threads()).map(run, strips))
+        list(_pool(torch.get_num_threads()).map(run, pieces))
 
 
 @cache
@@ -215,110 +254,3 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-
-
-@cache
-def _kernel(rows: int, width: int) -> Any:
-    """The compiled kernel for so many rows at once and so many tokens at once, as a function of pointers."""
-    engine = _engine()
-    name = f"multiply_{rows}_{width}"
-    module = llvm.parse_assembly(_assembly(name, rows, width))
-    module.triple = llvm.get_default_triple()
-    machine = _machine()
-    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
-    passes.getModulePassManager().run(module, passes)
-    engine.add_module(module)
-    engine.finalize_object()
-    types = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 2
-    return ctypes.CFUNCTYPE(None, *types)(engine.get_function_address(name))
-
-
-@cache
-def _machine() -> Any:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple()
-    features = llvm.get_host_cpu_features().flatten()
-    return target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=features, opt=3, codemodel="jitdefault", jit=True
-    )
-
-
-@cache
-def _engine() -> Any:
-    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
-
-
-def _assembly(name: str, rows: int, width: int) -> str:
-    """The kernel in LLVM's language.
-
-    For each group of `rows` outputs: accumulators begin at the bias; for each survivor of the group, in order, the
-    activations of `width` tokens are loaded once, and every row adds its weight times them.
-    """
-    vector = f"<{width} x float>"
-
-    def each(line: str) -> str:
-        return "\n".join(line.replace("#", str(row)) for row in range(rows))
-
-    def splat(scalar: str, result: str) -> str:
-        return (
-            f"  {result}.one = insertelement {vector} poison, float {scalar}, i64 0\n"
-            f"  {result} = shufflevector {vector} {result}.one, {vector} poison, <{width} x i32> zeroinitializer"
-        )
-
-    return f"""
-define void @{name}(ptr %ends, ptr %columns, ptr %values, ptr %bias, ptr %x, ptr %out, i64 %groups, i64 %tokens) {{
-entry:
-  br label %group
-group:
-  %g = phi i64 [ 0, %entry ], [ %g.next, %store ]
-  %g.next = add i64 %g, 1
-  %first.row = mul i64 %g, {rows}
-{
-        each(f'''  %row.# = add i64 %first.row, #
-  %bias.at.# = getelementptr float, ptr %bias, i64 %row.#
-  %bias.# = load float, ptr %bias.at.#
-{splat("%bias.#", "%start.#")}''')
-    }
-  %begin.at = getelementptr i32, ptr %ends, i64 %g
-  %end.at = getelementptr i32, ptr %ends, i64 %g.next
-  %begin.32 = load i32, ptr %begin.at
-  %end.32 = load i32, ptr %end.at
-  %begin = sext i32 %begin.32 to i64
-  %end = sext i32 %end.32 to i64
-  %none = icmp eq i64 %begin, %end
-  br i1 %none, label %store, label %survivor
-survivor:
-  %k = phi i64 [ %begin, %group ], [ %k.next, %survivor ]
-{each(f"  %sum.# = phi {vector} [ %start.#, %group ], [ %more.#, %survivor ]")}
-  %column.at = getelementptr i32, ptr %columns, i64 %k
-  %column.32 = load i32, ptr %column.at
-  %column = sext i32 %column.32 to i64
-  %x.offset = mul i64 %column, %tokens
-  %x.at = getelementptr float, ptr %x, i64 %x.offset
-  %activations = load {vector}, ptr %x.at, align 4
-  %first.value = mul i64 %k, {rows}
-{
-        each(f'''  %index.# = add i64 %first.value, #
-  %value.at.# = getelementptr float, ptr %values, i64 %index.#
-  %value.# = load float, ptr %value.at.#
-{splat("%value.#", "%weight.#")}
-  %more.# = call {vector} @llvm.fma.v{width}f32({vector} %weight.#, {vector} %activations, {vector} %sum.#)''')
-    }
-  %k.next = add i64 %k, 1
-  %last = icmp eq i64 %k.next, %end
-  br i1 %last, label %store, label %survivor
-store:
-{each(f'''  %result.# = phi {vector} [ %start.#, %group ], [ %more.#, %survivor ]''')}
-{
-        each(f'''  %out.offset.# = mul i64 %row.#, %tokens
-  %out.at.# = getelementptr float, ptr %out, i64 %out.offset.#
-  store {vector} %result.#, ptr %out.at.#, align 4''')
-    }
-  %finished = icmp eq i64 %g.next, %groups
-  br i1 %finished, label %exit, label %group
-exit:
-  ret void
-}}
-declare {vector} @llvm.fma.v{width}f32({vector}, {vector}, {vector})
-"""
