@@ -106,6 +106,8 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
         (lambda v: v["tasks"]["sst2"]["files"].pop("train"), "files: expected train and validation, found validation"),
         (lambda v: v["tasks"].update(model=v["tasks"]["sst2"]), "tasks.model: this name is taken"),
         (lambda v: v["models"]["gpt2"]["source"].pop("revision"), "`hub` needs `revision` too"),
+        (lambda v: v["models"]["gpt2"].update(source={"folder": "x", "converted": True}), "does not go with `folder`"),
+        (lambda v: v["tasks"]["sst2"]["source"].update(converted=True), "source.converted: is for models"),
         (lambda v: v["models"]["gpt2"]["source"].update(revision="main"), "found 'main'; expected a commit"),
         (lambda v: v["models"]["gpt2"]["source"].update(folder="x"), "exactly one of hub, package or folder"),
         (lambda v: v["models"]["gpt2"].update(architecture="decodr"), "models.gpt2.architecture: found 'decodr'"),

@@ -2,7 +2,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -20,10 +23,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
-from llm_sparsity.download import _convert_gguf, _unpack, download_model, download_task, missing_offline
+from llm_sparsity.download import CONVERTER, _convert_gguf, _unpack, download_model, download_task, missing_offline
 from llm_sparsity.errors import UserError
 from llm_sparsity.files import read_manifest, sha256
 from llm_sparsity.prune import prune
+from tests.standin_hub import Hub, serving
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -240,6 +244,58 @@ def test_a_hub_model_with_pickles_alone_is_refused(hub: Path, tmp_path: Path) ->
     (folder / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"old/model: has no safetensors; pytorch_model.bin is a pickle, .* run code"):
         download_model(tmp_path / "model", source=source("old/model"), architecture="encoder")
+
+
+def run_download(endpoint: str, source: dict[str, Any], target: Path) -> subprocess.CompletedProcess[str]:
+    """scripts/download.py in a process of its own, which asks this hub alone."""
+    environment = {
+        **os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(target.parent / "home"), "PYTHONPATH": "workflow",
+    }  # fmt: skip
+    command = [sys.executable, "scripts/download.py", "model", "--output", str(target), "--settings"]
+    settings = json.dumps({"architecture": "encoder", "source": source})
+    return subprocess.run([*command, settings], env=environment, text=True, capture_output=True, check=False)
+
+
+@pytest.fixture
+def pickled(tiny_model: Callable[[str], Path], tmp_path: Path) -> dict[str, Path]:
+    """Two commits: a model as a pickle, and on top of it the same with safetensors."""
+    commits = {commit: tmp_path / commit for commit in ("a" * 40, "b" * 40)}
+    for folder in commits.values():
+        shutil.copytree(tiny_model("bert"), folder, ignore=shutil.ignore_patterns("manifest.json"))
+        (folder / "pytorch_model.bin").write_bytes(b"a pickle, never asked for")
+    (commits["a" * 40] / "model.safetensors").unlink()
+    return commits
+
+
+def test_what_the_hub_converted(pickled: dict[str, Path], tmp_path: Path) -> None:
+    """The safetensors that the hub's own account put on top of the pinned commit; nobody else's, and no pickle."""
+    old, new = pickled
+    hub = Hub(pickled, [("stranger", ["c" * 40, old]), (CONVERTER, ["d" * 40, "e" * 40]), (CONVERTER, [new, old])])
+    with serving(hub) as endpoint:
+        done = run_download(
+            endpoint, source := {"hub": "owner/name", "revision": old, "converted": True}, tmp_path / "m"
+        )
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path / "m")
+    assert (manifest["source"], manifest["conversion"]) == (source, new)
+    assert sha256(tmp_path / "m/model.safetensors") == sha256(pickled[new] / "model.safetensors")
+    assert not any(path.endswith(".bin") or "c" * 40 in path or "d" * 40 in path for path in hub.asked)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({}, "has no safetensors; a file such as pytorch_model.bin is a pickle, .* or add `converted: true`"),
+        ({"converted": True}, "SFconvertbot has proposed no safetensors for revision aaaaaaaaaaaa; choose"),
+    ],
+)
+def test_what_the_hub_did_not_convert(
+    source: dict[str, Any], said: str, pickled: dict[str, Path], tmp_path: Path
+) -> None:
+    with serving(Hub(pickled, [("stranger", ["b" * 40, "a" * 40])])) as endpoint:
+        done = run_download(endpoint, {"hub": "owner/name", "revision": "a" * 40} | source, tmp_path / "m")
+    assert done.returncode == 1 and re.search(said, done.stderr.splitlines()[-1])
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_model_from_a_folder(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_perplexity_says_how_it_was_measured_and_what_was_published(tmp_path: Pa
     plot(tmp_path / "tables", tmp_path, config=config | settings, methods={})
     page = html.unescape((tmp_path / "report.html").read_text())
     assert "Measured on the whole text, in windows of 2,048 tokens that do not overlap." in page
-    assert "Crosses are published values: Frantar & Alistarh 2023, arXiv:2301.00774." in page
+    assert "Crosses are published values: Frantar & Alistarh 2023, arXiv:2301.00774 (opt-1.3b)." in page
     figure = (tmp_path / "figures/perplexity-wikitext2.svg").read_text()
     assert "2of4" in figure  # a mark of its own: 999 is no seed of 0.5
     assert "FillBetweenPolyCollection" not in figure and "PolyCollection" not in figure

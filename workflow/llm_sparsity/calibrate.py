@@ -65,8 +65,8 @@ class Calibrated:
             for block in self._blocks.names:
                 with self._blocks.loaded(block):
                     results = self._pruned(block, sparsities.get((level, block), level))
-                for name, weight, row in results:
-                    yield level, name, weight, row
+                while results:  # each is let go before the next block is read
+                    yield level, *results.pop(0)
 
     def _pruned(self, block: str, sparsity: str) -> list[tuple[str, Tensor, Row]]:
         """Prune the matrices of a loaded block, and run the sequences through what is left."""
@@ -74,20 +74,23 @@ class Calibrated:
             self._blocks.advance()
             return []
         before, groups = self._blocks.observed(self._matrices[block], self._pool.rule.observe)
-        weights, errors = {}, {}
-        while groups:
-            observed, inputs, names = groups.pop(0)
-            prepared = self._pool.rule.prepare(observed)
-            for name in names:
-                module = self._matrices[block][name]
-                dense = self._oriented(name, module)
-                weights[name] = self._prune(name, module, prepared, sparsity)
-                errors[name] = _error(inputs @ self._oriented(name, module).t(), inputs @ dense.t())
+        results: list[tuple[str, Tensor, Row]] = []
+        while groups:  # each is let go once its matrices are pruned
+            results += self._pruned_together(block, *groups.pop(0), sparsity)
         change = {"block_error": _error(self._blocks.advance(), before)}
-        return [
-            (name, weight, self._row(weight, sparsity) | {"error": errors[name]} | change)
-            for name, weight in weights.items()
-        ]
+        return [(name, weight, row | change) for name, weight, row in results]
+
+    def _pruned_together(
+        self, block: str, observed: Tensor, inputs: Tensor, names: Sequence[str], sparsity: str
+    ) -> Iterator[tuple[str, Tensor, Row]]:
+        """Prune the matrices that have their inputs in common."""
+        prepared = self._pool.rule.prepare(observed)
+        for name in names:
+            module = self._matrices[block][name]
+            dense = self._oriented(name, module)
+            weight = self._prune(name, module, prepared, sparsity)
+            error = _error(inputs @ self._oriented(name, module).t(), inputs @ dense.t())
+            yield name, weight, self._row(weight, sparsity) | {"error": error}
 
     def _prune(self, name: str, module: Any, prepared: Any, sparsity: str) -> Tensor:
         """Prune a matrix: what is stored of it, which is what the block then computes with."""

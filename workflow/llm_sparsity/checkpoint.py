@@ -35,6 +35,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FORMAT, VERSION = "llm-sparsity", "1"
 CHUNK = 1 << 20
+MAPPED = 1 << 28  # bytes that are read of a file before it is mapped anew
 # Weights hold no repeated strings: matches that are found by chance cost more than their bytes' entropy code.
 ENTROPY = zstandard.ZstdCompressionParameters.from_level(1, strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6)
 
@@ -77,49 +78,50 @@ class Reader:
         UserError: a file is missing, truncated or damaged (the tensor is named), or made by a newer version.
     """
 
+    _file: Any  # the one that is mapped
+    _path: Path
+    _read: int  # bytes
+
     def __init__(self, folder: Path) -> None:
-        self._places: dict[str, tuple[Any, Path]] = {}
+        self._files: dict[str, Path] = {}
+        self._stored: dict[str, tuple[tuple[int, ...], str]] = {}
         self._sparse: dict[str, dict[str, Any]] = {}
         self.files = weight_files(folder)
         for path in self.files:
-            try:
-                # Opened for the life of the reader: the file is mapped, not read.
-                file = safe_open(path, framework="pt").__enter__()
-            except SafetensorError as error:
-                raise UserError(f"{path}: not a whole safetensors file ({error}); make or download it again") from None
-            metadata = file.metadata() or {}
+            self._map(path)
+            metadata = self._file.metadata() or {}
             if metadata.get("format") == FORMAT:
                 if metadata["version"] != VERSION:
                     raise UserError(
                         f"{path}: container version {metadata['version']}, but this program reads {VERSION}; update it"
                     )
                 self._sparse |= json.loads(metadata["tensors"])
-            self._places |= dict.fromkeys(file.keys(), (file, path))
-        self.names = sorted(self._places)
+            for name in self._file.keys():  # noqa: SIM118, it is no dict
+                entry = self._file.get_slice(name)
+                self._files[name], self._stored[name] = path, (tuple(entry.get_shape()), entry.get_dtype())
+        self.names = sorted(self._files)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in {id(file): file for file, _ in self._places.values()}.values():
-            file.__exit__(None, None, None)
+        self._file = None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
-        if name in self._sparse:
-            return tuple(self._sparse[name]["shape"])
-        return tuple(self._places[name][0].get_slice(name).get_shape())
+        return tuple(self._sparse[name]["shape"]) if name in self._sparse else self._stored[name][0]
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a tensor, without reading it."""
-        if name in self._sparse:
-            return _TORCH[self._sparse[name]["dtype"]]
-        return _TORCH[self._places[name][0].get_slice(name).get_dtype()]
+        return _TORCH[self._sparse[name]["dtype"] if name in self._sparse else self._stored[name][1]]
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, with the shape and dtype that it was written with."""
-        file, path = self._places[name]
-        stored: Tensor = file.get_tensor(name)
+        path = self._files[name]
+        if path != self._path or self._read > MAPPED:
+            self._map(path)
+        stored: Tensor = self._file.get_tensor(name)
+        self._read += stored.nbytes
         if name not in self._sparse:
             return stored
         entry = self._sparse[name]
@@ -131,6 +133,14 @@ class Reader:
         narrow = _TORCH[entry["stored"]]
         size = int(np.prod(entry["shape"], dtype=np.int64))
         return _decode(blob, size, narrow).to(_TORCH[entry["dtype"]]).reshape(entry["shape"])
+
+    def _map(self, path: Path) -> None:
+        """Map a file, in place of the one before: what was read of it leaves the memory with its last tensor."""
+        try:
+            self._file = safe_open(path, framework="pt").__enter__()
+        except SafetensorError as error:
+            raise UserError(f"{path}: not a whole safetensors file ({error}); make or download it again") from None
+        self._path, self._read = path, 0
 
 
 class Writer:

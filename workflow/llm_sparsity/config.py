@@ -93,6 +93,9 @@ class Source(Section):
 
     hub: str | None = Field(None, description="repository id on the model or data set hub")
     revision: Commit | None = Field(None, description="commit of the hub repository")
+    converted: Literal[True] | None = Field(
+        None, description="of a model whose revision has pickles alone: the safetensors that the hub made of them"
+    )
     package: Pinned | None = Field(None, description="name==version, a registry package")
     sha256: Sha256 | None = Field(None, description="of the package's archive")
     path: str | None = Field(None, description="what to take from the package's archive")
@@ -101,11 +104,11 @@ class Source(Section):
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         needs = {"hub": {"revision"}, "package": {"sha256"}, "folder": set[str]()}
-        allowed = {"hub": {"revision"}, "package": {"sha256", "path"}, "folder": set[str]()}
+        allowed = {"hub": {"revision", "converted"}, "package": {"sha256", "path"}, "folder": set[str]()}
         kinds = [kind for kind in needs if getattr(self, kind) is not None]
         if len(kinds) != 1:
             raise ValueError(f"give exactly one of hub, package or folder, found {' and '.join(kinds) or 'none'}")
-        given = {key for key in ("revision", "sha256", "path") if getattr(self, key) is not None}
+        given = {key for key in ("revision", "converted", "sha256", "path") if getattr(self, key) is not None}
         if missing := needs[kinds[0]] - given:
             raise ValueError(f"`{kinds[0]}` needs `{missing.pop()}` too, so that everyone gets the same bytes")
         if extra := given - allowed[kinds[0]]:
@@ -314,6 +317,8 @@ class Task(Section):
 
     @model_validator(mode="after")
     def _splits(self) -> Self:
+        if self.source.converted:
+            raise ValueError("source.converted: is for models, whose weights it is about; remove it")
         if self.kind == "zero-shot":
             return self._zero_shot()
         if self.harness:

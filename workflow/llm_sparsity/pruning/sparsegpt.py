@@ -29,21 +29,23 @@ def prepare(hessian: Tensor) -> Tensor:
     A Hessian that is singular all the same is damped ten times as much, again and again, and this is said. An input
     that is always zero makes its weights free: their cost is made 0, so that they go first.
     """
-    hessian = hessian.clone()
-    diagonal = hessian.diagonal()
-    dead = diagonal == 0
-    damping = DAMPING * float(diagonal.mean()) or 1.0
+    dead = hessian.diagonal() == 0
+    damping = DAMPING * float(hessian.diagonal().mean()) or 1.0
+    # In reversed order the inverse of the factor is the factor of the inverse: one factorisation instead of two.
+    reverse = hessian.flip((0, 1))
+    diagonal = reverse.diagonal()
     diagonal += damping
     while True:
-        # In reversed order the inverse of the factor is the factor of the inverse: one factorisation instead of two.
-        lower, failed = torch.linalg.cholesky_ex(hessian.flip((0, 1)))
+        lower, failed = torch.linalg.cholesky_ex(reverse)
         if not failed:
             break
         print(f"sparsegpt: a Hessian of {len(diagonal)} inputs is singular; its damping is raised to {10 * damping:g}")
         diagonal += 9 * damping
         damping *= 10
-    identity = torch.eye(len(diagonal), device=hessian.device)
-    upper: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False).flip((0, 1))
+    inverse = torch.eye(len(diagonal), out=reverse).t()  # in its place: of 8192 inputs each such matrix has 256 MiB
+    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    del lower
+    upper: Tensor = inverse.flip((0, 1))
     upper.diagonal()[dead] = 1e15
     return upper
 

@@ -29,7 +29,7 @@ def prune(weight: Tensor, norms: Tensor, sparsity: str) -> Tensor:
         sparsity: "0.5" or "2of4". Where a fraction does not divide a row, rows differ by one weight.
     """
     rows, columns = weight.shape
-    scores = weight.abs() * norms
+    scores = (weight * norms).abs_()
     if pattern := pattern_of(sparsity):
         kept, group = pattern
         gone = lowest(scores.reshape(rows, -1, group), group - kept).reshape(rows, columns)

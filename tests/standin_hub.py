@@ -1,0 +1,97 @@
+"""A stand-in for the model hub, on loopback: what huggingface_hub asks to read a repository, and no more."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from llm_sparsity.files import sha256
+
+COMMIT = "[0-9a-f]{40}"
+
+
+class Hub:
+    """One repository, `owner/name`: what its commits hold, and who proposes which commit on top of which.
+
+    Args:
+        commits: a commit -> the folder that it holds.
+        proposals: for each pull request, its author and its commits, newest first.
+    """
+
+    def __init__(self, commits: Mapping[str, Path], proposals: list[tuple[str, list[str]]]) -> None:
+        self.commits, self.proposals = commits, proposals
+        self.asked: list[str] = []
+
+    def answer(self, path: str) -> Any:
+        """What the hub says to a request: JSON, or the path of a file; None: there is no such thing."""
+        self.asked.append(path)
+        if path == "/api/models/owner/name/discussions":
+            proposals = [
+                {
+                    "title": "Adding `safetensors` variant of this model", "num": number, "author": {"name": author},
+                    "createdAt": "2024-01-01T00:00:00.000Z", "status": "open", "isPullRequest": True,
+                    "repo": {"name": "owner/name", "type": "model"},
+                }
+                for number, (author, _) in enumerate(self.proposals, 1)
+            ]  # fmt: skip
+            return {"discussions": proposals, "count": len(proposals), "start": 0}
+        if found := re.fullmatch(r"/api/models/owner/name/commits/refs/pr/(\d+)", path):
+            facts = {"authors": [], "date": "2024-01-01T00:00:00.000Z", "title": "", "message": ""}
+            return [{"id": commit, **facts} for commit in self.proposals[int(found[1]) - 1][1]]
+        if found := re.fullmatch(rf"/api/models/owner/name/(?:revision|tree)/({COMMIT})", path):
+            return self._revision(found[1], tree="/tree/" in path)
+        if found := re.fullmatch(rf"/owner/name/resolve/({COMMIT})/([^/]+)", path):
+            return self.commits[found[1]] / found[2]
+        return None
+
+    def _revision(self, commit: str, *, tree: bool) -> Any:
+        """What a commit holds."""
+        if commit not in self.commits:
+            return None
+        files = sorted(self.commits[commit].iterdir())
+        if tree:
+            return [{"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40} for file in files]
+        return {"id": "owner/name", "sha": commit, "siblings": [{"rfilename": file.name} for file in files]}
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[str]:
+    """The address of a hub, for as long as the block lasts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            said = hub.answer(unquote(urlsplit(self.path).path))
+            if said is None or (isinstance(said, Path) and not said.is_file()):
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound" if "/resolve/" in self.path else "RevisionNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            data = said.read_bytes() if isinstance(said, Path) else json.dumps(said).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            if isinstance(said, Path):
+                self.send_header("ETag", f'"{sha256(said)}"')
+                self.send_header("X-Repo-Commit", said.parent.name)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
