@@ -19,6 +19,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a variant")
     parser.add_argument("--task", type=Path, required=True, help="folder of a prepared task")
+    parser.add_argument("--text", nargs="?", type=Path, help="manifest of the task whose text is trained on instead")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--work", type=Path, default=Path("work"), help="folder of cached checkpoints")
     parser.add_argument(
@@ -61,6 +62,7 @@ def main() -> None:
         args.output,
         args.work,
         code=args.code,
+        text=args.text and args.text.parent,
         dense=args.dense,
         save_minutes=args.save_minutes,
         **args.settings,

@@ -20,7 +20,7 @@ def made(tiny_model: Callable[[str], Path], tmp_path: Path) -> Callable[..., Cac
     def make(**changes: Any) -> Cache:
         run = {"settings": {"seed": 0, "epochs": 2}, "code": "a"} | changes
         model, task = tiny_model("bert"), save_mood_task(tmp_path / "task")
-        return Cache(tmp_path / "work", tmp_path / "out", model, task, main=True, **run)
+        return Cache(tmp_path / "work", tmp_path / "out", {"model": model, "task": task}, main=True, **run)
 
     return make
 

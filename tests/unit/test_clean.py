@@ -26,7 +26,7 @@ def cached(study: Config, tmp_path: Path) -> Callable[..., str]:
     def make(name: str, **changes: Any) -> str:
         folder = tmp_path / "work" / name
         settings = study.run_settings(run.task, run.recipe, run.seed) | changes.pop("settings", {})
-        facts = {"settings": settings, "code": "now", "output": str(run.folder), "model": "", "task": "", "tokens": "t"}
+        facts = {"settings": settings, "code": "now", "output": str(run.folder), "inputs": {}, "tokens": "t"}
         write_json(folder / "run.json", facts | changes)
         (folder / "epoch-1").mkdir()
         (folder / "epoch-1/model.safetensors").write_bytes(b"x" * 1000)
@@ -59,8 +59,8 @@ def test_what_no_study_refers_to_is_listed_with_the_reason(study: Config, cached
 def test_other_inputs_are_told_where_they_can_be(study: Config, cached: Callable[..., str]) -> None:
     model = Path(f"resources/models/{study.cells().runs[0].model}/manifest.json")
     write_json(model, {})
-    cached("old", model="0")
-    cached("new", model=sha256(model))
+    cached("old", inputs={"model": "0"})
+    cached("new", inputs={"model": sha256(model)})
     assert found(study) == {"old": "another model"}
 
 

@@ -107,6 +107,7 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
         (lambda v: v["tasks"].update(model=v["tasks"]["sst2"]), "tasks.model: this name is taken"),
         (lambda v: v["models"]["gpt2"]["source"].pop("revision"), "`hub` needs `revision` too"),
         (lambda v: v["models"]["gpt2"].update(source={"folder": "x", "converted": True}), "does not go with `folder`"),
+        (lambda v: v["tasks"]["sst2"].update(train_on="sst2"), "tasks.sst2: train_on: is for language-model tasks"),
         (lambda v: v["tasks"]["sst2"]["source"].update(converted=True), "source.converted: is for models"),
         (lambda v: v["models"]["gpt2"]["source"].update(revision="main"), "found 'main'; expected a commit"),
         (lambda v: v["models"]["gpt2"]["source"].update(folder="x"), "exactly one of hub, package or folder"),
@@ -211,6 +212,20 @@ def test_a_text_that_is_trained_on_is_measured_before_and_after(text_task: dict[
     assert not config.load(text_task).cells().runs
 
 
+def test_another_tasks_text_can_be_trained_on(text_task: dict[str, Any]) -> None:
+    source = text_task["tasks"]["text"]["source"]
+    text_task["tasks"]["c4"] = {"kind": "language-model", "source": source, "files": {"train": "c"}}
+    text_task["tasks"]["text"] |= {"files": {"test": "b"}, "train_on": "c4"}
+    text_task["calibration"] = {"task": "c4"}
+    study = config.load(text_task)
+    assert study.wanted_tasks() == ["text", "c4"]
+    assert study.stages()["c4"] == ["evaluate"]
+    text_task["tasks"]["text"] |= {"files": {"train": "a", "test": "b"}, "train_on": None}
+    assert config.load(text_task).wanted_tasks() == ["text"]  # nothing is calibrated
+    text_task["study"][0] |= {"methods": ["wanda"], "scopes": ["linear"]}
+    assert config.load(text_task).wanted_tasks() == ["text", "c4"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -220,6 +235,10 @@ def test_a_text_that_is_trained_on_is_measured_before_and_after(text_task: dict[
         ),
         (lambda task: task.update(label="label"), "tasks.text: label: a language model's text has none; remove it"),
         (lambda task: task.update(finetune={"epoch": 1}), "tasks.text.finetune.epoch: unknown key; did you mean"),
+        (lambda task: task.update(train_on="txt"), "tasks.text.train_on: found 'txt', which is not defined; did you"),
+        (lambda task: task.update(train_on="sst2"), "tasks.text.train_on: sst2 is no language-model task with a split"),
+        (lambda task: task.update(train_on="text", finetune=None), "train_on: says what text is trained on, but"),
+        (lambda task: task.update(files={"train": "a"}, train_on="text"), "but files has train alone; add the other"),
     ],
 )
 def test_a_mistake_in_a_text_that_is_trained_on(

@@ -40,12 +40,13 @@ def test_a_task_is_tokenised_once_and_read_back_as_the_tokenizer_gave_it(
 def test_another_length_task_model_or_code_is_tokenised_anew(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     task = save_mood_task(tmp_path / "task")
     keys = {
-        encoded._key(tiny_model("bert"), task, 6, ""),
-        encoded._key(tiny_model("bert"), task, 7, ""),
-        encoded._key(tiny_model("gpt2"), task, 6, ""),
-        encoded._key(tiny_model("bert"), task, 6, "x"),
+        encoded._key(tiny_model("bert"), task, None, 6, "", None),
+        encoded._key(tiny_model("bert"), task, None, 7, "", None),
+        encoded._key(tiny_model("gpt2"), task, None, 6, "", None),
+        encoded._key(tiny_model("bert"), task, None, 6, "x", None),
+        encoded._key(tiny_model("bert"), task, task, 6, "", None),
     }
-    assert len(keys) == 4
+    assert len(keys) == 5
 
 
 def test_pairs_keep_their_types(

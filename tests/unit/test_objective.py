@@ -7,7 +7,7 @@ import torch
 
 from llm_sparsity import encoded
 from llm_sparsity.evaluate import evaluate
-from llm_sparsity.files import read_json
+from llm_sparsity.files import read_json, write_manifest
 from llm_sparsity.models import load_causal
 from llm_sparsity.objective import Labels, NextTokens, objective, perplexity, summed_loss
 from tests.tiny import save_mood_task, save_text_task
@@ -21,6 +21,20 @@ def test_a_task_says_what_is_asked(tiny_model: Callable[[str], Path], tmp_path: 
     assert isinstance(objective(*encoded.load(path)), Labels)
     path = encoded.encode(tiny_model("llama"), text, tmp_path, max_length=16, code="", evaluation=WINDOWS)
     assert isinstance(objective(*encoded.load(path)), NextTokens)
+
+
+def test_another_tasks_text_is_trained_on(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model, own = tiny_model("gpt2"), save_text_task(tmp_path / "own")
+    other = save_text_task(tmp_path / "other")
+    lines = (other / "train.jsonl").read_text().splitlines()
+    (other / "train.jsonl").write_text("\n".join(lines[: len(lines) // 2]))
+    write_manifest(other, kind="task", task="language-model")
+    options = {"max_length": 16, "code": "", "evaluation": WINDOWS}
+    train, test = encoded.load(encoded.encode(model, own, tmp_path, **options))
+    less, same = encoded.load(encoded.encode(model, own, tmp_path, text=other, **options))
+    assert 0 < len(less) < len(train)
+    assert (less.ids == train.ids[: len(less.ids)]).all()
+    assert (same.ids == test.ids).all()
 
 
 def test_the_loss_of_windows_is_transformers_own(tiny_model: Callable[[str], Path]) -> None:

@@ -121,6 +121,22 @@ def test_a_models_size_is_what_the_config_says_until_it_is_here(study: config.Co
     assert plan.model_size(large, "gpt2") == (250, 500)
 
 
+def test_a_text_counts_by_its_tokens(study: config.Config, root: Path) -> None:
+    values = yaml.safe_load((root / "studies/recovery-text.yaml").read_text())
+    text = config.load(values)
+    paragraphs = values["tasks"]["wikitext2"]["limit"]["train"]
+    a_row = plan.ROW_BYTES / plan.TOKEN_BYTES / plan.SENTENCE_TOKENS
+    assert plan.sentences(text, "wikitext2") == pytest.approx(paragraphs * a_row)
+    values["tasks"]["c4"] = values["tasks"]["wikitext2"] | {"limit": {"train": 4000}}
+    values["tasks"]["wikitext2"]["train_on"] = "c4"
+    text = config.load(values)
+    assert plan.sentences(text, "wikitext2") == pytest.approx(4000 * a_row)
+    folder = Path("resources/tasks/c4")
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"rows": {"train": 9}, "files": {"train.jsonl": {"bytes": 1800}}}))
+    assert plan.sentences(text, "wikitext2") == pytest.approx(10)
+
+
 def test_what_was_measured_on_a_gpu_replaces_what_was_assumed(study: config.Config) -> None:
     folder = Path("results/gpt2/dense/sst2/kept/seed-0")
     folder.mkdir(parents=True)

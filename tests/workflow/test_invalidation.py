@@ -225,6 +225,15 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         ),
         ["download_task task=more", *pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
     ),
+    "another training text": (
+        config(
+            lambda values: (
+                values["tasks"].update(more=values["tasks"]["lines"]),
+                values["tasks"]["text"].update(train_on="more"),
+            )
+        ),
+        ["download_task task=more", *(job for job in TEXT if job.startswith("finetune")), *END],
+    ),
     "seed of pruning": (
         config(lambda values: values.update(prune={"seed": 1})),
         [

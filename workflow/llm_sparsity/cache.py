@@ -38,8 +38,7 @@ class Cache:
     Args:
         work: the folder of all caches.
         output: the run's results folder; only said, so that a cache can be recognised.
-        model, task: the inputs' folders.
-        dense: the folder of the dense weights from which the run starts, if it does.
+        inputs: the folders that the run reads, each with a manifest: model, task, and what else there is.
         settings, code: see the module.
         main: whether this process writes; with several, one does.
 
@@ -51,16 +50,14 @@ class Cache:
         self,
         work: Path,
         output: Path,
-        model: Path,
-        task: Path,
-        dense: Path | None = None,
+        inputs: Mapping[str, Path],
         *,
         settings: dict[str, Any],
         code: str,
         main: bool,
     ) -> None:
-        self._run = describe(model, task, dense, settings=settings, code=code)
-        self._work, self._output, self._model, self._main = work, output, model, main
+        self._run = describe(inputs, settings=settings, code=code)
+        self._work, self._output, self._model, self._main = work, output, inputs["model"], main
         self.folder = work / key(self._run)
         self.progress: dict[str, Any] = {}
 
@@ -175,15 +172,10 @@ class Cache:
                 print(f"{path.parent}: not used, made with {_difference(other, self._run)}", file=sys.stderr)
 
 
-def describe(model: Path, task: Path, dense: Path | None, *, settings: dict[str, Any], code: str) -> dict[str, Any]:
+def describe(inputs: Mapping[str, Path], *, settings: dict[str, Any], code: str) -> dict[str, Any]:
     """All that the result of a run depends on."""
-    return {
-        "settings": settings,
-        "code": code,
-        "model": sha256(model / MANIFEST),
-        "task": sha256(task / MANIFEST),
-        "dense": sha256(dense / MANIFEST) if dense else None,
-    }
+    hashes = {name: sha256(folder / MANIFEST) for name, folder in inputs.items()}
+    return {"settings": settings, "code": code, "inputs": hashes}
 
 
 def key(run: dict[str, Any]) -> str:
@@ -202,5 +194,6 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
         for name in sorted(one["settings"].keys() | other["settings"].keys())
         if one["settings"].get(name) != other["settings"].get(name)
     ]
-    rest = [f"another {part}" for part in ("code", "model", "task", "dense") if one.get(part) != other.get(part)]
+    one, other = ({"code": run["code"], **run.get("inputs", {})} for run in (one, other))
+    rest = [f"another {part}" for part in sorted(one.keys() | other.keys()) if one.get(part) != other.get(part)]
     return ", ".join(settings + rest)

@@ -66,7 +66,9 @@ def _reason(cached: dict[str, Any], study: Config | None, run: Run | None, code:
         "model": variant / run.model / ("" if run.variant.is_dense else f"{run.variant}/model") / MANIFEST,
         "task": Path("resources/tasks") / run.task / MANIFEST,
     }
+    if text := study.tasks[run.task].train_on:
+        inputs["text"] = Path("resources/tasks") / text / MANIFEST
     for name, manifest in inputs.items():
-        if manifest.exists() and sha256(manifest) != cached[name]:
+        if manifest.exists() and sha256(manifest) != cached["inputs"].get(name):
             return f"another {name}"
     return None

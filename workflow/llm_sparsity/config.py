@@ -313,6 +313,9 @@ class Task(Section):
         None,
         description="overrides of the config's `finetune`; a language-model task is trained on where this is given",
     )
+    train_on: Name | None = Field(
+        None, description="of a language-model task: the one whose training text it is trained on, if not its own"
+    )
     evaluate: dict[str, Any] = Field({}, description="overrides of the config's `evaluate`")
 
     @model_validator(mode="after")
@@ -331,12 +334,16 @@ class Task(Section):
                 )
             if self.label:
                 raise ValueError("label: a language model's text has none; remove it")
-            if self.finetune is not None and set(self.files) != {"train", "test"}:
+            if self.train_on and self.finetune is None:
+                raise ValueError("train_on: says what text is trained on, but nothing is; add finetune: {}")
+            if self.finetune is not None and {*self.files, *(["train"] if self.train_on else [])} != {"train", "test"}:
                 raise ValueError(
                     f"finetune: trains on the split train and measures on test, but files has {', '.join(self.files)} "
-                    "alone; add the other, or remove finetune"
+                    "alone; add the other, name another task's text by train_on, or remove finetune"
                 )
             return self
+        if self.train_on:
+            raise ValueError("train_on: is for language-model tasks; remove it")
         if self.label is None:
             raise ValueError("label: missing; name the column that holds the label")
         expected = {"train"} if self.split else {"train", "validation"}
@@ -356,7 +363,7 @@ class Task(Section):
             raise ValueError(
                 f"files: expected validation or test, the one that the harness scores, found {', '.join(self.files)}"
             )
-        others = ("text_pair", "label", "labels", "binarize", "split", "pairs", "finetune")
+        others = ("text_pair", "label", "labels", "binarize", "split", "pairs", "finetune", "train_on")
         if extra := [key for key in others if getattr(self, key)]:
             raise ValueError(f"{extra[0]}: the harness knows how to read and score a zero-shot task; remove it")
         if extra := [key for key in self.evaluate if key in Evaluate.model_fields and key != "batch_size"]:
@@ -444,14 +451,13 @@ class Config(Section):
                             f"{where}.tasks: {task} is a {kind} task, but model {model} is an {architecture}; "
                             "give decoders a grid of their own"
                         )
+        texts = {f"tasks.{name}.train_on": task.train_on for name, task in self.tasks.items() if task.train_on}
         if self.calibration is not None:
-            _known("calibration.task", [self.calibration.task], self.tasks)
-            text = self.tasks[self.calibration.task]
-            if text.kind != "language-model" or "train" not in text.files:
-                raise ValueError(
-                    f"calibration.task: {self.calibration.task} is no language-model task with a split train; "
-                    "name one that is"
-                )
+            texts["calibration.task"] = self.calibration.task
+        for key, name in texts.items():
+            _known(key, [name], self.tasks)
+            if self.tasks[name].kind != "language-model" or "train" not in self.tasks[name].files:
+                raise ValueError(f"{key}: {name} is no language-model task with a split train; name one that is")
         for task in self.tasks:
             self.evaluate_settings(task)
             for recipe in [*RECIPES, *self.recipes]:
@@ -536,6 +542,15 @@ class Config(Section):
             + ["finetune"] * (task.kind not in without or task.finetune is not None)
             for name, task in self.tasks.items()
         }
+
+    def wanted_tasks(self) -> list[str]:
+        """The tasks that have to be there: measured on, trained on, calibrated with."""
+        cells = self.cells()
+        trained, measured = ([cell.task for cell in found] for found in (cells.runs, cells.evaluations))
+        texts = [self.tasks[task].train_on for task in dict.fromkeys(trained)]
+        if self.calibration and any(variant.method in CALIBRATED for _, variant in cells.variants):
+            texts.append(self.calibration.task)
+        return list(dict.fromkeys(task for task in [*trained, *measured, *texts] if task))
 
     def tasks_of(self, kind: str) -> list[str]:
         """The tasks of a kind."""

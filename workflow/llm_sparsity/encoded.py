@@ -90,7 +90,14 @@ class Encoded:
 
 
 def encode(
-    model: Path, task: Path, work: Path, *, max_length: int, code: str, evaluation: Mapping[str, Any] | None = None
+    model: Path,
+    task: Path,
+    work: Path,
+    *,
+    max_length: int,
+    code: str,
+    text: Path | None = None,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> Path:
     """Tokenise a task for a model unless that was done; the file.
 
@@ -100,12 +107,13 @@ def encode(
         work: the folder of caches.
         max_length: tokens per sentence or pair, longer ones are cut; tokens of a language model's training windows.
         code: the hash of the code that runs.
+        text: folder of another language-model task, for its split train instead of this one's.
         evaluation: sequence_length and max_tokens of the windows that a language model is measured on.
 
     Raises:
         UserError: a label outside the task's; a text shorter than a window.
     """
-    path = work / "encoded" / f"{_key(model, task, max_length, code, evaluation)}.safetensors"
+    path = work / "encoded" / f"{_key(model, task, text, max_length, code, evaluation)}.safetensors"
     lock = path.with_suffix(".lock")
     if path.exists() and not lock.exists():
         return path
@@ -114,7 +122,7 @@ def encode(
         for left in path.parent.glob(f".{path.name}.*.tmp"):  # of an attempt that was killed
             left.unlink()
         if not path.exists():
-            _write(path, model, task, max_length, evaluation)
+            _write(path, model, task, text or task, max_length, evaluation)
     return path
 
 
@@ -156,12 +164,14 @@ def load(path: Path) -> tuple[Encoded, Encoded]:
     return split("train"), split("validation")
 
 
-def _write(path: Path, model: Path, task: Path, max_length: int, evaluation: Mapping[str, Any] | None) -> None:
+def _write(
+    path: Path, model: Path, task: Path, text: Path, max_length: int, evaluation: Mapping[str, Any] | None
+) -> None:
     tokenizer = load_tokenizer(model)
     if evaluation:
         length, limit = evaluation["sequence_length"], evaluation["max_tokens"]
         encoded = {
-            "train": _behind(windows(tokenizer, task, "train", max_length, key="max_length")),
+            "train": _behind(windows(tokenizer, text, "train", max_length, key="max_length")),
             "validation": _behind(windows(tokenizer, task, "test", length, key="sequence_length", max_tokens=limit)),
         }
     else:
@@ -177,7 +187,9 @@ def _behind(found: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
     return {"ids": found.reshape(-1), "offsets": np.arange(len(found) + 1, dtype=np.int64) * found.shape[1]}
 
 
-def _key(model: Path, task: Path, max_length: int, code: str, evaluation: Mapping[str, Any] | None = None) -> str:
+def _key(
+    model: Path, task: Path, text: Path | None, max_length: int, code: str, evaluation: Mapping[str, Any] | None
+) -> str:
     """What the tokens depend on: variants of a model, whose weights differ, share them."""
     own = ("config.json", "README.md")
     files = {
@@ -186,7 +198,8 @@ def _key(model: Path, task: Path, max_length: int, code: str, evaluation: Mappin
         if "safetensors" not in name and name not in own and not name.startswith("LICENSE")
     }
     versions = [version("tokenizers"), version("transformers")]
-    parts = [files, sha256(task / MANIFEST), max_length, dict(evaluation or {}), code, versions]
+    texts = [sha256(folder / MANIFEST) for folder in (task, text) if folder]
+    parts = [files, texts, max_length, dict(evaluation or {}), code, versions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

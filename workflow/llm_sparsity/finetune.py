@@ -46,7 +46,7 @@ from llm_sparsity.recovery import Schedule, Teacher
 METRICS = ["accuracy", "f1", "combined", "perplexity"]  # of a classifier; of a language model
 HISTORY = ["epoch", "step", "train_loss", *METRICS, "measured_sparsity"]
 CHECKPOINTS = ["epoch", "path", "bytes", "sha256", *METRICS]
-OUTSIDE = ("model", "task", "output", "work", "code", "dense", "save_minutes")  # of the arguments: no settings
+OUTSIDE = ("model", "task", "output", "work", "code", "text", "dense", "save_minutes")  # of the arguments: no settings
 FIRST_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # where the regrowth of released weights is measured
 VALUE = "value"  # in a saved state: of a parameter that the saved weights do not hold, a low-rank update's
 TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
@@ -59,6 +59,7 @@ def finetune(
     work: Path,
     *,
     code: str,
+    text: Path | None = None,
     dense: Path | None = None,
     save_minutes: float = 15,
     mask: str,
@@ -86,6 +87,7 @@ def finetune(
         output: gets metrics.json, history.csv, checkpoints.csv and runtime.json.
         work: the folder of caches.
         code: the hash of the code that runs.
+        text: folder of another language-model task, on whose split train the model is trained instead.
         dense: checkpoints.csv of the dense model's run on this task with this seed; a schedule and a teacher need it.
         save_minutes: within an epoch, save whenever so many have passed; on SIGTERM and after every epoch in any case.
         mask: "kept" or "released".
@@ -119,7 +121,9 @@ def finetune(
     if (schedule or distill) and dense is None:
         raise UserError("dense: missing; a schedule and a teacher need the list of the dense run's checkpoints")
     start = recovery.dense_weights(dense) if dense else None
-    cache = Cache(work, output, model, task, start, settings=settings, code=code, main=main)
+    folders = {"model": model, "task": task, "text": text, "dense": start}
+    inputs = {name: folder for name, folder in folders.items() if folder}
+    cache = Cache(work, output, inputs, settings=settings, code=code, main=main)
     with cache.opened(), _termination() as terminated:
         gpu = torch.cuda.is_available()
         accelerator = Accelerator(
@@ -129,7 +133,9 @@ def finetune(
         # New tensors need not be filled with NaN, a safeguard of that mode which costs a pass over all of them.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         with accelerator.main_process_first():
-            tokens = encoded.encode(model, task, work, max_length=max_length, code=code, evaluation=evaluation)
+            tokens = encoded.encode(
+                model, task, work, max_length=max_length, code=code, text=text, evaluation=evaluation
+            )
         cache.uses(tokens)
         train, validation = encoded.load(tokens)
         goal = objective(train, validation)

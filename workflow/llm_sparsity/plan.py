@@ -30,7 +30,10 @@ ASSUMED = {
     "zero_shot": 1.0,
 }  # fmt: skip
 SETUP_MINUTES = 2.0
-SAMPLES_PER_SECOND = 146.0
+SAMPLES_PER_SECOND = 146.0  # sentences of SENTENCE_TOKENS
+SENTENCE_TOKENS = 40
+TOKEN_BYTES = 4.5  # of English
+ROW_BYTES = 1500  # of a text that has not been downloaded
 ROWS = {"sst2": 67_349, "mrpc": 3_668, "cola": 8_551, "rte": 2_490, "qnli": 104_743, "qqp": 363_846, "mnli": 392_702}
 UNKNOWN_ROWS = 20_000
 # Bytes that a sparse checkpoint takes, as a share of dense float32: (sparsity, share), linear in between.
@@ -118,13 +121,18 @@ def _model_size(manifest: Path) -> tuple[float, float] | None:
     return found["parameters"], size
 
 
-def rows(config: Config, task: str) -> int:
-    """Training sentences of a task; assumed until it has been downloaded."""
-    manifest = Path("resources/tasks") / task / MANIFEST
-    if manifest.exists():
-        return int(read_json(manifest)["rows"].get("train", UNKNOWN_ROWS))
-    limit = config.tasks[task].limit
-    return (limit and limit.train) or ROWS.get(task, UNKNOWN_ROWS)
+def sentences(config: Config, task: str) -> float:
+    """Training sentences of a task, or what a text comes to in them; assumed until it has been downloaded."""
+    source = config.tasks[task].train_on or task
+    manifest, limit = Path("resources/tasks") / source / MANIFEST, config.tasks[source].limit
+    found = read_json(manifest) if manifest.exists() else None
+    rows = (
+        found["rows"].get("train", UNKNOWN_ROWS) if found else (limit and limit.train) or ROWS.get(source, UNKNOWN_ROWS)
+    )
+    if config.tasks[source].kind != "language-model":
+        return float(rows)
+    size = found["files"]["train.jsonl"]["bytes"] if found else rows * ROW_BYTES
+    return float(size / TOKEN_BYTES / SENTENCE_TOKENS)
 
 
 def minutes(
@@ -137,8 +145,8 @@ def minutes(
             return found, True
     size = max(1.0, model_size(config, model)[0] / BASE)
     if stage == "finetune":
-        sentences = rows(config, task) * config.finetune_settings(task, recipe)["epochs"]
-        return SETUP_MINUTES + size * sentences / SAMPLES_PER_SECOND / 60 / config.models[model].gpus, False
+        passes = sentences(config, task) * config.finetune_settings(task, recipe)["epochs"]
+        return SETUP_MINUTES + size * passes / SAMPLES_PER_SECOND / 60 / config.models[model].gpus, False
     return size * ASSUMED["calibrate" if method in CALIBRATED else stage], False
 
 
@@ -166,7 +174,7 @@ def jobs(config: Config) -> list[Job]:
 
     for model in dict.fromkeys(model for model, _ in cells.variants):
         add("download", Path("resources/models") / model / MANIFEST, model_size(config, model)[1], model)
-    for task in dict.fromkeys([run.task for run in cells.runs] + [evaluation.task for evaluation in cells.evaluations]):
+    for task in config.wanted_tasks():
         done = (Path("resources/tasks") / task / MANIFEST).exists()
         found.append(Job("download", 0, ASSUMED["download"], False, 0, done))
     for model, variant in cells.variants:

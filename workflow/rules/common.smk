@@ -68,7 +68,9 @@ def download_model_settings(wildcards):
 
 
 def download_task_settings(wildcards):
-    return settings(**STUDY.tasks[wildcards.task].model_dump(exclude_none=True, exclude={"finetune", "evaluate"}))
+    return settings(
+        **STUDY.tasks[wildcards.task].model_dump(exclude_none=True, exclude={"finetune", "train_on", "evaluate"})
+    )
 
 
 def harness_manifest(wildcards):
@@ -98,6 +100,12 @@ def calibration_manifest(wildcards):
 
 def finetune_settings(wildcards):
     return settings(**STUDY.run_settings(wildcards.task, wildcards.recipe, int(wildcards.seed)))
+
+
+def training_text(wildcards):
+    """Another task's text that a run is trained on; nothing where it is the task's own."""
+    text = STUDY.tasks[wildcards.task].train_on
+    return f"resources/tasks/{text}/manifest.json" if text else []
 
 
 def dense_run(wildcards):
@@ -169,10 +177,7 @@ def refuse_unreachable_sources():
 def wanted_entries():
     """The models and tasks that the study needs and has not got yet."""
     models = {model for model, _ in CELLS.variants}
-    tasks = {cell.task for cell in CELLS.runs + CELLS.evaluations}
-    if any(variant.method in study_config.CALIBRATED for _, variant in CELLS.variants):
-        tasks.add(STUDY.calibration.task)
-    for kind, names, entries in (("model", models, STUDY.models), ("task", tasks, STUDY.tasks)):
+    for kind, names, entries in (("model", models, STUDY.models), ("task", STUDY.wanted_tasks(), STUDY.tasks)):
         for name in sorted(names):
             if not Path(f"resources/{kind}s/{name}/manifest.json").exists():
                 yield kind, entries[name]

@@ -1,6 +1,7 @@
 # finetune: train a variant on a task with one seed, by one recipe.
 #
-# needs   the folder of a variant, resources/tasks/{task}/; for some recipes the dense model's run
+# needs   the folder of a variant, resources/tasks/{task}/, and resources/tasks/{train_on}/ where it names one;
+#         for some recipes the dense model's run
 # leaves  results/{model}/{variant}/{task}/{recipe}/seed-{seed}/
 #             metrics.json     what the last epoch reached
 #             history.csv      every epoch: loss, metrics, sparsity
@@ -12,6 +13,7 @@ rule finetune:
     input:
         model=model_manifest,
         task="resources/tasks/{task}/manifest.json",
+        text=training_text,
         dense=dense_run,
     output:
         metrics="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/metrics.json",
@@ -35,5 +37,5 @@ rule finetune:
         code=code("finetune"),
     shell:
         "python scripts/finetune.py --model $(dirname {input.model}) --task $(dirname {input.task}) --output $(dirname {output.metrics})"
-        " --work work --dense {input.dense} --save-minutes {resources.save_minutes} --warm {resources.warm} --gpus {resources.gpu} --accelerate {resources.accelerate}"
+        " --work work --text {input.text} --dense {input.dense} --save-minutes {resources.save_minutes} --warm {resources.warm} --gpus {resources.gpu} --accelerate {resources.accelerate}"
         " --code {params.code} --threads {threads} --settings {params.settings:q} > {log} 2>&1"
