@@ -96,6 +96,15 @@ def test_a_job_over_several_nodes_keeps_them_all_and_decides_how_many_a_batch_jo
     assert "lower `gpus`" in plan.advice(None, 600)
 
 
+def test_runs_of_two_widths_need_two_studies(study: config.Config, site: list[Queue]) -> None:
+    models = dict(study.models)
+    for model, gpus in (("gpt2", 8), ("bart-base", 16)):
+        models[model] = models[model].model_copy(update={"gpus": gpus})
+    table = plan.table(study.model_copy(update={"models": models}), site)
+    assert "gpus: some runs take 2 nodes and others 4 nodes, but batch jobs are of one size" in table
+    assert "Recommended" not in table
+
+
 def test_the_default_study_is_counted(study: config.Config) -> None:
     jobs = plan.jobs(study)
     counts = {stage: sum(job.stage == stage for job in jobs) for stage in {job.stage for job in jobs}}

@@ -301,6 +301,10 @@ def table(config: Config, site: Sequence[Queue]) -> str:
         return "\n".join([*lines, "Nothing is left to do in pools."])
     naive = sum((PILOT_MINUTES + job.minutes) * job.nodes for job in work) / 60
     lines += [f"one batch job for each of them would take {naive:.1f} node-hours", ""]
+    sizes = sorted({job.nodes for job in work if job.nodes > 1})
+    if len(sizes) > 1:
+        told = " and others ".join(f"{nodes} nodes" for nodes in sizes)
+        return "\n".join([*lines, f"gpus: some runs take {told}, but batch jobs are of one size: give each a study."])
     ways = options(site, work)
     lines += _grid(
         ["queue", "batch jobs", "nodes each", "minutes", "node-hours", "utilisation", "note"],
