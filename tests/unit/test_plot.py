@@ -1,13 +1,16 @@
 """Figures. All numbers are MADE UP."""
 
 import html
+import itertools
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
-from llm_sparsity.plot import _figures, _groups, plot
+from llm_sparsity.plot import _figures, _groups, _name_points, plot
 from llm_sparsity.report import dense, read
 from tests.tables import write_tables
 
@@ -130,3 +133,22 @@ def test_parts_pruned_once_beside_a_swept_scope_are_left_to_their_figure() -> No
     assert _groups(rows) == [("magnitude", "linear"), ("wanda", "linear")]
     once = rows[rows.level != 0.5]
     assert _groups(once) == [("magnitude", "linear"), ("magnitude", "mlp"), ("magnitude", "attention")]
+
+
+@pytest.mark.parametrize("up", [0, 7])
+@pytest.mark.parametrize("seed", range(4))
+def test_names_touch_neither_each_other_nor_another_point(up: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    figure, ax = plt.subplots(figsize=(6, 4))
+    at = generator.uniform(0.2, 0.8, (9, 2))
+    if not up:
+        at[:, 0] = 0.5  # the last points of lines
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    _name_points(figure, {ax: [(x, y, f"{number}0% linear", "black") for number, (x, y) in enumerate(at)]}, up=up)
+    figure.draw_without_rendering()
+    boxes = {int(text.get_text()[0]): text.get_window_extent() for text in ax.texts}
+    plt.close(figure)
+    assert len(boxes) == 9
+    for one, other in itertools.permutations(boxes, 2):
+        assert not boxes[one].overlaps(boxes[other])
+        assert not boxes[one].contains(*ax.transData.transform(at[other]))

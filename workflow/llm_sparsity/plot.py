@@ -178,22 +178,39 @@ def _sparsity_axis(ax: Axes, levels: Iterable[float]) -> None:
 
 
 def _name_points(figure: Figure, points: Points, up: float = 0) -> None:
-    """Write names (x, y, text, colour) beside points, such as the last of a line, moved up where they would touch."""
+    """Write names (x, y, text, colour) beside points, such as the last of a line.
+
+    A name stands to the right of its point and `up` points above it. Where it would touch another name or point, it
+    stands below it, or to the left, or, if there is no room either or it names a line, as far above as it must.
+    """
     figure.draw_without_rendering()  # the layout decides where points are
-    height, width = (size * figure.dpi / 72 for size in (9.4, 4.7))  # of a letter, with a margin
+    point = figure.dpi / 72
+    height, width = 9.4 * point, 4.7 * point  # of a letter, with a margin
+    apart, radius = 5 * point, 3 * point  # of a name from its point, of a marker
+    corners = [(side, rise * point) for side in ("left", "right") for rise in (up, -up)] if up else [("left", 0.0)]
     for ax, labels in points.items():
-        placed: list[tuple[float, float, float]] = []
-        for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
-            left, wanted = map(float, ax.transData.transform((x, y)))
-            right, above = left + width * len(text), wanted
-            for start, end, level in placed:  # the lowest first
-                if start < right and left < end and above < level + height:
-                    above = level + height
-            placed = sorted([*placed, (left, right, above)], key=lambda place: place[2])
+        places = [tuple(map(float, ax.transData.transform((x, y)))) for x, y, _, _ in labels]
+        taken = [(x - radius, x + radius, y - radius, y + radius) for x, y in places]
+        for (x, y), (at, value, text, colour) in sorted(zip(places, labels, strict=True), key=lambda each: each[0][1]):
+            found = []
+            for side, rise in corners:
+                left = x + apart if side == "left" else x - apart - width * len(text)
+                centre = _rise(left, left + width * len(text), y + rise, height, taken)
+                found.append((centre != y + rise, side, left, centre))
+            _, side, left, centre = next((place for place in found if not place[0]), found[0])
+            taken.append((left, left + width * len(text), centre - height / 2, centre + height / 2))
             ax.annotate(
-                text, (x, y), (7, up + (above - wanted) * 72 / figure.dpi), textcoords="offset points", color=colour,
-                va="center", fontsize=8.5, annotation_clip=False,
+                text, (at, value), (7 if side == "left" else -7, (centre - y) / point), textcoords="offset points",
+                color=colour, ha=side, va="center", fontsize=8.5, annotation_clip=False,
             )  # fmt: skip
+
+
+def _rise(left: float, right: float, centre: float, height: float, taken: Sequence[tuple[float, ...]]) -> float:
+    """The lowest centre from this one on at which a name touches no box (left, right, bottom, top) that is taken."""
+    for start, end, bottom, top in sorted(taken, key=lambda box: box[3]):
+        if start < right and left < end and bottom < centre + height / 2 and centre - height / 2 < top:
+            centre = top + height / 2
+    return centre
 
 
 def _stroke(recipe: str, mask: str) -> dict[str, Any]:
