@@ -168,20 +168,16 @@ class InMemoryOrder(Module):
 def _multiply(layer: Any, x: Tensor, out: Tensor) -> None:
     """out = weight @ x + bias for every sequence: x (sequences, inputs, tokens), out (sequences, outputs, tokens)."""
     tokens = x.shape[2]
-    strips = []
+    known = [layer.ends.data_ptr(), layer.columns.data_ptr(), layer.values.data_ptr(), layer.bias.data_ptr()]
+    calls = []
     for sequence in range(len(x)):
         at = 0
         for width in WIDTHS[layer.rows]:
             while at + width <= tokens:
-                strips.append((width, x[sequence, 0, at:].data_ptr(), out[sequence, 0, at:].data_ptr()))
+                strip = x[sequence, 0, at:].data_ptr(), out[sequence, 0, at:].data_ptr()
+                calls.append((kernels.multiply(layer.rows, width), *known, *strip, len(layer.ends) - 1, tokens))
                 at += width
-    known = [layer.ends.data_ptr(), layer.columns.data_ptr(), layer.values.data_ptr(), layer.bias.data_ptr()]
-
-    def run(strip: tuple[int, int, int]) -> None:
-        width, source, target = strip
-        kernels.multiply(layer.rows, width)(*known, source, target, len(layer.ends) - 1, tokens)
-
-    _spread(run, strips)
+    _spread(calls)
 
 
 def _transposed(x: Tensor) -> Tensor:
@@ -190,21 +186,18 @@ def _transposed(x: Tensor) -> Tensor:
     turned = x.transpose(1, 2)
     if turned.is_contiguous() or not x.is_contiguous() or rows % kernels.TILE or columns % kernels.TILE:
         return turned.contiguous()
-    out = torch.empty(sequences, columns, rows)
-    _spread(
-        lambda sequence: kernels.transpose()(x[sequence].data_ptr(), out[sequence].data_ptr(), rows, columns),
-        range(sequences),
-    )
+    out, turn = torch.empty(sequences, columns, rows), kernels.transpose()
+    _spread([(turn, x[each].data_ptr(), out[each].data_ptr(), rows, columns) for each in range(sequences)])
     return out
 
 
-def _spread(run: Callable[[Any], Any], pieces: Sequence[Any]) -> None:
-    """Run a function on each piece, over torch's threads: compiled code does not hold Python's lock."""
-    if torch.get_num_threads() == 1 or len(pieces) == 1:
-        for piece in pieces:
-            run(piece)
+def _spread(calls: Sequence[tuple[Any, ...]]) -> None:
+    """Make calls (compiled function, its arguments) over torch's threads: they do not hold Python's lock."""
+    if torch.get_num_threads() == 1 or len(calls) == 1:
+        for function, *arguments in calls:
+            function(*arguments)
     else:
-        list(_pool(torch.get_num_threads()).map(run, pieces))
+        list(_pool(torch.get_num_threads()).map(lambda call: call[0](*call[1:]), calls))
 
 
 @cache

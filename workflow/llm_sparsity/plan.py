@@ -126,9 +126,8 @@ def sentences(config: Config, task: str) -> float:
     source = config.tasks[task].train_on or task
     manifest, limit = Path("resources/tasks") / source / MANIFEST, config.tasks[source].limit
     found = read_json(manifest) if manifest.exists() else None
-    rows = (
-        found["rows"].get("train", UNKNOWN_ROWS) if found else (limit and limit.train) or ROWS.get(source, UNKNOWN_ROWS)
-    )
+    rows = found["rows"].get("train") if found else (limit and limit.train) or ROWS.get(source)
+    rows = rows or UNKNOWN_ROWS
     if config.tasks[source].kind != "language-model":
         return float(rows)
     size = found["files"]["train.jsonl"]["bytes"] if found else rows * ROW_BYTES
