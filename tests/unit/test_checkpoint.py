@@ -105,6 +105,31 @@ def test_one_tensor_at_a_time(tmp_path: Path) -> None:
         assert same(reader.tensor("b"), tensors["b"])
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of what is mapped")
+def test_one_file_is_mapped_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much has been read: pages of other files, and of tensors that are gone, are the system's again."""
+    monkeypatch.setattr(checkpoint, "MAPPED", 1 << 16)
+    tensors = {f"{shard}.{number}": gaussian(64, 64, seed=number) for shard in "abc" for number in range(8)}
+    index = {name: f"{name[0]}.safetensors" for name in tensors}
+    (tmp_path / checkpoint.INDEX).write_text(json.dumps({"weight_map": index}))
+    for shard in "abc":
+        save_file(
+            {name: tensor for name, tensor in tensors.items() if name[0] == shard}, tmp_path / f"{shard}.safetensors"
+        )
+
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count(f"{tmp_path}/")
+
+    with Reader(tmp_path) as reader:
+        held = reader.tensor("a.0")
+        for name, tensor in [*tensors.items(), *reversed(tensors.items())]:
+            assert same(reader.tensor(name), tensor)
+            assert mapped() <= 2  # of the held tensor, and of the newest
+        assert same(held, tensors["a.0"])
+    del held
+    assert mapped() == 0
+
+
 def test_the_container_is_a_valid_safetensors_file(tmp_path: Path) -> None:
     save(tmp_path, {"weight": gaussian(100, 100, sparsity=0.9)})
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
