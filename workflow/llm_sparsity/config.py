@@ -547,7 +547,7 @@ class Config(Section):
         """The tasks that have to be there: measured on, trained on, calibrated with."""
         cells = self.cells()
         trained, measured = ([cell.task for cell in found] for found in (cells.runs, cells.evaluations))
-        texts = [self.tasks[task].train_on for task in dict.fromkeys(trained)]
+        texts = [self.tasks[task].train_on for task in trained]
         if self.calibration and any(variant.method in CALIBRATED for _, variant in cells.variants):
             texts.append(self.calibration.task)
         return list(dict.fromkeys(task for task in [*trained, *measured, *texts] if task))

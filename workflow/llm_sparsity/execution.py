@@ -78,9 +78,8 @@ def holding_zeros(model: Module, kind: Family) -> list[str]:
 
 
 def _sparse_layer(model: Module, kind: Family, name: str) -> "Sparse":
-    place, layer = kind.place(f"{name}.weight"), Sparse(model.get_submodule(name))
-    layer.keep_layout = place is not None and place.part == "mlp" and layer.out_features > layer.in_features
-    return layer
+    slot = kind.slot(f"{name}.bias")  # which matrices that make heads or neurons have, the others not
+    return Sparse(model.get_submodule(name), keep_layout=slot is not None and slot.block.endswith(".mlp"))
 
 
 def two_of_four(model: Module, kind: Family) -> Module:

@@ -138,13 +138,19 @@ def _transpose(name: str) -> str:
     belongs to the other (Eklundh 1972), and they are stored as columns.
     """
     vector = f"<{TILE} x float>"
+
+    def address(matrix: str, i: int, row: str, length: str, column: str) -> str:
+        """Where row `row` + i of a matrix, whose rows are `length` long, has its element `column`."""
+        at = f"%{matrix}.{i}"
+        return f"""  {at}.row = add i64 {row}, {i}
+  {at}.start = mul i64 {at}.row, {length}
+  {at}.offset = add i64 {at}.start, {column}
+  {at} = getelementptr float, ptr %{matrix}, i64 {at}.offset"""
+
     rows, lines = [f"%row.{i}" for i in range(TILE)], []
     for i in range(TILE):
-        lines.append(f"""  %from.{i}.row = add i64 %r, {i}
-  %from.{i}.start = mul i64 %from.{i}.row, %columns
-  %from.{i}.offset = add i64 %from.{i}.start, %c
-  %from.{i} = getelementptr float, ptr %from, i64 %from.{i}.offset
-  {rows[i]} = load {vector}, ptr %from.{i}, align 4""")
+        lines.append(address("from", i, "%r", "%columns", "%c"))
+        lines.append(f"  {rows[i]} = load {vector}, ptr %from.{i}, align 4")
     step = 1
     while step < TILE:
         upper = [j if not j & step else TILE + j - step for j in range(TILE)]
@@ -158,11 +164,8 @@ def _transpose(name: str) -> str:
                     lines.append(f"  {row} = shufflevector {vector} {pair[0]}, {vector} {pair[1]}, {mask}")
         step *= 2
     for i in range(TILE):
-        lines.append(f"""  %to.{i}.row = add i64 %c, {i}
-  %to.{i}.start = mul i64 %to.{i}.row, %rows
-  %to.{i}.offset = add i64 %to.{i}.start, %r
-  %to.{i} = getelementptr float, ptr %to, i64 %to.{i}.offset
-  store {vector} {rows[i]}, ptr %to.{i}, align 4""")
+        lines.append(address("to", i, "%c", "%rows", "%r"))
+        lines.append(f"  store {vector} {rows[i]}, ptr %to.{i}, align 4")
     body = "\n".join(lines)
     return f"""
 define void @{name}(ptr %from, ptr %to, i64 %rows, i64 %columns) {{
