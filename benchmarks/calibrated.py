@@ -76,9 +76,9 @@ def _made(args: argparse.Namespace) -> dict[str, Any]:
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from llm_sparsity import tasks
-    from llm_sparsity.checkpoint import Reader
-    from llm_sparsity.files import write_manifest
+    from llm_sparsity.data import tasks
+    from llm_sparsity.storage.container import Reader
+    from llm_sparsity.storage.files import write_manifest
 
     made = make(args.folder, str(int(args.params)))
     words = [f"w{number}" for number in range(WORDS)]
@@ -102,7 +102,7 @@ def _made(args: argparse.Namespace) -> dict[str, Any]:
 def _pruned(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from llm_sparsity.prune import prune
+    from llm_sparsity.pruning.prune import prune
 
     torch.set_num_threads(args.threads)
     begun = time.process_time()

@@ -21,10 +21,10 @@ from table import machine, table, write
 from torch import Tensor
 from torch.nn import Linear, Module
 
-from llm_sparsity import execution
-from llm_sparsity.files import write_manifest
-from llm_sparsity.models import family, load_base
-from llm_sparsity.prune import prune
+from llm_sparsity.inference import sparse_layers as execution
+from llm_sparsity.models.loading import family, load_base
+from llm_sparsity.pruning.prune import prune
+from llm_sparsity.storage.files import write_manifest
 
 SHAPES = {
     "MiniLM": transformers.BertConfig(

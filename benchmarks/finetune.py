@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="with --accuracy")
     parser.add_argument("--write", action="store_true", help="write the table into BENCHMARKS.md")
     args = parser.parse_args()
-    from llm_sparsity.checkpoint import to_plain
-    from llm_sparsity.prune import prune
+    from llm_sparsity.pruning.prune import prune
+    from llm_sparsity.storage.container import to_plain
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -74,7 +74,7 @@ class Job:
     """A task cut to some rows, in both sides' formats."""
 
     def __init__(self, folder: Path, task: Path, rows: int, peer: Path) -> None:
-        from llm_sparsity.files import read_manifest, write_manifest
+        from llm_sparsity.storage.files import read_manifest, write_manifest
 
         self.name, self.folder, self.peer = task.name, folder / task.name, peer.resolve()
         self.folder.mkdir()
@@ -125,8 +125,8 @@ def timed(times: Path, steps: int, command: list[str]) -> None:
     import transformers
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    from llm_sparsity.mask import Mask
-    from llm_sparsity.metric import Classification
+    from llm_sparsity.evaluation.metrics import Classification
+    from llm_sparsity.training.mask import Mask
 
     torch.set_num_threads(1)
     evaluate.load = lambda *_: Classification(config_name="2")

@@ -28,12 +28,12 @@ from llmcompressor.modifiers.pruning.wanda import wanda_sparsify
 from table import machine, table, write
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from llm_sparsity import tasks
-from llm_sparsity.calibrate import sequences
-from llm_sparsity.checkpoint import load
-from llm_sparsity.files import write_manifest
-from llm_sparsity.prune import prune
-from llm_sparsity.pruning import sparsegpt, wanda
+from llm_sparsity.data import tasks
+from llm_sparsity.pruning.calibration import sequences
+from llm_sparsity.pruning.methods import sparsegpt, wanda
+from llm_sparsity.pruning.prune import prune
+from llm_sparsity.storage.container import load
+from llm_sparsity.storage.files import write_manifest
 
 LEVELS = ["0.25", "0.5", "0.75", "2of4"]
 DRAW = {"samples": 32, "sequence_length": 128, "seed": 0}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from table import table, write
 
-from llm_sparsity.plan import PILOT_MINUTES, SLOTS, Job, pack
+from llm_sparsity.study.plan import PILOT_MINUTES, SLOTS, Job, pack
 
 ROOT = Path(__file__).parent.parent
 CASES = {

@@ -38,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
-    from llm_sparsity.files import read_json
+    from llm_sparsity.storage.files import read_json
 
     torch.set_num_threads(args.threads)
     _halves(args.text, args.folder)
@@ -68,8 +68,8 @@ def _cells() -> list[tuple[str, str, str, int]]:
 
 def _halves(text: Path, folder: Path) -> None:
     """The text as a task: test is its first half, train its second."""
-    from llm_sparsity import tasks
-    from llm_sparsity.files import write_manifest, write_text
+    from llm_sparsity.data import tasks
+    from llm_sparsity.storage.files import write_manifest, write_text
 
     lines = text.read_text(encoding="utf-8").splitlines(keepends=True)
     half = len(lines) // 2
@@ -82,9 +82,9 @@ def _halves(text: Path, folder: Path) -> None:
 
 def _measure(model: Path, text: Path, output: Path, method: str, level: str, budgets: str, seed: int) -> None:
     """Perplexity of a cell, and the CPU seconds that pruning took."""
-    from llm_sparsity.evaluate import evaluate
-    from llm_sparsity.files import read_json, write_json
-    from llm_sparsity.prune import prune
+    from llm_sparsity.evaluation.evaluate import evaluate
+    from llm_sparsity.pruning.prune import prune
+    from llm_sparsity.storage.files import read_json, write_json
 
     begun = time.process_time()
     if method != "dense":

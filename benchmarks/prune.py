@@ -125,7 +125,7 @@ def make(folder: Path, value: str) -> dict[str, Any]:
     import transformers
     from safetensors.torch import save_file
 
-    from llm_sparsity.files import write_json, write_manifest
+    from llm_sparsity.storage.files import write_json, write_manifest
 
     model = folder / "dense"
     if value == "gpt2":
@@ -167,8 +167,8 @@ def make(folder: Path, value: str) -> dict[str, Any]:
 
 
 def _ours(folder: Path, value: str) -> dict[str, Any]:
-    from llm_sparsity import prune as stage
-    from llm_sparsity.files import read_manifest
+    from llm_sparsity.pruning import prune as stage
+    from llm_sparsity.storage.files import read_manifest
 
     pruning, depth = 0.0, 0
 
@@ -237,7 +237,7 @@ def extra_memory() -> Iterator[list[int]]:
 
 def _compare(folder: Path, level: str) -> dict[str, Any]:
     """How many weights one side removed and the other kept."""
-    from llm_sparsity.checkpoint import Reader
+    from llm_sparsity.storage.container import Reader
 
     with Reader(folder / "ours" / level / "model") as ours, Reader(folder / "torch" / level) as theirs:
         assert ours.names == theirs.names

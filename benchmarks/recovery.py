@@ -35,10 +35,11 @@ def main() -> None:
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     import torch
 
-    from llm_sparsity import config, finetune, objective
-    from llm_sparsity.models import load_classifier
-    from llm_sparsity.prune import prune
-    from llm_sparsity.study import DENSE
+    from llm_sparsity.models.loading import load_classifier
+    from llm_sparsity.pruning.prune import prune
+    from llm_sparsity.study import config
+    from llm_sparsity.study.cells import DENSE
+    from llm_sparsity.training import finetune, objective
 
     def eager(*args: Any, **options: Any) -> Any:
         net = load_classifier(*args, **options)

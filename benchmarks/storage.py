@@ -24,7 +24,7 @@ import zstandard
 from table import machine, table, write
 from torch import Tensor
 
-from llm_sparsity import checkpoint
+from llm_sparsity.storage import container as checkpoint
 
 SHAPE = (4096, 4096)
 LEVELS = (0.5, 0.9, 0.95, 0.99)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llm_sparsity.errors import arguments, run
+from llm_sparsity.jobs.command import arguments, run
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
 
-    from llm_sparsity.checkpoint import to_plain
+    from llm_sparsity.storage.container import to_plain
 
     to_plain(args.model, args.output)
 

@@ -6,7 +6,8 @@ Run it where the studies run: beside work/, results/ and resources/.
 import argparse
 from pathlib import Path
 
-from llm_sparsity.errors import UserError, run
+from llm_sparsity.jobs.command import run
+from llm_sparsity.jobs.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,9 +22,9 @@ def main() -> None:
 
     import yaml
 
-    from llm_sparsity.clean import leftovers, remove
-    from llm_sparsity.config import load
-    from llm_sparsity.fingerprint import code_hash
+    from llm_sparsity.study.clean import leftovers, remove
+    from llm_sparsity.study.config import load
+    from llm_sparsity.study.fingerprint import code_hash
 
     if not args.work.is_dir():
         raise UserError(f"{args.work}: no such folder; run this where the studies run, or give --work")

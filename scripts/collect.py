@@ -5,7 +5,7 @@ Settings: study, grids, stages (what a task's variants go through).
 
 from pathlib import Path
 
-from llm_sparsity.errors import arguments, run
+from llm_sparsity.jobs.command import arguments, run
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the tables")
     args = parser.parse_args()
 
-    from llm_sparsity.collect import collect
+    from llm_sparsity.reporting.collect import collect
 
     collect(args.output, **args.settings)
 

@@ -5,7 +5,7 @@ Settings of a model: source, architecture. Settings of a task: source, files, ki
 
 from pathlib import Path
 
-from llm_sparsity.errors import arguments, run
+from llm_sparsity.jobs.command import arguments, run
 
 
 def main() -> None:
@@ -16,8 +16,8 @@ def main() -> None:
     parser.add_argument("--lock", type=Path, help="requirements file of the harness")
     args = parser.parse_args()
 
-    from llm_sparsity import harness
-    from llm_sparsity.download import download_model, download_task
+    from llm_sparsity.data import harness
+    from llm_sparsity.data.download import download_model, download_task
 
     match args.kind:
         case "model":

@@ -5,8 +5,7 @@ Settings: what `evaluate:` in the config holds.
 
 from pathlib import Path
 
-from llm_sparsity.errors import arguments, run
-from llm_sparsity.lease import computing
+from llm_sparsity.jobs.command import arguments, computing, run
 
 
 def main() -> None:
@@ -16,7 +15,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = computing(parser)
 
-    from llm_sparsity.evaluate import evaluate
+    from llm_sparsity.evaluation.evaluate import evaluate
 
     evaluate(args.model, args.task, args.output, **args.settings)
 

@@ -10,9 +10,9 @@ import socket
 import sys
 from pathlib import Path
 
-from llm_sparsity import warm
-from llm_sparsity.errors import UserError, arguments, run
-from llm_sparsity.lease import lease
+from llm_sparsity.jobs.command import arguments, run
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.jobs.lease import lease
 
 
 def main() -> None:
@@ -33,13 +33,6 @@ def main() -> None:
     parser.add_argument(
         "--accelerate", default="node", help="how processes work together: a file of profiles/accelerate"
     )
-    parser.add_argument(
-        "--warm",
-        type=int,
-        default=0,
-        metavar="SECONDS",
-        help="use a process that has all imported, and keep it so long",
-    )
     args = parser.parse_args()
 
     if "LOCAL_RANK" not in os.environ:
@@ -48,12 +41,10 @@ def main() -> None:
         processes = max(args.processes, args.gpus if here and each else here)
         if processes > 1:
             launch(processes, here, each, args.accelerate, args.threads)
-        if args.warm and not warm.forked and (status := warm.call(args.warm, args.code)) is not None:
-            sys.exit(status)
 
     import torch
 
-    from llm_sparsity.finetune import finetune
+    from llm_sparsity.training.finetune import finetune
 
     torch.set_num_threads(args.threads)
     finetune(

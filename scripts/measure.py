@@ -5,8 +5,7 @@ Settings: what `measure:` in the config holds.
 
 from pathlib import Path
 
-from llm_sparsity.errors import arguments, run
-from llm_sparsity.lease import computing
+from llm_sparsity.jobs.command import arguments, computing, run
 
 
 def main() -> None:
@@ -16,7 +15,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = computing(parser)
 
-    from llm_sparsity.measure import measure
+    from llm_sparsity.inference.measure import measure
 
     measure(args.model, args.dense, args.output, **args.settings)
 

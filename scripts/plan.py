@@ -5,7 +5,8 @@ nodes, and why.
 import argparse
 from pathlib import Path
 
-from llm_sparsity.errors import UserError, run
+from llm_sparsity.jobs.command import run
+from llm_sparsity.jobs.errors import UserError
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
 
     import yaml
 
-    from llm_sparsity import config, plan
+    from llm_sparsity.study import config, plan
 
     for file in (args.configfile, args.queues):
         if not file.is_file():

@@ -5,7 +5,7 @@ Settings: config (the study's), methods (what each is).
 
 from pathlib import Path
 
-from llm_sparsity.errors import arguments, run
+from llm_sparsity.jobs.command import arguments, run
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder that gets figures/ and report.html")
     args = parser.parse_args()
 
-    from llm_sparsity.plot import plot
+    from llm_sparsity.reporting.plot import plot
 
     plot(args.tables, args.output, **args.settings)
 

@@ -5,8 +5,7 @@ Settings: method, scope, sparsity, and what `prune:` in the config holds; of a c
 
 from pathlib import Path
 
-from llm_sparsity.errors import arguments, run
-from llm_sparsity.lease import computing
+from llm_sparsity.jobs.command import arguments, computing, run
 
 
 def main() -> None:
@@ -16,7 +15,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = computing(parser)
 
-    from llm_sparsity.prune import prune
+    from llm_sparsity.pruning.prune import prune
 
     sparsity = args.settings.pop("sparsity")
     prune(args.model, {sparsity: args.output}, text=args.text and args.text.parent, **args.settings)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llm_sparsity.errors import arguments, run
+from llm_sparsity.jobs.command import arguments, run
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
     args = parser.parse_args()
 
-    from llm_sparsity.weights import weights
+    from llm_sparsity.evaluation.weights import weights
 
     weights(args.model, args.output, **args.settings)
 

@@ -5,8 +5,7 @@ Settings: batch_size, of what `evaluate:` in the config holds.
 
 from pathlib import Path
 
-from llm_sparsity.errors import arguments, run
-from llm_sparsity.lease import computing
+from llm_sparsity.jobs.command import arguments, computing, run
 
 
 def main() -> None:
@@ -17,7 +16,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = computing(parser)
 
-    from llm_sparsity.zero_shot import zero_shot
+    from llm_sparsity.evaluation.zero_shot import zero_shot
 
     zero_shot(args.model, args.task, args.output, packages=args.harness, **args.settings)
 

@@ -30,7 +30,7 @@ EVERY_STEP = 1e-9  # minutes between saves
 
 
 def main() -> None:
-    from llm_sparsity.prune import prune
+    from llm_sparsity.pruning.prune import prune
     from tests.tiny import save_mood_task, save_tiny_model
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,8 +80,8 @@ def _attempt(model: Path, task: Path, place: Path, seconds: float | None, script
     else:
         import torch
 
-        from llm_sparsity import metric  # noqa: F401 - imported late by the next one
-        from llm_sparsity.finetune import finetune
+        from llm_sparsity.evaluation import metrics as metric  # noqa: F401 - imported late by the next one
+        from llm_sparsity.training.finetune import finetune
 
         torch.set_num_threads(1)  # and no thread of this process that a fork would miss
         child = os.fork()

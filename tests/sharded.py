@@ -18,8 +18,8 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from llm_sparsity import finetune
-from llm_sparsity.mask import Mask
+from llm_sparsity.training import finetune
+from llm_sparsity.training.mask import Mask
 
 
 def sharded(**kwargs: Any) -> accelerate.Accelerator:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from llm_sparsity.files import sha256
+from llm_sparsity.storage.files import sha256
 
 COMMIT = "[0-9a-f]{40}"
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llm_sparsity.claims import check
-from llm_sparsity.collect import COLUMNS
+from llm_sparsity.reporting.claims import check
+from llm_sparsity.reporting.collect import COLUMNS
 
 LEVELS = ["0", "0.5", "0.9"]
 

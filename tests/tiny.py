@@ -26,7 +26,7 @@ def save_tiny_model(kind: str, folder: Path) -> Path:
     import transformers as tf
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    from llm_sparsity.files import write_manifest
+    from llm_sparsity.storage.files import write_manifest
 
     vocabulary = {word: i for i, word in enumerate(SPECIAL + WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -100,7 +100,7 @@ def save_tiny_model(kind: str, folder: Path) -> Path:
 
 def save_mood_task(folder: Path) -> Path:
     """Save a made-up task that a tiny random model can learn: is the mood word a good one?"""
-    from llm_sparsity.files import write_manifest
+    from llm_sparsity.storage.files import write_manifest
 
     folder.mkdir(parents=True, exist_ok=True)
     generator = random.Random(0)
@@ -117,7 +117,7 @@ def save_mood_task(folder: Path) -> Path:
 
 def save_text_task(folder: Path) -> Path:
     """Save a made-up text that a tiny random model can learn: a sentence of few forms, over and over."""
-    from llm_sparsity.files import write_manifest
+    from llm_sparsity.storage.files import write_manifest
 
     folder.mkdir(parents=True, exist_ok=True)
     generator = random.Random(0)
@@ -130,8 +130,8 @@ def save_text_task(folder: Path) -> Path:
 
 def model_of(tensors: "dict[str, torch.Tensor]", folder: Path, model_type: str = "bert") -> Path:
     """A model folder of given tensors; nothing else about it is real."""
-    from llm_sparsity import checkpoint
-    from llm_sparsity.files import write_manifest
+    from llm_sparsity.storage import container as checkpoint
+    from llm_sparsity.storage.files import write_manifest
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))

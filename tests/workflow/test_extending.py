@@ -28,7 +28,7 @@ def fresh(root: Path, tiny_model: Callable[[str], Path], tmp_path: Path) -> Proj
             shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(root / name, tmp_path / name)
-    (tmp_path / "tests/unit").mkdir(parents=True)
+    (tmp_path / "tests/unit/pruning").mkdir(parents=True)
     shutil.copytree(tiny_model("bert"), tmp_path / "mine/model", ignore=shutil.ignore_patterns("manifest.json"))
     return Project(tmp_path, tmp_path / "empty hub")
 

@@ -105,9 +105,9 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "nothing": (lambda project: None, []),
     "touched files": (touched, []),
     "fresh clone": (cloned, []),
-    "comment in a library module": (appended(f"{LIBRARY}finetune.py", "\n# a remark\n"), []),
+    "comment in a library module": (appended(f"{LIBRARY}training/finetune.py", "\n# a remark\n"), []),
     "docstring of a module": (
-        lambda project: project.edit(f"{LIBRARY}finetune.py", lambda source: source.replace('"""', '"""Anew. ', 1)),
+        lambda project: project.edit(f"{LIBRARY}training/finetune.py", lambda source: source.replace('"""', '"""Anew. ', 1)),
         [],
     ),
     "learning rate of one task": (
@@ -187,8 +187,8 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     ),
     "new method": (
         lambda project: (
-            (project.folder / f"{LIBRARY}pruning/another.py").write_text(
-                (project.folder / f"{LIBRARY}pruning/random.py").read_text()
+            (project.folder / f"{LIBRARY}pruning/methods/another.py").write_text(
+                (project.folder / f"{LIBRARY}pruning/methods/random.py").read_text()
             ),
             project.configure(lambda values: values["study"][2]["methods"].append("another")),
         ),
@@ -198,15 +198,15 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         ],
     ),
     "code of one method": (
-        appended(f"{LIBRARY}pruning/uniform.py", "\nCHANGED = 1\n"),
+        appended(f"{LIBRARY}pruning/methods/uniform.py", "\nCHANGED = 1\n"),
         [*(job for variant in UNIFORM for job in pruned("gpt2", variant)), *evaluations(*UNIFORM), *END],
     ),
     "code of a calibrated method": (
-        appended(f"{LIBRARY}pruning/wanda.py", "\nCHANGED = 1\n"),
+        appended(f"{LIBRARY}pruning/methods/wanda.py", "\nCHANGED = 1\n"),
         [*pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
     ),
     "code of calibration": (
-        appended(f"{LIBRARY}calibrate.py", "\nCHANGED = 1\n"),
+        appended(f"{LIBRARY}pruning/calibration.py", "\nCHANGED = 1\n"),
         [*pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
     ),
     "another calibration seed": (
@@ -243,19 +243,19 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
             *(job for job in [*MRPC, *SST2] if "dense" not in job), *END,
         ],
     ),
-    "code of plot": (appended(f"{LIBRARY}plot.py", "\nCHANGED = 1\n"), ["plot"]),
+    "code of plot": (appended(f"{LIBRARY}reporting/plot.py", "\nCHANGED = 1\n"), ["plot"]),
     "template of the report": (appended("workflow/report/report.html.jinja", "\n"), ["plot"]),
-    "code of evaluate": (appended(f"{LIBRARY}evaluate.py", "\nCHANGED = 1\n"), [*EVALUATE, *END]),
+    "code of evaluate": (appended(f"{LIBRARY}evaluation/evaluate.py", "\nCHANGED = 1\n"), [*EVALUATE, *END]),
     "windows that perplexity is measured on": (
         config(lambda values: values["evaluate"].update(sequence_length=16)),
         [*EVALUATE, *(job for job in TEXT if job.startswith("finetune")), *END],
     ),
-    "code of low-rank updates": (appended(f"{LIBRARY}lora.py", "\nCHANGED = 1\n"), [*TRAINED, *END]),
+    "code of low-rank updates": (appended(f"{LIBRARY}training/lora.py", "\nCHANGED = 1\n"), [*TRAINED, *END]),
     "code of weights": (
-        appended(f"{LIBRARY}weights.py", "\nCHANGED = 1\n"),
+        appended(f"{LIBRARY}evaluation/weights.py", "\nCHANGED = 1\n"),
         [*(f"weights model={model} variant={variant}" for model, variant in VARIANTS), *END],
     ),
-    "code of finetune": (appended(f"{LIBRARY}finetune.py", "\nCHANGED = 1\n"), [*TRAINED, *END]),
+    "code of finetune": (appended(f"{LIBRARY}training/finetune.py", "\nCHANGED = 1\n"), [*TRAINED, *END]),
     "revision of one model": (
         config(lambda values: values["models"]["bart-base"]["source"].update(revision="0" * 40)),
         [
@@ -280,7 +280,7 @@ def test_an_identical_result_stops_the_cascade(finished: Project, tmp_path: Path
     folder = tmp_path / "project"
     shutil.copytree(finished.folder, folder)
     project = Project(folder, finished.hub)
-    project.edit(f"{LIBRARY}pruning/uniform.py", lambda source: source + "\nCHANGED = 1\n")
+    project.edit(f"{LIBRARY}pruning/methods/uniform.py", lambda source: source + "\nCHANGED = 1\n")
     done = project.snakemake(
         "--configfile", "config.yaml", "--cores", "2",
         *(f"results/gpt2/uniform-{scope}-0.5/sparsity.csv" for scope in ("linear", "layers.0")),

@@ -13,11 +13,11 @@ from pathlib import Path
 WORKFLOW = Path(workflow.basedir)
 sys.path.insert(0, str(WORKFLOW / "workflow"))
 
-from llm_sparsity import config as study_config
-from llm_sparsity import plan
-from llm_sparsity.errors import UserError
-from llm_sparsity.fingerprint import code_hash
-from llm_sparsity.study import DENSE, Run, Variant
+from llm_sparsity.study import config as study_config
+from llm_sparsity.study import plan
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.study.fingerprint import code_hash
+from llm_sparsity.study.cells import DENSE, Run, Variant
 
 # Scripts run with this Python and the library beside this file: the code that was hashed is the code that runs.
 # TQDM_MININTERVAL: a progress line every ten seconds keeps logs short.
@@ -87,8 +87,8 @@ def prune_settings(wildcards):
 def prune_code(wildcards):
     # Only the method named: a change in one method, or in calibration, leaves the others alone.
     method = Variant.parse(wildcards.pruned).method
-    calibrate = ["llm_sparsity.calibrate"] if method in study_config.CALIBRATED else []
-    return code("prune", f"llm_sparsity.pruning.{method}", *calibrate)
+    calibrate = ["llm_sparsity.pruning.calibration"] if method in study_config.CALIBRATED else []
+    return code("prune", f"llm_sparsity.pruning.methods.{method}", *calibrate)
 
 
 def calibration_manifest(wildcards):
@@ -160,7 +160,7 @@ def refuse_unreachable_sources():
     """Stop before any job when something has to come from a hub that cannot be reached."""
     from importlib.util import find_spec
 
-    from llm_sparsity.download import missing_offline
+    from llm_sparsity.data.download import missing_offline
 
     if find_spec("torch") is None or find_spec("huggingface_hub") is None:
         sys.exit(

@@ -28,7 +28,6 @@ rule finetune:
     threads: 1
     resources:
         save_minutes=save_minutes,
-        warm=0,
         gpu=finetune_gpus,
         accelerate=accelerate,
         runtime=runtime("finetune"),
@@ -37,5 +36,5 @@ rule finetune:
         code=code("finetune"),
     shell:
         "python scripts/finetune.py --model $(dirname {input.model}) --task $(dirname {input.task}) --output $(dirname {output.metrics})"
-        " --work work --text {input.text} --dense {input.dense} --save-minutes {resources.save_minutes} --warm {resources.warm} --gpus {resources.gpu} --accelerate {resources.accelerate}"
+        " --work work --text {input.text} --dense {input.dense} --save-minutes {resources.save_minutes} --gpus {resources.gpu} --accelerate {resources.accelerate}"
         " --code {params.code} --threads {threads} --settings {params.settings:q} > {log} 2>&1"

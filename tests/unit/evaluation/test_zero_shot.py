@@ -1,0 +1,171 @@
+"""Zero-shot accuracy beside likelihoods from transformers alone; models with RANDOM weights."""
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, processors
+
+from llm_sparsity.data import harness
+from llm_sparsity.data.download import download_task
+from llm_sparsity.evaluation.zero_shot import zero_shot
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.loading import load_causal, load_tokenizer
+from llm_sparsity.pruning.prune import prune
+from llm_sparsity.storage import container as checkpoint
+from llm_sparsity.storage.container import copy_companions
+from llm_sparsity.storage.files import read_json, write_json
+from tests.tiny import WORDS
+
+ROWS = 30
+DESCRIBED = {  # as the harness describes them; reading all its files takes long, and test_harness does it
+    "openbookqa": ("test", "lm_eval/tasks/openbookqa/openbookqa.yaml"),
+    "hellaswag": ("validation", "lm_eval/tasks/hellaswag/hellaswag.yaml"),
+}
+
+
+@pytest.fixture
+def prepared(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[Any]], Path]:
+    """`prepared(task, rows)` -> folder of a downloaded task of the harness."""
+    version = harness.load(packages)
+
+    def described(_: Path, task: str) -> dict[str, Any]:
+        split, file = DESCRIBED[task]
+        return {"version": version, "task": task, "task_version": 1.0, "split": split, "file": file}
+
+    monkeypatch.setattr("llm_sparsity.data.download.described", described)
+
+    def make(task: str, rows: list[Any]) -> Path:
+        (tmp_path / "source").mkdir()
+        (tmp_path / "source/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        split = DESCRIBED[task][0]
+        download_task(
+            tmp_path / task, source={"folder": str(tmp_path / "source")}, files={split: "rows.jsonl"},
+            kind="zero-shot", harness=task, packages=packages,
+        )  # fmt: skip
+        return tmp_path / task
+
+    return make
+
+
+def questions() -> list[dict[str, Any]]:
+    """Rows in the layout of OpenBookQA, of words that the tiny tokenizers know."""
+    generator = random.Random(0)
+    rows = []
+    for number in range(ROWS):
+        answers = [" ".join(generator.choices(WORDS, k=generator.randint(1, 4))) for _ in range(4)]
+        stem = " ".join(generator.choices(WORDS, k=8))
+        choices = {"text": answers, "label": list("ABCD")}
+        rows.append({"id": str(number), "question_stem": stem, "choices": choices, "answerKey": "ABCD"[number % 4]})
+    return rows
+
+
+@pytest.fixture
+def decoder(tiny_model: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A tiny decoder whose tokenizer ends no text, as those of language models."""
+
+    def make(kind: str) -> Path:
+        folder = tmp_path / kind
+        shutil.copytree(tiny_model(kind), folder)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 4)])
+        tokenizer.save(str(folder / "tokenizer.json"))
+        return folder
+
+    return make
+
+
+def likelihood(model: Any, tokenizer: Any, stem: str, answer: str) -> float:
+    """The log-likelihood of an answer behind its question, nats."""
+    start, tokens = len(tokenizer(stem)["input_ids"]), torch.tensor([tokenizer(f"{stem} {answer}")["input_ids"]])
+    with torch.no_grad():
+        words = model(input_ids=tokens).logits[0].log_softmax(-1)
+    return sum(float(words[place - 1, tokens[0, place]]) for place in range(start, tokens.shape[1]))
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_accuracy_is_that_of_the_likeliest_answers(
+    kind: str,
+    pruned: bool,
+    decoder: Callable[[str], Path],
+    prepared: Callable[[str, list[Any]], Path],
+    packages: Path,
+    tmp_path: Path,
+) -> None:
+    folder, rows = decoder(kind), questions()
+    if pruned:
+        prune(folder, {"0.5": tmp_path / "pruned"}, method="uniform", scope="linear")
+        folder = tmp_path / "pruned/model"
+    zero_shot(folder, prepared("openbookqa", rows), tmp_path / "out", batch_size=4, packages=packages)
+    found = read_json(tmp_path / "out/metrics.json")
+
+    model, tokenizer = load_causal(folder), load_tokenizer(folder)
+    right, right_by_length = 0, 0
+    for row in rows:
+        answers = row["choices"]["text"]
+        scores = [likelihood(model, tokenizer, row["question_stem"], answer) for answer in answers]
+        by_length = [score / len(answer) for score, answer in zip(scores, answers, strict=True)]
+        key = "ABCD".index(row["answerKey"])
+        right += scores.index(max(scores)) == key
+        right_by_length += by_length.index(max(by_length)) == key
+    metrics = found["metrics"]
+    assert metrics["acc"] == pytest.approx(right / ROWS)
+    assert metrics["acc_norm"] == pytest.approx(right_by_length / ROWS)
+    share = metrics["acc"]
+    assert metrics["acc_stderr"] == pytest.approx(math.sqrt(share * (1 - share) / (ROWS - 1)))
+    assert found["examples"] == ROWS
+    assert found["harness"]["task"] == "openbookqa"
+    assert read_json(tmp_path / "out/runtime.json")["device"]
+
+
+def test_code_beside_the_harness_task_file_is_found(
+    decoder: Callable[[str], Path], prepared: Callable[[str, list[Any]], Path], packages: Path, tmp_path: Path
+) -> None:
+    """HellaSwag's rows are rewritten by a function of the harness."""
+    row = {"activity_label": "the film", "ctx_a": "it was", "ctx_b": "the story", "label": "1"}
+    row |= {"endings": ["is good", "is dull", "was bad", "was fine"]}
+    zero_shot(decoder("llama"), prepared("hellaswag", [row, row]), tmp_path / "out", batch_size=1, packages=packages)
+    assert read_json(tmp_path / "out/metrics.json")["metrics"].keys() >= {"acc", "acc_norm"}
+
+
+def test_the_prompt_of_the_harness_is_scored_on_the_split_given(
+    prepared: Callable[[str, list[Any]], Path], packages: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"files: openbookqa is scored on its test split, found validation; give"):
+        download_task(
+            tmp_path / "task", source={"folder": str(tmp_path)}, files={"validation": "rows.jsonl"}, kind="zero-shot",
+            harness="openbookqa", packages=packages,
+        )  # fmt: skip
+
+
+def test_weights_that_are_not_finite(
+    decoder: Callable[[str], Path], prepared: Callable[[str, list[Any]], Path], packages: Path, tmp_path: Path
+) -> None:
+    model = decoder("llama")
+    copy_companions(model, tmp_path / "nan")
+    weights = checkpoint.load(model)
+    name = next(name for name in weights if "down_proj" in name)
+    weights[name] = torch.full_like(weights[name], math.nan)
+    checkpoint.save(tmp_path / "nan", weights)
+    with pytest.raises(UserError, match="a likelihood on openbookqa is not finite; a weight is damaged"):
+        zero_shot(
+            tmp_path / "nan", prepared("openbookqa", questions()), tmp_path / "out", batch_size=4, packages=packages
+        )
+    assert not (tmp_path / "out/metrics.json").exists()
+
+
+def test_another_harness_than_the_tasks(
+    decoder: Callable[[str], Path], prepared: Callable[[str, list[Any]], Path], packages: Path, tmp_path: Path
+) -> None:
+    task = prepared("openbookqa", questions())
+    manifest = read_json(task / "manifest.json")
+    write_json(task / "manifest.json", manifest | {"harness": manifest["harness"] | {"version": "0.1"}})
+    with pytest.raises(UserError, match=r"was prepared for lm-evaluation-harness 0\.1, .* download the task again"):
+        zero_shot(decoder("llama"), task, tmp_path / "out", batch_size=1, packages=packages)

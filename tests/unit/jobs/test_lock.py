@@ -1,0 +1,77 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_sparsity.jobs import lock
+from llm_sparsity.jobs.lock import locked
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from llm_sparsity.jobs.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path, root: Path) -> Any:
+    """A process that holds a lock."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "lock"],
+        env=os.environ | {"PYTHONPATH": str(root / "workflow")}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_copy_waits_until_the_first_is_dead(
+    holder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threading.Timer(1, lambda: holder.send_signal(signal.SIGKILL)).start()
+    with locked(tmp_path / "lock"):
+        assert lock._started(holder.pid) is None
+    assert f'"pid": {holder.pid}' in capsys.readouterr().err
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_process_number_that_was_given_out_anew_is_not_the_owner(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text(json.dumps({"host": lock._host(), "pid": os.getpid(), "started": "1"}))
+    with locked(tmp_path / "lock"):
+        pass
+
+
+def test_an_owner_elsewhere_is_dead_when_its_heart_stops_whatever_the_clocks_say(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
+    os.utime(path, (2**32, 2**32))  # its clock is far ahead
+    beating = threading.Event()
+
+    def beat() -> None:
+        for second in range(4):
+            os.utime(path, (second, second))  # and jumps back
+            time.sleep(0.3)
+        beating.set()
+
+    threading.Thread(target=beat).start()
+    with locked(path, patience=1.0):
+        assert beating.is_set()
+
+
+def test_of_two_that_take_over_one_gives_back(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text("new owner")
+    lock._take_over(path, "old owner")
+    assert path.read_text() == "new owner"
+    assert [found.name for found in tmp_path.iterdir()] == ["lock"]

@@ -1,0 +1,503 @@
+import csv
+import shutil
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils import prune as torch_prune
+
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.loading import family, in_scope, load_causal, load_model
+from llm_sparsity.pruning import prune as stage
+from llm_sparsity.pruning import scores as pool
+from llm_sparsity.pruning.prune import prune, removed_of
+from llm_sparsity.storage.container import load, save
+from llm_sparsity.storage.files import read_json, read_manifest, write_manifest
+from tests.tiny import model_of, query
+
+SINGLE = ("magnitude", "random", "uniform")  # methods that remove single weights
+
+
+def pruned(model: Path, sparsity: str, output: Path, method: str = "magnitude", scope: str = "linear", seed: int = 0):
+    prune(model, {sparsity: output}, method=method, scope=scope, seed=seed)
+    return load(output / "model")
+
+
+@pytest.mark.parametrize(
+    ("size", "sparsity", "removed"), [(10, "0.5", 5), (10, "0.25", 2), (3, "0.5", 2), (10**9, "0.1", 10**8)]
+)
+def test_the_count_is_the_nearest_whole_number(size: int, sparsity: str, removed: int) -> None:
+    assert removed_of(size, sparsity) == removed
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 30), min_size=1, max_size=3),
+    sparsity=st.integers(1, 99),
+    values=st.sampled_from(["gaussian", "few", "equal", "zeros"]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    method=st.sampled_from(SINGLE),
+)
+def test_the_removed_count_is_the_asked_count(
+    rows: list[int],
+    sparsity: int,
+    values: str,
+    dtype: torch.dtype,
+    method: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("prune")
+    generator = torch.Generator().manual_seed(sparsity)
+    tensors = {}
+    for layer, row in enumerate(rows):
+        weight = torch.randn(row, 8, generator=generator)
+        weight = {"gaussian": weight, "few": weight.round(), "equal": weight.sign(), "zeros": weight * 0}[values]
+        tensors[query(layer)] = weight.to(dtype)
+    level = f"0.{sparsity:02d}"
+    after = pruned(model_of(tensors, folder / "model"), level, folder / "out", method)
+    kept = {name: int(weight.count_nonzero()) for name, weight in after.items()}
+    before = {name: int(weight.count_nonzero()) for name, weight in tensors.items()}
+    sizes = {name: weight.numel() for name, weight in tensors.items()}
+    assert all(weight.dtype == dtype for weight in after.values())
+    assert all(torch.equal(after[n][after[n] != 0], tensors[n][after[n] != 0]) for n in tensors)
+    if method == "random":  # may hit weights that are zero already: its own count is what it draws
+        assert sum(kept.values()) <= sum(before.values())
+    elif method == "uniform":
+        for name, size in sizes.items():
+            assert size - kept[name] == max(removed_of(size, level), size - before[name])
+    else:
+        size = sum(sizes.values())
+        assert size - sum(kept.values()) == max(removed_of(size, level), size - sum(before.values()))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "llama", "bart"])
+@pytest.mark.parametrize("sparsity", ["0.1", "0.9", "0.99"])
+def test_the_mask_is_that_of_torch(kind: str, sparsity: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tiny_model(kind)
+    after = pruned(folder, sparsity, tmp_path, scope="all")
+    model = transformers.AutoModel.from_pretrained(folder)
+    known = family(folder)
+    modules = {id(m.weight): m for n, m in model.named_modules() if hasattr(m, "weight") and known.place(f"{n}.weight")}
+    chosen = [(module, "weight") for module in modules.values()]
+    size = sum(module.weight.numel() for module, _ in chosen)
+    torch_prune.global_unstructured(chosen, torch_prune.L1Unstructured, amount=round(Decimal(sparsity) * size))
+    for name, module in model.named_modules():
+        if hasattr(module, "weight_mask"):
+            found = next((key for key in after if key.endswith(f"{name}.weight")), None)
+            if found:
+                assert torch.equal(after[found], module.weight)
+
+
+def test_ties_go_by_position(tmp_path: Path) -> None:
+    ones = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
+    model = model_of({query(1): ones, query(0): ones}, tmp_path / "model")
+    after = pruned(model, "0.625", tmp_path / "out")
+    assert after[query(0)].tolist() == [[0, 0, 0, 0]]
+    assert after[query(1)].tolist() == [[0, -1, 1, -1]]
+
+
+def test_no_negative_zero_is_left(tmp_path: Path) -> None:
+    weight = torch.tensor([[-0.1, 0.2, -0.0, 0.4]])
+    after = pruned(model_of({query(0): weight}, tmp_path / "model"), "0.5", tmp_path / "out")[query(0)]
+    assert after.view(torch.int32).tolist()[0][:1] == [0]
+    assert after.view(torch.int32).tolist()[0][2] == 0
+
+
+def test_all_sparsities_at_once_equal_one_by_one(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    levels = ["0.1", "0.5", "0.9", "2of4"]
+    for method in SINGLE:
+        prune(tiny_model("bert"), {level: tmp_path / method / level for level in levels}, method=method, scope="linear")
+        for level in levels:
+            pruned(tiny_model("bert"), level, tmp_path / "single" / method / level, method)
+            for file in ("sparsity.csv", "model/manifest.json"):
+                one, many = (tmp_path / part / method / level / file for part in ("single", "."))
+                assert one.read_text() == many.read_text()
+
+
+@pytest.mark.parametrize(("method", "expected"), [
+    # 2x4, by hand: half of [[1, 8, 3, 4], [5, 6, 7, 2]]
+    ("magnitude", [[0, 8, 0, 0], [5, 6, 7, 0]]),
+    ("uniform", [[0, 8, 0, 0], [5, 6, 7, 0]]),
+])  # fmt: skip
+def test_two_by_four_by_hand(method: str, expected: list[list[int]], tmp_path: Path) -> None:
+    weight = torch.tensor([[1.0, 8, 3, 4], [5, 6, 7, 2]])
+    assert (
+        pruned(model_of({query(0): weight}, tmp_path / "model"), "0.5", tmp_path / "out", method)[query(0)].tolist()
+        == expected
+    )
+
+
+def test_magnitude_compares_tensors_and_uniform_does_not(tmp_path: Path) -> None:
+    model = model_of(
+        {query(0): torch.tensor([[1.0, 2, 3, 4]]), query(1): torch.tensor([[5.0, 6, 7, 8]])}, tmp_path / "model"
+    )
+    after = pruned(model, "0.5", tmp_path / "magnitude")
+    assert [after[query(n)].tolist() for n in (0, 1)] == [[[0, 0, 0, 0]], [[5, 6, 7, 8]]]
+    after = pruned(model, "0.5", tmp_path / "uniform", "uniform")
+    assert [after[query(n)].tolist() for n in (0, 1)] == [[[0, 0, 3, 4]], [[0, 0, 7, 8]]]
+
+
+def test_random_depends_on_seed_and_name_alone(tmp_path: Path) -> None:
+    weight = torch.ones(20, 8)
+    both = model_of({query(0): weight, query(1): weight}, tmp_path / "both")
+    first = pruned(both, "0.5", tmp_path / "1", "random")
+    assert torch.equal(first[query(1)], pruned(both, "0.5", tmp_path / "2", "random")[query(1)])
+    assert not torch.equal(first[query(1)], first[query(0)])
+    assert not torch.equal(first[query(1)], pruned(both, "0.5", tmp_path / "3", "random", seed=1)[query(1)])
+
+
+def test_n_of_m_along_the_input(tmp_path: Path) -> None:
+    weight = torch.tensor([[1.0, -8, 3, 4], [5, 6, -7, 2]])
+    after = pruned(model_of({query(0): weight}, tmp_path / "linear"), "2of4", tmp_path / "out")
+    assert after[query(0)].tolist() == [[0, -8, 0, 4], [0, 6, -7, 0]]
+    name = "h.0.attn.c_attn.weight"  # Conv1D: (in, out)
+    after = pruned(model_of({name: weight.t().contiguous()}, tmp_path / "conv", "gpt2"), "2of4", tmp_path / "out2")
+    assert after[name].t().tolist() == [[0, -8, 0, 4], [0, 6, -7, 0]]
+
+
+def test_n_of_m_that_does_not_divide(tmp_path: Path) -> None:
+    model = model_of({query(0): torch.ones(4, 6)}, tmp_path / "model")
+    with pytest.raises(UserError, match=f"4 does not divide the input dimension of tensor {query(0)}, which is 4x6"):
+        pruned(model, "2of4", tmp_path / "out")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(bad: float, tmp_path: Path) -> None:
+    model = model_of({query(0): torch.tensor([[1.0, bad]])}, tmp_path / "model")
+    with pytest.raises(UserError, match=f"tensor {query(0)} has NaN or infinite weights"):
+        pruned(model, "0.5", tmp_path / "out", "random")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scope_without_tensors(tmp_path: Path) -> None:
+    model = model_of({query(0): torch.ones(2, 4)}, tmp_path / "model")
+    with pytest.raises(UserError, match=r"scope mlp: .* has no such tensors"):
+        pruned(model, "0.5", tmp_path / "out", scope="mlp")
+
+
+@pytest.mark.parametrize("scope", ["all", "linear", "attention", "mlp", "embeddings"])
+def test_only_the_scope_is_touched(scope: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tiny_model("bert")
+    before, after = load(folder), pruned(folder, "0.9", tmp_path, scope=scope)
+    known = family(folder)
+    assert after.keys() == before.keys()
+    for name in before:
+        if not in_scope(known.place(name), scope):
+            assert torch.equal(before[name], after[name])
+    assert not torch.equal(
+        torch.cat([w.flatten() for w in before.values()]), torch.cat([w.flatten() for w in after.values()])
+    )
+
+
+def test_the_table_and_the_manifest_say_what_was_measured(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    after = pruned(tiny_model("bert"), "0.9", tmp_path)
+    with (tmp_path / "sparsity.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    for name, row in rows.items():
+        assert int(row["zeros"]) == int((after[name] == 0).sum())
+        assert row["shape"] == "x".join(map(str, after[name].shape))
+    facts = read_json(tmp_path / "model/manifest.json")["pruned"]
+    assert facts["removed"] == removed_of(facts["size"], "0.9")
+    assert facts["measured_sparsity"] == pytest.approx(0.9, abs=1e-4)
+
+
+def test_a_model_in_float16_stays_so(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny_model("bert"), dtype=torch.float16)
+    shutil.copytree(tiny_model("bert"), tmp_path / "half")
+    model.save_pretrained(tmp_path / "half")
+    after = pruned(tmp_path / "half", "0.5", tmp_path / "out")
+    assert {weight.dtype for weight in after.values()} == {torch.float16}
+
+
+def test_the_real_bart(shared: Path, tmp_path: Path) -> None:
+    shutil.copytree(shared / "models/g2p-bart-us", tmp_path / "model")
+    write_manifest(tmp_path / "model", kind="model")
+    pruned(tmp_path / "model", "0.9", tmp_path / "out", scope="all")
+    facts = read_json(tmp_path / "out/model/manifest.json")
+    assert facts["pruned"]["removed"] == removed_of(facts["pruned"]["size"], "0.9")
+    assert facts["files"]["model.safetensors"]["bytes"] < 0.12 * (tmp_path / "model/model.safetensors").stat().st_size
+    assert np.isclose(facts["pruned"]["measured_sparsity"], 0.9, atol=1e-3)
+
+
+def edited(model: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A copy of a model folder with changed tensors."""
+    tensors = load(model)
+    change(tensors)
+    shutil.copytree(model, folder)
+    save(folder, tensors, sparse=False)
+    return folder
+
+
+def rows_of(output: Path) -> list[dict[str, str]]:
+    with (output / "sparsity.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("method", ["magnitude", "uniform", "random"])
+def test_a_ladder_is_the_same_as_one_by_one(tiny_model: Callable[[str], Path], tmp_path: Path, method: str) -> None:
+    levels = ["0.9", "2of4", "0.1", "0.5"]
+    prune(tiny_model("gpt2"), {level: tmp_path / "ladder" / level for level in levels}, method=method, scope="linear")
+    for level in levels:
+        single = tmp_path / "single" / level
+        prune(tiny_model("gpt2"), {level: single}, method=method, scope="linear")
+        for path in sorted(single.rglob("*")):
+            if path.is_file():
+                twin = tmp_path / "ladder" / level / path.relative_to(single)
+                assert path.read_bytes() == twin.read_bytes(), path
+
+
+def test_conv1d_patterns_run_along_the_input(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    prune(tiny_model("gpt2"), {"2of4": tmp_path}, method="magnitude", scope="linear")
+    before, after = load(tiny_model("gpt2")), load(tmp_path / "model")
+    name = next(name for name in after if name.endswith("h.0.attn.c_attn.weight"))
+    assert after[name].shape == (32, 96)  # (in, out)
+    groups = after[name].t().reshape(96, 8, 4)
+    assert bool(((groups != 0).sum(2) == 2).all())
+    dense = before[name].t().reshape(96, 8, 4).abs()
+    assert bool((groups.abs().sum(2) == dense.topk(2, dim=2).values.sum(2)).all())
+    assert not bool(((after[name].reshape(32, 24, 4) != 0).sum(2) == 2).all())
+    prune(tiny_model("gpt2"), {"2of4": tmp_path / "embeddings"}, method="magnitude", scope="embeddings")
+    embedding = load(tmp_path / "embeddings/model")["transformer.wte.weight"]  # (tokens, features): not transposed
+    assert bool(((embedding.reshape(len(embedding), 8, 4) != 0).sum(2) == 2).all())
+
+
+def test_pattern_that_does_not_divide_is_refused_before_anything_is_written(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"3of5: 5 does not divide the input dimension of tensor encoder\.layer\.0"):
+        prune(tiny_model("bert"), {"0.5": tmp_path / "a", "3of5": tmp_path / "b"}, method="magnitude", scope="linear")
+    with pytest.raises(UserError, match=r"LayerNorm\.weight, which is 32; choose scope linear"):
+        prune(tiny_model("bert"), {"2of4": tmp_path / "a"}, method="magnitude", scope="all")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tied_tensors_count_once(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model = edited(
+        tiny_model("bart"), tmp_path / "bart",
+        lambda tensors: tensors.update(
+            {f"{stack}.embed_tokens.weight": tensors["shared.weight"].clone() for stack in ("encoder", "decoder")}
+        ),
+    )  # fmt: skip
+    prune(model, {"0.5": tmp_path / "copies"}, method="magnitude", scope="all")
+    prune(tiny_model("bart"), {"0.5": tmp_path / "once"}, method="magnitude", scope="all")
+    assert load(tmp_path / "copies/model").keys() == load(tmp_path / "once/model").keys()
+    result = load_model(transformers.AutoModel, tmp_path / "copies/model")
+    assert result.encoder.embed_tokens.weight.data_ptr() == result.decoder.embed_tokens.weight.data_ptr()
+    assert torch.equal(result.encoder.embed_tokens.weight, load(tmp_path / "once/model")["shared.weight"])
+    assert rows_of(tmp_path / "copies") == rows_of(tmp_path / "once")
+
+
+def test_what_is_left_behind(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    prune(tiny_model("roberta"), {"0.3": tmp_path}, method="magnitude", scope="linear", seed=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "sparsity.csv"]
+    dense, manifest = read_manifest(tiny_model("roberta")), read_manifest(tmp_path / "model")
+    assert manifest["source"] == dense["source"] and manifest["model_type"] == "roberta"
+    assert manifest["files"].keys() == dense["files"].keys()
+    rows = rows_of(tmp_path)
+    tensors = load(tmp_path / "model")
+    size = sum(int(row["size"]) for row in rows)
+    zeros = sum(int((tensors[row["name"]] == 0).sum()) for row in rows)
+    assert manifest["pruned"] == {
+        "method": "magnitude", "scope": "linear", "sparsity": "0.3", "seed": 4, "floor": 0.0,
+        "size": size, "removed": removed_of(size, "0.3"), "measured_sparsity": zeros / size,
+    }  # fmt: skip
+    places = family(tiny_model("roberta"))
+    assert [row["name"] for row in rows] == sorted(n for n in tensors if in_scope(places.place(n), "linear"))
+    assert len({row["threshold"] for row in rows}) == 1
+    first = rows[0]
+    assert first["name"] == "roberta.encoder.layer.0.attention.output.dense.weight"
+    assert (first["stack"], first["layer"], first["part"]) == ("encoder", "0", "attention")
+    assert (first["shape"], first["dtype"], first["size"]) == ("32x32", "float32", "1024")
+    # A list of zeros is not a promise: the weights below the threshold are the zeros, and there are no others.
+    threshold = float(first["threshold"])
+    original = load(tiny_model("roberta"))
+    for row in rows:
+        assert torch.equal(tensors[row["name"]] == 0, original[row["name"]].abs() <= threshold)
+
+
+def test_zeros_of_both_signs_go_first_and_are_stored_as_zero(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[query(0)][:4] = -0.0
+        tensors[query(0)][4:8] = 0.0
+
+    model = edited(tiny_model("bert"), tmp_path / "zeros", change)
+    prune(model, {"0.001": tmp_path / "few", "0.5": tmp_path / "half"}, method="magnitude", scope="linear")
+    for level in ("few", "half"):
+        tensor = load(tmp_path / level / "model")[query(0)]
+        assert bool((tensor[:8] == 0).all()) and not bool(torch.signbit(tensor[tensor == 0]).any())
+    rows = {row["name"]: row for row in rows_of(tmp_path / "few")}
+    size = sum(int(row["size"]) for row in rows.values())
+    # All that go were zeros already; ties by position, so they are the first ones.
+    assert (
+        int(rows[query(0)]["removed"]) == removed_of(size, "0.001") == sum(int(row["removed"]) for row in rows.values())
+    )
+    assert int(rows[query(0)]["zeros"]) == 256
+    assert float(rows[query(0)]["threshold"]) == 0
+    manifest = read_manifest(tmp_path / "few/model")["pruned"]
+    assert manifest["removed"] == removed_of(size, "0.001") and manifest["measured_sparsity"] == 256 / size
+
+
+def test_chunks_do_not_matter(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = ["0.2", "0.8", "1of4"]
+    prune(tiny_model("bert"), {level: tmp_path / "whole" / level for level in levels}, method="magnitude", scope="mlp")
+    monkeypatch.setattr(pool, "STRIP", 77)
+    prune(tiny_model("bert"), {level: tmp_path / "parts" / level for level in levels}, method="magnitude", scope="mlp")
+    for level in levels:
+        whole, parts = (load(tmp_path / way / level / "model") for way in ("whole", "parts"))
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_failure_leaves_no_model(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stage, "_cut", fail)
+    with pytest.raises(OSError, match="No space"):
+        prune(tiny_model("bert"), {"0.5": tmp_path / "out"}, method="magnitude", scope="linear")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_a_shard_at_a_time_and_from_a_sparse_model(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model = load_model(transformers.AutoModel, tiny_model("bert"))
+    model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    write_manifest(tmp_path / "shards", kind="model")
+    shutil.copytree(tiny_model("bert"), tmp_path / "sparse")
+    save(tmp_path / "sparse", load(tiny_model("bert")), sparse=True)
+    for source in ("shards", "sparse"):
+        prune(tmp_path / source, {"0.6": tmp_path / f"{source}-out"}, method="magnitude", scope="all")
+    prune(tiny_model("bert"), {"0.6": tmp_path / "plain-out"}, method="magnitude", scope="all")
+    expected = (tmp_path / "plain-out/model/model.safetensors").read_bytes()
+    for source in ("shards", "sparse"):
+        assert (tmp_path / f"{source}-out/model/model.safetensors").read_bytes() == expected
+    assert not list((tmp_path / "shards-out/model").glob("*index*"))
+
+
+@pytest.mark.parametrize(
+    ("size", "sparsity", "count"),
+    [(10, "0.1", 1), (10, "0.25", 2), (10, "0.35", 4), (3, "0.5", 2), (1, "0.5", 0), (100, "0.29", 29),
+     (100, "0.57", 57), (124_439_808, "0.95", 118217818), (7, "0", 0)],
+)  # fmt: skip
+def test_count_is_decimal_arithmetic(size: int, sparsity: str, count: int) -> None:
+    assert removed_of(size, sparsity) == count
+
+
+def test_a_real_model(shared: Path, tmp_path: Path) -> None:
+    """g2p-bart: real weights, tied embeddings, both stacks."""
+    model = tmp_path / "g2p"
+    shutil.copytree(shared / "models/g2p-bart-us", model)
+    write_manifest(model, kind="model")
+    levels = ["0.1", "0.5", "0.9", "0.95", "0.99"]
+    prune(model, {level: tmp_path / level for level in levels}, method="magnitude", scope="all")
+    dense = load(model)
+    names = [row["name"] for row in rows_of(tmp_path / "0.5")]
+    assert {name for name in dense if name.endswith(".weight")} >= set(names)
+    pool = torch.cat([dense[name].flatten().abs() for name in names])
+    sizes = []
+    for level in levels:
+        result = load(tmp_path / level / "model")
+        count = removed_of(len(pool), level)
+        threshold = pool.kthvalue(count).values
+        gone = torch.cat([result[name].flatten() == 0 for name in names])
+        assert int(gone.sum()) == count
+        assert bool(gone[pool < threshold].all()) and not bool(gone[pool > threshold].any())
+        sizes.append((tmp_path / level / "model/model.safetensors").stat().st_size)
+    # The sparser, the smaller; from .5 on smaller than the mask and the survivors would be uncompressed.
+    stored = sum(tensor.nbytes for tensor in dense.values())
+    assert sizes == sorted(sizes, reverse=True) and sizes[1] < 0.55 * stored and sizes[4] < 0.1 * stored
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan")])
+def test_a_method_with_scores_that_have_no_order_is_a_fault(
+    bad: float, tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_sparsity.pruning.methods.magnitude.score", lambda weight, _: torch.full(weight.shape, bad))
+    with pytest.raises(ValueError, match=r"pruning\.magnitude: scores must be non-negative numbers"):
+        prune(tiny_model("bert"), {"0.5": tmp_path}, method="magnitude", scope="linear")
+
+
+@pytest.mark.parametrize(("kind", "embeddings"), [("llama", "model.embed_tokens"), ("gpt2", "transformer.wte")])
+def test_an_output_layer_stored_beside_its_embeddings_stays_tied(
+    kind: str, embeddings: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = edited(
+        tiny_model(kind),
+        tmp_path / "both",
+        lambda tensors: tensors.update({"lm_head.weight": tensors[f"{embeddings}.weight"].clone()}),
+    )
+    for name, folder in (("both", model), ("once", tiny_model(kind))):
+        prune(folder, {"0.9": tmp_path / "out" / name}, method="magnitude", scope="all")
+    assert rows_of(tmp_path / "out/both") == rows_of(tmp_path / "out/once")
+    result = load_causal(tmp_path / "out/both/model")
+    assert result.lm_head.weight is result.get_input_embeddings().weight
+    assert torch.equal(result.lm_head.weight, load(tmp_path / "out/once/model")[f"{embeddings}.weight"])
+
+
+def test_a_floor_keeps_every_tensor_alive(tmp_path: Path) -> None:
+    small, large = torch.arange(1, 9.0).reshape(1, 8), torch.arange(101, 109.0).reshape(1, 8)
+    model = model_of({query(0): small, query(1): large}, tmp_path / "model")
+    without = pruned(model, "0.5", tmp_path / "without")
+    assert [int(without[query(n)].count_nonzero()) for n in (0, 1)] == [0, 8]
+    prune(model, {"0.5": tmp_path / "with"}, method="magnitude", scope="linear", floor=0.25)
+    after = load(tmp_path / "with" / "model")
+    assert after[query(0)].tolist() == [[0, 0, 0, 0, 0, 0, 7, 8]]
+    assert after[query(1)].tolist() == [[0, 0, 103, 104, 105, 106, 107, 108]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 20), min_size=2, max_size=4),
+    sparsity=st.integers(1, 60),
+    floor=st.integers(1, 39),
+    scale=st.sampled_from([1.0, 10.0]),
+    few=st.booleans(),
+)
+def test_a_floor_changes_no_count(
+    rows: list[int], sparsity: int, floor: int, scale: float, few: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("floor")
+    generator = torch.Generator().manual_seed(sparsity)
+    tensors = {query(n): torch.randn(row, 8, generator=generator) * scale**n for n, row in enumerate(rows)}
+    if few:  # many ties
+        tensors = {name: weight.round() + 0.25 for name, weight in tensors.items()}
+    level = f"0.{sparsity:02d}"
+    prune(model_of(tensors, folder / "m"), {level: folder}, method="magnitude", scope="linear", floor=floor / 100)
+    zeros = {name: int((weight == 0).sum()) for name, weight in load(folder / "model").items()}
+    assert sum(zeros.values()) == removed_of(sum(weight.numel() for weight in tensors.values()), level)
+    assert all(zeros[name] <= -(-weight.numel() * (100 - floor) // 100) for name, weight in tensors.items())
+
+
+def test_a_sparsity_that_the_floor_forbids_is_refused(tmp_path: Path) -> None:
+    model = model_of({query(0): torch.ones(4, 4)}, tmp_path / "model")
+    with pytest.raises(UserError, match=r"sparsity 0.9: the floor 0.2 keeps that share"):
+        prune(model, {"0.9": tmp_path / "out"}, method="magnitude", scope="linear", floor=0.2)
+
+
+def test_a_list_of_layers_is_a_scope(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    before = load(tiny_model("bart"))
+    after = pruned(tiny_model("bart"), "0.5", tmp_path, scope="layers.1")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(".layers.1." in name and name.endswith("weight") for name in changed)
+    assert any(name.startswith("encoder") for name in changed) and any(name.startswith("decoder") for name in changed)
+    with pytest.raises(UserError, match=r"scope layers.7: .* has no such tensors"):
+        pruned(tiny_model("bart"), "0.5", tmp_path / "none", scope="layers.7")
+
+
+def test_dtypes_may_differ_but_not_be_quantised(tmp_path: Path) -> None:
+    tensors = {query(0): torch.tensor([[1.0, 4.0]]), query(1): torch.tensor([[2.0, 3.0]], dtype=torch.bfloat16)}
+    after = pruned(model_of(tensors, tmp_path / "mixed"), "0.5", tmp_path / "out")
+    assert after[query(0)].tolist() == [[0, 4]] and after[query(1)].tolist() == [[0, 3]]
+    assert after[query(1)].dtype == torch.bfloat16
+    tensors[query(1)] = torch.tensor([[2, 3]], dtype=torch.int8)
+    with pytest.raises(UserError, match=r"tensor .*layer.1.* is int8, a quantised weight; prune the model before"):
+        pruned(model_of(tensors, tmp_path / "int8"), "0.5", tmp_path / "no")

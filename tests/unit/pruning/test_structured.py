@@ -1,0 +1,172 @@
+"""Heads and neurons that are cut out, and blocks that become zero, on every family that is known."""
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.loading import family, heads, in_scope, load_model
+from llm_sparsity.pruning.prune import prune
+from llm_sparsity.storage.container import load, save, to_plain
+from llm_sparsity.storage.files import read_json, read_manifest, write_manifest
+from tests.tiny import model_of, query
+from tests.unit.models.test_loading import SMALL
+
+
+def random_model(kind: str, folder: Path) -> Path:
+    """A transformers model of a family with RANDOM weights, as a folder."""
+    model_class, config = SMALL[kind]
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "max_position_embeddings": 32, "n_positions": 32, "pad_token_id": 0}
+    known = model_class.config_class(**config)
+    if kind in ("llama", "mistral", "qwen2", "qwen3"):
+        sizes |= {"num_key_value_heads": 2, "intermediate_size": 64, "head_dim": 8}
+    if kind in ("bert", "roberta", "electra", "gpt_neox"):
+        sizes["intermediate_size"] = 64
+    if kind == "bart":
+        sizes |= {
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+        }
+    if kind == "opt":
+        sizes["word_embed_proj_dim"] = 32
+    config = config | {key: value for key, value in sizes.items() if hasattr(known, key) or key == "head_dim"}
+    model_class(model_class.config_class(**config)).save_pretrained(folder)
+    write_manifest(folder, kind="model")
+    return folder
+
+
+def empty_every_second(folder: Path, scope: str) -> None:
+    """Zero the weights of every second head and neuron of a scope: they have the lowest scores and no effect."""
+    kind, tensors = family(folder), load(folder)
+    for name, tensor in tensors.items():
+        slot, place = kind.slot(name), kind.place(name)
+        if slot and in_scope(place, scope):
+            units = heads(folder, place.stack) if place.part == "attention" else tensor.shape[slot.dim]
+            tensors[name] = tensor.clone()
+            tensors[name].movedim(slot.dim, 0).unflatten(0, (slot.fused, units, -1))[:, ::2] = 0
+    save(folder, tensors, sparse=False)
+    write_manifest(folder, kind="model")
+
+
+def output_of(model: torch.nn.Module) -> torch.Tensor:
+    tokens = torch.tensor([[5, 7, 11, 13, 17, 2], [3, 1, 4, 1, 5, 9]])
+    with torch.inference_mode():
+        return model.eval()(input_ids=tokens).last_hidden_state
+
+
+@pytest.mark.parametrize("scope", ["linear", "attention", "mlp", "layers.1"])
+@pytest.mark.parametrize("kind", SMALL)
+def test_cutting_what_does_nothing_changes_nothing(kind: str, scope: str, tmp_path: Path) -> None:
+    folder = random_model(kind, tmp_path / "model")
+    empty_every_second(folder, scope)
+    prune(folder, {"0.5": tmp_path / "out"}, method="structured", scope=scope)
+    cut = load_model(transformers.AutoModel, tmp_path / "out" / "model")
+    dense = load_model(transformers.AutoModel, folder)
+    torch.testing.assert_close(output_of(cut), output_of(dense), rtol=1e-5, atol=1e-5)
+    pruned = read_manifest(tmp_path / "out" / "model")["pruned"]
+    assert pruned["removed"] == pruned["size"] / 2
+    assert sum(p.numel() for p in dense.parameters()) - sum(p.numel() for p in cut.parameters()) >= pruned["removed"]
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_plain_transformers_loads_what_its_configuration_can_say(kind: str, tmp_path: Path) -> None:
+    grouped = kind in ("llama", "mistral", "qwen2", "qwen3")
+    folder = random_model(kind, tmp_path / "model")
+    prune(folder, {"0.5": tmp_path / "out"}, method="structured", scope="linear" if grouped else "mlp")
+    to_plain(tmp_path / "out" / "model", tmp_path / "plain")
+    plain = transformers.AutoModel.from_pretrained(tmp_path / "plain")
+    torch.testing.assert_close(
+        output_of(plain), output_of(load_model(transformers.AutoModel, tmp_path / "out" / "model"))
+    )
+
+
+def test_heads_with_the_smallest_weights_go(tmp_path: Path) -> None:
+    """Two heads of one weight each: the first has 1 + 4 + 1 + 1 = 7, the second 0 + 0 + 9 + 0 = 9 as sum of squares."""
+    part = "encoder.layer.0.attention."
+    tensors = {
+        query(0): torch.tensor([[1.0, 0.0], [0.0, 0.0]]),
+        f"{part}self.query.bias": torch.tensor([50.0, 60.0]),
+        f"{part}self.key.weight": torch.tensor([[0.0, 2.0], [0.0, 0.0]]),
+        f"{part}self.value.weight": torch.tensor([[1.0, 0.0], [3.0, 0.0]]),
+        f"{part}output.dense.weight": torch.tensor([[1.0, 0.0], [0.0, -0.0]]),
+        f"{part}output.dense.bias": torch.tensor([7.0, 8.0]),
+    }
+    model = model_of(tensors, tmp_path / "model")
+    (model / "config.json").write_text(json.dumps({"model_type": "bert", "num_attention_heads": 2}))
+    prune(model, {"0.5": tmp_path / "out"}, method="structured", scope="attention")
+    after = load(tmp_path / "out" / "model")
+    assert after[query(0)].tolist() == [[0, 0]]
+    assert after[f"{part}self.query.bias"].tolist() == [60]
+    assert after[f"{part}self.value.weight"].tolist() == [[3, 0]]
+    assert after[f"{part}output.dense.weight"].tolist() == [[0], [0]]
+    assert after[f"{part}output.dense.bias"].tolist() == [7, 8]
+
+
+def test_the_last_head_stays(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"remove all 4 heads of encoder.0.attention; the highest .* is 0.75"):
+        prune(tiny_model("bert"), {"0.9": tmp_path}, method="structured", scope="linear")
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_a_level_between_whole_heads_says_what_it_reached(
+    tiny_model: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune(tiny_model("bert"), {"0.3": tmp_path}, method="structured", scope="attention")
+    assert "sparsity 0.3: 0.2500 reached, as whole heads and neurons go" in capsys.readouterr().out
+    assert read_manifest(tmp_path / "model")["pruned"]["measured_sparsity"] == 0.25
+
+
+def test_parts_without_heads_or_neurons_are_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"method structured cuts heads and neurons, tensor .* has none; choose"):
+        prune(tiny_model("bert"), {"0.5": tmp_path}, method="structured", scope="all")
+    with pytest.raises(UserError, match="a pattern is of single weights"):
+        prune(tiny_model("bert"), {"2of4": tmp_path}, method="structured", scope="linear")
+
+
+def test_a_configuration_tells_what_it_can(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    prune(tiny_model("llama"), {"0.5": tmp_path / "a"}, method="structured", scope="linear")
+    after = read_json(tmp_path / "a" / "model" / "config.json")
+    assert (after["num_attention_heads"], after["num_key_value_heads"], after["head_dim"]) == (2, 1, 8)
+    assert after["intermediate_size"] == 32
+    prune(tiny_model("llama"), {"0.5": tmp_path / "b"}, method="structured", scope="layers.0")
+    assert read_json(tmp_path / "b" / "model" / "config.json")["intermediate_size"] == 64  # layer 1 is as it was
+
+
+def test_the_smallest_blocks_go(tmp_path: Path) -> None:
+    sizes = torch.tensor([[3.0, -1.0], [-2.0, 4.0]])
+    weight = sizes.repeat_interleave(16, 0).repeat_interleave(16, 1)
+    prune(model_of({query(0): weight}, tmp_path / "model"), {"0.5": tmp_path}, method="block", scope="linear")
+    after = load(tmp_path / "model")[query(0)]
+    assert after[::16, ::16].tolist() == [[3, 0], [0, 4]]
+    assert torch.equal(after, after[::16, ::16].repeat_interleave(16, 0).repeat_interleave(16, 1))
+
+
+def test_equal_blocks_go_by_position(tmp_path: Path) -> None:
+    model = model_of({query(0): torch.ones(32, 32)}, tmp_path / "model")
+    prune(model, {"0.7": tmp_path / "out"}, method="block", scope="linear")
+    assert load(tmp_path / "out" / "model")[query(0)][::16, ::16].tolist() == [[0, 0], [0, 1]]
+    assert read_manifest(tmp_path / "out" / "model")["pruned"]["measured_sparsity"] == 0.75
+
+
+def test_a_matrix_that_blocks_do_not_divide_is_named(tmp_path: Path) -> None:
+    model = model_of({query(0): torch.ones(32, 20)}, tmp_path / "model")
+    with pytest.raises(UserError, match=r"blocks of 16x16 do not divide tensor .*query.weight, which is 32x20"):
+        prune(model, {"0.5": tmp_path / "out"}, method="block", scope="linear")
+
+
+def test_every_method_says_what_it_removes() -> None:
+    from llm_sparsity.study.config import METHODS
+
+    for method in METHODS:
+        rule = importlib.import_module(f"llm_sparsity.pruning.methods.{method}")
+        assert rule.UNIT is None or len(rule.UNIT) == 2
+        assert hasattr(rule, "observe") or rule.POOL in ("scope", "tensor", "layer")
+        assert "arXiv" in rule.__doc__

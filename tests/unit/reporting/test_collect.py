@@ -1,0 +1,151 @@
+"""Tables from results. The results are MADE UP: a folder of files as the stages leave them."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.reporting.collect import COLUMNS, INFERENCE, collect
+from llm_sparsity.storage.files import write_csv, write_json
+from llm_sparsity.study.cells import Variant, expand
+
+STUDY: dict[str, Any] = {
+    "study": "made-up",
+    "grids": [
+        {
+            "models": ["minilm", "gpt2"], "methods": ["magnitude"], "scopes": ["linear"],
+            "sparsities": ["0", "0.5", "2of4"], "tasks": ["sst2"], "recipes": ["kept", "released"], "seeds": [0, 1],
+            "measure": True,
+        },
+        {
+            "models": ["gpt2"], "methods": ["magnitude"], "scopes": ["linear"],
+            "sparsities": ["0.5"], "tasks": ["text"], "recipes": ["kept"], "seeds": [0], "measure": False,
+        },
+    ],
+    "stages": {"sst2": ["finetune"], "text": ["evaluate"]},
+}  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    cells = expand(STUDY["grids"], STUDY["stages"])
+    for model, variant in cells.variants:
+        folder = tmp_path / "results" / model / str(variant)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensor = {"name": "a.weight", "stack": "encoder", "layer": 0, "part": "mlp", "shape": "10x100", "size": 1000}
+        tensor |= {"removed": 499, "zeros": 500, "sparsity": 0.5, "error": 0.25, "block_error": 0.125}
+        write_csv(folder / "sparsity.csv", [tensor])
+        row = {"level": "overall", "name": "", "stack": "", "layer": -1, "part": "", "statistic": "count", "x": 0.0}
+        pd.DataFrame([row | {"value": 100.0}]).to_parquet(folder / "weights.parquet")
+        files = {"model.safetensors": {"bytes": 1000 if variant.is_dense else 400}, "config.json": {"bytes": 7}}
+        pruned = {"measured_sparsity": 0.4999, "size": 1000, "removed": 499}
+        facts = {"files": files} if variant.is_dense else {"files": files, "pruned": pruned}
+        target = tmp_path / "resources/models" / model if variant.is_dense else folder / "model"
+        write_json(target / "manifest.json", facts)
+    for model, variant in cells.measured:
+        row = dict.fromkeys(INFERENCE, 1) | {"execution": "dense", "memory_bytes": None}
+        cost = {"plain_bytes": 800, "bound_bytes": 300, "load_seconds": 0.1, "device": "cpu", "threads": 1}
+        cost |= {"speed": [row, row | {"execution": "sparse", "speedup": 2.5}], "versions": {"torch": "1.0"}}
+        write_json(tmp_path / "results" / model / str(variant) / "cost.json", cost)
+    for evaluation in cells.evaluations:
+        write_json(tmp_path / evaluation.folder / "metrics.json", {"metrics": {"perplexity": 30.0, "nll": 3.4}})
+    for run in cells.runs:
+        folder = tmp_path / run.folder
+        metrics = {"accuracy": 0.9, "f1": 0.8, "combined": 0.85}
+        settings = {"epochs": 2, "mask": "released" if run.recipe == "released" else "kept"}
+        write_json(
+            folder / "metrics.json",
+            {
+                "metrics": metrics, "baseline": dict.fromkeys(metrics, 0.5), "measured_sparsity": 0.5,
+                "settings": settings, "examples": {"train": 10, "validation": 5},
+            },
+        )  # fmt: skip
+        seconds = dict.fromkeys(
+            ["train_seconds", "eval_seconds", "setup_seconds", "samples_per_second", "peak_memory_bytes", "threads"], 1
+        )
+        versions = dict.fromkeys(["torch", "transformers", "accelerate", "python"], "1.0")
+        write_json(folder / "runtime.json", {**seconds, "device": "cpu", "processes": 1, "versions": versions})
+        write_csv(
+            folder / "history.csv", [{"epoch": 1, "step": 5, "train_loss": 0.1, **metrics, "measured_sparsity": 0.5}]
+        )
+    return tmp_path
+
+
+def tables(root: Path) -> dict[str, pd.DataFrame]:
+    collect(root / "tables", root=root, **STUDY)
+    return {path.stem: pd.read_csv(path, keep_default_na=False) for path in (root / "tables").glob("*.csv")}
+
+
+def test_every_table_has_its_columns_and_rows(root: Path) -> None:
+    found = tables(root)
+    assert {name: list(table) for name, table in found.items()} == COLUMNS
+    runs = 2 * (2 + 2 * 2 * 2)  # models x (dense seeds + sparsities x recipes x seeds)
+    assert len(found["runs"]) == len(found["history"]) == runs
+    assert len(found["metrics"]) == 3 * runs + 2 * 2
+    assert len(found["sizes"]) == len(found["weights"]) == 6
+    assert len(found["baselines"]) == 3
+    assert len(found["tensors"]) == 4
+
+
+def test_a_row_says_what_it_is(root: Path) -> None:
+    metrics = tables(root)["metrics"]
+    row = metrics[(metrics.model == "gpt2") & (metrics.sparsity == "2of4") & (metrics.recipe == "released")].iloc[0]
+    assert row["mask"] == "released"
+    assert row[["method", "scope", "task"]].tolist() == ["magnitude", "linear", "sst2"]
+    dense = metrics[(metrics.method == "dense") & (metrics.metric == "accuracy")]
+    assert dense.scope.tolist() == [""] * 4
+    assert dense.sparsity.tolist() == ["0"] * 4
+    perplexity = metrics[metrics.metric == "perplexity"]
+    assert perplexity["mask"].tolist() == perplexity.recipe.tolist() == [""] * 2
+
+
+def test_sizes_are_those_of_the_weight_files(root: Path) -> None:
+    sizes = tables(root)["sizes"].set_index(["model", "sparsity"])
+    assert sizes.loc[("minilm", "0.5"), "bytes"] == 400
+    assert sizes.loc[("minilm", "0.5"), "ratio"] == 0.4
+    assert sizes.loc[("minilm", "0.5"), "measured_sparsity"] == 0.4999
+    assert sizes.loc[("minilm", "0"), "ratio"] == 1
+    measured = sizes.loc[("minilm", "0.5"), ["weights", "removed", "plain_bytes", "bound_bytes"]]
+    assert measured.astype(int).tolist() == [1000, 499, 800, 300]
+    assert sizes.loc[("minilm", "0"), "weights"] == ""
+
+
+def test_speed_has_a_row_for_each_execution(root: Path) -> None:
+    speed = tables(root)["speed"]
+    assert len(speed) == 2 * 6
+    rows = speed[(speed.model == "gpt2") & (speed.sparsity == "2of4")].set_index("execution")
+    assert rows.speedup.to_dict() == {"dense": 1, "sparse": 2.5}
+    assert rows.loc["sparse", ["device", "torch", "memory_bytes"]].tolist() == ["cpu", 1.0, ""]
+
+
+def test_a_pruned_tensor_and_its_error(root: Path) -> None:
+    row = tables(root)["tensors"].iloc[0]
+    assert row[["model", "method", "sparsity", "name", "part"]].tolist() == [
+        "minilm", "magnitude", "0.5", "a.weight", "mlp",
+    ]  # fmt: skip
+    assert row[["removed", "measured_sparsity", "error", "block_error"]].tolist() == [499, 0.5, 0.25, 0.125]
+
+
+def test_every_draw_of_calibration_text_is_a_variant(root: Path, tmp_path: Path) -> None:
+    study = {**STUDY, "grids": [STUDY["grids"][1] | {"calibration_seeds": {"magnitude": [0, 3]}}]}
+    made, drawn = (Variant("magnitude", "linear", "0.5", seed) for seed in (0, 3))
+    shutil.copytree(root / "results/gpt2" / str(made), root / "results/gpt2" / str(drawn))
+    collect(tmp_path / "drawn", root=root, **study)
+    metrics = pd.read_csv(tmp_path / "drawn/metrics.csv")
+    perplexity = metrics[(metrics.method == "magnitude") & (metrics.metric == "perplexity")]
+    assert perplexity.calibration_seed.tolist() == [0, 3]
+
+
+def test_a_missing_result_is_named(root: Path) -> None:
+    run = expand(STUDY["grids"], STUDY["stages"]).runs[0]
+    (root / run.folder / "metrics.json").unlink()
+    with pytest.raises(UserError, match=r"seed-0/metrics\.json: missing; run the study made-up first"):
+        collect(root / "tables", root=root, **STUDY)
+    assert not (root / "tables").exists()
+
+
+def test_variants_are_found_where_the_stages_put_them() -> None:
+    assert str(Variant("magnitude", "linear", "2of4")) == "magnitude-linear-2of4"

@@ -1,0 +1,231 @@
+"""What tables say, and the page in a real browser. All numbers are MADE UP."""
+
+import html.parser
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from llm_sparsity.reporting.page import read, resolution, scope_name, summary
+from llm_sparsity.reporting.plot import plot
+from llm_sparsity.study.config import METHOD_NOTES
+from tests.tables import write_tables
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def summary_of(folder: Path) -> str:
+    return summary(read(folder / "tables"), folder)
+
+
+def test_the_answer_is_made_from_the_tables(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], recipes=("kept", "released"))
+    told = summary_of(tmp_path)
+    dense, half = (f"{value:.3f}" for value in _accuracies(tmp_path, "kept")[:2])
+    assert f"on sst2 nothing of minilm (at 50 % by magnitude, linear: {half}, dense {dense})" in told
+    assert "on text nothing of minilm (at 50 % by magnitude, linear: 94.9, dense 30.0)" in told
+    assert "of 90 % asked for 1 % are left" in told
+    assert "takes 10 % of its dense file" in told
+    assert "Claims of the earlier study, by this one's figures: 2 hold, 1 do not hold, 2 are undecided." in told
+
+
+def _accuracies(folder: Path, recipe: str) -> list[float]:
+    rows = pd.read_csv(folder / "tables/metrics.csv")
+    rows = rows[(rows.metric == "accuracy") & (rows.recipe == recipe) & rows.method.isin(["dense", "magnitude"])]
+    return [float(value) for value in rows.sort_values("sparsity").value]
+
+
+def test_a_model_without_loss_is_said_to_have_none(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"])
+    metrics = pd.read_csv(tmp_path / "tables/metrics.csv")
+    metrics.loc[(metrics.metric == "accuracy") & (metrics.sparsity <= 0.5), "value"] = 0.9
+    metrics.to_csv(tmp_path / "tables/metrics.csv", index=False)
+    assert "on sst2 50 % of minilm (magnitude, linear: 0.900, dense 0.900)" in summary_of(tmp_path)
+
+
+def test_what_training_on_text_brings_back_is_told_against_a_dense_model_that_was_trained_too(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["smollm2"], ["wanda"], seeds=0, recovered=("kept", "lora"))
+    told = summary_of(tmp_path)
+    assert (
+        "Training: on text, smollm2 at 90 % (wanda) goes from perplexity 238.3 to 41.5 by the recipe lora; dense and "
+        "trained as well it has 20.0" in told
+    )
+    rows = [line.split() for line in told.splitlines() if line.startswith("  smollm2")]
+    assert ["smollm2", "wanda", "linear", "not", "trained", "30.0", "94.9", "238.3"] in rows
+    assert ["smollm2", "wanda", "linear", "lora", "20.0", "30.0", "41.5"] in rows
+    assert "on text nothing of smollm2 (at 50 % by wanda, linear, lora: 30.0, dense 20.0)" in told
+
+
+def test_many_models_are_told_by_their_extremes(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", [f"model-{n}" for n in range(6)], ["magnitude"], text=False)
+    answer = next(line for line in summary_of(tmp_path).splitlines() if line.startswith("* What can go"))
+    assert answer.count("model-") == 2
+
+
+def test_the_answer_is_five_lines(tmp_path: Path) -> None:
+    models = ["roberta-base", "gpt2", "bart-base"]
+    write_tables(tmp_path / "tables", models, ["magnitude", "uniform"], 3, recipes=("kept", "released"))
+    lines = [line for line in summary_of(tmp_path).splitlines() if line.startswith("* ")]
+    assert 3 <= len(lines) <= 5
+
+
+@pytest.mark.parametrize(("examples", "accuracy", "band"), [(408, 0.86, 3.4), (872, 0.93, 1.7)])
+def test_what_a_validation_split_can_tell(examples: int, accuracy: float, band: float) -> None:
+    """MRPC's and SST-2's, at the accuracies that BERT reaches."""
+    metrics = pd.DataFrame([{"task": "t", "metric": "accuracy", "method": "dense", "value": accuracy}])
+    runs = pd.DataFrame([{"task": "t", "validation_examples": examples}])
+    assert f"is known to ±{band} points (95 %)" in resolution({"metrics": metrics, "runs": runs}, "t")
+
+
+def test_a_recipe_has_a_line_and_an_answer_of_its_own(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3, recipes=("kept", "gradual"))
+    told = summary_of(tmp_path)
+    assert "minilm at 90 % reaches" in told
+    assert "by the recipe gradual" in told
+    kept, gradual = (next(line for line in told.splitlines() if f" {name} " in line) for name in ("kept", "gradual"))
+    assert kept != gradual
+    assert kept.count("±") == gradual.count("±") == 3  # three seeds at each of three sparsities
+
+
+@pytest.mark.parametrize(
+    ("scope", "name"),
+    [("linear", "linear"), ("layers.3.4.5", "layers 3-5"), ("layers.7", "layer 7"), ("layers.1.4", "layers 1, 4")],
+)
+def test_scopes_for_readers(scope: str, name: str) -> None:
+    assert scope_name(scope) == name
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would have to fetch, the images without a text for those who do not see them, and the ids."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.silent = 0
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        for key in ("src", "href"):
+            if (value := values.get(key)) and not value.startswith(("data:", "#")):
+                self.fetched.append(value)
+        self.silent += tag == "img" and not values.get("alt")
+        self.ids += [values["id"] or ""] if "id" in values else []
+        if (target := values.get("href")) and target.startswith("#"):
+            self.links.append(target[1:])
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with what a page can have: three models, methods, seeds, recipes, perplexity, claims."""
+    folder = tmp_path_factory.mktemp("page")
+    models = ["roberta-base", "gpt2", "bart-base"]
+    config = write_tables(
+        folder / "tables", models, ["magnitude", "uniform"], 3, recipes=("kept", "released", "gradual")
+    )
+    plot(folder / "tables", folder, config=config, methods=METHOD_NOTES)
+    return folder / "report.html"
+
+
+def test_the_page_is_one_file_that_says_what_it_shows(page: Path) -> None:
+    parsed = Page(page.read_text())
+    assert parsed.fetched == []
+    assert parsed.silent == 0
+    assert set(parsed.links) <= set(parsed.ids)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    text = html.unescape(page.read_text())
+    assert "Removing 50 % costs some accuracy" in text
+    assert "+/-" not in text
+    assert "87 steps on MRPC" in text  # said where the earlier study's numbers are compared
+    assert "Han et al. 2015" in text
+    assert "Zhu & Gupta 2017" in text
+
+
+def test_a_study_with_a_hostile_name_is_shown_not_run(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], text=False)
+    plot(tmp_path / "tables", tmp_path, config=config | {"note": "<script>alert(1)</script>"}, methods={})
+    assert "<script>alert" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on PATH")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")])
+def test_a_browser_shows_the_page(page: Path, browser: Any, width: int, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    shown, said, asked = context.new_page(), [], []
+    shown.on("console", lambda message: said.append(message.text))
+    shown.on("pageerror", lambda error: said.append(str(error)))
+    shown.on("request", lambda request: asked.append(request.url))
+    shown.goto(page.as_uri())
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing to scroll sideways"
+    for image in shown.locator("img").all():
+        image.scroll_into_view_if_needed()
+        assert image.evaluate("async (image) => { await image.decode(); return image.naturalWidth; }") > 0
+    light = shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert light == (scheme == "light")
+    for colour in ("body", ".soft", ".verdict", "a"):
+        assert _contrast(shown, colour) >= 4.5, f"{colour}: too faint to read (WCAG 2.2, 1.4.3)"
+    context.close()
+
+
+def _contrast(shown: Any, selector: str) -> float:
+    """The contrast of a text to the page, as WCAG 2.2 defines it."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in colour[4:-1].split(",")]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return float(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+
+    ink = shown.evaluate(f"getComputedStyle(document.querySelector('{selector}')).color")
+    ground = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+    dark, light = sorted((luminance(ink), luminance(ground)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_tables_are_sorted_by_keyboard(page: Path, browser: Any) -> None:
+    shown = browser.new_page()
+    shown.goto(page.as_uri())
+    shown.locator("summary", has_text="sizes").press("Enter")  # opens
+    table = shown.locator("table.sortable", has=shown.locator("th", has_text="dense_bytes"))
+    head = table.locator("th", has_text="measured_sparsity")
+    column = head.evaluate("(head) => head.cellIndex")
+
+    def values() -> list[float]:
+        return [float(text) for text in table.locator(f"tbody td:nth-child({column + 1})").all_text_contents()]
+
+    before = values()
+    head.locator("button").press("Enter")
+    assert values() == sorted(before)
+    assert head.get_attribute("aria-sort") == "ascending"
+    head.locator("button").press("Enter")
+    assert values() == sorted(before, reverse=True)
+    shown.keyboard.press("Tab")
+    assert shown.evaluate("document.activeElement.tagName") == "BUTTON"
+    shown.close()
+
+
+def test_the_page_fits_on_paper(page: Path, browser: Any, tmp_path: Path) -> None:
+    shown = browser.new_page()
+    shown.goto(page.as_uri())
+    shown.emulate_media(media="print")
+    assert not shown.locator("nav").is_visible()
+    assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert len(shown.pdf(path=tmp_path / "report.pdf", format="A4")) > 10_000
+    shown.close()

@@ -1,0 +1,78 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_sparsity.study.cells import DENSE, Run, Variant, expand
+
+GRID: dict[str, Any] = {
+    "models": ["gpt2"],
+    "methods": ["magnitude"],
+    "measure": True,
+    "scopes": ["all"],
+    "sparsities": ["0", "0.5"],
+    "tasks": ["sst2"],
+    "recipes": ["kept", "released"],
+    "seeds": [0, 1],
+}
+STAGES = {"sst2": ["finetune"]}
+
+
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [
+        (DENSE, "dense"),
+        (Variant("magnitude", "linear", "0.5"), "magnitude-linear-0.5"),
+        (Variant("wanda", "mlp", "2of4"), "wanda-mlp-2of4"),
+        (Variant("wanda", "layers.0.3", "0.5", 12), "wanda-layers.0.3-0.5-12"),
+    ],
+)
+def test_a_variant_is_its_name(variant: Variant, name: str) -> None:
+    assert str(variant) == name
+    assert Variant.parse(name) == variant
+
+
+def test_a_run_names_its_folder() -> None:
+    run = Run("gpt2", Variant("magnitude", "all", "0.5"), "sst2", "kept", 3)
+    assert run.folder == Path("results/gpt2/magnitude-all-0.5/sst2/kept/seed-3")
+
+
+def test_dense_runs_once_whatever_the_recipes() -> None:
+    cells = expand([GRID], STAGES)
+    assert cells.variants == (("gpt2", DENSE), ("gpt2", Variant("magnitude", "all", "0.5")))
+    assert [run.recipe for run in cells.runs if run.variant.is_dense] == ["kept", "kept"]
+    assert len(cells.runs) == 2 + 4
+
+
+def test_a_cell_that_two_grids_name_is_computed_once() -> None:
+    assert expand([GRID, GRID], STAGES) == expand([GRID], STAGES)
+
+
+def test_only_calibrated_methods_are_repeated() -> None:
+    grid = {"methods": ["magnitude", "wanda"], "sparsities": ["0.5"], "calibration_seeds": {"wanda": [0, 2]}}
+    names = [str(variant) for _, variant in expand([GRID | grid], STAGES).variants]
+    assert names == ["dense", "magnitude-all-0.5", "wanda-all-0.5", "wanda-all-0.5-2"]
+
+
+def test_dense_is_studied_even_when_no_zero_is_listed() -> None:
+    assert ("gpt2", DENSE) in expand([GRID | {"sparsities": ["0.5"]}], STAGES).variants
+
+
+def test_language_tasks_are_evaluated_and_trained_where_asked() -> None:
+    grid = GRID | {"tasks": ["wikitext"], "seeds": [0]}
+    cells = expand([grid], {"wikitext": ["evaluate", "finetune"]})
+    assert len(cells.evaluations) == 2
+    assert [(str(run.variant), run.recipe) for run in cells.runs] == [
+        ("dense", "kept"),
+        ("magnitude-all-0.5", "kept"),
+        ("magnitude-all-0.5", "released"),
+    ]
+
+
+def test_language_tasks_are_evaluated_not_trained() -> None:
+    cells = expand([GRID | {"tasks": ["wikitext"]}], STAGES | {"wikitext": ["evaluate"]})
+    assert not cells.runs
+    assert [str(cell.folder) for cell in cells.evaluations] == [
+        "results/gpt2/dense/wikitext",
+        "results/gpt2/magnitude-all-0.5/wikitext",
+    ]

@@ -1,0 +1,341 @@
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.study import config
+
+
+def refused(values: dict[str, Any]) -> str:
+    """The one line that is said about a config."""
+    with pytest.raises(UserError) as error:
+        config.load(values)
+    (line,) = str(error.value).splitlines()
+    return line
+
+
+@pytest.fixture
+def values(root: Path) -> dict[str, Any]:
+    return copy.deepcopy(yaml.safe_load((root / "config.yaml").read_text()))
+
+
+@pytest.mark.parametrize(
+    "study",
+    ["config.yaml", "studies/embedded.yaml", "studies/one-billion.yaml", "studies/recovery.yaml", "tests/config.yaml"],
+)
+def test_shipped_studies_are_valid(study: str, root: Path) -> None:
+    assert config.load(yaml.safe_load((root / study).read_text())).cells().variants
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(0, "0"), (0.0, "0"), (0.5, "0.5"), ("0.50", "0.5"), (".5", "0.5"), (1e-3, "0.001"), ("2of4", "2of4")],
+)
+def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str, Any]) -> None:
+    values["study"][0]["sparsities"] = [given]
+    assert config.load(values).study[0].sparsities == [expected]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: v.update(finetun={}), "finetun: unknown key; did you mean 'finetune'?"),
+        (lambda v: v.pop("name"), "name: missing; add it"),
+        (lambda v: v.update(name="a/b"), "name: found 'a/b'; a name becomes a folder"),
+        (lambda v: v.update(study=[]), "study: found nothing; give at least one"),
+        (lambda v: v["study"][0].update(models=["roberta-bse"]), "'roberta-bse', which is not defined; did you mean"),
+        (lambda v: v["study"][0].update(tasks=["sst3"]), "study.0.tasks: found 'sst3'"),
+        (lambda v: v["study"][0].update(methods=["magnitud"]), "did you mean 'magnitude'?"),
+        (lambda v: v["study"][0].update(scopes=["linar"]), "did you mean 'linear'?"),
+        (lambda v: v["study"][0].update(scopes=[[0, -1]]), "scopes.0: found [0, -1]; expected a list of layers"),
+        (lambda v: v["study"][0].update(methods=["structured"]), "scopes: all holds more than matrices of layers"),
+        (
+            lambda v: v["study"][0].update(methods=["block"], scopes=["linear"], sparsities=["2of4"]),
+            "study.0.sparsities: 2of4 is of single weights, but block removes more",
+        ),
+        (lambda v: v["study"][0].update(scopes=["decoder"]), "decoder, but model roberta-base is an encoder"),
+        (lambda v: v["study"][0].update(sparsities=[1.0]), "study.0.sparsities.0: found 1.0; expected a fraction"),
+        (lambda v: v["study"][0].update(sparsities=[-0.1]), "study.0.sparsities.0: found -0.1; expected a fraction"),
+        (lambda v: v["study"][0].update(sparsities=["4of2"]), "found '4of2'; expected a fraction"),
+        (lambda v: v["study"][0].update(sparsities=[True]), "found True; expected a fraction"),
+        (lambda v: v["study"][0].update(sparsities=[0.5, "0.50"]), "sparsities: 0.5 is given twice; remove one"),
+        (lambda v: v["study"][0].update(sparsities=[]), "study.0.sparsities: found nothing"),
+        (lambda v: v["study"][0].update(recipes=["keep"]), "found 'keep', which is not defined; did you mean 'kept'"),
+        (lambda v: v["study"][0].update(recipes=["gradul"]), "found 'gradul', which is not defined; did you mean"),
+        (
+            lambda v: v["study"][0].update(recipes=["gradual"], methods=["magnitude", "random"]),
+            "gradual chooses weights while training, which stands beside methods magnitude and uniform, not",
+        ),
+        (
+            lambda v: (
+                v["study"][0].update(recipes=["gradual"]),
+                v["models"]["gpt2"].update(gpus=2, accelerate="fsdp"),
+            ),
+            "study.0.recipes: gradual ranks whole tensors, but model gpt2 has accelerate: fsdp, which spreads them",
+        ),
+        (lambda v: v["models"]["gpt2"].update(parameters=0), "models.gpt2.parameters: found 0; input should be"),
+        (
+            lambda v: v["study"][0].update(recipes=["gradual"], sparsities=["2of4"]),
+            "study.0.recipes: gradual keeps no pattern such as 2of4; remove one of them",
+        ),
+        (
+            lambda v: v.update(recipes={"mine": {"mask": "released", "schedule": {}}}),
+            "recipes.mine: schedule: what it removes cannot be released; remove schedule, or use mask: kept",
+        ),
+        (
+            lambda v: v.update(recipes={"mine": {"schedule": {"begin": 0.8}}}),
+            "recipes.mine.schedule: begin: 0.8 is not before end, 0.3",
+        ),
+        (
+            lambda v: v.update(recipes={"mine": {"distill": {"labels": 0, "logits": 0, "hidden": 0}}}),
+            "recipes.mine.distill: labels, logits and hidden are all 0, so nothing is learned; raise one",
+        ),
+        (lambda v: v.update(recipes={"mine": {"distill": {"layers": 1}}}), "recipes.mine.distill.layers: unknown key"),
+        (lambda v: v.update(recipes={"kept": {}}), "recipes.kept: this name is built in; choose another"),
+        (lambda v: v.update(recipes={"long": {"mak": "kept"}}), "recipes.long.mak: unknown key; did you mean 'mask'?"),
+        (lambda v: v.update(recipes={"long": {"finetune": {"epoch": 9}}}), "recipes.long.finetune.epoch: unknown key"),
+        (lambda v: v["study"][0].update(seeds=[-1]), "study.0.seeds.0: found -1"),
+        (lambda v: v["finetune"].update(learning_rte=1), "finetune.learning_rte: unknown key; did you mean"),
+        (lambda v: v["tasks"]["sst2"].update(finetune={"epoch": 1}), "tasks.sst2.finetune.epoch: unknown key"),
+        (lambda v: v["tasks"]["sst2"].pop("label"), "tasks.sst2: label: missing"),
+        (lambda v: v["tasks"]["sst2"].pop("files"), "tasks.sst2.files: missing"),
+        (lambda v: v["tasks"]["sst2"]["files"].pop("train"), "files: expected train and validation, found validation"),
+        (lambda v: v["tasks"].update(model=v["tasks"]["sst2"]), "tasks.model: this name is taken"),
+        (lambda v: v["models"]["gpt2"]["source"].pop("revision"), "`hub` needs `revision` too"),
+        (lambda v: v["models"]["gpt2"].update(source={"folder": "x", "converted": True}), "does not go with `folder`"),
+        (lambda v: v["tasks"]["sst2"].update(train_on="sst2"), "tasks.sst2: train_on: is for language-model tasks"),
+        (lambda v: v["tasks"]["sst2"]["source"].update(converted=True), "source.converted: is for models"),
+        (lambda v: v["models"]["gpt2"]["source"].update(revision="main"), "found 'main'; expected a commit"),
+        (lambda v: v["models"]["gpt2"]["source"].update(folder="x"), "exactly one of hub, package or folder"),
+        (lambda v: v["models"]["gpt2"].update(architecture="decodr"), "models.gpt2.architecture: found 'decodr'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_with_key_and_fix(
+    change: Callable[[dict[str, Any]], Any], said: str, values: dict[str, Any]
+) -> None:
+    change(values)
+    assert said in refused(values)
+
+
+def test_every_mistake_is_told_at_once(values: dict[str, Any]) -> None:
+    values["finetun"] = {}
+    values["study"][0]["seeds"] = [-1]
+    with pytest.raises(UserError) as error:
+        config.load(values)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_language_model_tasks_need_a_decoder(root: Path) -> None:
+    values = yaml.safe_load((root / "studies/embedded.yaml").read_text())
+    values["study"][0]["tasks"].append("editorials")
+    with pytest.raises(UserError, match="editorials is a language-model task, but model minilm is an encoder"):
+        config.load(values)
+
+
+@pytest.fixture
+def harness_task(values: dict[str, Any]) -> dict[str, Any]:
+    """A study with a task of lm-evaluation-harness."""
+    files = {"validation": "rte/validation-00000-of-00001.parquet"}
+    source = values["tasks"]["sst2"]["source"]
+    values["tasks"]["rte"] = {"kind": "zero-shot", "harness": "rte", "source": source, "files": files}
+    values["study"] = [{"models": ["gpt2"], "sparsities": [0.5], "tasks": ["rte"]}]
+    return values
+
+
+def test_a_zero_shot_task_is_evaluated_not_trained(harness_task: dict[str, Any]) -> None:
+    harness_task["tasks"]["rte"]["evaluate"] = {"batch_size": 16}
+    study = config.load(harness_task)
+    assert [str(cell.variant) for cell in study.cells().evaluations] == ["dense", "magnitude-all-0.5"]
+    assert not study.cells().runs
+    assert study.evaluate_settings("rte") == {"batch_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda task: task.pop("harness"), "tasks.rte: harness: missing; name the task of lm-evaluation-harness"),
+        (
+            lambda task: task.update(kind="language-model"),
+            "harness: is for zero-shot tasks, but kind is language-model",
+        ),
+        (lambda task: task.update(label="label"), "tasks.rte: label: the harness knows how to read and score a zero"),
+        (
+            lambda task: task.update(files={"train": "a"}),
+            "files: expected validation or test, the one that the harness",
+        ),
+        (lambda task: task["files"].update(test="a"), "files: expected validation or test, the one that the harness"),
+        (lambda task: task.update(evaluate={"max_tokens": 9}), "tasks.rte: evaluate.max_tokens: shapes no zero-shot"),
+        (lambda task: task.update(evaluate={"batchsize": 9}), "tasks.rte.evaluate.batchsize: unknown key; did you"),
+    ],
+)
+def test_a_mistake_in_a_zero_shot_task(
+    change: Callable[[dict[str, Any]], Any], said: str, harness_task: dict[str, Any]
+) -> None:
+    change(harness_task["tasks"]["rte"])
+    assert said in refused(harness_task)
+
+
+def test_a_zero_shot_task_needs_a_decoder(harness_task: dict[str, Any]) -> None:
+    harness_task["study"][0]["models"] = ["roberta-base"]
+    with pytest.raises(UserError, match="rte is a zero-shot task, but model roberta-base is an encoder"):
+        config.load(harness_task)
+
+
+@pytest.fixture
+def text_task(values: dict[str, Any]) -> dict[str, Any]:
+    """A study whose language model is trained on text."""
+    values["tasks"]["text"] = {
+        "kind": "language-model", "source": values["tasks"]["sst2"]["source"], "files": {"train": "a", "test": "b"},
+        "finetune": {},
+    }  # fmt: skip
+    values["evaluate"] = {"sequence_length": 512, "max_tokens": 4096}
+    values["study"] = [{"models": ["gpt2"], "sparsities": [0.5], "tasks": ["text"], "recipes": ["kept", "lora"]}]
+    return values
+
+
+def test_a_text_that_is_trained_on_is_measured_before_and_after(text_task: dict[str, Any]) -> None:
+    study = config.load(text_task)
+    assert [str(cell.variant) for cell in study.cells().evaluations] == ["dense", "magnitude-all-0.5"]
+    assert [(str(run.variant), run.recipe) for run in study.cells().runs] == [
+        ("dense", "kept"),
+        ("magnitude-all-0.5", "kept"),
+        ("magnitude-all-0.5", "lora"),
+    ]
+    settings = study.run_settings("text", "lora", 0)
+    assert settings["evaluation"] == {"sequence_length": 512, "max_tokens": 4096}
+    assert settings["lora"] == {"rank": 16, "alpha": 32.0}
+    del text_task["tasks"]["text"]["finetune"]
+    assert not config.load(text_task).cells().runs
+
+
+def test_another_tasks_text_can_be_trained_on(text_task: dict[str, Any]) -> None:
+    source = text_task["tasks"]["text"]["source"]
+    text_task["tasks"]["c4"] = {"kind": "language-model", "source": source, "files": {"train": "c"}}
+    text_task["tasks"]["text"] |= {"files": {"test": "b"}, "train_on": "c4"}
+    text_task["calibration"] = {"task": "c4"}
+    study = config.load(text_task)
+    assert study.wanted_tasks() == ["text", "c4"]
+    assert study.stages()["c4"] == ["evaluate"]
+    text_task["tasks"]["text"] |= {"files": {"train": "a", "test": "b"}, "train_on": None}
+    assert config.load(text_task).wanted_tasks() == ["text"]  # nothing is calibrated
+    text_task["study"][0] |= {"methods": ["wanda"], "scopes": ["linear"]}
+    assert config.load(text_task).wanted_tasks() == ["text", "c4"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda task: task["files"].pop("train"),
+            "finetune: trains on the split train and measures on test, but files",
+        ),
+        (lambda task: task.update(label="label"), "tasks.text: label: a language model's text has none; remove it"),
+        (lambda task: task.update(finetune={"epoch": 1}), "tasks.text.finetune.epoch: unknown key; did you mean"),
+        (lambda task: task.update(train_on="txt"), "tasks.text.train_on: found 'txt', which is not defined; did you"),
+        (lambda task: task.update(train_on="sst2"), "tasks.text.train_on: sst2 is no language-model task with a split"),
+        (lambda task: task.update(train_on="text", finetune=None), "train_on: says what text is trained on, but"),
+        (lambda task: task.update(files={"train": "a"}, train_on="text"), "but files has train alone; add the other"),
+    ],
+)
+def test_a_mistake_in_a_text_that_is_trained_on(
+    change: Callable[[dict[str, Any]], Any], said: str, text_task: dict[str, Any]
+) -> None:
+    change(text_task["tasks"]["text"])
+    assert said in refused(text_task)
+
+
+@pytest.mark.parametrize("other", [{"mask": "released"}, {"schedule": {}}])
+def test_low_rank_updates_leave_the_weights_as_they_were_pruned(other: dict[str, Any], values: dict[str, Any]) -> None:
+    values["recipes"] = {"mine": {"lora": {}, **other}}
+    with pytest.raises(UserError, match=r"recipes\.mine: lora: leaves the weights .* does not go with it; remove one"):
+        config.load(values)
+
+
+def test_a_task_overrides_the_defaults_of_finetune(values: dict[str, Any]) -> None:
+    values["tasks"]["mrpc"]["finetune"] = {"epochs": 5}
+    study = config.load(values)
+    assert study.finetune_settings("mrpc", "kept")["epochs"] == 5
+    assert study.finetune_settings("sst2", "kept")["epochs"] == 3
+
+
+def test_a_recipe_overrides_the_task(values: dict[str, Any]) -> None:
+    values["tasks"]["mrpc"]["finetune"] = {"epochs": 5, "learning_rate": 1e-4}
+    values["recipes"] = {"long": {"mask": "released", "finetune": {"epochs": 9}}}
+    chosen = config.load(values).finetune_settings("mrpc", "long")
+    assert (chosen["epochs"], chosen["learning_rate"], chosen["mask"]) == (9, 1e-4, "released")
+
+
+def test_a_list_of_layers_has_one_spelling(values: dict[str, Any]) -> None:
+    values["study"][0]["scopes"] = ["linear", [3, 0], "layers.2"]
+    assert config.load(values).study[0].scopes == ["linear", "layers.0.3", "layers.2"]
+
+
+@pytest.fixture
+def calibrated(values: dict[str, Any]) -> dict[str, Any]:
+    """A study of SparseGPT, with a text to calibrate and to measure on."""
+    source = {"folder": "texts"}
+    values["tasks"]["text"] = {"kind": "language-model", "source": source, "files": {"train": "a.txt", "test": "b.txt"}}
+    values["calibration"] = {"task": "text", "samples": 8}
+    values["study"] = [
+        {"models": ["gpt2"], "methods": ["magnitude", "sparsegpt"], "scopes": ["linear"], "sparsities": [0.5],
+         "tasks": ["text"]},
+    ]  # fmt: skip
+    return values
+
+
+def test_only_calibrated_methods_use_the_calibration(calibrated: dict[str, Any]) -> None:
+    study = config.load(calibrated)
+    assert set(config.CALIBRATED) >= {"wanda", "sparsegpt"}
+    assert {"magnitude", "uniform", "random", "block", "structured"}.isdisjoint(config.CALIBRATED)
+    assert study.prune_settings("magnitude") == {"seed": 0, "floor": 0.0}
+    drawn = {"samples": 8, "sequence_length": 2048, "seed": 0}
+    assert study.prune_settings("sparsegpt") == {"floor": 0.0, "budgets": "uniform", "calibration": drawn}
+
+
+def test_each_calibration_seed_is_a_variant(calibrated: dict[str, Any]) -> None:
+    calibrated["calibration"]["seeds"] = [0, 5]
+    study = config.load(calibrated)
+    names = [str(variant) for _, variant in study.cells().variants]
+    assert names == ["dense", "magnitude-linear-0.5", "sparsegpt-linear-0.5", "sparsegpt-linear-0.5-5"]
+    assert study.prune_settings("sparsegpt", 5)["calibration"]["seed"] == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: v.pop("calibration"), "study.0.methods: sparsegpt needs a text to calibrate with; add calibration"),
+        (lambda v: v["calibration"].update(task="texts"), "calibration.task: found 'texts', which is not defined; did"),
+        (
+            lambda v: v["calibration"].update(task="sst2"),
+            "calibration.task: sst2 is no language-model task with a split",
+        ),
+        (lambda v: v["tasks"]["text"]["files"].pop("train"), "text is no language-model task with a split train"),
+        (lambda v: v["tasks"]["text"]["files"].pop("test"), "study.0.tasks: text has no split test to measure"),
+        (lambda v: v["tasks"]["text"]["files"].update(dev="c"), "has test, to measure perplexity on, or train, to cal"),
+        (lambda v: v["calibration"].update(sample=8), "calibration.sample: unknown key; did you mean 'samples'?"),
+        (lambda v: v["calibration"].update(samples=0), "calibration.samples: found 0; input should be greater than 0"),
+        (lambda v: v["calibration"].update(seed=1), "calibration.seed: unknown key; did you mean 'seeds'?"),
+        (lambda v: v["calibration"].update(seeds=[1, 1]), "calibration: seeds: 1 is given twice; remove one"),
+        (
+            lambda v: v["study"][0].update(scopes=["all"]),
+            "scopes: all holds more than matrices of layers, which sparse",
+        ),
+        (
+            lambda v: v.update(prune={"budgets": "outliers"}),
+            "prune.budgets: found 'outliers'; input should be 'uniform'",
+        ),
+        (
+            lambda v: (v.update(prune={"budgets": "owl"}), v["study"][0].update(sparsities=["2of4"])),
+            "study.0.sparsities: 2of4 takes the same of every layer, but prune.budgets is owl; remove one",
+        ),
+    ],
+)
+def test_a_mistake_in_the_calibration(
+    change: Callable[[dict[str, Any]], Any], said: str, calibrated: dict[str, Any]
+) -> None:
+    change(calibrated)
+    assert said in refused(calibrated)

@@ -1,0 +1,145 @@
+"""A model folder, read once and passed on in place of its path."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.families import Family, PrunableAxis, TensorRole, family_of
+from llm_sparsity.storage.files import read_json, read_manifest, weight_bytes
+
+if TYPE_CHECKING:
+    from llm_sparsity.storage.container import Reader
+
+
+class ModelFolder:
+    """The folder of a transformers model, dense or pruned: configuration, family, manifest, tensor roles, tokenizer.
+
+    Nothing of it is read twice, and neither torch nor transformers is imported before weights or the tokenizer are used.
+
+    Args:
+        path: the folder.
+
+    Attributes:
+        config: what config.json holds.
+        family: the names of its tensors.
+
+    Raises:
+        UserError: there is no config.json, or no family covers its model type.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.config: dict[str, Any] = read_json(path / "config.json")
+            model_type = self.config["model_type"]
+        except (FileNotFoundError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{path}/config.json: not the configuration of a transformers model; expected `model_type`"
+            ) from None
+        try:
+            self.family: Family = family_of(model_type)
+        except UserError as error:
+            raise UserError(f"{path}/config.json: {error}") from None
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, for messages."""
+        return self.path.name
+
+    @property
+    def model_type(self) -> str:
+        """`model_type` of config.json."""
+        return str(self.config["model_type"])
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json holds.
+
+        Raises:
+            UserError: there is none, so the stage that makes the folder has not finished.
+        """
+        return read_manifest(self.path)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The manifest without its list of files: what a folder made from this one repeats."""
+        return {key: value for key, value in self.manifest.items() if key not in ("files", "bytes")}
+
+    @property
+    def pruned(self) -> dict[str, Any] | None:
+        """What the manifest says about removed weights; None for a dense model."""
+        return self.manifest.get("pruned")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight files."""
+        return weight_bytes(self.manifest)
+
+    def open(self) -> "Reader":
+        """A reader of its tensors."""
+        from llm_sparsity.storage.container import Reader
+
+        return Reader(self.path)
+
+    def role(self, name: str) -> TensorRole | None:
+        """The role of a tensor; None if it is never pruned."""
+        return self.family.role(name)
+
+    def axis(self, name: str) -> PrunableAxis | None:
+        """The axis of heads or neurons of a weight or bias; None if it has none."""
+        return self.family.axis(name)
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether a matrix is stored as (in, out)."""
+        return self.family.is_transposed(name)
+
+    def in_scope(self, name: str, scope: str) -> bool:
+        """Whether a tensor belongs to a scope, see `TensorRole.in_scope`."""
+        role = self.role(name)
+        return role is not None and role.in_scope(scope)
+
+    def roles(self, names: Iterable[str], scope: str = "all") -> dict[str, TensorRole]:
+        """The roles of the tensors of a scope among a checkpoint's names, tied tensors once."""
+        unique = self.family.without_aliases(list(names))
+        return {name: role for name in unique if (role := self.role(name)) and role.in_scope(scope)}
+
+    def heads(self, stack: str) -> int:
+        """The number of attention heads in each layer of a stack; with grouped queries, of groups."""
+        keys = ("num_key_value_heads", f"{stack}_attention_heads", "num_attention_heads", "n_head", "n_heads")
+        return int(next(self.config[key] for key in keys if self.config.get(key)))
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence that the model has positions for, in tokens; None if it sets no limit."""
+        longest = self.config.get("max_position_embeddings") or self.config.get("n_positions")
+        if longest and self.model_type in ("roberta", "xlm-roberta"):
+            longest -= self.config.get("pad_token_id", 1) + 1  # positions start after the padding index
+        return int(longest) if longest else None
+
+    def check_length(self, key: str, value: int) -> None:
+        """Refuse a sequence length that the model has no positions for.
+
+        Args:
+            key: the setting, for the message.
+            value: its value, in tokens.
+
+        Raises:
+            UserError: `value` is larger than `max_length`.
+        """
+        if self.max_length and value > self.max_length:
+            raise UserError(f"{key}: found {value}, but {self.name} allows {self.max_length} tokens at most; lower it")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, with a padding token: a decoder that has none pads with its end-of-text token."""
+        import transformers
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self.path)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer

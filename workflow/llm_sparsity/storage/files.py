@@ -1,0 +1,102 @@
+"""Files that are either whole or not there: written under a temporary name, synced, renamed.
+
+Every folder that a later stage depends on carries a `manifest.json` with the sha256 of each file in it.
+Snakemake compares that small file by content, so an identical result makes nothing after it run again.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llm_sparsity.jobs.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on a clean exit sync it and rename it to `path`, else remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write sorted, indented JSON: the same value always gives the same bytes."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that a stage has written."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = None) -> None:
+    """Write rows (column -> value) as CSV; `columns` fixes their order, and the header of an empty table."""
+    rows = list(rows)
+    names = list(columns) if columns is not None else list(rows[0])
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, **facts: Any) -> None:
+    """Write `folder/manifest.json`: the facts given, and sha256 and bytes of every file in the folder.
+
+    It is written last, so a folder that has a manifest is whole.
+    """
+    files: dict[str, dict[str, Any]] = {
+        str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST and path.suffix != ".tmp"
+    }
+    total: int = sum(file["bytes"] for file in files.values())
+    write_json(folder / MANIFEST, {**facts, "bytes": total, "files": files})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read `folder/manifest.json`.
+
+    Raises:
+        UserError: there is none, so the stage that makes the folder has not finished.
+    """
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no {MANIFEST}, so this folder is not complete; make it with its stage") from None
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def weight_bytes(manifest: Mapping[str, Any]) -> int:
+    """Bytes of the weight files that a manifest lists."""
+    return sum(file["bytes"] for name, file in manifest["files"].items() if name.endswith(".safetensors"))
