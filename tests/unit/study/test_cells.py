@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from llm_sparsity.study.cells import DENSE, Run, Variant, expand
+from llm_sparsity.study.sparsity import Sparsity
 
 GRID: dict[str, Any] = {
     "models": ["gpt2"],
@@ -22,9 +23,9 @@ STAGES = {"sst2": ["finetune"]}
     ("variant", "name"),
     [
         (DENSE, "dense"),
-        (Variant("magnitude", "linear", "0.5"), "magnitude-linear-0.5"),
-        (Variant("wanda", "mlp", "2of4"), "wanda-mlp-2of4"),
-        (Variant("wanda", "layers.0.3", "0.5", 12), "wanda-layers.0.3-0.5-12"),
+        (Variant("magnitude", "linear", Sparsity("0.5")), "magnitude-linear-0.5"),
+        (Variant("wanda", "mlp", Sparsity("2of4")), "wanda-mlp-2of4"),
+        (Variant("wanda", "layers.0.3", Sparsity("0.5"), 12), "wanda-layers.0.3-0.5-12"),
     ],
 )
 def test_a_variant_is_its_name(variant: Variant, name: str) -> None:
@@ -33,13 +34,13 @@ def test_a_variant_is_its_name(variant: Variant, name: str) -> None:
 
 
 def test_a_run_names_its_folder() -> None:
-    run = Run("gpt2", Variant("magnitude", "all", "0.5"), "sst2", "kept", 3)
+    run = Run("gpt2", Variant("magnitude", "all", Sparsity("0.5")), "sst2", "kept", 3)
     assert run.folder == Path("results/gpt2/magnitude-all-0.5/sst2/kept/seed-3")
 
 
 def test_dense_runs_once_whatever_the_recipes() -> None:
     cells = expand([GRID], STAGES)
-    assert cells.variants == (("gpt2", DENSE), ("gpt2", Variant("magnitude", "all", "0.5")))
+    assert cells.variants == (("gpt2", DENSE), ("gpt2", Variant("magnitude", "all", Sparsity("0.5"))))
     assert [run.recipe for run in cells.runs if run.variant.is_dense] == ["kept", "kept"]
     assert len(cells.runs) == 2 + 4
 

@@ -1,7 +1,4 @@
-"""The study as a set of cells: what is crossed with what, and where each cell's results live.
-
-Light on purpose (standard library only): the Snakefile uses it on a laptop that has no torch.
-"""
+"""The cells of a study: its grids, crossed, and the folders of their results."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -9,27 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_sparsity.study import sparsity as _sparsity
+from llm_sparsity.study.sparsity import Sparsity
+
 RESULTS = Path("results")
-
-
-def fraction(sparsity: str) -> float:
-    """A sparsity as a number: "0.5" is 0.5, "2of4" (2 kept) is 0.5."""
-    if "of" in sparsity:
-        kept, group = map(int, sparsity.split("of"))
-        return 1 - kept / group
-    return float(sparsity)
 
 
 @dataclass(frozen=True, order=True)
 class Variant:
     """A model after pruning: `{method}-{scope}-{sparsity}`, or `dense`; with `-{calibration_seed}` where that is not 0.
 
-    `sparsity` keeps its spelling from the config ("0.5", "2of4"), so that paths never suffer from rounding.
+    The name of a variant is a folder of the results.
     """
 
     method: str = "dense"
     scope: str = ""
-    sparsity: str = "0"
+    sparsity: Sparsity = _sparsity.DENSE
     calibration_seed: int = 0
 
     def __str__(self) -> str:
@@ -45,7 +37,7 @@ class Variant:
 
     @property
     def has_mask(self) -> bool:
-        """Whether weights are removed by setting them to zero; `structured` makes tensors smaller instead."""
+        """Whether weights are removed by setting them to zero; `structured` shrinks tensors instead."""
         return self.method not in ("dense", "structured")
 
     @classmethod
@@ -54,7 +46,7 @@ class Variant:
         if text == "dense":
             return cls()
         method, scope, sparsity, *seed = text.split("-")
-        return cls(method, scope, sparsity, int(seed[0]) if seed else 0)
+        return cls(method, scope, Sparsity(sparsity), int(seed[0]) if seed else 0)
 
 
 DENSE = Variant()
@@ -62,7 +54,7 @@ DENSE = Variant()
 
 @dataclass(frozen=True, order=True)
 class Evaluation:
-    """One variant measured on one task without training."""
+    """One variant evaluated on one task without training."""
 
     model: str
     variant: Variant
@@ -70,13 +62,13 @@ class Evaluation:
 
     @property
     def folder(self) -> Path:
-        """Where the stage evaluate leaves its files."""
+        """The folder of its results."""
         return RESULTS / self.model / str(self.variant) / self.task
 
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """One fine-tuning of one variant on one task with one seed."""
+    """One fine-tuning: a variant on a task, by a recipe, with a seed."""
 
     model: str
     variant: Variant
@@ -86,13 +78,13 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the stage finetune leaves its files."""
+        """The folder of its results."""
         return RESULTS / self.model / str(self.variant) / self.task / self.recipe / f"seed-{self.seed}"
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Everything a study computes, each once, in a fixed order."""
+    """Everything that a study computes, each once, in a fixed order."""
 
     variants: tuple[tuple[str, Variant], ...]
     measured: tuple[tuple[str, Variant], ...]
@@ -103,10 +95,12 @@ class Cells:
 def expand(grids: Iterable[Mapping[str, Any]], stages: Mapping[str, Iterable[str]]) -> Cells:
     """Cross the lists of every grid.
 
-    `stages` says of each task whether its variants go through "evaluate", "finetune", or both. A grid's
-    `calibration_seeds` (method -> seeds) repeat a method. Every model is studied dense as well: without it nothing can
-    be compared. A model that holds no zeros has no mask: dense, or with heads and neurons cut out, it is fine-tuned
-    once, under `kept`.
+    Every model is also studied dense, as the baseline of every comparison. Variants without a mask (dense and
+    structured ones) are fine-tuned by the recipe `kept` alone.
+
+    Args:
+        grids: of a config, see `Config.grids`. `calibration_seeds` (method -> seeds) repeat a method.
+        stages: task -> "evaluate", "finetune", or both.
     """
     variants: dict[tuple[str, Variant], None] = {}
     measured: dict[tuple[str, Variant], None] = {}
@@ -114,9 +108,9 @@ def expand(grids: Iterable[Mapping[str, Any]], stages: Mapping[str, Iterable[str
     runs: dict[Run, None] = {}
     for grid in grids:
         pruned = [
-            Variant(method, scope, sparsity, seed)
+            Variant(method, scope, Sparsity.of(sparsity), seed)
             for method, scope, sparsity in itertools.product(grid["methods"], grid["scopes"], grid["sparsities"])
-            if sparsity != "0"
+            if not Sparsity.of(sparsity).is_dense
             for seed in grid.get("calibration_seeds", {}).get(method, [0])
         ]
         for model, variant in itertools.product(grid["models"], [DENSE, *pruned]):

@@ -31,10 +31,9 @@ class Sparsity:
             if 0 < kept < group:
                 object.__setattr__(self, "text", f"{kept}of{group}")
                 return
-        elif not isinstance(self.text, bool) and re.fullmatch(r"\d*\.?\d+(e-?\d+)?", text):
-            if 0 <= (fraction := Decimal(text)) < 1:
-                object.__setattr__(self, "text", format(fraction.normalize(), "f"))
-                return
+        elif re.fullmatch(r"\d*\.?\d+(e-?\d+)?", text) and 0 <= (fraction := Decimal(text)) < 1:
+            object.__setattr__(self, "text", format(fraction.normalize(), "f"))
+            return
         raise ValueError("expected a fraction in [0, 1) such as 0.5, or a pattern N of M kept such as 2of4")
 
     def __str__(self) -> str:

@@ -1,0 +1,127 @@
+"""Types of config values, and how a mistake in a config reads."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PlainSerializer, ValidationError
+
+from llm_sparsity.study.sparsity import Sparsity
+
+SCOPES = ("all", "linear", "attention", "mlp", "embeddings", "encoder", "decoder")
+
+
+def guess(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the closest known one, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
+
+
+def _matches(pattern: str, expected: str) -> BeforeValidator:
+    def check(value: Any) -> str:
+        if not re.fullmatch(pattern, str(value)):
+            raise ValueError(expected)
+        return str(value)
+
+    return BeforeValidator(check)
+
+
+def _scope(value: Any) -> str:
+    """The canonical spelling of a scope: its word, or layers.0.3 for a list of layers."""
+    if isinstance(value, list):
+        if not value or any(isinstance(layer, bool) or not isinstance(layer, int) or layer < 0 for layer in value):
+            raise ValueError("expected a list of layers, counted from 0, such as [0, 3]")
+        return ".".join(["layers", *map(str, sorted(set(value)))])
+    if value in SCOPES or re.fullmatch(r"layers(\.\d+)+", str(value)):
+        return str(value)
+    raise ValueError(f"expected {', '.join(SCOPES)} or a list of layers such as [0, 3]{guess(str(value), SCOPES)}")
+
+
+Architecture = Literal["encoder", "decoder", "encoder-decoder"]
+Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+ScopeName = Annotated[str, BeforeValidator(_scope)]
+SparsityValue = Annotated[InstanceOf[Sparsity], BeforeValidator(Sparsity.of), PlainSerializer(str, return_type=str)]
+Name = Annotated[
+    str, _matches(r"[A-Za-z0-9][\w.-]*", "a name becomes a folder: use letters, digits, '.', '_' and '-' only")
+]
+Commit = Annotated[
+    str, _matches(r"[0-9a-f]{40}", "expected a commit: 40 hex digits, not a branch or tag that can move")
+]
+Pinned = Annotated[str, _matches(r"[\w.-]+==[\w.+!-]+", "expected name==version")]
+Sha256 = Annotated[str, _matches(r"[0-9a-f]{64}", "expected the 64 hex digits of a sha256")]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, and values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def refuse_repeats(section: Section) -> None:
+    """Raise ValueError for a list that holds a value twice."""
+    for key in type(section).model_fields:
+        values = getattr(section, key)
+        if isinstance(values, list) and (twice := [value for value in values if values.count(value) > 1]):
+            raise ValueError(f"{key}: {twice[0]} is given twice; remove one")
+
+
+def refuse_unknown(key: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ValueError for a name that is not defined."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{key}: found {name!r}, which is not defined{guess(name, known)}")
+
+
+def override(section: Section, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of a section after changes, validated.
+
+    Raises:
+        ValueError: a change that the section does not allow; `where` names the place of the changes.
+    """
+    try:
+        return type(section).model_validate({**section.model_dump(), **changes}).model_dump()
+    except ValidationError as error:
+        raise ValueError("; ".join(f"{where}.{line}" for line in lines(error, type(section)))) from None
+
+
+def lines(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """One line for each fault of a config: key, value found, fix."""
+    found = []
+    for fault in error.errors():
+        path = tuple(step for step in fault["loc"] if step != "[key]")
+        key = ".".join(map(str, path))
+        value = repr(fault["input"])
+        value = value if len(value) <= 60 else f"{value[:57]}..."
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            found.append(f"{key}: unknown key{guess(str(path[-1]), _keys(root, path[:-1]))}")
+        elif fault["type"] == "missing":
+            found.append(f"{key}: missing; add it")
+        elif fault["type"] == "too_short":
+            found.append(f"{key}: found nothing; give at least one")
+        elif isinstance(fault["input"], Mapping | BaseModel):
+            found.append(f"{key}: {message}" if key else message)
+        else:
+            found.append(f"{key}: found {value}; {message[0].lower()}{message[1:]}")
+    return found
+
+
+def _keys(section: type[BaseModel] | None, path: tuple[Any, ...]) -> list[str]:
+    """The keys of the section at a path, to guess a misspelled one from."""
+    for step in path:
+        field = section.model_fields.get(str(step)) if section else None
+        if field is not None:
+            section = _section_in(field.annotation)
+    return list(section.model_fields) if section else []
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation holds, as `Section | None` or `dict[str, Section]` do."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)

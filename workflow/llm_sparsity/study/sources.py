@@ -1,0 +1,167 @@
+"""The sections of a config that name models and tasks, and where they come from."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llm_sparsity.study.fields import Architecture, Commit, Name, Pinned, Positive, Section, Sha256
+from llm_sparsity.study.settings import Evaluate
+
+
+class Source(Section):
+    """Where a model or a task comes from: exactly one of `hub`, `package`, `folder`."""
+
+    hub: str | None = Field(None, description="repository id on the model or data set hub")
+    revision: Commit | None = Field(None, description="commit of the hub repository")
+    converted: Literal[True] | None = Field(
+        None, description="for a model whose revision has only pickles: use the safetensors that the hub made of them"
+    )
+    package: Pinned | None = Field(None, description="name==version of a registry package")
+    sha256: Sha256 | None = Field(None, description="of the package's archive")
+    path: str | None = Field(None, description="file or folder inside the package's archive")
+    folder: str | None = Field(None, description="a folder on this machine")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        needs = {"hub": {"revision"}, "package": {"sha256"}, "folder": set[str]()}
+        allowed = {"hub": {"revision", "converted"}, "package": {"sha256", "path"}, "folder": set[str]()}
+        kinds = [kind for kind in needs if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"give exactly one of hub, package or folder, found {' and '.join(kinds) or 'none'}")
+        given = {key for key in ("revision", "converted", "sha256", "path") if getattr(self, key) is not None}
+        if missing := needs[kinds[0]] - given:
+            raise ValueError(f"`{kinds[0]}` needs `{missing.pop()}` too, so that everyone gets the same bytes")
+        if extra := given - allowed[kinds[0]]:
+            raise ValueError(f"`{extra.pop()}` does not go with `{kinds[0]}`; remove it")
+        return self
+
+
+class Model(Section):
+    """A pretrained checkpoint."""
+
+    architecture: Architecture
+    source: Source
+    gpus: Positive = Field(1, description="GPUs of one fine-tuning, fewer if the machine has fewer; whole nodes if > 1")
+    accelerate: Literal["node", "fsdp"] = Field(
+        "node", description="with several GPUs: node replicates the model on each, fsdp shards it over them"
+    )
+    parameters: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="number of parameters, for the plan until the model is downloaded; does not affect results"
+    )
+
+
+class Binarize(Section):
+    """Turn a rating into a label: 1 above the threshold, 0 below. Rows closer to it than `margin` are dropped."""
+
+    threshold: float = 0.0
+    margin: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Split(Section):
+    """Split a validation set off the training rows."""
+
+    validation: Positive
+    seed: int = 0
+
+
+class Pairs(Section):
+    """Draw sentence pairs from the rows; the label is whether both sentences have the same label."""
+
+    train: Positive
+    validation: Positive
+    seed: int = 0
+    group: str | None = Field(
+        None, description="regular expression; rows whose labels start with equal matches share a label"
+    )
+
+
+class Limit(Section):
+    """The largest number of rows of each split, drawn with a fixed seed."""
+
+    train: Positive | None = None
+    validation: Positive | None = None
+    test: Positive | None = None
+    seed: int = 0
+
+
+class Task(Section):
+    """A data set with a metric."""
+
+    kind: Literal["classification", "language-model", "zero-shot"]
+    source: Source
+    files: dict[str, str] = Field(min_length=1, description="split -> file inside the source")
+    format: Literal["parquet", "jsonl", "csv", "tsv", "text"] | None = None
+    columns: list[str] | None = Field(None, description="column names, for files without a header line")
+    harness: str | None = Field(None, description="name of a zero-shot task in lm-evaluation-harness")
+    text: str = "text"
+    text_pair: str | None = None
+    label: str | None = None
+    labels: list[str] | None = None
+    binarize: Binarize | None = None
+    split: Split | None = None
+    pairs: Pairs | None = None
+    limit: Limit | None = None
+    finetune: dict[str, Any] | None = Field(
+        None, description="overrides of the config's `finetune`; if given, a language-model task is also trained on"
+    )
+    train_on: Name | None = Field(
+        None, description="language-model task whose training text is used instead of this task's own"
+    )
+    evaluate: dict[str, Any] = Field({}, description="overrides of the config's `evaluate`")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.source.converted:
+            raise ValueError("source.converted: applies to models only; remove it")
+        if self.harness and self.kind != "zero-shot":
+            raise ValueError(f"harness: is for zero-shot tasks, but kind is {self.kind}; correct one of them")
+        if self.train_on and self.kind != "language-model":
+            raise ValueError("train_on: is for language-model tasks; remove it")
+        check = {
+            "classification": self._classification,
+            "language-model": self._language_model,
+            "zero-shot": self._zero_shot,
+        }
+        check[self.kind]()
+        return self
+
+    def _classification(self) -> None:
+        if self.label is None:
+            raise ValueError("label: missing; name the column that holds the label")
+        expected = {"train"} if self.split else {"train", "validation"}
+        if set(self.files) != expected:
+            raise ValueError(
+                f"files: expected {' and '.join(sorted(expected))}, found {', '.join(self.files)}; "
+                "`split` splits a validation set off train"
+            )
+        if self.evaluate:
+            raise ValueError("evaluate: is for language-model tasks; use finetune here")
+
+    def _language_model(self) -> None:
+        if extra := set(self.files) - {"train", "test"}:
+            raise ValueError(
+                "files: a language-model task has test, to measure perplexity on, or train, to calibrate with, or "
+                f"both; found {extra.pop()}"
+            )
+        if self.label:
+            raise ValueError("label: a language model's text has none; remove it")
+        if self.train_on and self.finetune is None:
+            raise ValueError("train_on: names a training text, but the task is not trained on; add finetune: {}")
+        if self.finetune is not None and {*self.files, *(["train"] if self.train_on else [])} != {"train", "test"}:
+            raise ValueError(
+                f"finetune: trains on the split train and evaluates on test, but files has {', '.join(self.files)}; "
+                "add the other, name another task's text by train_on, or remove finetune"
+            )
+
+    def _zero_shot(self) -> None:
+        if self.harness is None:
+            raise ValueError("harness: missing; name the task of lm-evaluation-harness, such as boolq")
+        if len(self.files) != 1 or set(self.files) - {"validation", "test"}:
+            raise ValueError(
+                f"files: expected validation or test, the one that the harness scores, found {', '.join(self.files)}"
+            )
+        others = ("text_pair", "label", "labels", "binarize", "split", "pairs", "finetune")
+        if extra := [key for key in others if getattr(self, key)]:
+            raise ValueError(f"{extra[0]}: the harness knows how to read and score a zero-shot task; remove it")
+        if extra := [key for key in self.evaluate if key in Evaluate.model_fields and key != "batch_size"]:
+            raise ValueError(f"evaluate.{extra[0]}: does not affect a zero-shot task; remove it")
