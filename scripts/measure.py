@@ -5,7 +5,7 @@ Settings: what `measure:` in the config holds.
 
 from pathlib import Path
 
-from llm_sparsity.jobs.command import arguments, computing, run
+from llm_sparsity.jobs.command import arguments, parse_and_lease, run
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of a variant")
     parser.add_argument("--dense", type=Path, required=True, help="folder of the dense model it was made from")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    args = computing(parser)
+    args = parse_and_lease(parser)
 
     from llm_sparsity.inference.measure import measure
 

@@ -5,7 +5,7 @@ Settings: method, scope, sparsity, and what `prune:` in the config holds; of a c
 
 from pathlib import Path
 
-from llm_sparsity.jobs.command import arguments, computing, run
+from llm_sparsity.jobs.command import arguments, parse_and_lease, run
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the dense model")
     parser.add_argument("--text", type=Path, nargs="?", help="manifest of a prepared task to calibrate with")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    args = computing(parser)
+    args = parse_and_lease(parser)
 
     from llm_sparsity.pruning.prune import prune
 

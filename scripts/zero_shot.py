@@ -5,7 +5,7 @@ Settings: batch_size, of what `evaluate:` in the config holds.
 
 from pathlib import Path
 
-from llm_sparsity.jobs.command import arguments, computing, run
+from llm_sparsity.jobs.command import arguments, parse_and_lease, run
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--task", type=Path, required=True, help="folder of a prepared task")
     parser.add_argument("--harness", type=Path, required=True, help="folder of the harness")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    args = computing(parser)
+    args = parse_and_lease(parser)
 
     from llm_sparsity.evaluation.zero_shot import zero_shot
 

@@ -31,11 +31,11 @@ def start(root: Path, tmp_path: Path, count: int, program: str = JOB) -> subproc
 
 def test_no_device_is_leased_twice_at_once(root: Path, tmp_path: Path) -> None:
     jobs = [start(root, tmp_path, 1) for _ in range(5)] + [start(root, tmp_path, 2)]
-    told = [json.loads(job.communicate(timeout=60)[0]) for job in jobs]
-    assert [one["count"] for one in told] == [1, 1, 1, 1, 1, 2]
-    for number, one in enumerate(told):
+    results = [json.loads(job.communicate(timeout=60)[0]) for job in jobs]
+    assert [one["count"] for one in results] == [1, 1, 1, 1, 1, 2]
+    for number, one in enumerate(results):
         assert len(one["devices"]) == one["count"]
-        for other in told[number + 1 :]:
+        for other in results[number + 1 :]:
             if set(one["devices"]) & set(other["devices"]):
                 assert one["ended"] <= other["begun"] or other["ended"] <= one["begun"]
 

@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_model
-from llm_sparsity.storage import container as checkpoint
+from llm_sparsity.storage import codec, container
 from llm_sparsity.storage.container import Reader, Writer, load, save, to_plain
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -42,7 +43,7 @@ def gaussian(*shape: int, sparsity: float = 0.0, seed: int = 0) -> torch.Tensor:
     seed=st.integers(0, 10**6),
     chunk=st.sampled_from([7, 256, 1 << 22]),
 )
-def test_every_bit_comes_back(
+def test_every_bit_is_restored(
     shape: list[int],
     dtype: torch.dtype,
     density: float,
@@ -55,13 +56,13 @@ def test_every_bit_comes_back(
     tensor = torch.randn(shape, generator=generator).to(dtype)
     tensor = torch.where(torch.rand(shape, generator=generator) < density, tensor, torch.zeros((), dtype=dtype))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "CHUNK", chunk)
+        patch.setattr(codec, "CHUNK", chunk)
         save(folder, {"weight": tensor})
         assert same(load(folder)["weight"], tensor)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_odd_values_come_back(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_odd_values_are_restored(dtype: torch.dtype, tmp_path: Path) -> None:
     odd = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, 6e-8, 1.0] * 40).to(dtype)
     save(tmp_path, {"odd": odd, "zeros": torch.zeros(1000, dtype=dtype), "ints": torch.arange(5), "one": odd[7]})
     loaded = load(tmp_path)
@@ -106,12 +107,12 @@ def test_one_tensor_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of what is mapped")
-def test_one_file_is_mapped_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much has been read: pages of other files, and of tensors that are gone, are the system's again."""
-    monkeypatch.setattr(checkpoint, "MAPPED", 1 << 16)
+def test_at_most_one_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of other files, and of tensors that were deleted, are freed, however much has been read."""
+    monkeypatch.setattr(container, "MAX_MAPPED", 1 << 16)
     tensors = {f"{shard}.{number}": gaussian(64, 64, seed=number) for shard in "abc" for number in range(8)}
     index = {name: f"{name[0]}.safetensors" for name in tensors}
-    (tmp_path / checkpoint.INDEX).write_text(json.dumps({"weight_map": index}))
+    (tmp_path / container.INDEX).write_text(json.dumps({"weight_map": index}))
     for shard in "abc":
         save_file(
             {name: tensor for name, tensor in tensors.items() if name[0] == shard}, tmp_path / f"{shard}.safetensors"
@@ -211,7 +212,7 @@ def test_a_sparse_folder_loads_as_transformers_loads_the_plain_one(
     kind: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = tiny_model(kind)
-    checkpoint.copy_companions(folder, tmp_path / "sparse")
+    container.copy_companions(folder, tmp_path / "sparse")
     save(tmp_path / "sparse", load(folder))
     to_plain(tmp_path / "sparse", tmp_path / "plain")
     auto = transformers.AutoModelForSequenceClassification
@@ -219,7 +220,7 @@ def test_a_sparse_folder_loads_as_transformers_loads_the_plain_one(
     expected = auto.from_pretrained(folder, num_labels=3).state_dict()
     for name in ("sparse", "plain"):
         torch.manual_seed(0)
-        found = load_model(auto, tmp_path / name, num_labels=3).state_dict()
+        found = load_model(auto, ModelFolder(tmp_path / name), num_labels=3).state_dict()
         assert found.keys() == expected.keys()
         assert all(same(found[key], expected[key]) for key in expected)
     torch.manual_seed(0)

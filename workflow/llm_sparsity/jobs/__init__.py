@@ -1,4 +1,4 @@
-"""What every command line shares: user errors, arguments, GPU leases, locks, the environment of a run.
+"""Jobs: what the scripts share: command line, user errors, GPU leases, locks, the environment of a run.
 
-Nothing here affects a result, so the code hash of a stage leaves this package out.
+This package alone knows that a computation is a process on a machine. Nothing in it affects a result.
 """

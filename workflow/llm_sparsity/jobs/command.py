@@ -1,4 +1,4 @@
-"""Command lines of the scripts: arguments, settings, threads, and errors as one line."""
+"""The command line of a script: its arguments, threads and GPUs, and its errors as one line."""
 
 import argparse
 import json
@@ -13,14 +13,18 @@ from llm_sparsity.jobs.lease import lease
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
-    """A script's parser: its docstring as description, and `--settings`, the JSON that Snakemake tracks."""
+    """A parser with the option `--settings`, the JSON object that Snakemake compares between runs.
+
+    Args:
+        doc: the script's docstring, which becomes the description.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--settings",
         type=_settings,
         default={},
         metavar="JSON",
-        help="the settings of this job as one JSON object (what the rule's params.settings holds)",
+        help="settings of this job as one JSON object (the rule's params.settings)",
     )
     return parser
 
@@ -36,15 +40,15 @@ def _settings(text: str) -> dict[str, Any]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a script's `main`; a user's mistake or a disk that refuses ends in one line, not in a traceback."""
-    # scripts/evaluate.py would hide the library evaluate: a script's own folder is no place to import from.
+    """Call a script's `main`. User errors and storage errors end in one line instead of a traceback."""
+    # Python puts the script's folder first on sys.path, where evaluate.py would shadow the library evaluate.
     sys.path[:] = [path for path in sys.path if path != str(Path(sys.argv[0]).resolve().parent)]
     try:
         main()
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         message = storage_message(error)
@@ -53,10 +57,15 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {message}")
 
 
-def computing(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Read the arguments of a script that computes, lease its GPUs before torch sees them, and set its CPU threads."""
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs to lease, where there are so many")
+def parse_and_lease(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add `--threads` and `--gpus`, parse the arguments, lease the GPUs, set the CPU threads of torch.
+
+    GPUs are leased before torch is imported, which fixes the visible devices.
+    """
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument(
+        "--gpus", type=int, default=0, help="number of GPUs to reserve, fewer if the machine has fewer (default 0)"
+    )
     args = parser.parse_args()
     lease(args.gpus)
 

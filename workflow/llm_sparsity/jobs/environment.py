@@ -1,4 +1,4 @@
-"""What a result's seconds and bytes of memory depend on: machine and versions. It goes to runtime.json alone."""
+"""The environment of a run: device, threads, versions, peak memory. Only runtime.json holds it."""
 
 import resource
 import sys
@@ -9,9 +9,16 @@ from typing import Any
 import torch
 
 
-def machine(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """What a result's seconds depend on: device, threads, versions, and the peak of memory in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """The facts that measured times depend on, and the peak memory of this process in bytes.
+
+    Args:
+        device: the device that computes. For a GPU the peak is of its memory, for the CPU the resident set.
+        processes: number of processes of the run.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )  # Linux counts KiB
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     libraries = {name: version(name) for name in ("torch", "transformers", "accelerate")}
@@ -22,3 +29,6 @@ def machine(device: torch.device, processes: int = 1) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "versions": {**libraries, "python": python_version()},
     }
+
+
+machine = environment  # the name before; callers are being renamed

@@ -1,6 +1,6 @@
-"""GPUs for one job of many on a machine: each is leased by a file lock, which the kernel takes back when the job ends.
+"""GPU leases: jobs on one machine reserve GPUs by file locks, which the kernel releases when the process ends.
 
-Where a batch system or a pilot has given a job exactly the devices that it asked for, there is nothing to lease.
+A job that a batch system or a pilot has confined to the number of GPUs it asks for takes no lease.
 """
 
 import fcntl
@@ -9,16 +9,19 @@ import tempfile
 import time
 from pathlib import Path
 
-DRIVER = Path("/proc/driver/nvidia/gpus")  # one folder a device; asking the driver any other way takes a second
+DRIVER = Path("/proc/driver/nvidia/gpus")  # one folder a device; a query of the driver takes a second
 
 
 def lease(count: int) -> int:
-    """Take up to `count` GPUs that no other job of this user holds, waiting for them, and hide the others.
+    """Reserve GPUs that no other job of this user holds, and hide the others; wait until enough are free.
 
-    Call it before torch is imported. The lease lasts as long as this process, also when it becomes another program.
+    Call it before torch is imported. The lease lasts as long as the process and is inherited through `exec`.
+
+    Args:
+        count: number of GPUs to reserve (fewer if the machine has fewer).
 
     Returns:
-        How many it has: 0 on a machine without GPUs.
+        The number of GPUs reserved: 0 on a machine without GPUs.
     """
     visible = devices()
     if len(visible) <= count or count == 0:
@@ -28,7 +31,7 @@ def lease(count: int) -> int:
     while True:
         taken: dict[str, int] = {}
         for device in visible:
-            if len(taken) < count and (lock := _try(folder / f"{device.replace('/', '-')}.lock")) is not None:
+            if len(taken) < count and (lock := _acquire(folder / f"{device.replace('/', '-')}.lock")) is not None:
                 taken[device] = lock
         if len(taken) == count:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
@@ -39,20 +42,20 @@ def lease(count: int) -> int:
 
 
 def devices() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs visible to this process, by their names in CUDA_VISIBLE_DEVICES."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip() and name.strip() != "-1"]
     return [str(number) for number, _ in enumerate(DRIVER.iterdir())] if DRIVER.is_dir() else []
 
 
-def _try(path: Path) -> int | None:
-    """The descriptor that holds a lock, or None if someone else has it."""
+def _acquire(path: Path) -> int | None:
+    """The file descriptor of an acquired lock; None if another process holds the lock."""
     lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
         return None
-    os.set_inheritable(lock, True)
+    os.set_inheritable(lock, True)  # held through exec, which filelock's descriptors are not
     return lock

@@ -1,8 +1,9 @@
-"""A lock that one process of several holds, on a file system that machines share, whatever kills its owner.
+"""A lock for the run cache, on a file system that several machines share.
 
-The owner touches the file every few seconds. It counts as dead when its process is gone (seen on the same host only),
-or when the file has not changed for a while by the waiting process's own clock: the clocks of two machines, and clocks
-that jump, are never compared. A file that is made with O_EXCL is a lock on shared file systems too.
+The owner touches the lock file every few seconds (its heartbeat). It counts as dead if its process has ended, which
+only its own machine can see, or if the file does not change for some time by the waiting process's monotonic clock.
+Clocks of two machines are never compared. `filelock` has no heartbeat: on a shared file system, its lock of a node
+that failed would never be released. Creating a file with O_EXCL is atomic on shared file systems too.
 """
 
 import json
@@ -17,28 +18,51 @@ from pathlib import Path
 
 from llm_sparsity.jobs.errors import UserError
 
-PATIENCE = 60.0  # seconds without a heartbeat after which a lock's owner counts as dead
+PATIENCE = 60.0  # seconds without a heartbeat after which the owner counts as dead
 BEAT = 5.0  # seconds between heartbeats
 
 
 @contextmanager
 def locked(path: Path, patience: float = PATIENCE) -> Iterator[Callable[[], None]]:
-    """Hold a lock file; wait for its owner while that lives. Gives a function that fails once the lock is lost.
+    """Hold a lock; wait for it while another process holds it. Yields a function that raises once the lock is lost.
 
     Args:
-        path: the file; its folder exists.
+        path: the lock file, in an existing folder.
         patience: seconds without a heartbeat after which the owner counts as dead.
 
     Raises:
-        UserError: from the function given: another process took the lock over.
+        UserError: by the yielded function, if another process has taken the lock over.
     """
     owner = json.dumps({"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())})
-    seen, since, told = None, time.monotonic(), False
+    _acquire(path, owner, patience)
+
+    def assert_held() -> None:
+        try:
+            if path.read_text() == owner:
+                return
+        except FileNotFoundError:
+            pass
+        raise UserError(f"{path}: taken over by another copy of this job while this one was suspended; this one stops")
+
+    try:
+        with _heartbeat(path, assert_held):
+            yield assert_held
+    finally:
+        try:
+            assert_held()
+            path.unlink()
+        except UserError:
+            pass
+
+
+def _acquire(path: Path, owner: str, patience: float) -> None:
+    """Create the lock file; wait for its owner, and take the lock over if the owner is dead."""
+    seen, since, reported = None, time.monotonic(), False
     while True:
         try:
             with path.open("x") as file:
                 file.write(owner)
-            break
+            return
         except FileExistsError:
             pass
         try:
@@ -50,19 +74,15 @@ def locked(path: Path, patience: float = PATIENCE) -> Iterator[Callable[[], None
         if _is_dead(found[0]) or time.monotonic() - since > patience:
             _take_over(path, found[0])
             continue
-        if not told:
+        if not reported:
             print(f"{path}: held by {found[0]}; waiting for it to end", file=sys.stderr)
-            told = True
+            reported = True
         time.sleep(min(1.0, patience / 4))
 
-    def assert_held() -> None:
-        try:
-            if path.read_text() == owner:
-                return
-        except FileNotFoundError:
-            pass
-        raise UserError(f"{path}: taken over by another copy of this job while this one stood still; it is left to it")
 
+@contextmanager
+def _heartbeat(path: Path, assert_held: Callable[[], None]) -> Iterator[None]:
+    """Touch a held lock file every few seconds, from a thread, until the block ends or the lock is lost."""
     done = threading.Event()
 
     def beat() -> None:
@@ -71,24 +91,22 @@ def locked(path: Path, patience: float = PATIENCE) -> Iterator[Callable[[], None
                 assert_held()
                 os.utime(path)
             except (UserError, OSError):
-                return  # the next save finds out
+                return  # the owner's next assert_held raises
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield assert_held
+        yield
     finally:
         done.set()
         thread.join()
-        try:
-            assert_held()
-            path.unlink()
-        except UserError:
-            pass
 
 
 def _take_over(path: Path, dead: str) -> None:
-    """Remove a dead owner's lock; of two that try, one finds the other's new lock in its hands and gives it back."""
+    """Remove the lock of a dead owner.
+
+    If two processes try, the second may rename the new lock of the first; it then restores that lock.
+    """
     mine = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         path.rename(mine)
@@ -101,13 +119,13 @@ def _take_over(path: Path, dead: str) -> None:
 
 
 def _host() -> str:
-    """This machine, and since which start: process numbers mean nothing elsewhere."""
+    """Name and boot id of this machine, within which a process id is meaningful."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}".strip()
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine started, in ticks since the machine did; None when it is gone or a zombie."""
+    """Start time of a process of this machine, in clock ticks since boot; None if it has ended or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -116,9 +134,9 @@ def _started(pid: int) -> str | None:
 
 
 def _is_dead(owner: str) -> bool:
-    """Whether a lock's owner is known to be gone; only its own machine can know."""
+    """Whether the owner of a lock has certainly ended; False if it belongs to another machine."""
     try:
         found = json.loads(owner)
     except ValueError:
-        return False  # being written
+        return False  # the file is being written
     return found["host"] == _host() and found["started"] is not None and _started(found["pid"]) != found["started"]

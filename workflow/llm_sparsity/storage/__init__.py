@@ -1,4 +1,4 @@
-"""How weights and small files lie on disk: the sparse container, atomic writes, manifests.
+"""Storage: the sparse container of weights, its codec, atomic files and manifests.
 
-This package alone knows bytes. A file it writes is whole or absent.
+This package alone knows the layout of bytes on disk. A file that it writes is complete or absent.
 """

@@ -1,60 +1,50 @@
-"""Model folders, read and written one tensor at a time: plain safetensors, and the sparse container.
+"""The weights of a model folder, read and written one tensor at a time: plain safetensors, or the sparse container.
 
-A pruned tensor in a plain file is as large as a dense one: its zeros are stored. The sparse container stores where the
-survivors are and what they are worth. It is a valid safetensors file in an ordinary transformers folder:
+Plain safetensors stores a pruned tensor's zeros, so its file is as large as the dense one. The sparse container stores
+the positions and values of the nonzero weights. It is a valid safetensors file in an ordinary transformers folder:
 
-    model.safetensors   each tensor a blob of bytes (uint8), or itself where nothing is gained
-      __metadata__      {"format": "llm-sparsity", "version": "1", "tensors": {name: dtype, shape, stored as, crc32}}
+    model.safetensors   each tensor a blob of bytes (uint8, see codec.py), or uncoded where the blob is not smaller
+      __metadata__      {"format": "llm-sparsity", "version": "1", "tensors": {name: dtype, shape, stored, crc32}}
 
-A blob is a row of chunks of 2^20 weights. A chunk holds the positions of the survivors (a bitmask, or the gaps between
-them where they are rare), and their values byte plane by byte plane (signs and exponents compress well, mantissas do
-not), each part zstd-compressed where that is smaller. Values of float32 that fit float16 or bfloat16 without loss are
-stored so. Reading gives back every bit.
+`stored` is the dtype of the blob's values, or "raw". float32 values that float16 or bfloat16 represent exactly are
+stored so. A tensor is read back with every bit as it was written.
 """
 
 import json
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import torch
-import zstandard
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.storage.files import atomic, read_json
+from llm_sparsity.storage.codec import decode, encode, lossless_dtype
+from llm_sparsity.storage.files import MANIFEST, atomic, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FORMAT, VERSION = "llm-sparsity", "1"
-CHUNK = 1 << 20
-MAPPED = 1 << 28  # bytes that are read of a file before it is mapped anew
-# Weights hold no repeated strings: matches that are found by chance cost more than their bytes' entropy code.
-ENTROPY = zstandard.ZstdCompressionParameters.from_level(1, strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6)
+MAX_MAPPED = 1 << 28  # bytes read from a mapped file before it is mapped again, which frees its pages
 
 _SAFETENSORS = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 _TORCH = {name: dtype for dtype, name in _SAFETENSORS.items()}
-_BITS: dict[int, Any] = {2: np.uint16, 4: np.uint32, 8: np.uint64}
-_DENSE, _MASK, _GAPS = 0, 1, 2
-
-Bytes = NDArray[np.uint8]
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder.
 
     Raises:
-        UserError: there are none, only pickles, or a shard is missing.
+        UserError: the folder has no weights, has only pickles, or lacks a shard.
     """
     if (folder / INDEX).exists():
         shards = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
@@ -72,15 +62,22 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 class Reader:
-    """The tensors of a model folder, one at a time, whatever they are stored as.
+    """Reads the tensors of a model folder one at a time, from either format.
+
+    Args:
+        folder: a model folder.
+
+    Attributes:
+        files: the safetensors files.
+        names: the names of the tensors, sorted.
 
     Raises:
-        UserError: a file is missing, truncated or damaged (the tensor is named), or made by a newer version.
+        UserError: a file is missing, truncated, damaged (the message names the tensor) or of a newer version.
     """
 
-    _file: Any  # the one that is mapped
+    _file: Any  # the mapped file; one at a time
     _path: Path
-    _read: int  # bytes
+    _read: int  # bytes read since it was mapped
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Path] = {}
@@ -96,7 +93,7 @@ class Reader:
                         f"{path}: container version {metadata['version']}, but this program reads {VERSION}; update it"
                     )
                 self._sparse |= json.loads(metadata["tensors"])
-            for name in self._file.keys():  # noqa: SIM118, it is no dict
+            for name in self._file.keys():  # noqa: SIM118, not a dict
                 entry = self._file.get_slice(name)
                 self._files[name], self._stored[name] = path, (tuple(entry.get_shape()), entry.get_dtype())
         self.names = sorted(self._files)
@@ -116,9 +113,9 @@ class Reader:
         return _TORCH[self._sparse[name]["dtype"] if name in self._sparse else self._stored[name][1]]
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, with the shape and dtype that it was written with."""
+        """Read a tensor, of the shape and dtype that were written."""
         path = self._files[name]
-        if path != self._path or self._read > MAPPED:
+        if path != self._path or self._read > MAX_MAPPED:
             self._map(path)
         stored: Tensor = self._file.get_tensor(name)
         self._read += stored.nbytes
@@ -130,12 +127,12 @@ class Reader:
             raise UserError(f"{path}: tensor {name} is damaged (its checksum differs); make or download it again")
         if entry["stored"] == "raw":
             return stored
-        narrow = _TORCH[entry["stored"]]
         size = int(np.prod(entry["shape"], dtype=np.int64))
-        return _decode(blob, size, narrow).to(_TORCH[entry["dtype"]]).reshape(entry["shape"])
+        values = decode(blob, size, _TORCH[entry["stored"]])
+        return values.to(_TORCH[entry["dtype"]]).reshape(entry["shape"])
 
     def _map(self, path: Path) -> None:
-        """Map a file, in place of the one before: what was read of it leaves the memory with its last tensor."""
+        """Map a file instead of the previous one, whose memory is freed with the last tensor read from it."""
         try:
             self._file = safe_open(path, framework="pt").__enter__()
         except SafetensorError as error:
@@ -144,9 +141,13 @@ class Reader:
 
 
 class Writer:
-    """Writes a model's weights tensor by tensor; the file appears whole when the block ends without an error.
+    """Writes the weights of a model tensor by tensor. Use it as a context manager.
 
-    Memory: one tensor and a few chunks. With `sparse=False` the file is plain safetensors.
+    The file appears, complete, when the block ends without an error. Peak memory is one tensor and a few chunks.
+
+    Args:
+        folder: a model folder.
+        sparse: whether to write the sparse container; if not, plain safetensors.
     """
 
     def __init__(self, folder: Path, *, sparse: bool = True) -> None:
@@ -164,36 +165,36 @@ class Writer:
         return self
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Append one tensor of any shape and dtype that safetensors knows."""
+        """Append a tensor of any shape and of any dtype that safetensors supports."""
         tensor = tensor.detach().contiguous().cpu()
         flat = tensor.reshape(-1)
         start, crc = self._end, 0
         if self._sparse and tensor.is_floating_point() and tensor.numel():
-            narrow = narrowest(flat)
-            for part in _encode(flat, narrow):
+            stored = lossless_dtype(flat)
+            for part in encode(flat, stored):
                 self._write(part)
                 crc = zlib.crc32(part, crc)
             if self._end - start < flat.nbytes:
-                self._place(name, "U8", [self._end - start], start)
-                self._entry(name, tensor, _SAFETENSORS[narrow], crc)
+                self._add_header(name, "U8", [self._end - start], start)
+                self._add_entry(name, tensor, _SAFETENSORS[stored], crc)
                 return
             self._data.seek(start)
             self._data.truncate()
             self._end = start
         raw = flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
         self._write(raw.data)
-        self._place(name, _SAFETENSORS[tensor.dtype], list(tensor.shape), start)
+        self._add_header(name, _SAFETENSORS[tensor.dtype], list(tensor.shape), start)
         if self._sparse:
-            self._entry(name, tensor, "raw", zlib.crc32(raw.data))
+            self._add_entry(name, tensor, "raw", zlib.crc32(raw.data))
 
     def _write(self, part: bytes | memoryview) -> None:
         self._data.write(part)
         self._end += len(part)
 
-    def _place(self, name: str, dtype: str, shape: list[int], start: int) -> None:
+    def _add_header(self, name: str, dtype: str, shape: list[int], start: int) -> None:
         self._header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, self._end]}
 
-    def _entry(self, name: str, tensor: Tensor, stored: str, crc: int) -> None:
+    def _add_entry(self, name: str, tensor: Tensor, stored: str, crc: int) -> None:
         dtype = _SAFETENSORS[tensor.dtype]
         self._entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "stored": stored, "crc32": crc}
 
@@ -216,14 +217,14 @@ class Writer:
         if self._sparse:
             metadata = {"format": FORMAT, "version": VERSION, "tensors": json.dumps(self._entries)}
         header = json.dumps({"__metadata__": metadata, **self._header}).encode()
-        header += b" " * (-len(header) % 8)  # safetensors wants the data aligned
+        header += b" " * (-len(header) % 8)  # safetensors requires aligned data
         with self._temporary.open("wb") as file, self._data_path.open("rb") as data:
             file.write(struct.pack("<Q", len(header)) + header)
             shutil.copyfileobj(data, file, 1 << 24)
 
 
 def load(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a model folder."""
+    """Read all tensors of a model folder."""
     with Reader(folder) as reader:
         return {name: reader.tensor(name) for name in reader.names}
 
@@ -236,13 +237,13 @@ def save(folder: Path, tensors: Mapping[str, Tensor], *, sparse: bool = True) ->
 
 
 def is_sparse(folder: Path) -> bool:
-    """Whether a model folder holds the sparse container."""
+    """Whether the weights of a model folder are in the sparse container."""
     with safe_open(weight_files(folder)[0], framework="pt") as file:
         return (file.metadata() or {}).get("format") == FORMAT
 
 
 def to_plain(folder: Path, output: Path) -> None:
-    """Convert a model folder to plain safetensors, which any program reads; configuration and tokenizer are copied."""
+    """Convert a model folder to plain safetensors, which any program reads; copy configuration and tokenizer."""
     output.mkdir(parents=True, exist_ok=True)
     copy_companions(folder, output)
     with Reader(folder) as reader, Writer(output, sparse=False) as writer:
@@ -251,89 +252,9 @@ def to_plain(folder: Path, output: Path) -> None:
 
 
 def copy_companions(folder: Path, output: Path) -> None:
-    """Copy what a model folder holds besides weights and manifest: configuration, tokenizer, licence."""
+    """Copy the files of a model folder besides weights and manifest: configuration, tokenizer, licence."""
     output.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.iterdir()):
-        if path.is_file() and "safetensors" not in path.name and path.name != "manifest.json":
+        if path.is_file() and "safetensors" not in path.name and path.name != MANIFEST:
             with atomic(output / path.name) as temporary:
                 shutil.copyfile(path, temporary)
-
-
-def narrowest(flat: Tensor) -> torch.dtype:
-    """The dtype of fewest bits in which no bit of these values is lost: their own, or one of 16 bits for float32."""
-    for dtype in (torch.float16, torch.bfloat16) if flat.dtype == torch.float32 else ():
-        if all(
-            torch.equal(part.to(dtype).float().view(torch.int32), part.view(torch.int32)) for part in flat.split(CHUNK)
-        ):
-            return dtype
-    return flat.dtype
-
-
-def _encode(flat: Tensor, dtype: torch.dtype) -> Iterator[bytes]:
-    """The chunks of a tensor in a dtype: (kind, survivors, lengths of the parts), then the parts."""
-    width = dtype.itemsize
-    compressor = zstandard.ZstdCompressor(compression_params=ENTROPY)
-    for part in flat.split(CHUNK):
-        bits = part.to(dtype).view(torch.uint8).numpy().view(_BITS[width])
-        present = bits != 0
-        where = np.flatnonzero(present)
-        parts = []
-        if len(where) > 0.97 * len(bits):  # a bitmask would cost more than the zeros
-            kind, values = _DENSE, bits
-        elif 8 * len(where) > len(bits):
-            kind, values = _MASK, bits[where]
-            parts.append(np.packbits(present).tobytes())
-        else:
-            kind, values = _GAPS, bits[where]
-            parts.append(_gaps(where).tobytes())
-        planes = values.view(np.uint8).reshape(-1, width)
-        parts += [np.ascontiguousarray(planes[:, plane]).tobytes() for plane in range(width)]
-        packed = [min(raw, compressor.compress(raw), key=len) for raw in parts]  # equal length means raw
-        lengths = [length for raw, small in zip(parts, packed, strict=True) for length in (len(raw), len(small))]
-        yield struct.pack(f"<BI{len(lengths)}I", kind, len(values), *lengths)
-        yield from packed
-
-
-def _decode(blob: Bytes, size: int, dtype: torch.dtype) -> Tensor:
-    """The inverse of `_encode`: a flat tensor of `size` values."""
-    width = dtype.itemsize
-    decompressor = zstandard.ZstdDecompressor()
-    out = np.zeros(size, _BITS[width])
-    view = blob.data
-    at = 0
-    for start in range(0, size, CHUNK):
-        bits = out[start : start + CHUNK]
-        kind, count = struct.unpack_from("<BI", view, at)
-        parts = width + (kind != _DENSE)
-        lengths = struct.unpack_from(f"<{2 * parts}I", view, at + 5)
-        at += 5 + 8 * parts
-        raws = []
-        for raw, small in zip(lengths[::2], lengths[1::2], strict=True):
-            data = view[at : at + small]
-            raws.append(np.frombuffer(data if raw == small else decompressor.decompress(data, raw), np.uint8))
-            at += small
-        values = bits if kind == _DENSE else np.empty(count, _BITS[width])
-        planes = values.view(np.uint8).reshape(-1, width)
-        for plane in range(width):
-            planes[:, plane] = raws[plane - width]
-        if kind == _MASK:
-            present = np.unpackbits(raws[0], count=len(bits)).view(bool)
-            bits[np.flatnonzero(present)] = values  # six times as fast as by the mask itself
-        elif kind == _GAPS:
-            bits[_positions(raws[0])] = values
-    return torch.from_numpy(out.view(np.uint8)).view(dtype)
-
-
-def _gaps(where: NDArray[np.int64]) -> Bytes:
-    """Positions as the zeros before each survivor, a byte each; 255 says "255 zeros and on"."""
-    gaps = np.diff(where, prepend=-1) - 1
-    ends = np.cumsum(gaps // 255 + 1) - 1
-    out = np.full(ends[-1] + 1 if len(ends) else 0, 255, np.uint8)
-    out[ends] = gaps % 255
-    return out
-
-
-def _positions(gaps: Bytes) -> NDArray[np.int64]:
-    """The inverse of `_gaps`."""
-    where: NDArray[np.int64] = np.cumsum(gaps, dtype=np.int64)[gaps != 255]
-    return where + np.arange(len(where))

@@ -1,7 +1,7 @@
-"""Files that are either whole or not there: written under a temporary name, synced, renamed.
+"""Atomic files and manifests. A file is written under a temporary name, synced and renamed: it is complete or absent.
 
-Every folder that a later stage depends on carries a `manifest.json` with the sha256 of each file in it.
-Snakemake compares that small file by content, so an identical result makes nothing after it run again.
+Every folder that a later stage depends on has a `manifest.json` with the sha256 of each of its files. Snakemake
+compares this small file by content, so an identical result does not rerun the stages that depend on it.
 """
 
 import csv
@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on a clean exit sync it and rename it to `path`, else remove it."""
+    """Yield a temporary path beside `path`; on success sync it and rename it to `path`, on an error remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -38,23 +38,29 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write sorted, indented JSON: the same value always gives the same bytes."""
+    """Write a value as sorted, indented JSON. Equal values give equal bytes."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that a stage has written."""
+    """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = None) -> None:
-    """Write rows (column -> value) as CSV; `columns` fixes their order, and the header of an empty table."""
+    """Write a table as CSV.
+
+    Args:
+        path: the file.
+        rows: column -> value, one mapping a row.
+        columns: the order of the columns; required if there are no rows. Default: the order of the first row.
+    """
     rows = list(rows)
     names = list(columns) if columns is not None else list(rows[0])
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -70,9 +76,9 @@ def sha256(path: Path) -> str:
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """Write `folder/manifest.json`: the facts given, and sha256 and bytes of every file in the folder.
+    """Write `folder/manifest.json`: the given facts, and the sha256 and size in bytes of every file in the folder.
 
-    It is written last, so a folder that has a manifest is whole.
+    Call it last: a folder with a manifest is complete.
     """
     files: dict[str, dict[str, Any]] = {
         str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size}
@@ -87,7 +93,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read `folder/manifest.json`.
 
     Raises:
-        UserError: there is none, so the stage that makes the folder has not finished.
+        UserError: the folder has no manifest, so the stage that makes it has not finished.
     """
     try:
         manifest = read_json(folder / MANIFEST)
@@ -98,5 +104,5 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def weight_bytes(manifest: Mapping[str, Any]) -> int:
-    """Bytes of the weight files that a manifest lists."""
+    """Size of the weight files in a manifest, in bytes."""
     return sum(file["bytes"] for name, file in manifest["files"].items() if name.endswith(".safetensors"))

@@ -1,0 +1,78 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_sparsity.jobs.command import arguments, parse_and_lease, run
+from llm_sparsity.jobs.errors import UserError, storage_message
+from llm_sparsity.storage.files import write_json
+
+
+def test_threads_and_gpus_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(sys, "argv", ["script", "--threads", "1", "--gpus", "2", "--settings", '{"seed": 1}'])
+    threads = torch.get_num_threads()
+    try:
+        args = parse_and_lease(arguments("A script."))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert args.settings == {"seed": 1}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[1]", "expected a JSON object")])
+def test_settings_that_are_no_object(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        arguments("A script.").parse_args(["--settings", text])
+    assert message in capsys.readouterr().err
+
+
+def test_a_user_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise UserError("task.csv: no column 'label'; found: text")
+
+    with pytest.raises(SystemExit) as stop:
+        run(main)
+    assert stop.value.code == "error: task.csv: no column 'label'; found: text"
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(errno.ENOSPC, "no space is left"), (errno.EROFS, "read-only"), (errno.EACCES, "permission")],
+)
+def test_a_storage_error_is_one_line(
+    number: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "result.json"
+    write_json(path, {"kept": True})
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, "refused", str(path))
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(SystemExit, match=message):
+        run(lambda: write_json(path, {"kept": False}))
+    assert json.loads(path.read_text()) == {"kept": True}
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    assert storage_message(OSError(errno.ECONNRESET, "reset")) is None
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+
+
+def test_a_closed_pipe_ends_a_script_quietly(root: Path) -> None:
+    """`scripts/plan.py | head -1`"""
+    code = "from llm_sparsity.jobs.command import run; run(lambda: [print('line ' * 50) for _ in range(2000)])"
+    done = subprocess.run(
+        ["sh", "-c", f'{sys.executable} -c "{code}" | head -1'], env={"PYTHONPATH": str(root / "workflow")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
