@@ -1,13 +1,18 @@
 # llm-sparsity: how much of a pretrained transformer can be removed, and what does that really save?
 # The stages in the order in which data flows through them; ARCHITECTURE.md draws the picture.
 
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.19")
 
-if "models" not in config:  # no --configfile given: a study is one file, never a merge of two
+if "models" not in config:  # no config given: a study is one file, never a merge of two
 
-    configfile: "config.yaml"
+    configfile: "config.yaml" if Path("config.yaml").exists() else f"{workflow.basedir}/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"

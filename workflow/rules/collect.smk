@@ -1,4 +1,4 @@
-# collect: the tables of a study, one row an observation. They are the public contract; the figures read nothing else.
+# collect: the tables of a study, one row per observation. They are its public contract: figures read nothing else.
 #
 # needs   everything that the study computes
 # leaves  reports/{study}/tables/*.csv, manifest.json
@@ -17,15 +17,22 @@ rule collect:
         [f"results/{model}/{variant}/cost.json" for model, variant in CELLS.measured],
         [evaluation.folder / "metrics.json" for evaluation in CELLS.evaluations],
         [run.folder / "metrics.json" for run in CELLS.runs],
+        claims=named_file("claims"),
     output:
-        tables=expand("reports/{study}/tables/{table}.csv", study=STUDY.name, table=TABLES),
+        tables=report(
+            expand("reports/{study}/tables/{table}.csv", study=STUDY.name, table=TABLES),
+            category="Tables",
+            caption="../report/tables.rst",
+        ),
         manifest=f"reports/{STUDY.name}/tables/manifest.json",
     log:
         f"logs/collect/{STUDY.name}.log",
-    conda:
-        "../../envs/environment.yaml"
+    resources:
+        mem_mb=memory("collect"),
+        disk_mb=disk("collect"),
     params:
         settings=settings(study=STUDY.name, grids=STUDY.grids(), stages=STUDY.stages()),
-        code=code("collect", files=[WORKFLOW / "workflow/report/published.csv"]),
+        code=code("collect"),
     shell:
-        f"python scripts/collect.py --output reports/{STUDY.name}/tables --settings {{params.settings:q}} > {{log}} 2>&1"
+        'python "$LLM_SPARSITY"/scripts/collect.py --output "$(dirname {output.manifest:q})" --claims {input.claims:q}'
+        " --settings {params.settings:q} > {log:q} 2>&1"

@@ -1,28 +1,41 @@
-# Shared by all stages: the checked config, the cells of the study, and the two params that every job has.
+# Shared by all rules: the validated config, the cells of the study, and the two params that every job has.
 #
 #   settings  one sorted JSON string with exactly the values that the job uses
-#   code      a hash of its script and of the library modules that the script reaches
+#   code      a hash of the code that can shape the job's result
 #
-# Snakemake compares these two, the script reads the first, the log shows both. Nothing else makes a job run again.
+# Snakemake compares these two and the inputs. Nothing else makes a job run again.
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
-WORKFLOW = Path(workflow.basedir)
+WORKFLOW = Path(str(workflow.current_basedir)).resolve().parents[1]
 sys.path.insert(0, str(WORKFLOW / "workflow"))
 
-from llm_sparsity.study import config as study_config
-from llm_sparsity.study import plan
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.study.fingerprint import code_hash
+from llm_sparsity.models.families import family_name
+from llm_sparsity.storage.files import read_json, sha256
+from llm_sparsity.study import config as study_config
+from llm_sparsity.study import methods, plan
 from llm_sparsity.study.cells import DENSE, Run, Variant
+from llm_sparsity.study.fingerprint import code_hash
 
-# Scripts run with this Python and the library beside this file: the code that was hashed is the code that runs.
-# TQDM_MININTERVAL: a progress line every ten seconds keeps logs short.
+# Jobs run this Python with the library beside this file, so that the hashed code is the code that runs. The paths are
+# variables of the environment, not part of the commands: a moved checkout makes nothing run again.
+# TQDM_MININTERVAL: one progress line every ten seconds keeps logs short.
+ENVIRONMENT = {
+    "PATH": f"{Path(sys.executable).parent}:$PATH",
+    "PYTHONPATH": WORKFLOW / "workflow",
+    "LLM_SPARSITY": WORKFLOW,
+    "TQDM_MININTERVAL": 10,
+}
 shell.prefix(
-    f"export PATH='{Path(sys.executable).parent}':\"$PATH\" PYTHONPATH='{WORKFLOW / 'workflow'}' TQDM_MININTERVAL=10; "
+    "".join(
+        f"export {name}={shlex.quote(str(value)).replace('$PATH', chr(39) + '$PATH' + chr(39))}; "
+        for name, value in ENVIRONMENT.items()
+    )
 )
 
 try:
@@ -42,86 +55,117 @@ wildcard_constraints:
 
 
 def one_of(names):
-    """A pattern of these names alone."""
+    """A pattern that matches these names only."""
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
-def settings(**values):
-    """The values that a job uses, as one string: what is compared is what is read."""
-    return json.dumps(values, sort_keys=True)
+# --- inputs ---
 
 
-def code(stage, *modules, files=()):
-    """The hash of the code that a stage runs."""
-    return code_hash(WORKFLOW / "scripts" / f"{stage}.py", modules=modules, files=files)
+def model_folder(wildcards):
+    """The folder of a variant."""
+    if wildcards.variant == "dense":
+        return f"resources/models/{wildcards.model}"
+    return f"results/{wildcards.model}/{wildcards.variant}/model"
 
 
 def model_manifest(wildcards):
-    """The small file that stands for a variant's weights: equal content makes nothing run again."""
-    if wildcards.variant == "dense":
-        return f"resources/models/{wildcards.model}/manifest.json"
-    return f"results/{wildcards.model}/{wildcards.variant}/model/manifest.json"
+    """The manifest of a variant's folder, which holds the hash of its weights: Snakemake compares it by content."""
+    return f"{model_folder(wildcards)}/manifest.json"
 
 
-def download_model_settings(wildcards):
-    return settings(**STUDY.models[wildcards.model].model_dump(exclude_none=True, include={"architecture", "source"}))
-
-
-def download_task_settings(wildcards):
-    return settings(
-        **STUDY.tasks[wildcards.task].model_dump(exclude_none=True, exclude={"finetune", "train_on", "evaluate"})
-    )
+def model_weights(wildcards):
+    """The weights of a variant. Rules mark them as ancient: the manifest tells whether they changed."""
+    return f"{model_folder(wildcards)}/model.safetensors"
 
 
 def harness_manifest(wildcards):
-    """What knows the tasks that are scored without training; nothing for other tasks."""
+    """lm-evaluation-harness, for the tasks that it scores."""
     return "resources/harness/manifest.json" if STUDY.tasks[wildcards.task].kind == "zero-shot" else []
+
+
+def calibration_manifest(wildcards):
+    """The text of a calibrated method."""
+    if Variant.parse(wildcards.pruned).method in methods.CALIBRATED:
+        return f"resources/tasks/{STUDY.calibration.task}/manifest.json"
+    return []
+
+
+def training_text(wildcards):
+    """The task whose text a run trains on, if it is not the run's own."""
+    text = STUDY.tasks[wildcards.task].train_on
+    return f"resources/tasks/{text}/manifest.json" if text else []
+
+
+def dense_run(file):
+    """A file of the fine-tuned dense model, for recipes with a schedule or a teacher."""
+
+    def path(wildcards):
+        if not STUDY.recipe(wildcards.recipe).needs_dense:
+            return []
+        return f"{Run(wildcards.model, DENSE, wildcards.task, 'kept', wildcards.seed).folder}/model/{file}"
+
+    return path
+
+
+def named_file(key):
+    """A file that the config names, relative to the working directory or to this workflow; nothing if it names none."""
+    value = getattr(STUDY, key)
+    if value is None:
+        return []
+    for path in (Path(value), WORKFLOW / value):
+        if path.is_file():
+            return str(path)
+    sys.exit(f"error: config: {key}: found {value!r}, which is no file; correct the path")
+
+
+# --- params ---
+
+
+def settings(**values):
+    """The values that a job uses, as one string: Snakemake compares what the script reads."""
+    return json.dumps(values, sort_keys=True)
+
+
+def code(stage, modules=(), symbols=(), files=()):
+    """The hash of the code of a stage."""
+    return code_hash(
+        WORKFLOW / "scripts" / f"{stage}.py", modules=tuple(modules), symbols=tuple(symbols), files=tuple(files)
+    )
+
+
+def model_code(stage, modules=lambda wildcards: ()):
+    """The hash of the code of a stage, with only the family of the job's model: a new family affects no other model."""
+
+    def hashed(wildcards, input):
+        family = family_name(read_json(Path(input.model))["model_type"])  # no such file yet: Snakemake asks again
+        return code(stage, modules(wildcards), [f"llm_sparsity.models.families.{family}"])
+
+    return hashed
+
+
+def prune_modules(wildcards):
+    """The modules that a method alone needs: a change in one method, or in calibration, affects no other method."""
+    method = Variant.parse(wildcards.pruned).method
+    calibrated = ["llm_sparsity.pruning.calibrated"] if method in methods.CALIBRATED else []
+    return [f"llm_sparsity.pruning.methods.{method}", *calibrated]
 
 
 def prune_settings(wildcards):
     variant = Variant.parse(wildcards.pruned)
     chosen = STUDY.prune_settings(variant.method, variant.calibration_seed)
-    return settings(method=variant.method, scope=variant.scope, sparsity=variant.sparsity, **chosen)
-
-
-def prune_code(wildcards):
-    # Only the method named: a change in one method, or in calibration, leaves the others alone.
-    method = Variant.parse(wildcards.pruned).method
-    calibrate = ["llm_sparsity.pruning.calibration"] if method in study_config.CALIBRATED else []
-    return code("prune", f"llm_sparsity.pruning.methods.{method}", *calibrate)
-
-
-def calibration_manifest(wildcards):
-    """The text that a method calibrates with; nothing where it needs none."""
-    if Variant.parse(wildcards.pruned).method in study_config.CALIBRATED:
-        return f"resources/tasks/{STUDY.calibration.task}/manifest.json"
-    return []
+    return settings(method=variant.method, scope=variant.scope, sparsity=str(variant.sparsity), **chosen)
 
 
 def finetune_settings(wildcards):
     return settings(**STUDY.run_settings(wildcards.task, wildcards.recipe, int(wildcards.seed)))
 
 
-def training_text(wildcards):
-    """Another task's text that a run is trained on; nothing where it is the task's own."""
-    text = STUDY.tasks[wildcards.task].train_on
-    return f"resources/tasks/{text}/manifest.json" if text else []
-
-
-def dense_run(wildcards):
-    """The run whose weights a recipe with a schedule or a teacher starts from."""
-    if not STUDY.recipe(wildcards.recipe).needs_dense:
-        return []
-    return f"{Run(wildcards.model, DENSE, wildcards.task, 'kept', wildcards.seed).folder}/checkpoints.csv"
-
-
-def save_minutes(wildcards):
-    # Shapes no result, so it is a resource: a change makes nothing run again.
-    return STUDY.finetune_settings(wildcards.task, wildcards.recipe)["save_minutes"]
-
-
 def evaluate_settings(wildcards):
     return settings(**STUDY.evaluate_settings(wildcards.task))
+
+
+# --- resources: they shape no result, so a change makes nothing run again ---
 
 
 def finetune_gpus(wildcards):
@@ -129,43 +173,66 @@ def finetune_gpus(wildcards):
 
 
 def accelerate(wildcards):
-    # Shapes no result but by rounding, as the number of GPUs.
     return STUDY.models[wildcards.model].accelerate
 
 
+def save_minutes(wildcards):
+    return STUDY.finetune_settings(wildcards.task, wildcards.recipe)["save_minutes"]
+
+
 def prune_gpus(wildcards):
-    return int(Variant.parse(wildcards.pruned).method in study_config.CALIBRATED)
+    return int(Variant.parse(wildcards.pruned).method in methods.CALIBRATED)
+
+
+def axes(wildcards):
+    """What the plan asks about a job: its task, recipe and method."""
+    found = {axis: wildcards[axis] for axis in ("task", "recipe") if axis in wildcards.keys()}
+    if "pruned" in wildcards.keys():
+        found["method"] = Variant.parse(wildcards.pruned).method
+    return found
 
 
 def runtime(stage):
-    """Minutes that a job may take, twice what the plan says: batch systems keep it, pilots start the longest first."""
+    """Minutes that a job may take, twice the plan's: batch systems enforce it, pilots start the longest jobs first."""
 
     def minutes(wildcards):
-        axes = {axis: wildcards[axis] for axis in ("task", "recipe") if axis in wildcards.keys()}
-        if stage == "prune":
-            axes["method"] = Variant.parse(wildcards.pruned).method
-        took, _ = plan.minutes(STUDY, stage, wildcards.model, **axes)
-        return 5 + round(2 * took)
+        return 5 + round(2 * plan.minutes(STUDY, stage, wildcards.model, **axes(wildcards))[0])
 
     return minutes
 
 
+def memory(stage):
+    """Megabytes of memory that a job may take, from the plan."""
+    return lambda wildcards: plan.mem_mb(STUDY, stage, wildcards.get("model", ""), **axes(wildcards))
+
+
+def disk(stage):
+    """Megabytes of disk that a job may write, from the plan."""
+    return lambda wildcards: plan.disk_mb(STUDY, stage, wildcards.get("model", ""), **axes(wildcards))
+
+
+# --- before the first job ---
+
+
 def show_plan():
-    """What a run on batch jobs will take, before the first of them is asked for."""
+    """Print what a run on a batch system will take, before it asks for nodes."""
     if not workflow.local_exec:
-        print(plan.table(STUDY, plan.queues(WORKFLOW / "profiles/polaris/queues.csv")), file=sys.stderr)
+        from snakemake_executor_plugin_parsl import advice
+
+        queues = advice.queues(WORKFLOW / "profiles/polaris/queues.csv")
+        print(plan.table(STUDY), advice.advise(plan.jobs(STUDY), queues), sep="\n\n", file=sys.stderr)
 
 
 def refuse_unreachable_sources():
-    """Stop before any job when something has to come from a hub that cannot be reached."""
+    """Stop before any job if a hub source is neither cached nor reachable."""
     from importlib.util import find_spec
-
-    from llm_sparsity.data.download import missing_offline
 
     if find_spec("torch") is None or find_spec("huggingface_hub") is None:
         sys.exit(
             "error: this environment can plan (-n) but not run; pip install -r envs/requirements.txt, or use ./run"
         )
+    from llm_sparsity.data.hub import missing_offline
+
     lines = {
         missing_offline(entry.source.model_dump(exclude_none=True), kind, list(getattr(entry, "files", {}).values()))
         for kind, entry in wanted_entries()
@@ -175,7 +242,7 @@ def refuse_unreachable_sources():
 
 
 def wanted_entries():
-    """The models and tasks that the study needs and has not got yet."""
+    """The models and tasks of the study that are not downloaded yet."""
     models = {model for model, _ in CELLS.variants}
     for kind, names, entries in (("model", models, STUDY.models), ("task", STUDY.wanted_tasks(), STUDY.tasks)):
         for name in sorted(names):

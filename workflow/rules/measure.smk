@@ -1,4 +1,4 @@
-# measure: what a variant costs: bytes, seconds to load, memory and seconds of inference.
+# measure: the cost of a variant: bytes, seconds to load, memory and seconds of inference.
 #
 # needs   the folder of a variant, resources/models/{model}/ to compare with
 # leaves  results/{model}/{variant}/cost.json
@@ -7,20 +7,23 @@
 rule measure:
     input:
         model=model_manifest,
+        weights=ancient(model_weights),
         dense="resources/models/{model}/manifest.json",
+        dense_weights=ancient("resources/models/{model}/model.safetensors"),
     output:
         "results/{model}/{variant}/cost.json",
     log:
         "logs/measure/{model}/{variant}.log",
-    conda:
-        "../../envs/environment.yaml"
     threads: 1
     resources:
         gpu=1,
         runtime=runtime("measure"),
+        mem_mb=memory("measure"),
+        disk_mb=disk("measure"),
     params:
         settings=settings(**STUDY.measure.model_dump()),
-        code=code("measure"),
+        code=model_code("measure"),
     shell:
-        "python scripts/measure.py --model $(dirname {input.model}) --dense $(dirname {input.dense})"
-        " --output $(dirname {output}) --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log} 2>&1"
+        'python "$LLM_SPARSITY"/scripts/measure.py --model "$(dirname {input.model:q})"'
+        ' --dense "$(dirname {input.dense:q})" --output "$(dirname {output:q})"'
+        " --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log:q} 2>&1"

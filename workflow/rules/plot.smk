@@ -12,28 +12,33 @@ localrules:
 
 rule plot:
     input:
-        # Snakemake compares small files alone by content; of the tables the manifest says whether they are others.
+        # Snakemake compares only small files by content; the manifest tells whether the tables changed.
         manifest=rules.collect.output.manifest,
         tables=ancient(rules.collect.output.tables),
+        claims=named_file("claims"),
+        published=named_file("published"),
     output:
         figures=report(
             directory(f"reports/{STUDY.name}/figures"),
             patterns=["{figure}.svg"],
             category="Figures",
             labels={"figure": "{figure}"},
+            caption="../report/figures.rst",
         ),
-        report=f"reports/{STUDY.name}/report.html",
+        page=report(f"reports/{STUDY.name}/report.html", category="Page", caption="../report/page.rst"),
         summary=f"reports/{STUDY.name}/summary.txt",
     log:
         f"logs/plot/{STUDY.name}.log",
-    conda:
-        "../../envs/environment.yaml"
+    resources:
+        mem_mb=memory("plot"),
+        disk_mb=disk("plot"),
     params:
         settings=settings(
             config=STUDY.model_dump(exclude_none=True, exclude={"models": {"__all__": {"parameters"}}}),
-            methods={method: study_config.METHOD_NOTES[method] for method in METHODS},
+            methods={method: methods.METHOD_NOTES[method] for method in METHODS},
         ),
-        code=code("plot", files=sorted((WORKFLOW / "workflow/report").iterdir())),
+        code=code("plot", files=[WORKFLOW / "workflow/report/report.html.jinja"]),
     shell:
-        f"python scripts/plot.py --tables reports/{STUDY.name}/tables --output reports/{STUDY.name}"
-        " --settings {params.settings:q} > {log} 2>&1"
+        'python "$LLM_SPARSITY"/scripts/plot.py --tables "$(dirname {input.manifest:q})"'
+        ' --output "$(dirname {output.page:q})" --claims {input.claims:q} --published {input.published:q}'
+        " --settings {params.settings:q} > {log:q} 2>&1"

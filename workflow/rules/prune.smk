@@ -1,28 +1,31 @@
 # prune: remove weights, exactly as many as asked for.
 #
-# needs   resources/models/{model}/, and resources/tasks/{task}/ to calibrate with where the method asks for it
-# leaves  results/{model}/{variant}/model/        the pruned model, its zeros not stored   + manifest.json
-#         results/{model}/{variant}/sparsity.csv  what was removed from each tensor
+# needs   resources/models/{model}/, and resources/tasks/{task}/ for a calibrated method
+# leaves  results/{model}/{variant}/model/        the pruned model, its zeros not stored: model.safetensors, manifest.json
+#         results/{model}/{variant}/sparsity.csv  the weights removed from each tensor
 
 
 rule prune:
     input:
         model="resources/models/{model}/manifest.json",
+        weights=ancient("resources/models/{model}/model.safetensors"),
         text=calibration_manifest,
     output:
         manifest="results/{model}/{pruned}/model/manifest.json",
+        weights="results/{model}/{pruned}/model/model.safetensors",
         sparsity="results/{model}/{pruned}/sparsity.csv",
     log:
         "logs/prune/{model}/{pruned}.log",
-    conda:
-        "../../envs/environment.yaml"
     threads: 1
     resources:
         gpu=prune_gpus,
         runtime=runtime("prune"),
+        mem_mb=memory("prune"),
+        disk_mb=disk("prune"),
     params:
         settings=prune_settings,
-        code=prune_code,
+        code=model_code("prune", prune_modules),
     shell:
-        "python scripts/prune.py --model $(dirname {input.model}) --text {input.text}"
-        " --output $(dirname {output.sparsity}) --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log} 2>&1"
+        'python "$LLM_SPARSITY"/scripts/prune.py --model "$(dirname {input.model:q})" --text {input.text:q}'
+        ' --output "$(dirname {output.sparsity:q})" --threads {threads} --gpus {resources.gpu}'
+        " --settings {params.settings:q} > {log:q} 2>&1"

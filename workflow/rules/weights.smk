@@ -1,4 +1,4 @@
-# weights: how the weights of a variant are distributed, overall, by layer and by tensor.
+# weights: the distribution of a variant's weights, overall, by layer and by tensor.
 #
 # needs   the folder of a variant
 # leaves  results/{model}/{variant}/weights.parquet
@@ -6,18 +6,19 @@
 
 rule weights:
     input:
-        model_manifest,
+        model=model_manifest,
+        weights=ancient(model_weights),
     output:
         "results/{model}/{variant}/weights.parquet",
     log:
         "logs/weights/{model}/{variant}.log",
-    conda:
-        "../../envs/environment.yaml"
     resources:
         runtime=runtime("weights"),
+        mem_mb=memory("weights"),
+        disk_mb=disk("weights"),
     params:
         settings=settings(),
-        code=code("weights"),
+        code=model_code("weights"),
     shell:
-        "python scripts/weights.py --model $(dirname {input}) --output {output}"
-        " --settings {params.settings:q} > {log} 2>&1"
+        'python "$LLM_SPARSITY"/scripts/weights.py --model "$(dirname {input.model:q})" --output {output:q}'
+        " --settings {params.settings:q} > {log:q} 2>&1"

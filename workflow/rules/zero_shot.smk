@@ -7,6 +7,7 @@
 rule zero_shot:
     input:
         model=model_manifest,
+        weights=ancient(model_weights),
         task="resources/tasks/{task}/manifest.json",
         harness="resources/harness/manifest.json",
     output:
@@ -16,15 +17,17 @@ rule zero_shot:
         "logs/zero_shot/{model}/{variant}/{task}.log",
     wildcard_constraints:
         task=one_of(STUDY.tasks_of("zero-shot")),
-    conda:
-        "../../envs/environment.yaml"
     threads: 1
     resources:
         gpu=1,
         runtime=runtime("zero_shot"),
+        mem_mb=memory("zero_shot"),
+        disk_mb=disk("zero_shot"),
     params:
         settings=evaluate_settings,
-        code=code("zero_shot"),
+        code=model_code("zero_shot"),
     shell:
-        "python scripts/zero_shot.py --model $(dirname {input.model}) --task $(dirname {input.task}) --harness $(dirname {input.harness})"
-        " --output $(dirname {output.metrics}) --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log} 2>&1"
+        'python "$LLM_SPARSITY"/scripts/zero_shot.py --model "$(dirname {input.model:q})"'
+        ' --task "$(dirname {input.task:q})" --harness "$(dirname {input.harness:q})"'
+        ' --output "$(dirname {output.metrics:q})" --threads {threads} --gpus {resources.gpu}'
+        " --settings {params.settings:q} > {log:q} 2>&1"

@@ -1,0 +1,55 @@
+"""The shipped studies together: results are shared by path, so one path must mean one thing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llm_sparsity.study.config import Config, load
+from llm_sparsity.study.methods import CALIBRATED
+
+ROOT = Path(__file__).parents[3]
+STUDIES = [ROOT / "config.yaml", *sorted((ROOT / "studies").glob("*.yaml"))]
+
+
+def folders(study: Config) -> dict[str, Any]:
+    """Every folder or file of a study's results -> the settings that shape it; inputs are named by their paths."""
+    cells = study.cells()
+    found: dict[str, Any] = {}
+    for model in {model for model, _ in cells.variants}:
+        found[f"resources/models/{model}"] = study.download_settings("model", model)
+    for task in study.wanted_tasks():
+        found[f"resources/tasks/{task}"] = study.download_settings("task", task)
+    for model, variant in cells.variants:
+        text = study.calibration.task if study.calibration and variant.method in CALIBRATED else None
+        if not variant.is_dense:
+            chosen = study.prune_settings(variant.method, variant.calibration_seed)
+            found[f"results/{model}/{variant}/model"] = [chosen, text]
+    for model, variant in cells.measured:
+        found[f"results/{model}/{variant}/cost.json"] = study.measure.model_dump()
+    for cell in cells.evaluations:
+        found[str(cell.folder)] = study.evaluate_settings(cell.task)
+    for run in cells.runs:
+        text = study.tasks[run.task].train_on
+        found[str(run.folder)] = [study.run_settings(run.task, run.recipe, run.seed), text]
+    return found
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict[str, dict[str, Any]]:
+    return {path.name: folders(load(yaml.safe_load(path.read_text()))) for path in STUDIES}
+
+
+def test_two_studies_never_mean_two_things_by_one_path(shipped: dict[str, dict[str, Any]]) -> None:
+    meanings: dict[str, dict[str, list[str]]] = {}
+    for study, found in shipped.items():
+        for path, chosen in found.items():
+            meanings.setdefault(path, {}).setdefault(json.dumps(chosen, sort_keys=True), []).append(study)
+    assert {path: list(found.values()) for path, found in meanings.items() if len(found) > 1} == {}
+
+
+def test_study_names_are_unique() -> None:
+    names = [yaml.safe_load(path.read_text())["name"] for path in STUDIES]
+    assert len(set(names)) == len(names)
