@@ -1,6 +1,6 @@
-"""Fetch a model, a task, or lm-evaluation-harness, and write down what it is.
+"""Download a model, a task, or lm-evaluation-harness, and write a manifest of its files.
 
-Settings of a model: source, architecture. Settings of a task: source, files, kind and the columns; see config.yaml.
+Settings of a model: source, architecture. Settings of a task: source, files, kind and columns; see config.yaml.
 """
 
 from pathlib import Path
@@ -10,9 +10,11 @@ from llm_sparsity.jobs.command import arguments, run
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("kind", choices=["model", "task", "harness"], help="what to fetch")
+    parser.add_argument("kind", choices=["model", "task", "harness"], help="what to download")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--harness", type=Path, nargs="?", help="manifest of the harness, for a task that is its")
+    parser.add_argument(
+        "--harness", type=Path, nargs="?", help="manifest of lm-evaluation-harness, for a zero-shot task"
+    )
     parser.add_argument("--lock", type=Path, help="requirements file of the harness")
     args = parser.parse_args()
 

@@ -1,7 +1,7 @@
-"""lm-evaluation-harness (EleutherAI): where it lies, and what it knows about a task.
+"""lm-evaluation-harness (EleutherAI): its installation, and the facts about its tasks.
 
-It comes with two dozen packages that nothing else here needs, so they have a lock and a folder of their own, which only
-the stages that use it see. They lie on top of the main environment: torch and transformers are those of every stage.
+It needs two dozen packages that no other stage needs. They have their own lock and folder, which only the stages that
+use the harness import from; torch and transformers come from the main environment.
 """
 
 import difflib
@@ -20,16 +20,16 @@ SITE = "site-packages"
 
 
 def install(folder: Path, *, lock: Path) -> None:
-    """Put the packages of a lock with hashes into a folder: all of them, checked, or none.
+    """Install the packages of a lock into a folder: all of them, with their hashes checked, or none.
 
-    A folder that was made from the same lock is left as it is.
+    A folder made from the same lock is kept.
 
     Args:
-        folder: gets `site-packages/` and manifest.json.
-        lock: a requirements file of pip.
+        folder: receives `site-packages/` and manifest.json.
+        lock: requirements file of pip, with hashes.
 
     Raises:
-        UserError: the registry cannot be reached, or serves another file than the one that was pinned.
+        UserError: the registry cannot be reached, or serves another file than the pinned one.
     """
     facts = {"kind": "harness", "lock": sha256(lock)}
     if (folder / MANIFEST).exists() and read_manifest(folder) == facts:
@@ -42,7 +42,7 @@ def install(folder: Path, *, lock: Path) -> None:
     try:
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         if done.returncode:
-            raise UserError(f"{lock}: {_reason(done.stderr)}")
+            raise UserError(f"{lock}: {_failure_reason(done.stderr)}")
         shutil.rmtree(folder / SITE, ignore_errors=True)
         fresh.rename(folder / SITE)
     finally:
@@ -50,28 +50,31 @@ def install(folder: Path, *, lock: Path) -> None:
     write_json(folder / MANIFEST, facts)
 
 
-def _reason(said: str) -> str:
-    """Why pip failed, and what to do."""
-    if "connection broken" in said or "No matching distribution" in said:
+def _failure_reason(output: str) -> str:
+    """Cause and fix of a failed installation, from pip's messages."""
+    if "connection broken" in output or "No matching distribution" in output:
         return (
             "the package registry cannot be reached, or has not all of it; run once where the network is (a login node)"
         )
-    if "DO NOT MATCH THE HASHES" in said:
+    if "DO NOT MATCH THE HASHES" in output:
         return "the registry serves another file than the one that was pinned: do not use it"
-    errors = [line for line in said.splitlines() if line.startswith("ERROR")] or said.splitlines() or ["pip failed"]
+    errors = [line for line in output.splitlines() if line.startswith("ERROR")] or output.splitlines() or ["pip failed"]
     return f"{errors[-1].removeprefix('ERROR: ')}; mend it and run the same command again"
 
 
 def load(folder: Path) -> str:
-    """Make the harness importable from here on; its version.
+    """Make the harness importable in this process.
+
+    Returns:
+        Its version.
 
     Raises:
-        UserError: it is not there, or does not go with this Python.
+        UserError: it is not installed, or not for this version of Python.
     """
     if not (folder / MANIFEST).exists():
         raise UserError(f"{folder}: has no lm-evaluation-harness; make it: ./run --cores 1 {folder / MANIFEST}")
     if (site := str(folder / SITE)) not in sys.path:
-        sys.path.append(site)  # last: what both have is the main environment's
+        sys.path.append(site)  # last, so that the main environment's packages come first
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
         import lm_eval  # noqa: F401
@@ -81,11 +84,19 @@ def load(folder: Path) -> str:
     return importlib.metadata.version("lm_eval")
 
 
-def described(folder: Path, task: str) -> dict[str, Any]:
-    """What the harness knows of a task: its version, the split that it is scored on, and the file that says so.
+def task_facts(folder: Path, task: str) -> dict[str, Any]:
+    """The harness's definition of a task.
+
+    Args:
+        folder: of the harness.
+        task: name of a task in the harness.
+
+    Returns:
+        version (of the harness), task, task_version, split (the one that is scored), and file (the task's
+        configuration, relative to `site-packages/`).
 
     Raises:
-        UserError: there is no such task, or it is a group of tasks.
+        UserError: there is no such task, it is a group of tasks, or it loads its data by code of its own.
     """
     version = load(folder)
     from lm_eval.tasks import TaskManager
@@ -100,15 +111,15 @@ def described(folder: Path, task: str) -> dict[str, Any]:
             + (f"; did you mean {close[0]!r}?" if close else "; correct it")
         )
     entry = manager.task_index[task]
-    said = entry.cfg or {}
-    if entry.yaml_path is None or "class" in said:
+    settings = entry.cfg or {}
+    if entry.yaml_path is None or "class" in settings:
         raise UserError(
             f"harness: {task} reads its data by code of its own, which cannot be pinned; choose another task"
         )
     return {
         "version": version,
         "task": task,
-        "task_version": (said.get("metadata") or {}).get("version"),
-        "split": said.get("test_split") or said.get("validation_split"),
+        "task_version": (settings.get("metadata") or {}).get("version"),
+        "split": settings.get("test_split") or settings.get("validation_split"),
         "file": str(entry.yaml_path.relative_to((folder / SITE).resolve())),
     }

@@ -1,0 +1,160 @@
+"""Hub folders: pinned snapshots of models and data sets, through huggingface_hub and its cache."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, metadata_load, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+from llm_sparsity.data.model_files import TOKENIZER_FILES, matching
+from llm_sparsity.jobs.errors import UserError, storage_message
+from llm_sparsity.storage.files import read_json, sha256
+
+CONVERTER = "SFconvertbot"  # the hub's account that proposes safetensors for repositories that have only pickles
+Source = Mapping[str, Any]
+
+
+def snapshot(source: Source, kind: str, patterns: Sequence[str]) -> Path:
+    """Download the files of a pinned revision that match any of several patterns; interrupted downloads are resumed.
+
+    Args:
+        source: {"hub": repository, "revision": commit}, and "converted": True to take the safetensors that the hub
+            converted from that commit.
+        kind: "model" or "task".
+        patterns: of file names; README.md is optional.
+
+    Returns:
+        The folder in the hub's cache.
+
+    Raises:
+        UserError: the files are neither cached nor reachable, or are damaged.
+    """
+    try:
+        folder = Path(
+            snapshot_download(
+                source["hub"],
+                repo_type=_repo_type(kind),
+                revision=_commit(source),
+                allow_patterns=list(patterns),
+                ignore_patterns=["*/*"] if kind == "model" else None,  # subfolders hold the model in other formats
+            )
+        )
+    except UserError:
+        raise
+    except Exception as error:  # from huggingface_hub, its HTTP library (which changed twice), or the disk
+        if isinstance(error, OSError) and storage_message(error):
+            raise
+        cached = _cached(source, kind, [file for file in patterns if file != "README.md"])
+        if cached is None:
+            raise UserError(_unreachable(source, error)) from None
+        folder = cached
+    for path in folder.glob("*.safetensors"):
+        blob = path.resolve().name  # the cache names large files by their sha256; the library compares none of them
+        if re.fullmatch("[0-9a-f]{64}", blob) and sha256(path) != blob:
+            raise UserError(f"{path.resolve()}: damaged in the hub's cache; delete this file and run again")
+    return folder
+
+
+def missing_offline(source: Source, kind: str, files: Sequence[str] = ()) -> str | None:
+    """Check that a hub source is cached or reachable, without downloading it.
+
+    Args:
+        source: of a model or task; sources other than the hub are never missing.
+        kind: "model" or "task".
+        files: the files that a task names.
+
+    Returns:
+        The error message, in one line; None if the source is available.
+    """
+    if "hub" not in source or _cached(source, kind, files):
+        return None
+    try:
+        HfApi().repo_info(source["hub"], repo_type=_repo_type(kind), revision=source["revision"], timeout=10)
+        _commit(source)
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        return _unreachable(source, error)
+    return None
+
+
+def card_licence(path: Path) -> str | None:
+    """The licence in the model or data card (README.md) of a folder, or of the folder that holds a file."""
+    card = (path if path.is_dir() else path.parent) / "README.md"
+    try:
+        licence = (metadata_load(card) or {}).get("license") if card.exists() else None
+    except Exception:  # cards are written by hand; an unreadable one states no licence
+        return None
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+
+
+def _repo_type(kind: str) -> str:
+    return "model" if kind == "model" else "dataset"
+
+
+def _cached(source: Source, kind: str, files: Sequence[str]) -> Path | None:
+    """The snapshot in the local cache; None if a required file is missing.
+
+    The library checks completeness only for snapshots that it downloaded as a whole, and then requires the README.
+    """
+    try:
+        folder = Path(
+            snapshot_download(
+                source["hub"],
+                repo_type=_repo_type(kind),
+                revision=source["revision"],
+                allow_patterns=[],
+                local_files_only=True,
+            )
+        )
+        if kind == "model":
+            shards = [read_json(index)["weight_map"].values() for index in folder.glob("*.safetensors.index.json")]
+            files = ["config.json", *(name for names in shards for name in names)]
+    except (LocalEntryNotFoundError, ValueError, KeyError):
+        return None
+    complete = all((folder / file).exists() for file in files)
+    if kind == "model":
+        complete &= all(matching(folder, patterns) for patterns in (("*.safetensors",), TOKENIZER_FILES))
+    return folder if complete else None
+
+
+def _commit(source: Source) -> str:
+    """The commit to download: the pinned one, or the hub's conversion of it.
+
+    A conversion counts only if the hub's own account proposed it directly on top of the pinned commit.
+    """
+    revision: str = source["revision"]
+    if not source.get("converted"):
+        return revision
+    hub = HfApi()
+    for proposal in hub.get_repo_discussions(source["hub"], author=CONVERTER, discussion_type="pull_request"):
+        if proposal.author == CONVERTER:
+            commits = hub.list_repo_commits(source["hub"], revision=proposal.git_reference)
+            if [commit.commit_id for commit in commits[1:2]] == [revision]:
+                return commits[0].commit_id
+    raise UserError(
+        f"{source['hub']}: {CONVERTER} has proposed no safetensors for revision {revision[:12]}; choose the revision "
+        "that it did convert, or convert the model where you trust it and use `source: {folder: ...}`"
+    )
+
+
+def _unreachable(source: Source, error: Exception) -> str:
+    """The message for a hub source that is not available: cause and fix."""
+    name = f"{source['hub']} at revision {source['revision'][:12]}"
+    cause = error.__cause__ or error
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if isinstance(cause, RepositoryNotFoundError):  # the hub answers 401 in both cases
+        return f"{name}: the hub has no such repository, or it is private; correct the source, or set HF_TOKEN"
+    if status in (401, 403):
+        return f"{name}: the hub asks for permission; accept its licence there and set HF_TOKEN"
+    if status == 404:
+        return f"{name}: the hub has no such revision; correct the source"
+    why = f"the hub cannot be reached ({type(cause).__name__})"
+    if isinstance(cause, OfflineModeIsEnabled):
+        why = "HF_HUB_OFFLINE is set"
+    return (
+        f"{name}: not whole in the local cache and {why}; run once where the network is (a login node), or set HF_HOME "
+        "to a cache that has it, or use `source: {folder: ...}`"
+    )
