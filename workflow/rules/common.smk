@@ -25,17 +25,9 @@ from llm_sparsity.study.fingerprint import code_hash
 # Jobs run this Python with the library beside this file, so that the hashed code is the code that runs. The paths are
 # variables of the environment, not part of the commands: a moved checkout makes nothing run again.
 # TQDM_MININTERVAL: one progress line every ten seconds keeps logs short.
-ENVIRONMENT = {
-    "PATH": f"{Path(sys.executable).parent}:$PATH",
-    "PYTHONPATH": WORKFLOW / "workflow",
-    "LLM_SPARSITY": WORKFLOW,
-    "TQDM_MININTERVAL": 10,
-}
 shell.prefix(
-    "".join(
-        f"export {name}={shlex.quote(str(value)).replace('$PATH', chr(39) + '$PATH' + chr(39))}; "
-        for name, value in ENVIRONMENT.items()
-    )
+    f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" TQDM_MININTERVAL=10'
+    f" LLM_SPARSITY={shlex.quote(str(WORKFLOW))} PYTHONPATH={shlex.quote(str(WORKFLOW / 'workflow'))}; "
 )
 
 try:
