@@ -1,24 +1,30 @@
 """Prune a model to one sparsity: writes model/ (a sparse checkpoint) and sparsity.csv.
 
-Settings: method, scope, sparsity, and what `prune:` in the config holds; of a calibrated method `calibration:` too.
+Settings: method, scope, sparsity, and the values of `prune:` in the config; for calibrated methods also `calibration:`.
 """
 
+import importlib
 from pathlib import Path
 
-from llm_sparsity.jobs.command import arguments, parse_and_lease, run
+from llm_sparsity.jobs.command import arguments, computing, run
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of the dense model")
-    parser.add_argument("--text", type=Path, nargs="?", help="manifest of a prepared task to calibrate with")
+    parser.add_argument("--text", type=Path, nargs="?", help="manifest of the task with the calibration text")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    args = parse_and_lease(parser)
+    args = computing(parser)
 
+    from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.pruning.prune import prune
+    from llm_sparsity.study.sparsity import Sparsity
 
-    sparsity = args.settings.pop("sparsity")
-    prune(args.model, {sparsity: args.output}, text=args.text and args.text.parent, **args.settings)
+    text = None
+    if args.text:  # imported by name, so that an edit of this module reruns jobs of calibrated methods only
+        text = importlib.import_module("llm_sparsity.data.tasks").TaskFolder(args.text.parent)
+    sparsity = Sparsity(args.settings.pop("sparsity"))
+    prune(ModelFolder(args.model), {sparsity: args.output}, text=text, **args.settings)
 
 
 if __name__ == "__main__":

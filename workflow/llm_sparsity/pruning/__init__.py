@@ -1,4 +1,4 @@
-"""What is removed: methods, exact selection, unstructured and structured removal, calibration.
+"""Which weights are removed: methods, exact selection, three pruners (unstructured, structured, calibrated).
 
-This package alone decides which weights go. It reads and writes model folders tensor by tensor.
+Only this package decides which weights are removed. It reads and writes model folders tensor by tensor.
 """

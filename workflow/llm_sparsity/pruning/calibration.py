@@ -1,172 +1,122 @@
-"""Calibrated pruning, block by block: what goes depends on what a matrix is given to work on.
+"""Calibration sequences, and a model that runs on them one transformer block at a time.
 
-Sequences of a calibration text flow through the model one transformer block at a time (as in Frantar & Alistarh 2023,
-arXiv:2301.00774). The block's weights are read; the sequences run through it while its matrices' inputs are observed;
-the matrices are pruned; the sequences run through it again, so that the next block sees what the pruned model will show
-it; the weights are dropped.
+`Blocks` uses the model's own forward pass: earlier blocks return their stored outputs, the current block runs, and the
+pass ends there. So masks, positions, and the output of an encoder reach the block as the model passes them.
 
-The model's own forward pass does all this: in it the blocks before hand over what they gave, the current one runs, and
-there it ends. Masks, positions, and an encoder's output for its decoder stay the model's business.
-
-Memory: the embeddings, one block in float32, what is observed of it, and one copy of the sequences' activations. Only
-the block, its inputs and what is observed of them are on the accelerator.
+Memory: the embeddings, one block in float32, the observations of its inputs, and the activations of all sequences. Only
+the block, its inputs and their observations are on the accelerator.
 """
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from llm_sparsity.data import tasks
+from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.loading import check_length, family, load_skeleton, load_tokenizer, stored_names
-from llm_sparsity.pruning import layerwise as _owl
-from llm_sparsity.pruning.scores import Pool, Row, describe
-from llm_sparsity.pruning.selection import pattern_of, removed_of
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import load_skeleton, stored_names
 from llm_sparsity.storage.container import Reader
 
-TOKENS = 2048  # that run at once, in one sequence at least
+TOKENS = 2048  # tokens in a batch, which has at least one sequence
 
 
-class Calibrated:
-    """Weights become zeros by a method that has seen their inputs; it may change those that stay."""
+def sequences(model: ModelFolder, text: TaskFolder, *, samples: int, sequence_length: int, seed: int) -> Tensor:
+    """Draw calibration sequences from the train split of a text: pieces that do not overlap.
 
-    def __init__(
-        self, model: Path, pool: Pool, levels: Sequence[str], floor: float, *, budgets: str, text: Path, **draw: int
-    ) -> None:
-        self._pool, self._levels, self._floor, self._budgets = pool, levels, floor, budgets
-        self._family = family(model)
-        self._blocks = Blocks(model, pool.reader, sequences(model, text, **draw))
-        self._matrices = {
-            block: {name: module for name, module in self._blocks.matrices(block).items() if name in pool.places}
-            for block in self._blocks.names
-        }
-        while not self._matrices[self._blocks.names[-1]]:  # what lies behind the scope need not run
-            self._blocks.names.pop()
+    The text is joined and tokenised as for perplexity. For encoders, special tokens are put around each piece.
 
-    def config(self, level: str) -> Any:
-        """The model's configuration at a level; None: as it was."""
-        return None
+    Returns:
+        Token ids, int64, (samples, sequence_length).
 
-    def results(self, names: Sequence[str]) -> Iterator[tuple[str, str, Tensor, Row | None]]:
-        """(level, tensor's name, pruned tensor, what happened to it; None for a tensor outside the scope)."""
-        sparsities = self._outlier_weighed() if self._budgets == "owl" else {}
-        for level in self._levels:
-            for name in names:
-                if name not in self._pool.places:
-                    yield level, name, self._pool.reader.tensor(name), None
-            self._blocks.restart()
-            for block in self._blocks.names:
-                with self._blocks.loaded(block):
-                    results = self._pruned(block, sparsities.get((level, block), level))
-                while results:  # each is let go before the next block is read
-                    yield level, *results.pop(0)
+    Raises:
+        UserError: the text is too short, or a sequence is longer than the model allows.
+    """
+    model.check_length("calibration.sequence_length", sequence_length)
+    before, after = _special_tokens(model)
+    whole = "\n\n".join(text.texts("train"))
+    tokens = model.tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
+    length = sequence_length - len(before) - len(after)
+    count = len(tokens) // length if length > 0 else 0
+    if count < samples:
+        raise UserError(
+            f"calibration: {samples} sequences of {sequence_length} tokens are asked for, but {text.name} has text for "
+            f"{count}; lower samples or sequence_length, or give more text"
+        )
+    starts = [length * piece for piece in random.Random(seed).sample(range(count), samples)]
+    return torch.tensor([[*before, *tokens[start : start + length], *after] for start in starts])
 
-    def _pruned(self, block: str, sparsity: str) -> list[tuple[str, Tensor, Row]]:
-        """Prune the matrices of a loaded block, and run the sequences through what is left."""
-        if not self._matrices[block]:
-            self._blocks.advance()
-            return []
-        before, groups = self._blocks.observed(self._matrices[block], self._pool.rule.observe)
-        results: list[tuple[str, Tensor, Row]] = []
-        while groups:  # each is let go once its matrices are pruned
-            results += self._pruned_together(block, *groups.pop(0), sparsity)
-        change = {"block_error": _error(self._blocks.advance(), before)}
-        return [(name, weight, row | change) for name, weight, row in results]
 
-    def _pruned_together(
-        self, block: str, observed: Tensor, inputs: Tensor, names: Sequence[str], sparsity: str
-    ) -> Iterator[tuple[str, Tensor, Row]]:
-        """Prune the matrices that have their inputs in common."""
-        prepared = self._pool.rule.prepare(observed)
-        for name in names:
-            module = self._matrices[block][name]
-            dense = self._oriented(name, module)
-            weight = self._prune(name, module, prepared, sparsity)
-            error = _error(inputs @ self._oriented(name, module).t(), inputs @ dense.t())
-            yield name, weight, self._row(weight, sparsity) | {"error": error}
+def _special_tokens(model: ModelFolder) -> tuple[list[int], list[int]]:
+    """The special tokens before and after a text; none for decoders."""
+    if model.family.architecture == "decoder":
+        return [], []
+    probe = model.tokenizer("a", return_special_tokens_mask=True)
+    inside = [number for number, special in enumerate(probe["special_tokens_mask"]) if not special]
+    return probe["input_ids"][: inside[0]], probe["input_ids"][inside[-1] + 1 :]
 
-    def _prune(self, name: str, module: Any, prepared: Any, sparsity: str) -> Tensor:
-        """Prune a matrix: what is stored of it, which is what the block then computes with."""
-        pruned = self._pool.rule.prune(self._oriented(name, module), prepared, sparsity)
-        if self._family.is_transposed(name):
-            pruned = pruned.t()
-        stored: Tensor = pruned.contiguous().to(self._pool.reader.dtype(name)) + 0.0  # -0.0 becomes 0.0
-        module.weight = Parameter(stored.float(), requires_grad=False)
-        return stored.cpu()
 
-    def _oriented(self, name: str, module: Any) -> Tensor:
-        """A matrix as (out, in)."""
-        weight: Tensor = module.weight.data
-        return weight.t() if self._family.is_transposed(name) else weight
+class Observation(NamedTuple):
+    """The inputs of matrices that share them, such as a query, key and value.
 
-    def _row(self, weight: Tensor, sparsity: str) -> Row:
-        size, pattern = weight.numel(), pattern_of(sparsity)
-        removed = size // pattern[1] * (pattern[1] - pattern[0]) if pattern else removed_of(size, sparsity)
-        return describe(weight, size, removed, int((weight == 0).sum()))
+    total: the result of the method's `observe`, summed over all batches.
+    inputs: the inputs in the first batch, (tokens, in).
+    names: the matrices.
+    """
 
-    def _outlier_weighed(self) -> dict[tuple[str, str], str]:
-        """(level, block) -> its sparsity, from one pass through the dense model."""
-        shares, sizes = {}, {}
-        self._blocks.restart()
-        for block in self._blocks.names:
-            with self._blocks.loaded(block):
-                if modules := self._matrices[block]:
-                    _, groups = self._blocks.observed(modules, _owl.observe)
-                    squares = {name: observed for observed, _, names in groups for name in names}
-                    matrices = [(self._oriented(name, modules[name]), squares[name]) for name in modules]
-                    shares[block] = _owl.outliers(matrices)
-                    sizes[block] = sum(weight.numel() for weight, _ in matrices)
-                self._blocks.advance()
-        found = {}
-        for level in self._levels:
-            for block, sparsity in _owl.budgets(shares, sizes, level).items():
-                if not 0 <= float(sparsity) <= 1 - self._floor:
-                    raise UserError(
-                        f"sparsity {level}: budgets owl would remove {sparsity} of {block} (floor: {self._floor}); "
-                        "choose a sparsity nearer to 0.5, or budgets uniform"
-                    )
-                found[level, block] = sparsity
-        return found
+    total: Tensor
+    inputs: Tensor
+    names: list[str]
 
 
 class Blocks:
-    """The transformer blocks of a model, loaded and run one at a time on calibration sequences (number, tokens)."""
+    """The transformer blocks of a model, loaded and run one at a time.
 
-    def __init__(self, model: Path, reader: Reader, drawn: Tensor) -> None:
+    Args:
+        model: the model.
+        reader: its weights.
+        drawn: token ids, (sequences, tokens).
+
+    Attributes:
+        names: the names of the blocks, in the order in which they run.
+
+    Raises:
+        UserError: the checkpoint lacks a tensor.
+    """
+
+    def __init__(self, model: ModelFolder, reader: Reader, drawn: Tensor) -> None:
         self._model, self._reader = model, reader
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = load_skeleton(model)
         self._stored = stored_names(self._net, reader.names)
         self._batches = drawn.split(max(TOKENS // drawn.shape[1], 1))
-        self.names = family(model).blocks(name for name, _ in self._net.named_modules())
+        self.names = model.family.blocks(name for name, _ in self._net.named_modules())
         for name in self.names:
-            self._net.get_submodule(name).forward = partial(self._visited, name)
+            self._net.get_submodule(name).forward = partial(self._forward, name)
         inside = tuple(f"{name}." for name in self.names)
         outside = [name for name, _ in self._net.named_modules() if not f"{name}.".startswith(inside)]
         self._fill(outside, torch.device("cpu"))
         self.restart()
 
     def restart(self) -> None:
-        """Begin with the embeddings again."""
+        """Start again with the outputs of the embeddings."""
         self._outputs: dict[str, list[Any]] = {}
         self._current = ""
 
     def matrices(self, block: str) -> dict[str, Module]:
-        """The tensors of a block's weights, as its file names them -> the modules that they belong to."""
+        """Name in the checkpoint -> module, for each weight of a block."""
         modules = self._net.get_submodule(block).named_modules(prefix=block)
         return {self._stored[f"{name}.weight"]: module for name, module in modules if f"{name}.weight" in self._stored}
 
     @contextmanager
     def loaded(self, block: str) -> Iterator[None]:
-        """For as long as this lasts the block has its weights, and is the one that `observed` and `advance` run."""
+        """Load the weights of a block, which `observed` and `advance` then run; drop them at the end of the context."""
         module = self._net.get_submodule(block)
         empty = [(owner, dict(owner._parameters)) for owner in module.modules()]
         self._fill([name for name, _ in module.named_modules(prefix=block)], self._device)
@@ -178,14 +128,20 @@ class Blocks:
 
     def observed(
         self, matrices: Mapping[str, Module], observe: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor, list[str]]]]:
-        """Run the sequences through the current block and watch the inputs of its matrices.
+    ) -> tuple[Tensor, list[Observation]]:
+        """Run the sequences through the current block and observe the inputs of its matrices.
+
+        Args:
+            matrices: name -> module.
+            observe: (tokens, in) -> a tensor, which is summed over the batches.
 
         Returns:
-            The block's output for the first sequences; and what was observed, added up, with the inputs of the first
-            sequences (tokens, in) and the names of the matrices that have them in common (a query, key and value).
+            The output of the block for the first batch, and the observations.
+
+        Raises:
+            UserError: inputs are not finite.
         """
-        sums: dict[str, Tensor] = {}
+        totals: dict[str, Tensor] = {}
         first: dict[str, Tensor] = {}
         sharing: dict[str, dict[str, None]] = {}
         latest: Any = None
@@ -196,8 +152,8 @@ class Blocks:
             if inputs[0] is not latest:
                 latest, leader = inputs[0], name
                 rows = latest.flatten(0, -2)
-                observed = observe(rows)
-                sums[name] = sums[name].add_(observed) if name in sums else observed
+                seen = observe(rows)
+                totals[name] = totals[name].add_(seen) if name in totals else seen
                 first.setdefault(name, rows)
             sharing.setdefault(leader, {})[name] = None
 
@@ -205,40 +161,44 @@ class Blocks:
         outputs = [_hidden(output) for number, output in enumerate(self._run()) if number == 0]
         for hook in hooks:
             hook.remove()
-        for name, total in sums.items():
+        for name, total in totals.items():
             if not total.isfinite().all():
                 raise UserError(
                     f"{self._model}: the inputs of {name} are not finite on this text; use a sound checkpoint"
                 )
-        return outputs[0], [(sums[name], first[name], list(names)) for name, names in sharing.items()]
+        return outputs[0], [Observation(totals[name], first[name], list(names)) for name, names in sharing.items()]
 
     def advance(self) -> Tensor:
-        """Run the sequences through the current block, for the next one; the output for the first of them."""
+        """Run the sequences through the current block, and keep its outputs as inputs of the next one.
+
+        Returns:
+            The output for the first batch.
+        """
         stack = self._outputs.setdefault(_stack(self._current), [None] * len(self._batches))
         for number, output in enumerate(self._run()):
             stack[number] = output
         return _hidden(stack[0])
 
     def _run(self) -> Iterator[Any]:
-        """The outputs of the current block, for one batch of sequences after the other."""
+        """The outputs of the current block, batch after batch."""
         for number, batch in enumerate(self._batches):
             self._number = number
             try:
                 self._net(input_ids=batch)
-            except _Reached as reached:
-                output = reached.output
+            except _BlockDone as done:
+                output = done.output
             yield output
 
-    def _visited(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """What a block does in the model's forward pass."""
-        if name != self._current:  # one before it
+    def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass of a block inside that of the model."""
+        if name != self._current:  # an earlier block
             return self._outputs[_stack(name)][self._number]
         block = self._net.get_submodule(name)
         args, kwargs = send_to_device((args, kwargs), self._device)
-        raise _Reached(send_to_device(type(block).forward(block, *args, **kwargs), "cpu"))
+        raise _BlockDone(send_to_device(type(block).forward(block, *args, **kwargs), "cpu"))
 
     def _fill(self, modules: Sequence[str], device: torch.device) -> None:
-        """Give modules their parameters, in float32; those that are tied have one tensor, under one of their names."""
+        """Load the parameters of modules in float32; tied parameters are stored once, under one of their names."""
         owners = [(name, self._net.get_submodule(name)) for name in modules]
         values: dict[Tensor, Parameter] = {}
         for path, owner in owners:
@@ -255,8 +215,8 @@ class Blocks:
                     owner._parameters[key] = values[empty]
 
 
-class _Reached(Exception):
-    """The current block has run; the rest of the model's forward pass is not wanted."""
+class _BlockDone(Exception):
+    """Ends the forward pass of the model after the current block."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
@@ -264,47 +224,11 @@ class _Reached(Exception):
 
 
 def _stack(block: str) -> str:
-    """What a block is one of: the encoder's layers, or the decoder's."""
+    """The name of the module that holds a block: the layers of the encoder or of the decoder."""
     return block.rpartition(".")[0]
 
 
-def _error(pruned: Tensor, dense: Tensor) -> float:
-    """The relative change of an output: the norm of the difference over that of the dense one."""
-    return float((pruned - dense).norm() / dense.norm())
-
-
 def _hidden(output: Any) -> Tensor:
-    """The hidden states in what a block gives."""
+    """The hidden states in the output of a block."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
-
-
-def sequences(model: Path, text: Path, *, samples: int, sequence_length: int, seed: int) -> Tensor:
-    """Draw calibration sequences from the text that a task has for training: pieces of it that do not overlap.
-
-    The text is joined and tokenised as in `evaluate`. For encoders each piece is framed by their special tokens.
-
-    Returns:
-        (samples, sequence_length), int64.
-
-    Raises:
-        UserError: the text is too short, or a sequence is longer than the model allows.
-    """
-    check_length(model, "calibration.sequence_length", sequence_length)
-    tokenizer = load_tokenizer(model)
-    before, after = [], []
-    if family(model).architecture != "decoder":
-        probe = tokenizer("a", return_special_tokens_mask=True)
-        inside = [number for number, special in enumerate(probe["special_tokens_mask"]) if not special]
-        before, after = probe["input_ids"][: inside[0]], probe["input_ids"][inside[-1] + 1 :]
-    whole = "\n\n".join(tasks.load_text(text, "train"))
-    tokens = tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
-    length = sequence_length - len(before) - len(after)
-    count = len(tokens) // length if length > 0 else 0
-    if count < samples:
-        raise UserError(
-            f"calibration: {samples} sequences of {sequence_length} tokens are asked for, but {text.name} has text for "
-            f"{count}; lower samples or sequence_length, or give more text"
-        )
-    starts = [length * piece for piece in random.Random(seed).sample(range(count), samples)]
-    return torch.tensor([[*before, *tokens[start : start + length], *after] for start in starts])

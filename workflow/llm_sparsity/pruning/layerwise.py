@@ -1,15 +1,18 @@
-"""OWL: layers that hold more outliers keep more (Yin et al. 2023, arXiv:2310.05175).
+"""OWL, outlier-weighted layerwise sparsity: layers with more outliers keep more weights (Yin et al. 2023,
+arXiv:2310.05175).
 
-An outlier is a weight whose size times the norm of its input is more than 5 times the mean of its layer. Layers'
-sparsities differ by 0.16 at most, in the order of their shares of outliers, around the sparsity asked for: the paper's
-M = 5 and lambda = 0.08.
+An outlier is a weight whose absolute value times the norm of its input is more than 5 times the mean of its layer. The
+sparsities of the layers decrease linearly with their shares of outliers, around the sparsity asked for, and differ by
+0.16 at most: M = 5 and lambda = 0.08 in the paper.
 """
 
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-M = 5
+from llm_sparsity.study.sparsity import Sparsity
+
+OUTLIER = 5  # times the mean
 LAMBDA = 0.08
 
 
@@ -18,17 +21,30 @@ def observe(inputs: Tensor) -> Tensor:
     return inputs.square().sum(dim=0)
 
 
-def outliers(matrices: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """The share of outliers in a layer, from each of its matrices (out, in) and what was observed of its inputs."""
+def outlier_share(matrices: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """The share of outliers among the weights of a layer.
+
+    Args:
+        matrices: for each matrix, its weight (out, in) and the sums of squares of its inputs (in,).
+    """
     scores = [weight.abs() * squares.sqrt() for weight, squares in matrices]
     size = sum(score.numel() for score in scores)
     mean = sum(float(score.double().sum()) for score in scores) / size
-    return sum(int((score > M * mean).sum()) for score in scores) / size
+    return sum(int((score > OUTLIER * mean).sum()) for score in scores) / size
 
 
-def budgets(shares: Mapping[str, float], sizes: Mapping[str, int], sparsity: str) -> dict[str, str]:
-    """Layer -> its sparsity, from layer -> share of outliers; over all weights they come to the sparsity asked for."""
+def layer_fractions(shares: Mapping[str, float], sizes: Mapping[str, int], sparsity: Sparsity) -> dict[str, float]:
+    """The fraction to remove from each layer, to 6 digits; its mean over all weights is the sparsity.
+
+    Args:
+        shares: layer -> share of outliers.
+        sizes: layer -> number of weights.
+        sparsity: a fraction, no pattern.
+
+    Returns:
+        Layer -> fraction. It may be outside [0, 1) if the sparsity is near 0 or 1.
+    """
     low, high = min(shares.values()), max(shares.values())
     bonus = {layer: 2 * LAMBDA * (share - low) / (high - low) if high > low else 0.0 for layer, share in shares.items()}
     mean = sum(bonus[layer] * sizes[layer] for layer in bonus) / sum(sizes[layer] for layer in bonus)
-    return {layer: f"{float(sparsity) + mean - bonus[layer]:.6f}" for layer in bonus}
+    return {layer: round(sparsity.fraction + mean - bonus[layer], 6) + 0.0 for layer in bonus}  # no -0.0

@@ -1,59 +1,71 @@
-"""What pruning works on: the tensors of a scope, scored strip by strip; and what is told of each."""
+"""The tensors of a scope and their scores, read and scored in strips of rows."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llm_sparsity.models.loading import Place
+from llm_sparsity.models.families import TensorRole
+from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.container import Reader
 
-STRIP = 1 << 18  # weights at a time: what fits a processor's cache
-Row = dict[str, Any]
+STRIP = 1 << 18  # weights in a strip; it fits the cache of a processor
 
 
 @dataclass(frozen=True)
-class Pool:
-    """What is scored: the tensors of a scope, read one at a time."""
+class ScoredTensors:
+    """The tensors of a scope, with the scores that a method gives their weights.
 
+    Scores are computed again whenever they are needed: this costs less than to keep them in memory.
+
+    model: the dense model.
+    reader: its weights.
+    roles: name -> role of each tensor in the scope.
+    method: a module of `llm_sparsity.pruning.methods`.
+    seed: of methods that draw random numbers.
+    row_multiple: a strip has a multiple of this number of rows, so that no block and no group of a pattern is split.
+    """
+
+    model: ModelFolder
     reader: Reader
-    places: Mapping[str, Place]
-    rule: ModuleType
+    roles: Mapping[str, TensorRole]
+    method: ModuleType
     seed: int
-    step: int  # rows that cannot be told apart: a block's, or a pattern's where the input runs over the rows
+    row_multiple: int
+
+    @property
+    def granularity(self) -> tuple[int, int] | None:
+        """(rows, columns) of weights that are set to zero together; None if heads and neurons are removed."""
+        size: tuple[int, int] | None = self.method.GRANULARITY
+        return size
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the method needs the inputs of the matrices."""
+        return hasattr(self.method, "observe")
 
     def strips(self, weight: Tensor) -> Sequence[Tensor]:
-        """A tensor of the pool as strips of its rows."""
-        rows = max(STRIP // weight[0].numel() // self.step, 1) * self.step
+        """Split a tensor of the scope into strips of its rows."""
+        rows = max(STRIP // weight[0].numel() // self.row_multiple, 1) * self.row_multiple
         strips: Sequence[Tensor] = weight.split(rows)
         return strips
 
     def scores(self, name: str) -> Iterator[Tensor]:
-        """The scores of a tensor's strips, float32; from the seed and the tensor's name alone."""
+        """The scores of each strip of a tensor, float32.
+
+        The random generator depends on the seed and the name of the tensor only, not on other tensors.
+        """
         digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         for strip in self.strips(self.reader.tensor(name)):
-            yield self.rule.score(strip, generator).contiguous()
+            yield self.method.score(strip, generator).contiguous()
 
     def bits(self, name: str) -> Iterator[NDArray[np.uint32]]:
-        """The same, flat, as integers of the same order; adding 0 makes -0.0 to 0.0."""
+        """The scores of each strip, flat, as the integers with the same bits: non-negative float32 sort like these."""
         for scores in self.scores(name):
-            yield (scores.reshape(-1) + 0.0).numpy().view(np.uint32)
-
-
-def describe(weight: Tensor, size: int, removed: int, zeros: int) -> Row:
-    """What every row of sparsity.csv says."""
-    return {
-        "shape": "x".join(map(str, weight.shape)),
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "size": size,
-        "removed": removed,
-        "zeros": zeros,
-        "sparsity": zeros / size,
-    }
+            yield (scores.reshape(-1) + 0.0).numpy().view(np.uint32)  # + 0.0 turns -0.0 into 0.0

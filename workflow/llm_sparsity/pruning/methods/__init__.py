@@ -1,19 +1,24 @@
-"""One file a method; the file's name is the word that a config uses.
+"""Pruning methods: one module each; its name is the word in a config.
 
-A method that looks at weights alone is three names:
+The first paragraph of a module's docstring is shown in the report: it says what is removed, and cites the paper.
 
-    UNIT   what goes as one: (rows, columns) of weights that become zeros, or None: heads and neurons, which are cut out
-    POOL   what competes for removal: "scope" (all of the scope together), "tensor" (each matrix by itself) or "layer"
-           (the heads, or the neurons, of one layer)
-    score  (weight, generator) -> a score for each unit, non-negative float32, in the shape of the matrix of units; the
-           lowest are removed. With UNIT None: (weight,) -> see `structured`
+A method that scores weights has three names:
 
-A calibrated method, which looks at the inputs of matrices too, has in place of POOL and score (all float32):
+    GRANULARITY  (rows, columns) of weights that are set to zero together, (1, 1) for single weights; None if attention
+                 heads and feed-forward neurons are removed
+    COMPARISON   the group within which scores are compared: "scope" (all tensors of the scope), "tensor", or "layer"
+                 (the heads, or the neurons, of one layer)
+    score        (weight, generator) -> non-negative float32 scores, one for each group of `GRANULARITY`; the lowest are
+                 removed. With GRANULARITY None: (weight,) -> float64, see `structured`
 
-    observe  inputs (tokens, in) -> what the method keeps of them; over several batches it is added up
-    prepare  what was observed -> what `prune` needs of it, once for all matrices that have the same inputs
-    prune    (weight (out, in), what was prepared, sparsity) -> the pruned weight; exactly `removed_of` its size go
+A calibrated method, which needs the inputs of the matrices, has four; all tensors are float32:
 
-The functions are pure: no method changes what it is given. `pool.Pool.scores` is the only caller of `score`,
-`calibrate.Calibrated` the only one of the others.
+    GRANULARITY  (1, 1)
+    observe      (inputs (tokens, in),) -> a tensor, which is summed over all batches
+    prepare      (the sum,) -> anything that `prune` needs; called once for all matrices with the same inputs
+    prune        (weight (out, in), prepared, sparsity) -> the pruned weight, with `sparsity.count(weight.numel())`
+                 weights removed
+
+These functions are pure: no method changes its arguments. `ScoredTensors.scores` and `StructuredPruner` call `score`,
+`CalibratedPruner` the others.
 """

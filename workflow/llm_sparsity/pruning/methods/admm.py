@@ -1,24 +1,24 @@
-"""ADMM: the mask grows step by step, and after each step all weights that stay are fitted to the matrix's dense output
-(Boža 2024, arXiv:2401.02938, gradual pruning).
+"""ADMM: removes weights in several steps, and after each step fits all remaining weights to the output of the dense
+matrix (Boža 2024, arXiv:2401.02938, gradual pruning).
 
-Weights are multiplied with the norms of their inputs, the Hessian X'X divided by them; then the smallest go: Wanda's
-score, compared over the whole matrix. The alternating direction method of multipliers fits the rest: one inverse for
-all rows and steps, then a product of matrices a step.
+Weights are multiplied by the norms of their inputs, and the Hessian X'X is divided by them. The smallest products are
+removed: Wanda's score, compared across the whole matrix. The alternating direction method of multipliers fits the
+remaining weights, with one matrix inverse for all rows and steps and one matrix product for each step.
 
-The third calibrated method: in its paper it is ahead of SparseGPT, as every weight may answer for every other one, not
-only for those to its left, and it is simple. ALPS (arXiv:2406.07831) goes further in this direction, but takes an
-eigendecomposition of every Hessian.
+In its paper, ADMM is ahead of SparseGPT: every remaining weight can compensate for every removed one, not only for
+those to its left. ALPS (arXiv:2406.07831) is a successor that needs an eigendecomposition of every Hessian.
 """
 
 import torch
 from torch import Tensor
 
-from llm_sparsity.pruning.selection import lowest, pattern_of, removed_of
+from llm_sparsity.pruning.selection import lowest
+from llm_sparsity.study.sparsity import Sparsity
 
-UNIT = (1, 1)
-STEPS = 20  # the paper's, as the two below
-GROWTH = 15  # steps after which the mask is whole; from the first, it grows by less and less
-DAMPING = 0.1  # of the mean of the normalised Hessian's diagonal, added to the diagonal
+GRANULARITY = (1, 1)
+STEPS = 20  # as in the paper, like the two constants below
+GROWTH = 15  # steps in which weights are removed, fewer in each than in the one before
+DAMPING = 0.1  # times the mean of the normalised Hessian's diagonal, added to the diagonal
 
 
 def observe(inputs: Tensor) -> Tensor:
@@ -27,7 +27,15 @@ def observe(inputs: Tensor) -> Tensor:
 
 
 def prepare(hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The normalised and damped Hessian and the inverse of it plus 1, (in, in); the norms of the inputs, (in,)."""
+    """Normalise, damp and invert a Hessian.
+
+    Args:
+        hessian: X'X, (in, in).
+
+    Returns:
+        The normalised and damped Hessian H, (in, in); the inverse of H plus the identity, (in, in); the norms of the
+        inputs, (in,).
+    """
     norms = hessian.diagonal().sqrt() + 1e-8
     hessian = hessian / norms / norms[:, None]
     hessian.diagonal().add_(DAMPING * float(hessian.diagonal().mean()))
@@ -35,13 +43,13 @@ def prepare(hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return hessian, torch.cholesky_inverse(torch.linalg.cholesky(hessian + identity)), norms
 
 
-def prune(weight: Tensor, prepared: tuple[Tensor, Tensor, Tensor], sparsity: str) -> Tensor:
-    """Remove weights step by step and fit the others.
+def prune(weight: Tensor, prepared: tuple[Tensor, Tensor, Tensor], sparsity: Sparsity) -> Tensor:
+    """Remove weights step by step, and fit the remaining weights.
 
     Args:
         weight: (out, in), float32.
         prepared: from `prepare`.
-        sparsity: "0.5" or "2of4".
+        sparsity: a fraction or a pattern.
     """
     hessian, inverse, norms = prepared
     fitted = weight * norms
@@ -49,20 +57,27 @@ def prune(weight: Tensor, prepared: tuple[Tensor, Tensor, Tensor], sparsity: str
     dual = torch.zeros_like(fitted)
     for step in range(1, STEPS + 1):
         if step <= GROWTH:
-            gone = _smallest(fitted + dual, sparsity, 1 - (1 - step / GROWTH) ** 3)
-        kept = (fitted + dual).masked_fill(gone, 0)
+            removed = _smallest(fitted + dual, sparsity, 1 - (1 - step / GROWTH) ** 3)
+        kept = (fitted + dual).masked_fill(removed, 0)
         dual += fitted - kept
         fitted = (wanted + kept - dual) @ inverse
-    return (fitted + dual).masked_fill(gone, 0) / norms
+    return (fitted + dual).masked_fill(removed, 0) / norms
 
 
-def _smallest(weight: Tensor, sparsity: str, share: float) -> Tensor:
-    """Which weights go when so much of the mask is there: the smallest, of a pattern only those that it lets go."""
+def _smallest(weight: Tensor, sparsity: Sparsity, share: float) -> Tensor:
+    """Select the smallest weights; for a pattern, among the M - N smallest of every M.
+
+    Args:
+        weight: (out, in).
+        sparsity: a fraction or a pattern.
+        share: the part of `sparsity.count` to select.
+
+    Returns:
+        bool, (out, in).
+    """
     sizes = weight.abs()
-    count = removed_of(weight.numel(), sparsity) if "of" not in sparsity else 0
-    if pattern := pattern_of(sparsity):
-        kept, group = pattern
+    if sparsity.pattern:
+        kept, group = sparsity.pattern
         free = lowest(sizes.reshape(-1, group), group - kept).reshape(weight.shape)
         sizes = sizes.masked_fill(~free, torch.inf)
-        count = weight.numel() // group * (group - kept)
-    return lowest(sizes.flatten(), round(share * count)).reshape(weight.shape)
+    return lowest(sizes.flatten(), round(share * sparsity.count(weight.numel()))).reshape(weight.shape)

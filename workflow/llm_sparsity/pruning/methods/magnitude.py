@@ -1,12 +1,13 @@
-"""Global magnitude pruning: the smallest weights of the whole scope go (Han et al. 2015, arXiv:1506.02626).
+"""Global magnitude pruning: removes the weights with the smallest absolute values in the whole scope (Han et al. 2015,
+arXiv:1506.02626).
 
-The report's method, torch's `global_unstructured` with `L1Unstructured`.
+The same as torch's `global_unstructured` with `L1Unstructured`.
 """
 
 from torch import Generator, Tensor
 
-POOL = "scope"
-UNIT = (1, 1)
+COMPARISON = "scope"
+GRANULARITY = (1, 1)
 
 
 def score(weight: Tensor, generator: Generator) -> Tensor:

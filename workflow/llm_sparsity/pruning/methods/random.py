@@ -1,10 +1,12 @@
-"""Random pruning: the control that every criterion has to beat (Frankle & Carbin 2019, arXiv:1803.03635)."""
+"""Random pruning: removes weights at random, the control for every other method (Frankle & Carbin 2019,
+arXiv:1803.03635).
+"""
 
 import torch
 from torch import Generator, Tensor
 
-POOL = "scope"
-UNIT = (1, 1)
+COMPARISON = "scope"
+GRANULARITY = (1, 1)
 
 
 def score(weight: Tensor, generator: Generator) -> Tensor:

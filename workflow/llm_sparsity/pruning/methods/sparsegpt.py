@@ -1,21 +1,22 @@
-"""SparseGPT: what a removed weight did is taken over by the weights to its right, as well as the calibration inputs say
-(Frantar & Alistarh 2023, arXiv:2301.00774).
+"""SparseGPT: removes the weights that change the output least, and updates the weights to their right to compensate,
+using the Hessian of the calibration inputs (Frantar & Alistarh 2023, arXiv:2301.00774).
 
-With inputs X the error of a row is quadratic, its Hessian X'X for every row the same. Columns are pruned from left to
-right: removing weight w of column j costs (w / U_jj)^2 and moves the columns after j by -w / U_jj * U_j, where U is the
-upper Cholesky factor of the inverse Hessian. The weights that go are chosen for 128 columns at a time, a pattern's for
-its group, always with the weights as they are by then. The authors' code removes one weight more in every 128 columns;
-here the count is exact.
+With inputs X, the output error of a row is quadratic in its weights, and its Hessian X'X is the same for all rows.
+Columns are pruned from left to right: to remove weight w of column j costs (w / U_jj)^2 and changes the columns after j
+by -w / U_jj * U_j, where U is the upper Cholesky factor of the inverse Hessian. Weights are selected for 128 columns at
+a time, or for each group of a pattern, from their updated values. The authors' code removes one weight more in every
+128 columns; here the count is exact.
 """
 
 import torch
 from torch import Tensor
 
-from llm_sparsity.pruning.selection import lowest, pattern_of, shares
+from llm_sparsity.pruning.selection import lowest, shares
+from llm_sparsity.study.sparsity import Sparsity
 
-UNIT = (1, 1)
-COLUMNS = 128  # chosen and updated at a time; the paper's block size
-DAMPING = 0.01  # of the mean of the Hessian's diagonal, added to the diagonal; the paper's
+GRANULARITY = (1, 1)
+COLUMNS = 128  # selected and updated at a time; the block size of the paper
+DAMPING = 0.01  # times the mean of the Hessian's diagonal, added to the diagonal; as in the paper
 
 
 def observe(inputs: Tensor) -> Tensor:
@@ -26,8 +27,8 @@ def observe(inputs: Tensor) -> Tensor:
 def prepare(hessian: Tensor) -> Tensor:
     """The upper triangular U, (in, in), with U'U the inverse of the damped Hessian.
 
-    A Hessian that is singular all the same is damped ten times as much, again and again, and this is said. An input
-    that is always zero makes its weights free: their cost is made 0, so that they go first.
+    While the damped Hessian is singular, its damping is multiplied by ten, and a line is printed. The weights of an
+    input that is always zero are removed first: their cost is close to 0.
     """
     dead = hessian.diagonal() == 0
     damping = DAMPING * float(hessian.diagonal().mean()) or 1.0
@@ -42,7 +43,7 @@ def prepare(hessian: Tensor) -> Tensor:
         print(f"sparsegpt: a Hessian of {len(diagonal)} inputs is singular; its damping is raised to {10 * damping:g}")
         diagonal += 9 * damping
         damping *= 10
-    inverse = torch.eye(len(diagonal), out=reverse).t()  # in its place: of 8192 inputs each such matrix has 256 MiB
+    inverse = torch.eye(len(diagonal), out=reverse).t()  # in place: with 8192 inputs a matrix takes 256 MiB
     torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
     del lower
     upper: Tensor = inverse.flip((0, 1))
@@ -50,18 +51,18 @@ def prepare(hessian: Tensor) -> Tensor:
     return upper
 
 
-def prune(weight: Tensor, upper: Tensor, sparsity: str) -> Tensor:
-    """Remove weights column by column and let the columns after them make up for it.
+def prune(weight: Tensor, upper: Tensor, sparsity: Sparsity) -> Tensor:
+    """Remove weights column by column, and update the columns after them to compensate.
 
     Args:
         weight: (out, in), float32.
-        upper: (in, in), from `prepare`.
-        sparsity: "0.5" or "2of4".
+        upper: from `prepare`, (in, in).
+        sparsity: a fraction or a pattern.
     """
     rows, columns = weight.shape
-    kept, group = pattern_of(sparsity) or (0, 1)
+    kept, group = sparsity.pattern or (0, 1)
     step = max(COLUMNS // group, 1) * group
-    work = weight.t().clone(memory_format=torch.contiguous_format)  # a column is a row here, so it lies together
+    work = weight.t().clone(memory_format=torch.contiguous_format)  # columns become rows, contiguous in memory
     starts = range(0, columns, step)
     counts = shares([rows * min(step, columns - start) for start in starts], sparsity) if group == 1 else []
     for number, start in enumerate(starts):
@@ -70,16 +71,16 @@ def prune(weight: Tensor, upper: Tensor, sparsity: str) -> Tensor:
         own = upper[start:end, start:end]
         scale = own.diagonal()[:, None]
         if group == 1:
-            gone = lowest((part / scale).square().reshape(-1), counts[number]).reshape(part.shape)
+            removed = lowest((part / scale).square().reshape(-1), counts[number]).reshape(part.shape)
         else:
-            gone = torch.zeros_like(part, dtype=torch.bool)
+            removed = torch.zeros_like(part, dtype=torch.bool)
         errors = torch.zeros_like(part)
         for j in range(len(part)):
             if group > 1 and j % group == 0:
                 costs = (part[j : j + group] / scale[j : j + group]).square()
-                gone[j : j + group] = lowest(costs.t(), group - kept).t()
-            errors[j] = (part[j] * gone[j]) / own[j, j]
+                removed[j : j + group] = lowest(costs.t(), group - kept).t()
+            errors[j] = (part[j] * removed[j]) / own[j, j]
             part[j + 1 :] -= own[j, j + 1 :, None] * errors[j]
-            part[j].masked_fill_(gone[j], 0)
+            part[j].masked_fill_(removed[j], 0)
         work[end:] -= upper[start:end, end:].t() @ errors
     return work.t()

@@ -1,24 +1,23 @@
-"""Structured pruning: whole attention heads and feed-forward neurons are cut out, so that the model becomes smaller and
-faster on any hardware (heads: Michel et al. 2019, arXiv:1905.10650; neurons, the filters of a transformer: Li et al.
-2017, arXiv:1608.08710).
+"""Structured pruning: removes whole attention heads and feed-forward neurons, so that the model becomes smaller and
+faster on any hardware (heads: Michel et al. 2019, arXiv:1905.10650; neurons: Li et al. 2017, arXiv:1608.08710).
 
-What goes is what has the smallest weights, taken over all matrices that shrink together (Fang et al. 2023,
-arXiv:2301.12900): a head's query, key, value and output, a neuron's inputs and outputs. With grouped queries a group
-of heads goes as one. Every layer loses the same share of its heads and of its neurons, so that none is emptied.
+The heads and neurons with the smallest weights are removed. A head's score sums over its query, key, value and output,
+a neuron's over its inputs and outputs (Fang et al. 2023, arXiv:2301.12900). With grouped queries, a group of heads is
+one unit. Every layer loses the same fraction of its heads and of its neurons, so no layer loses all of them.
 """
 
 import torch
 from torch import Tensor
 
-POOL = "layer"
-UNIT = None
+COMPARISON = "layer"
+GRANULARITY = None
 
 
 def score(weight: Tensor) -> Tensor:
-    """What one matrix adds to the score of each head or neuron: its sum of squares.
+    """The sum of squares of one matrix for each head or neuron; the scores of all matrices of a block are added.
 
     Args:
-        weight: (query, key and value or 1, heads or neurons, their weights).
+        weight: (3 if query, key and value are concatenated, else 1; heads or neurons; weights of each).
 
     Returns:
         float64, (heads or neurons,).

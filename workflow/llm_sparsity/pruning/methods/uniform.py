@@ -1,11 +1,13 @@
-"""Layer-wise magnitude pruning: each tensor loses the same fraction, its smallest weights (Zhu & Gupta 2017,
-arXiv:1710.01878). No layer can collapse.
+"""Layerwise magnitude pruning: removes the same fraction of every tensor, its weights with the smallest absolute values
+(Zhu & Gupta 2017, arXiv:1710.01878).
+
+No layer can lose all its weights.
 """
 
 from torch import Generator, Tensor
 
-POOL = "tensor"
-UNIT = (1, 1)
+COMPARISON = "tensor"
+GRANULARITY = (1, 1)
 
 
 def score(weight: Tensor, generator: Generator) -> Tensor:

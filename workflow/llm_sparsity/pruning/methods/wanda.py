@@ -1,13 +1,16 @@
-"""Wanda: a weight counts as much as its size times the norm of its input, and competes inside its output's row (Sun et
-al. 2023, arXiv:2306.11695). The weights that stay are as they were.
+"""Wanda: removes the weights with the smallest products of absolute value and input norm, the same fraction of every
+output's row (Sun et al. 2023, arXiv:2306.11695).
+
+The weights that are kept do not change.
 """
 
 import torch
 from torch import Tensor
 
-from llm_sparsity.pruning.selection import lowest, pattern_of, shares
+from llm_sparsity.pruning.selection import lowest, shares
+from llm_sparsity.study.sparsity import Sparsity
 
-UNIT = (1, 1)
+GRANULARITY = (1, 1)
 
 
 def observe(inputs: Tensor) -> Tensor:
@@ -20,20 +23,20 @@ def prepare(squares: Tensor) -> Tensor:
     return squares.sqrt()
 
 
-def prune(weight: Tensor, norms: Tensor, sparsity: str) -> Tensor:
-    """Zero the lowest abs(weight) * norm: of each row its share, or of every M in a row all but N.
+def prune(weight: Tensor, norms: Tensor, sparsity: Sparsity) -> Tensor:
+    """Set the weights with the lowest abs(weight) * norm to zero, the same fraction of each row, or M - N of every M.
 
     Args:
         weight: (out, in), float32.
-        norms: (in,).
-        sparsity: "0.5" or "2of4". Where a fraction does not divide a row, rows differ by one weight.
+        norms: from `prepare`, (in,).
+        sparsity: a fraction or a pattern. If a fraction does not divide a row, the counts of rows differ by one.
     """
     rows, columns = weight.shape
     scores = (weight * norms).abs_()
-    if pattern := pattern_of(sparsity):
-        kept, group = pattern
-        gone = lowest(scores.reshape(rows, -1, group), group - kept).reshape(rows, columns)
+    if sparsity.pattern:
+        kept, group = sparsity.pattern
+        removed = lowest(scores.reshape(rows, -1, group), group - kept).reshape(rows, columns)
     else:
         counts = torch.tensor(shares([columns] * rows, sparsity), device=weight.device)
-        gone = lowest(scores, counts[:, None])
-    return weight.masked_fill(gone, 0)
+        removed = lowest(scores, counts[:, None])
+    return weight.masked_fill(removed, 0)

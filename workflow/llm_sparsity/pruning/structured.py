@@ -1,0 +1,106 @@
+"""Structured pruning: whole attention heads and feed-forward neurons are removed, and tensors become smaller."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.families import PrunableAxis
+from llm_sparsity.models.narrowing import narrowed_config
+from llm_sparsity.pruning.pruner import PrunedTensor, Pruner, tensor_row
+from llm_sparsity.pruning.scores import ScoredTensors
+from llm_sparsity.study.sparsity import Sparsity
+
+
+class StructuredPruner(Pruner):
+    """Removes the same fraction of the heads and of the neurons of every layer in the scope.
+
+    Args:
+        tensors: the tensors of the scope.
+        sparsities: fractions, no patterns.
+
+    Raises:
+        UserError: a sparsity would remove all heads or all neurons of a layer.
+    """
+
+    def __init__(self, tensors: ScoredTensors, sparsities: Sequence[Sparsity]) -> None:
+        self._tensors, self._sparsities = tensors, sparsities
+        names = tensors.reader.names
+        self._axes = {name: axis for name in names if (axis := tensors.model.axis(name))}
+        self._scores = self._block_scores()
+        self._kept = {
+            (sparsity, block): _kept(block, scores, sparsity)
+            for sparsity in sparsities
+            for block, scores in self._scores.items()
+        }
+
+    def config(self, sparsity: Sparsity) -> dict[str, Any]:
+        """The configuration of the pruned model, as far as the configuration class can express it."""
+        config = self._tensors.model.config
+        blocks = {axis.block for axis in self._axes.values()}
+        for stack, part in sorted({(role.stack, role.part) for role in self._tensors.roles.values()}):
+            alike = [block for block in blocks if block.startswith(f"{stack}.") and part in block.split(".")]
+            if all(block in self._scores for block in alike):  # otherwise some layers keep their width
+                share = Fraction(len(self._kept[sparsity, alike[0]]), len(self._scores[alike[0]]))
+                config = narrowed_config(config, stack, part, share)
+        return config
+
+    def results(self, names: Sequence[str]) -> Iterator[PrunedTensor]:
+        """Yield every tensor at every sparsity, in the order of the names; biases shrink, but have no row."""
+        for name, sparsity in itertools.product(names, self._sparsities):
+            weight, row = self._tensors.reader.tensor(name), None
+            axis = self._axes.get(name)
+            if axis and axis.block in self._scores:
+                size = weight.numel()
+                weight = _narrowed(weight, axis, len(self._scores[axis.block]), self._kept[sparsity, axis.block])
+                removed = size - weight.numel()
+                if name in self._tensors.roles:
+                    zeros = removed + int(np.count_nonzero((weight == 0).numpy()))
+                    row = tensor_row(weight, size, removed, zeros) | {"threshold": ""}
+            yield PrunedTensor(sparsity, name, weight, row)
+
+    def _block_scores(self) -> dict[str, Tensor]:
+        """Attention or feed-forward block -> the score of each of its heads or neurons, float64."""
+        tensors = self._tensors
+        scores: dict[str, Tensor] = {}
+        for name, role in tensors.roles.items():
+            axis = self._axes[name]
+            units = (
+                tensors.model.heads(role.stack) if role.part == "attention" else tensors.reader.shape(name)[axis.dim]
+            )
+            weight = tensors.reader.tensor(name).movedim(axis.dim, 0).reshape(axis.fused, units, -1)
+            before = scores.get(axis.block, torch.zeros(units, dtype=torch.float64))
+            scores[axis.block] = before + tensors.method.score(weight)
+        return scores
+
+
+def _kept(block: str, scores: Tensor, sparsity: Sparsity) -> Tensor:
+    """The positions of the heads or neurons of a block that are kept, in order; among equal scores the last ones."""
+    units = len(scores)
+    count = sparsity.count(units)
+    if count == units:
+        word = "heads" if "attention" in block else "neurons"
+        raise UserError(
+            f"sparsity {sparsity}: this would remove all {units} {word} of {block}; "
+            f"the highest that leaves one is {Decimal(units - 1) / units:.4f}"
+        )
+    return scores.argsort(stable=True)[count:].sort().values
+
+
+def _narrowed(weight: Tensor, axis: PrunableAxis, units: int, kept: Tensor) -> Tensor:
+    """Keep the weights of some heads or neurons.
+
+    Args:
+        weight: a weight or bias.
+        axis: its axis of heads or neurons.
+        units: number of heads or neurons along the axis.
+        kept: their positions, (kept,).
+    """
+    order = torch.arange(weight.shape[axis.dim]).view(axis.fused, units, -1)
+    return weight.index_select(axis.dim, order[:, kept].flatten()) + 0.0  # -0.0 becomes 0.0
