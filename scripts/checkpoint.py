@@ -1,4 +1,4 @@
-"""Convert a model folder to plain safetensors, which any program reads. It has no settings."""
+"""Convert a model folder to plain safetensors, which any program reads. No settings."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Measure the perplexity of a variant of a causal language model on a text.
+"""Measure the perplexity of a causal language model, dense or pruned, on a text.
 
-Settings: what `evaluate:` in the config holds.
+Settings: those of `evaluate:` in the config.
 """
 
 from pathlib import Path
@@ -15,9 +15,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = parse_and_lease(parser)
 
+    from llm_sparsity.data.tasks import TaskFolder
     from llm_sparsity.evaluation.evaluate import evaluate
+    from llm_sparsity.models.folder import ModelFolder
 
-    evaluate(args.model, args.task, args.output, **args.settings)
+    evaluate(ModelFolder(args.model), TaskFolder(args.task), args.output, **args.settings)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Describe how the weights of a variant are distributed: writes one parquet table. It has no settings."""
+"""Write the weight statistics of a model, dense or pruned, as a parquet table. No settings."""
 
 from pathlib import Path
 
@@ -12,8 +12,9 @@ def main() -> None:
     args = parser.parse_args()
 
     from llm_sparsity.evaluation.weights import weights
+    from llm_sparsity.models.folder import ModelFolder
 
-    weights(args.model, args.output, **args.settings)
+    weights(ModelFolder(args.model), args.output, **args.settings)
 
 
 if __name__ == "__main__":

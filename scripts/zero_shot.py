@@ -1,6 +1,6 @@
-"""Measure the zero-shot accuracy of a variant of a causal language model on a task of lm-evaluation-harness.
+"""Measure the zero-shot accuracy of a causal language model, dense or pruned, on a task of lm-evaluation-harness.
 
-Settings: batch_size, of what `evaluate:` in the config holds.
+Settings: batch_size of `evaluate:` in the config.
 """
 
 from pathlib import Path
@@ -16,9 +16,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = parse_and_lease(parser)
 
+    from llm_sparsity.data.tasks import TaskFolder
     from llm_sparsity.evaluation.zero_shot import zero_shot
+    from llm_sparsity.models.folder import ModelFolder
 
-    zero_shot(args.model, args.task, args.output, packages=args.harness, **args.settings)
+    model, task = ModelFolder(args.model), TaskFolder(args.task)
+    zero_shot(model, task, args.output, packages=args.harness, **args.settings)
 
 
 if __name__ == "__main__":

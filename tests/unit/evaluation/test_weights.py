@@ -1,4 +1,4 @@
-"""Weights: every number against numpy on all weights at once. Weights are RANDOM but for one test."""
+"""Every number against numpy on all weights at once. Weights are RANDOM except in one test."""
 
 import shutil
 from collections.abc import Callable
@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 
 from llm_sparsity.evaluation.weights import COLUMNS, GRID, QUANTILES, THRESHOLDS, weights
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.loading import family
-from llm_sparsity.pruning.prune import prune
+from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.container import load
 from llm_sparsity.storage.files import write_manifest
 from tests.tiny import model_of, query
 
 
-def table_of(model: Path, output: Path) -> pd.DataFrame:
+def table_of(model: ModelFolder, output: Path) -> pd.DataFrame:
     weights(model, output)
     return pd.read_parquet(output)
 
@@ -34,34 +33,36 @@ def values(table: pd.DataFrame, level: str, statistic: str, **where: object) -> 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "bart"])
 def test_all_numbers_are_those_of_the_weights(
-    kind: str, tiny_model: Callable[[str], Path], tmp_path: Path
-) -> None:  # fmt: skip
-    prune(tiny_model(kind), {"0.5": tmp_path}, method="magnitude", scope="all")
-    table = table_of(tmp_path / "model", tmp_path / "weights.parquet")
-    known = family(tiny_model(kind))
-    tensors = {n: t.numpy().ravel() for n, t in load(tmp_path / "model").items() if known.place(n)}
+    kind: str,
+    tiny_model: Callable[[str], Path],
+    half_removed: Callable[[ModelFolder], ModelFolder],
+    tmp_path: Path,
+) -> None:
+    model = half_removed(ModelFolder(tiny_model(kind)))
+    table = table_of(model, tmp_path / "weights.parquet")
+    tensors = {name: tensor.numpy().ravel() for name, tensor in load(model.path).items() if model.role(name)}
     assert list(table.columns) == COLUMNS
     assert set(table[table.level == "tensor"].name) == set(tensors)
     layers: dict[tuple[str, int], list[np.ndarray]] = {}
     for name, tensor in tensors.items():
-        place = known.place(name)
-        assert place
-        layers.setdefault((place.stack, place.layer), []).append(tensor)
+        role = model.role(name)
+        assert role
+        layers.setdefault((role.stack, role.layer), []).append(tensor)
         expected = np.sort(tensor)[np.round(np.array(QUANTILES) * (len(tensor) - 1)).astype(int)]
         assert np.array_equal(values(table, "tensor", "quantile", name=name), expected)
-    pools = [("overall", "", -1, np.concatenate(list(tensors.values())))]
-    pools += [("layer", stack, layer, np.concatenate(parts)) for (stack, layer), parts in layers.items()]
-    for level, stack, layer, pool in pools:
+    groups = [("overall", "", -1, np.concatenate(list(tensors.values())))]
+    groups += [("layer", stack, layer, np.concatenate(parts)) for (stack, layer), parts in layers.items()]
+    for level, stack, layer, found in groups:
         where = {"stack": stack, "layer": layer}
-        double = pool.astype(np.float64)
+        double = found.astype(np.float64)
         for statistic, number in {
-            "count": len(pool), "zeros": (pool == 0).sum(), "mean": double.mean(), "std": double.std(),
-            "min": pool.min(), "max": pool.max(),
+            "count": len(found), "zeros": (found == 0).sum(), "mean": double.mean(), "std": double.std(),
+            "min": found.min(), "max": found.max(),
         }.items():  # fmt: skip
             assert values(table, level, statistic, **where) == pytest.approx([number], abs=1e-12), (level, statistic)
-        below = [(np.abs(pool) < np.float32(x)).mean() for x in THRESHOLDS]
+        below = [(np.abs(found) < np.float32(x)).mean() for x in THRESHOLDS]
         assert np.allclose(values(table, level, "share_below", **where), below, rtol=0, atol=1e-15)
-        curve = [(np.abs(pool) <= np.float32(x)).mean() for x in GRID]
+        curve = [(np.abs(found) <= np.float32(x)).mean() for x in GRID]
         assert np.allclose(values(table, level, "cumulative", **where), curve, rtol=0, atol=1e-15)
     assert len(layers) == {"bert": 3, "gpt2": 3, "bart": 6}[kind]
 
@@ -70,7 +71,7 @@ def test_the_histogram_shows_the_bulk_and_its_middle_bin_is_zero(tmp_path: Path)
     bulk = torch.randn(200, 200, generator=torch.Generator().manual_seed(0)) * 0.02
     bulk[:100] = 0
     bulk[0, :7] = 50.0  # outliers
-    table = table_of(model_of({query(0): bulk}, tmp_path / "model"), tmp_path / "weights.parquet")
+    table = table_of(ModelFolder(model_of({query(0): bulk}, tmp_path / "model")), tmp_path / "weights.parquet")
     bins = table[table.statistic == "histogram"]
     x, count = bins.x.to_numpy(), bins.value.to_numpy()
     assert count.sum() == 40_000 and count[-1] >= 7
@@ -93,7 +94,7 @@ def test_shares_and_counts_agree_at_any_size(
     folder = tmp_path_factory.mktemp("weights")
     generator = torch.Generator().manual_seed(sum(sizes))
     tensors = {query(i): (torch.randn(3, n, generator=generator) * scale).to(dtype) for i, n in enumerate(sizes)}
-    table = table_of(model_of(tensors, folder / "model"), folder / "weights.parquet")
+    table = table_of(ModelFolder(model_of(tensors, folder / "model")), folder / "weights.parquet")
     total = 3 * sum(sizes)
     assert values(table, "overall", "count") == [total] == values(table, "layer", "count").sum()
     assert values(table, "overall", "zeros") == [sum(int((t == 0).sum()) for t in tensors.values())]
@@ -104,21 +105,21 @@ def test_shares_and_counts_agree_at_any_size(
 
 def test_the_same_bytes_each_time_and_few(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     for name in ("a", "b"):
-        weights(tiny_model("bart"), tmp_path / name)
+        weights(ModelFolder(tiny_model("bart")), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     parts = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
              "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"]  # fmt: skip
     names = [f"encoder.layer.{layer}.{part}.weight" for layer in range(12) for part in parts]
     generator = torch.Generator().manual_seed(0)
     deep = model_of({name: torch.randn(8, 8, generator=generator) for name in names}, tmp_path / "deep")
-    weights(deep, tmp_path / "deep.parquet")
+    weights(ModelFolder(deep), tmp_path / "deep.parquet")
     assert (tmp_path / "deep.parquet").stat().st_size < 200_000
 
 
 def test_counts_stay_exact_beyond_what_float32_can_count(tmp_path: Path) -> None:
     zeros = torch.zeros(4200, 4200, dtype=torch.float16)  # 17.6 million, more than 2^24
     zeros[0, 0] = 1
-    table = table_of(model_of({query(0): zeros}, tmp_path / "model"), tmp_path / "weights.parquet")
+    table = table_of(ModelFolder(model_of({query(0): zeros}, tmp_path / "model")), tmp_path / "weights.parquet")
     assert values(table, "overall", "zeros") == [zeros.numel() - 1]
     assert values(table, "overall", "histogram").max() == zeros.numel() - 1
 
@@ -127,18 +128,17 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     for bad in (float("nan"), float("inf"), -float("inf")):
         model = model_of({query(0): torch.tensor([[1.0, bad]])}, tmp_path / str(bad))
         with pytest.raises(UserError, match=f"tensor {query(0)} has NaN or infinite weights"):
-            weights(model, tmp_path / "weights.parquet")
+            weights(ModelFolder(model), tmp_path / "weights.parquet")
     assert not (tmp_path / "weights.parquet").exists()
 
 
 def test_the_real_bart(shared: Path, tmp_path: Path) -> None:
     shutil.copytree(shared / "models/g2p-bart-us", tmp_path / "model")
     write_manifest(tmp_path / "model", kind="model")
-    table = table_of(tmp_path / "model", tmp_path / "weights.parquet")
-    tensors = load(tmp_path / "model")
-    known = family(tmp_path / "model")
-    names = [name for name in known.without_aliases(sorted(tensors)) if known.place(name)]
-    pool = np.concatenate([tensors[name].float().numpy().ravel() for name in names])
+    model = ModelFolder(tmp_path / "model")
+    table = table_of(model, tmp_path / "weights.parquet")
+    tensors = load(model.path)
+    pool = np.concatenate([tensors[name].float().numpy().ravel() for name in model.roles(sorted(tensors))])
     assert values(table, "overall", "count") == [len(pool)]
     assert values(table, "overall", "share_below") == pytest.approx(
         [(np.abs(pool) < np.float32(x)).mean() for x in THRESHOLDS]

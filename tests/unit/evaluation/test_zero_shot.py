@@ -14,12 +14,12 @@ from tokenizers import Tokenizer, processors
 
 from llm_sparsity.data import harness
 from llm_sparsity.data.download import download_task
+from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.evaluation.zero_shot import zero_shot
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.loading import load_causal, load_tokenizer
-from llm_sparsity.pruning.prune import prune
-from llm_sparsity.storage import container as checkpoint
-from llm_sparsity.storage.container import copy_companions
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import load_causal
+from llm_sparsity.storage.container import copy_companions, load, save
 from llm_sparsity.storage.files import read_json, write_json
 from tests.tiny import WORDS
 
@@ -29,10 +29,13 @@ DESCRIBED = {  # as the harness describes them; reading all its files takes long
     "hellaswag": ("validation", "lm_eval/tasks/hellaswag/hellaswag.yaml"),
 }
 
+Decoder = Callable[[str], ModelFolder]
+Prepared = Callable[[str, list[Any]], TaskFolder]
+
 
 @pytest.fixture
-def prepared(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[Any]], Path]:
-    """`prepared(task, rows)` -> folder of a downloaded task of the harness."""
+def prepared(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    """`prepared(task, rows)` -> a downloaded task of the harness."""
     version = harness.load(packages)
 
     def described(_: Path, task: str) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def prepared(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("llm_sparsity.data.download.described", described)
 
-    def make(task: str, rows: list[Any]) -> Path:
+    def make(task: str, rows: list[Any]) -> TaskFolder:
         (tmp_path / "source").mkdir()
         (tmp_path / "source/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         split = DESCRIBED[task][0]
@@ -49,7 +52,7 @@ def prepared(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             tmp_path / task, source={"folder": str(tmp_path / "source")}, files={split: "rows.jsonl"},
             kind="zero-shot", harness=task, packages=packages,
         )  # fmt: skip
-        return tmp_path / task
+        return TaskFolder(tmp_path / task)
 
     return make
 
@@ -67,16 +70,16 @@ def questions() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def decoder(tiny_model: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A tiny decoder whose tokenizer ends no text, as those of language models."""
+def decoder(tiny_model: Callable[[str], Path], tmp_path: Path) -> Decoder:
+    """A tiny decoder whose tokenizer adds no end-of-text token, as the tokenizers of language models."""
 
-    def make(kind: str) -> Path:
+    def make(kind: str) -> ModelFolder:
         folder = tmp_path / kind
         shutil.copytree(tiny_model(kind), folder)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 4)])
         tokenizer.save(str(folder / "tokenizer.json"))
-        return folder
+        return ModelFolder(folder)
 
     return make
 
@@ -94,19 +97,19 @@ def likelihood(model: Any, tokenizer: Any, stem: str, answer: str) -> float:
 def test_accuracy_is_that_of_the_likeliest_answers(
     kind: str,
     pruned: bool,
-    decoder: Callable[[str], Path],
-    prepared: Callable[[str, list[Any]], Path],
+    half_removed: Callable[[ModelFolder], ModelFolder],
+    decoder: Decoder,
+    prepared: Prepared,
     packages: Path,
     tmp_path: Path,
 ) -> None:
-    folder, rows = decoder(kind), questions()
+    model_folder, rows = decoder(kind), questions()
     if pruned:
-        prune(folder, {"0.5": tmp_path / "pruned"}, method="uniform", scope="linear")
-        folder = tmp_path / "pruned/model"
-    zero_shot(folder, prepared("openbookqa", rows), tmp_path / "out", batch_size=4, packages=packages)
+        model_folder = half_removed(model_folder)
+    zero_shot(model_folder, prepared("openbookqa", rows), tmp_path / "out", batch_size=4, packages=packages)
     found = read_json(tmp_path / "out/metrics.json")
 
-    model, tokenizer = load_causal(folder), load_tokenizer(folder)
+    model, tokenizer = load_causal(model_folder), model_folder.tokenizer
     right, right_by_length = 0, 0
     for row in rows:
         answers = row["choices"]["text"]
@@ -126,7 +129,10 @@ def test_accuracy_is_that_of_the_likeliest_answers(
 
 
 def test_code_beside_the_harness_task_file_is_found(
-    decoder: Callable[[str], Path], prepared: Callable[[str, list[Any]], Path], packages: Path, tmp_path: Path
+    decoder: Decoder,
+    prepared: Prepared,
+    packages: Path,
+    tmp_path: Path,
 ) -> None:
     """HellaSwag's rows are rewritten by a function of the harness."""
     row = {"activity_label": "the film", "ctx_a": "it was", "ctx_b": "the story", "label": "1"}
@@ -136,7 +142,7 @@ def test_code_beside_the_harness_task_file_is_found(
 
 
 def test_the_prompt_of_the_harness_is_scored_on_the_split_given(
-    prepared: Callable[[str, list[Any]], Path], packages: Path, tmp_path: Path
+    prepared: Prepared, packages: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"files: openbookqa is scored on its test split, found validation; give"):
         download_task(
@@ -146,26 +152,36 @@ def test_the_prompt_of_the_harness_is_scored_on_the_split_given(
 
 
 def test_weights_that_are_not_finite(
-    decoder: Callable[[str], Path], prepared: Callable[[str, list[Any]], Path], packages: Path, tmp_path: Path
+    decoder: Decoder,
+    prepared: Prepared,
+    packages: Path,
+    tmp_path: Path,
 ) -> None:
     model = decoder("llama")
-    copy_companions(model, tmp_path / "nan")
-    weights = checkpoint.load(model)
+    copy_companions(model.path, tmp_path / "nan")
+    weights = load(model.path)
     name = next(name for name in weights if "down_proj" in name)
     weights[name] = torch.full_like(weights[name], math.nan)
-    checkpoint.save(tmp_path / "nan", weights)
+    save(tmp_path / "nan", weights)
     with pytest.raises(UserError, match="a likelihood on openbookqa is not finite; a weight is damaged"):
         zero_shot(
-            tmp_path / "nan", prepared("openbookqa", questions()), tmp_path / "out", batch_size=4, packages=packages
+            ModelFolder(tmp_path / "nan"),
+            prepared("openbookqa", questions()),
+            tmp_path / "out",
+            batch_size=4,
+            packages=packages,
         )
     assert not (tmp_path / "out/metrics.json").exists()
 
 
 def test_another_harness_than_the_tasks(
-    decoder: Callable[[str], Path], prepared: Callable[[str, list[Any]], Path], packages: Path, tmp_path: Path
+    decoder: Decoder,
+    prepared: Prepared,
+    packages: Path,
+    tmp_path: Path,
 ) -> None:
     task = prepared("openbookqa", questions())
-    manifest = read_json(task / "manifest.json")
-    write_json(task / "manifest.json", manifest | {"harness": manifest["harness"] | {"version": "0.1"}})
+    write_json(task.path / "manifest.json", task.manifest | {"harness": task.manifest["harness"] | {"version": "0.1"}})
+    task = TaskFolder(task.path)
     with pytest.raises(UserError, match=r"was prepared for lm-evaluation-harness 0\.1, .* download the task again"):
         zero_shot(decoder("llama"), task, tmp_path / "out", batch_size=1, packages=packages)

@@ -1,10 +1,11 @@
-"""Perplexity of a causal language model, without training.
+"""Perplexity of a causal language model on a text, without training.
 
-Protocol: the task's rows are joined by blank lines, tokenised as one text (with what the tokenizer sets before a text)
-and cut into non-overlapping windows of `sequence_length`; the rest is left out. Each window is predicted from its own
-tokens only, so its first token is not predicted. Perplexity is the exponential of the mean negative log-likelihood
-(nats) over all predicted tokens. With the hub's raw test split of WikiText-2 as rows and sequence_length 2048 this is
-the protocol of the pruning papers (Frantar & Alistarh 2023, arXiv:2301.00774; Sun et al. 2023, arXiv:2306.11695).
+Protocol: the rows of the task are joined by blank lines, tokenised as one text (with the tokenizer's special tokens)
+and cut into non-overlapping windows of `sequence_length` tokens; an incomplete last window is dropped. A token is
+predicted from the preceding tokens of its window, so the first token of a window is not predicted. Perplexity is the
+exponential of the mean negative log-likelihood (nats) over all predicted tokens. With the hub's raw test split of
+WikiText-2 and sequence_length 2048 this is the protocol of the pruning papers (Frantar & Alistarh 2023,
+arXiv:2301.00774; Sun et al. 2023, arXiv:2306.11695).
 """
 
 import math
@@ -13,57 +14,56 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from llm_sparsity.data import tokens as encoded
-from llm_sparsity.jobs.environment import machine
+from llm_sparsity.data import tokens
+from llm_sparsity.data.tasks import TaskFolder
+from llm_sparsity.evaluation.metrics import perplexity
+from llm_sparsity.jobs.environment import environment
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.loading import check_length, load_causal, load_tokenizer
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import load_causal
 from llm_sparsity.storage.files import write_json
-from llm_sparsity.training.objective import perplexity
 
-CHUNK = 256  # tokens whose logits are held at once: 50 MB for a vocabulary of 49,000
+CHUNK = 256  # tokens whose logits are computed at a time: 50 MB for a vocabulary of 49,000
 
 
 def evaluate(
-    model: Path, task: Path, output: Path, *, sequence_length: int, max_tokens: int | None, batch_size: int
+    model: ModelFolder,
+    task: TaskFolder,
+    output: Path,
+    *,
+    sequence_length: int,
+    max_tokens: int | None,
+    batch_size: int,
 ) -> None:
-    """Measure one variant on one text.
+    """Measure the perplexity of a model on the test split of a task.
 
     Args:
-        model: folder of a variant.
-        task: folder of a prepared language-model task.
-        output: gets metrics.json and runtime.json.
-        sequence_length: tokens in a window.
-        max_tokens: use at most the first so many tokens; None for all.
-        batch_size: windows at once.
+        model: a causal language model, dense or pruned.
+        task: a language-model task.
+        output: folder to write; gets metrics.json and runtime.json.
+        sequence_length: window length in tokens.
+        max_tokens: use only the first `max_tokens` tokens of the text; None for all.
+        batch_size: windows in a forward pass.
 
     Raises:
         UserError: the text is shorter than a window, a window is longer than the model allows, or the loss is not
             finite.
     """
-    begun = time.perf_counter()
-    check_length(model, "sequence_length", sequence_length)
+    begin = time.perf_counter()
+    model.check_length("sequence_length", sequence_length)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = encoded.windows(
-        load_tokenizer(model), task, "test", sequence_length, key="sequence_length", max_tokens=max_tokens
-    )
-    windows = torch.from_numpy(found.astype("int64"))
-    net: Any = load_causal(model).to(device)
-    head = net.get_output_embeddings()
-    setup = time.perf_counter() - begun
+    ids = tokens.windows(model.tokenizer, task, "test", sequence_length, key="sequence_length", max_tokens=max_tokens)
+    windows = torch.from_numpy(ids.astype("int64"))
+    net = load_causal(model).to(device)
+    setup = time.perf_counter() - begin
 
-    begun = time.perf_counter()
-    total = 0.0
-    with torch.inference_mode():
-        for batch in tqdm(windows.split(batch_size), desc="perplexity", unit="batch"):
-            inputs = batch.to(device)
-            hidden = net.base_model(input_ids=inputs, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-            targets = inputs[:, 1:].flatten()
-            for states, words in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-                total += float(cross_entropy(head(states).float(), words, reduction="sum"))
-    seconds = time.perf_counter() - begun
+    begin = time.perf_counter()
+    total = summed_nll(net, windows, batch_size)
+    seconds = time.perf_counter() - begin
     if not math.isfinite(total):
         raise UserError(f"{model}: the loss on {task.name} is {total}; a weight is damaged or overflows, make it again")
 
@@ -71,6 +71,27 @@ def evaluate(
     nll = total / predicted
     settings = {"sequence_length": sequence_length, "max_tokens": max_tokens, "batch_size": batch_size}
     times = {"setup_seconds": setup, "eval_seconds": seconds, "tokens_per_second": predicted / seconds}
-    write_json(output / "runtime.json", {**times, **machine(device)})
+    write_json(output / "runtime.json", {**times, **environment(device)})
     metrics = {"perplexity": perplexity(nll), "nll": nll}
     write_json(output / "metrics.json", {"metrics": metrics, "tokens": predicted, "settings": settings})
+
+
+@torch.inference_mode()
+def summed_nll(net: Any, windows: Tensor, batch_size: int) -> float:
+    """The negative log-likelihood of all tokens but the first of each window, summed, in nats.
+
+    Args:
+        net: a causal language model of transformers.
+        windows: token ids, (windows, length), int64, on the CPU.
+        batch_size: windows in a forward pass.
+    """
+    head = net.get_output_embeddings()
+    total = 0.0
+    for batch in tqdm(windows.split(batch_size), desc="perplexity", unit="batch"):
+        inputs = batch.to(net.device)
+        hidden = net.base_model(input_ids=inputs, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        targets = inputs[:, 1:].flatten()
+        # The head is applied to a chunk at a time: the logits of a whole batch may not fit into memory.
+        for states, ids in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+            total += float(cross_entropy(head(states).float(), ids, reduction="sum"))
+    return total

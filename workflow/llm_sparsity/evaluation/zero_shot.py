@@ -1,7 +1,7 @@
 """Zero-shot accuracy of a causal language model by lm-evaluation-harness, without training.
 
-The harness's own task file says how a row becomes a prompt and its answers, and what is scored; the rows are those that
-the stage download has pinned. No examples precede the prompt.
+The harness's task file defines the prompt, the possible answers and the metrics. The rows are those that the stage
+`download` has pinned. The prompt contains no examples.
 """
 
 import math
@@ -11,28 +11,31 @@ from typing import Any
 
 import torch
 
-from llm_sparsity.data import harness, tasks
-from llm_sparsity.jobs.environment import machine
+from llm_sparsity.data import harness
+from llm_sparsity.data.tasks import TaskFolder
+from llm_sparsity.jobs.environment import environment
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.loading import load_causal, load_tokenizer
-from llm_sparsity.storage.files import read_manifest, write_json
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import load_causal
+from llm_sparsity.storage.files import write_json
 
 
-def zero_shot(model: Path, task: Path, output: Path, *, batch_size: int, packages: Path) -> None:
-    """Measure one variant on one task of the harness.
+def zero_shot(model: ModelFolder, task: TaskFolder, output: Path, *, batch_size: int, packages: Path) -> None:
+    """Measure the zero-shot accuracy of a model on a task of the harness.
 
     Args:
-        model: folder of a variant.
-        task: folder of a prepared zero-shot task.
-        output: gets metrics.json (each metric of the harness, and its standard error) and runtime.json.
-        batch_size: answers at once.
+        model: a causal language model, dense or pruned.
+        task: a zero-shot task.
+        output: folder to write; gets metrics.json (the harness's metrics and their standard errors) and runtime.json.
+        batch_size: answers in a forward pass.
         packages: folder of the harness, see `harness.install`.
 
     Raises:
-        UserError: the harness is missing, is another than the task was prepared for, or a likelihood is not finite.
+        UserError: the harness is missing, its version is not the one that the task was prepared for, or a likelihood is
+            not finite.
     """
-    begun = time.perf_counter()
-    version, facts = harness.load(packages), read_manifest(task)["harness"]
+    begin = time.perf_counter()
+    version, facts = harness.load(packages), task.manifest["harness"]
     if version != facts["version"]:
         raise UserError(
             f"{task}: was prepared for lm-evaluation-harness {facts['version']}, {packages} has {version}; "
@@ -42,38 +45,39 @@ def zero_shot(model: Path, task: Path, output: Path, *, batch_size: int, package
     from lm_eval.models.huggingface import HFLM
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = load_causal(model).to(device)
-    runner = HFLM(pretrained=net, tokenizer=load_tokenizer(model), batch_size=batch_size)
-    made = _task(packages, task, facts)
-    setup = time.perf_counter() - begun
+    runner = HFLM(pretrained=load_causal(model).to(device), tokenizer=model.tokenizer, batch_size=batch_size)
+    harness_task = _harness_task(packages, task)
+    setup = time.perf_counter() - begin
 
-    begun = time.perf_counter()
-    found: Any = lm_eval.evaluate(lm=runner, task_dict={"tasks": {facts["task"]: made}}, log_samples=True)
-    seconds = time.perf_counter() - begun
-    answers = [float(answer[0][0]) for sample in found["samples"][facts["task"]] for answer in sample["resps"]]
-    if not all(map(math.isfinite, answers)):
+    begin = time.perf_counter()
+    result: Any = lm_eval.evaluate(lm=runner, task_dict={"tasks": {facts["task"]: harness_task}}, log_samples=True)
+    seconds = time.perf_counter() - begin
+    samples = result["samples"][facts["task"]]
+    if not all(math.isfinite(float(response[0][0])) for sample in samples for response in sample["resps"]):
         raise UserError(
             f"{model}: a likelihood on {task.name} is not finite; a weight is damaged or overflows, make it again"
         )
 
-    examples = found["n-samples"][facts["task"]]["effective"]
+    examples = result["n-samples"][facts["task"]]["effective"]
     times = {"setup_seconds": setup, "eval_seconds": seconds, "examples_per_second": examples / seconds}
-    write_json(output / "runtime.json", {**times, **machine(device)})
-    metrics = _metrics(found["results"][facts["task"]])
-    told = {key: facts[key] for key in ("version", "task", "task_version", "split")}
-    settings = {"batch_size": batch_size}
-    write_json(
-        output / "metrics.json", {"metrics": metrics, "examples": examples, "harness": told, "settings": settings}
-    )
+    write_json(output / "runtime.json", {**times, **environment(device)})
+    metrics = {
+        "metrics": _metrics(result["results"][facts["task"]]),
+        "examples": examples,
+        "harness": {key: facts[key] for key in ("version", "task", "task_version", "split")},
+        "settings": {"batch_size": batch_size},
+    }
+    write_json(output / "metrics.json", metrics)
 
 
-def _task(packages: Path, task: Path, facts: dict[str, Any]) -> Any:
-    """The harness's task, its rows replaced by the prepared ones."""
+def _harness_task(packages: Path, task: TaskFolder) -> Any:
+    """The harness's task with the prepared rows in place of its data set."""
     import datasets
     from lm_eval.tasks import TaskManager
 
+    facts = task.manifest["harness"]
     split = facts["split"]
-    rows = datasets.Dataset.from_list(tasks.load_rows(task, split))
+    rows = datasets.Dataset.from_list(task.rows(split))
     changes = {
         "custom_dataset": lambda **_: {split: rows},
         "num_fewshot": 0,
@@ -85,10 +89,10 @@ def _task(packages: Path, task: Path, facts: dict[str, Any]) -> Any:
 
 
 def _metrics(result: dict[str, Any]) -> dict[str, float]:
-    """acc, acc_stderr, ... of what the harness calls "acc,none": the metric, and the filter of the answers."""
+    """The numbers among the harness's results, "acc,none" renamed to acc and "acc,filter" to acc_filter."""
     metrics = {}
     for key, value in result.items():
-        metric, comma, chosen = key.partition(",")
+        metric, comma, filter_name = key.partition(",")
         if comma and isinstance(value, int | float):
-            metrics[metric if chosen == "none" else f"{metric}_{chosen}"] = float(value)
+            metrics[metric if filter_name == "none" else f"{metric}_{filter_name}"] = float(value)
     return metrics
