@@ -6,7 +6,7 @@ Settings: method, scope, sparsity, and the values of `prune:` in the config; for
 import importlib
 from pathlib import Path
 
-from llm_sparsity.jobs.command import arguments, computing, run
+from llm_sparsity.jobs.command import arguments, parse_and_lease, run
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the dense model")
     parser.add_argument("--text", type=Path, nargs="?", help="manifest of the task with the calibration text")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    args = computing(parser)
+    args = parse_and_lease(parser)
 
     from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.pruning.prune import prune
