@@ -1,6 +1,6 @@
-"""Measure what a variant costs: bytes, seconds to load, memory and seconds of inference.
+"""Measure the cost of a variant: bytes, seconds to load, memory and seconds of inference.
 
-Settings: what `measure:` in the config holds.
+Settings: the fields of `measure:` in the config.
 """
 
 from pathlib import Path
@@ -16,8 +16,9 @@ def main() -> None:
     args = parse_and_lease(parser)
 
     from llm_sparsity.inference.measure import measure
+    from llm_sparsity.models.folder import ModelFolder
 
-    measure(args.model, args.dense, args.output, **args.settings)
+    measure(ModelFolder(args.model), ModelFolder(args.dense), args.output, **args.settings)
 
 
 if __name__ == "__main__":

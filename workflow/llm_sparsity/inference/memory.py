@@ -1,0 +1,62 @@
+"""How much memory inference takes, and how glibc is to treat it."""
+
+import ctypes
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 resets the peak of this process's memory (Linux)
+STATUS = Path("/proc/self/status")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory, as allocators for servers do.
+
+    By default it maps every large activation anew, and the timings are those of page faults.
+    """
+    with suppress(AttributeError):  # not glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def inference_bytes(model: Module, inputs: Mapping[str, Tensor], device: torch.device) -> int | None:
+    """Bytes of a model's weights plus the peak of its activations.
+
+    Returns:
+        Bytes; None where the system does not report peaks (Linux and CUDA do).
+    """
+    weights = {tensor.data_ptr(): tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]}
+    peak = _cuda_peak if device.type == "cuda" else _process_peak
+    with torch.inference_mode():
+        activations = peak(model, inputs, device)
+    return None if activations is None else sum(weights.values()) + activations
+
+
+def _cuda_peak(model: Module, inputs: Mapping[str, Tensor], device: torch.device) -> int:
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    model(**inputs)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _process_peak(model: Module, inputs: Mapping[str, Tensor], _: torch.device) -> int | None:
+    if not CLEAR_REFS.exists():
+        return None
+    with suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, else its reuse would not show
+    CLEAR_REFS.write_text("5")
+    before = _status_bytes("VmRSS")
+    model(**inputs)
+    return max(0, _status_bytes("VmHWM") - before)  # the kernel counts in batches of pages
+
+
+def _status_bytes(field: str) -> int:
+    """Bytes of this process in memory: now (VmRSS), or the peak since the last reset (VmHWM)."""
+    lines = STATUS.read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
