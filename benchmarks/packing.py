@@ -1,9 +1,9 @@
-"""How well runs are packed onto nodes: real Snakemake, plugin and Parsl; runs sleep, a simulated minute in seconds.
+"""Measure how well runs are packed onto nodes, with real Snakemake, plugin and Parsl; runs sleep for scaled minutes.
 
-Two cases, in which the report's runs take 25 and 3 minutes and others 12: 36 runs on 5 nodes, 500 on 20 nodes (or a
-part of both: --part 4 is 125 on 5). Every slot first runs a job that waits for all others, so that pilots have started
-when the clock does. The Snakemake that the plugin starts for each job costs seconds of CPU: twenty at once on two cores
-drown a simulation, so that a stub takes its place (--real leaves it). When a slot was held is read from Parsl's logs.
+Two cases, with runs of 25, 12 and 3 minutes: 36 runs on 5 nodes, and 500 on 20 nodes (or a fraction of both: --part 4
+is 125 on 5). Every slot first runs a job that waits for all others, so that all pilots have started before the clock.
+The plugin starts a Snakemake for each job, which costs seconds of CPU time. Twenty at once on two cores would distort
+the simulation, so a stub replaces it unless --real is given. The times of jobs in slots come from Parsl's logs.
 
     PYTHONPATH=workflow python benchmarks/packing.py --write
 """
@@ -17,17 +17,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from table import table, write
 
-from llm_sparsity.study.plan import PILOT_MINUTES, SLOTS, Job, pack
+from snakemake_executor_plugin_parsl.advice import PILOT_MINUTES, SLOTS, pack
 
 ROOT = Path(__file__).parent.parent
 CASES = {
-    "36 runs": ([25.0] * 18 + [3.0] * 18, 5, True),  # one batch job: every node is paid for until the last run ends
-    "500 runs": ([25.0] * 150 + [3.0] * 150 + [12.0] * 200, 20, False),  # one batch job a node
+    "36 runs": ([25.0] * 18 + [3.0] * 18, 5, True),  # one batch job: every node is charged until the last run ends
+    "500 runs": ([25.0] * 150 + [3.0] * 150 + [12.0] * 200, 20, False),  # one batch job per node
 }
-IDLE = 2.0  # minutes that an idle node is kept: max_idletime in profiles/polaris/pools.py
+IDLE = 2.0  # minutes that an idle node is kept, as max_idletime in profiles/polaris/pools.py
 SNAKEFILE = """
 rule all:
     input: expand("out/run-{job}", job=range(config["runs"]))
@@ -79,7 +80,7 @@ config = Config(
 def simulate(
     folder: Path, minutes: list[float], nodes: int, scale: float, real: bool
 ) -> list[tuple[int, float, float]]:
-    """Run it. Returns node, begin and end of every run, in simulated minutes."""
+    """Run the workflow. Returns (node, begin, end) of every run, in simulated minutes."""
     for name in ("up", "out", "seconds", "stub/snakemake"):
         (folder / name).mkdir(parents=True)
     path = f"{ROOT / 'workflow'}" if real else f"{folder / 'stub'}:{ROOT / 'workflow'}"
@@ -105,7 +106,7 @@ def simulate(
 
 
 def held(folder: Path, first: int) -> list[tuple[int, float, float]]:
-    """Node, begin and end in seconds of every task but the `first`, from the workers' logs."""
+    """(node, begin, end) in seconds of every task after the `first` ones, from the workers' logs."""
     spans = []
     for log in folder.glob("pilots/000/gpu/block-*/*/worker_*.log"):
         node = int(log.parts[-3].removeprefix("block-"))
@@ -133,8 +134,7 @@ def measure(name: str, part: int, scale: float, real: bool) -> list[str]:
     released = {node: max(end for other, _, end in spans if other == node) for node, *_ in spans}
     paid = sum(end if together else min(end, last + IDLE) for last in released.values())
     best = sum(minutes) / SLOTS
-    jobs = [Job("finetune", 1, each, False, 0, False) for each in minutes]
-    schedule = pack(jobs, nodes, pilot_minutes=0, job_minutes=0)
+    schedule = pack([SimpleNamespace(minutes=each, gpus=1) for each in minutes], nodes, pilot_minutes=0, job_minutes=0)
     least = schedule * nodes if together else best
     naive = sum(each + PILOT_MINUTES for each in minutes)
     took = paid + PILOT_MINUTES * nodes
@@ -148,11 +148,11 @@ def measure(name: str, part: int, scale: float, real: bool) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES, action="append", help="only this one")
-    parser.add_argument("--scale", type=float, default=4.0, help="seconds a simulated minute takes")
-    parser.add_argument("--part", type=int, default=1, help="only every so many runs and nodes of the 500")
+    parser.add_argument("--case", choices=CASES, action="append", help="run this case only")
+    parser.add_argument("--scale", type=float, default=4.0, help="seconds per simulated minute")
+    parser.add_argument("--part", type=int, default=1, help="divide the 500 runs and 20 nodes by this number")
     parser.add_argument("--real", action="store_true", help="start a Snakemake for every job, as the plugin does")
-    parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
+    parser.add_argument("--write", action="store_true", help="write the table to BENCHMARKS.md")
     args = parser.parse_args()
 
     begun = time.monotonic()
@@ -161,14 +161,14 @@ def main() -> None:
         rows.append(measure(name, args.part if name == "500 runs" else 1, args.scale, args.real))
         print(*rows[-1], flush=True)
     heads = [
-        "", "nodes", "seconds a minute", "ideal, minutes", "took, minutes", "of the ideal", "slots in use",
-        "overhead, s a run", "node-hours", "one job a run", "ratio",
+        "", "nodes", "seconds per minute", "ideal, minutes", "measured, minutes", "of the ideal", "slots in use",
+        "overhead, s per run", "node-hours", "node-hours, one batch job per run", "ratio",
     ]  # fmt: skip
-    stub = "" if args.real else " The Snakemake of each job is a stub."
+    stub = "" if args.real else " A stub replaces the Snakemake of each job."
     text = (
-        f"Sleeps instead of runs.{stub} Node-hours include {PILOT_MINUTES} minutes for every batch job to start. "
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} when it ended, "
-        f"{time.monotonic() - begun:.0f} s in all.\n\n" + table(heads, rows)
+        f"Runs are sleeps.{stub} Node-hours include {PILOT_MINUTES} minutes for the start of every batch job. "
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end, "
+        f"{time.monotonic() - begun:.0f} s in total.\n\n" + table(heads, rows)
     )
     print(text)
     if args.write:

@@ -1,0 +1,243 @@
+"""Memory and disk of every job, in MB, for the resources of the rules.
+
+Estimates err on the large side: a job that exceeds its request is killed, one that stays below it costs nothing. They
+follow from the number of parameters, before a model has been downloaded. Measured on a CPU: 0.4-0.6 GB for any job on
+a tiny model, all of it libraries, which is where LIBRARIES comes from.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from llm_sparsity.storage.files import MANIFEST, read_json
+from llm_sparsity.study.cells import Variant
+from llm_sparsity.study.config import Config
+from llm_sparsity.study.methods import CALIBRATED
+from llm_sparsity.study.sparsity import Sparsity
+
+BASE = 125e6  # parameters of a model of unknown size
+FLOAT = 4  # bytes of a float32
+MINIMUM_MB = 1000
+STEP_MB = 100  # requests are rounded up to a multiple of it
+
+# Bytes of a process beside its tensors.
+LIBRARIES = 1e9  # torch, transformers, a tokenizer, the text at hand
+CUDA = 2e9  # host memory of CUDA's libraries and context; assumed, and added to every stage that uses a GPU
+# Shapes that the number of parameters does not give.
+EMBEDDINGS = 0.7  # largest tensor, as a fraction of a small model's parameters: 0.69 in XLM-RoBERTa's base model
+LARGEST_VOCABULARY = 262_144  # tokens, of Gemma 3: bounds the largest tensor of a large model
+VOCABULARY = 152_000  # tokens, of Qwen2.5: bounds the logits
+HEAD = 64  # width / layers, about constant over models: 768 / 12, 2048 / 32, 4096 / 64
+# Bytes per token.
+TRAINING = 100  # activations kept for the backward pass, per unit of width and layer: 25 float32 values
+INFERENCE = 128  # activations of the layer at work, per unit of width: 32 float32 values
+LOGITS = 3 * FLOAT  # per token of the vocabulary: logits, their log-softmax, the gradient of one of them
+# Sizes of the stages' own making.
+LOGITS_AT_ONCE = 256  # tokens; `evaluate` holds no more logits
+PROMPT_TOKENS = 512  # of a zero-shot prompt and answer
+BLOCK_TOKENS = 2048  # tokens that a block of a calibrated method computes at once, or one sequence
+STRIPS = 0.25e9  # bytes of scores and histograms of an uncalibrated method
+TABLE = 10e6  # bytes of a variant's rows in memory, and of its tables on disk
+CORPUS = 3e9  # bytes of a text's source file as rows in memory: it is read before `limit` applies
+ROW_BYTES = 1500  # of a text that has not been downloaded
+HARNESS = 2e9  # bytes of lm-evaluation-harness and its packages, twice while they are replaced
+
+# Bytes of a sparse checkpoint relative to dense float32: (sparsity, ratio), linear in between.
+STORED = [(0.0, 1.0), (0.5, 0.441), (0.9, 0.093), (0.95, 0.049), (0.99, 0.012), (1.0, 0.0)]
+
+
+def stored(sparsity: Sparsity) -> float:
+    """Bytes of a sparse checkpoint relative to dense float32."""
+    removed = sparsity.fraction
+    for (low, more), (high, less) in itertools.pairwise(STORED):
+        if low <= removed <= high:
+            return more + (less - more) * (removed - low) / (high - low)
+    raise ValueError(f"expected a sparsity in [0, 1], found {sparsity}")
+
+
+def model_size(config: Config, model: str) -> tuple[float, float]:
+    """Parameters and bytes of a model: of its manifest, or until it has been downloaded of its config, or assumed."""
+    found = _model_size(Path("resources/models") / model / MANIFEST)
+    parameters = config.models[model].parameters or BASE
+    return found or (parameters, FLOAT * parameters)
+
+
+@cache
+def _model_size(manifest: Path) -> tuple[float, float] | None:
+    if not manifest.exists():
+        return None
+    found = read_json(manifest)
+    size = sum(file["bytes"] for name, file in found["files"].items() if name.endswith(".safetensors"))
+    return found["parameters"], size
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a model that follow from its parameters, in bytes unless said otherwise."""
+
+    parameters: float
+    file: float
+
+    @property
+    def weights(self) -> float:
+        """All weights in float32, as every stage computes with them."""
+        return FLOAT * self.parameters
+
+    @property
+    def largest(self) -> float:
+        """The largest tensor in float32: the embeddings."""
+        return FLOAT * min(EMBEDDINGS * self.parameters, LARGEST_VOCABULARY * self.width)
+
+    @property
+    def width(self) -> float:
+        """Hidden units, of a model that has 12 width² parameters in each of width / HEAD layers."""
+        return float((self.parameters * HEAD / 12) ** (1 / 3))
+
+    @property
+    def layers(self) -> float:
+        """Layers, of both stacks together."""
+        return max(1.0, self.width / HEAD)
+
+
+def mem_mb(
+    config: Config,
+    stage: str,
+    model: str = "",
+    *,
+    task: str = "",
+    recipe: str = "kept",
+    method: str = "",
+    variant: Variant | str = "dense",
+) -> int:
+    """Memory of the host that a job needs, MB; of all processes of a fine-tuning together.
+
+    Args:
+        config: the study.
+        stage: the name of a stage.
+        model: a model of the study; empty for a job that has none.
+        task: of the stages finetune, evaluate and zero_shot; of a download without a model.
+        recipe: of a fine-tuning.
+        method: of a pruning; by default that of the variant.
+        variant: a variant or its name. A dense one by default, for which some stages need less.
+    """
+    variant = variant if isinstance(variant, Variant) else Variant.parse(variant)
+    size = Size(*model_size(config, model)) if model else Size(0, 0)
+    gpu = CUDA
+    match stage:
+        case "collect" | "plot":
+            gpu, needed = 0, 2 * len(config.cells().variants) * TABLE + len(config.cells().runs) * TABLE / 10
+        case "download" if not model:
+            gpu, needed = 0, _rows_bytes(config, task) if task else 0
+        case "download" if str(config.models[model].source.path).endswith(".gguf"):
+            gpu, needed = 0, 3 * size.weights  # read whole, copied into a fresh model, and saved
+        case "download":
+            gpu, needed = 0, size.largest
+        case "prune" if (method or variant.method) in CALIBRATED:
+            needed = _calibrated(config, size)
+        case "prune":
+            gpu, needed = 0, 2 * size.largest + STRIPS  # a tensor as read, and its pruned copy
+        case "weights":
+            gpu, needed = 0, 4 * size.largest  # a tensor as read, in float32, sorted, and compared
+        case "measure":
+            needed = _measure(config, size, variant)
+        case "evaluate":
+            needed = _evaluate(config, size, task)
+        case "zero_shot":
+            tokens = int(config.evaluate_settings(task)["batch_size"]) * PROMPT_TOKENS
+            needed = 2 * size.weights + tokens * (INFERENCE * size.width + LOGITS * VOCABULARY)
+        case "finetune":
+            needed = _finetune(config, size, task, recipe)
+        case _:
+            raise ValueError(f"unknown stage {stage!r}")
+    processes = config.models[model].gpus if stage == "finetune" else 1
+    return _mb(processes * (LIBRARIES + gpu + needed))
+
+
+def disk_mb(
+    config: Config,
+    stage: str,
+    model: str = "",
+    *,
+    task: str = "",
+    recipe: str = "kept",
+    method: str = "",
+    variant: Variant | str = "dense",
+) -> int:
+    """Disk that a job writes, temporary copies included, MB. Arguments as of `mem_mb`."""
+    variant = variant if isinstance(variant, Variant) else Variant.parse(variant)
+    if stage in ("collect", "plot"):
+        return _mb(len(config.cells().variants) * TABLE)
+    if stage == "download" and not model:
+        return _mb(2 * _rows_bytes(config, task) if task else HARNESS)
+    if stage not in ("download", "prune", "finetune"):
+        return MINIMUM_MB  # a table or less
+    size = Size(*model_size(config, model))
+    if stage == "download":  # an archive, what is taken from it, and the model's own files
+        return _mb(3 * size.weights)
+    if stage == "prune":  # the tensors, then the file that they are assembled to
+        return _mb(2 * size.file * stored(variant.sparsity))
+    # While an epoch is saved, its tensors exist twice and the moments of the save before are still there.
+    return _mb(run_bytes(config, model, variant, task, recipe) + 4 * size.weights)
+
+
+def run_bytes(config: Config, model: str, variant: Variant, task: str, recipe: str) -> float:
+    """Bytes that a fine-tuning leaves in its cache: the weights of every epoch, and two moments of the newest.
+
+    A released mask fills up, so that nothing is saved by its zeros.
+    """
+    settings = config.finetune_settings(task, recipe)
+    share = stored(variant.sparsity) if settings["mask"] == "kept" else 1.0
+    return model_size(config, model)[1] * share * float(settings["epochs"] + 2)
+
+
+def _mb(size: float) -> int:
+    return max(MINIMUM_MB, STEP_MB * math.ceil(size / 1e6 / STEP_MB))
+
+
+def _rows_bytes(config: Config, task: str) -> float:
+    """Rows of a task in memory, as Python objects."""
+    return CORPUS if config.tasks[task].kind == "language-model" else CORPUS / 3
+
+
+def _calibrated(config: Config, size: Size) -> float:
+    """The mapped file, embeddings, one block with its Hessians, and the activations of all sequences, twice."""
+    drawn = config.calibration
+    samples, length = (drawn.samples, drawn.sequence_length) if drawn else (0, 0)
+    block = 12 * size.width**2 * FLOAT
+    hessians = 4 * (4 * size.width) ** 2 * FLOAT  # of the widest matrix: sum, damped, inverse and its factor
+    activations = 2 * samples * length * size.width * FLOAT + max(BLOCK_TOKENS, length) * size.width * INFERENCE
+    return size.file + size.largest + 2 * block + hessians + activations
+
+
+def _measure(config: Config, size: Size, variant: Variant) -> float:
+    """The mapped file, the dense model, the variant, and two sparse copies of it: a value and a column per weight."""
+    copies = 3.0 if variant.is_dense else 3.0 + 2 * min(2.0, 2 * (1 - variant.sparsity.fraction) + EMBEDDINGS)
+    tokens = max(config.measure.batch_sizes) * config.measure.sequence_length
+    return copies * size.weights + tokens * INFERENCE * size.width
+
+
+def _evaluate(config: Config, size: Size, task: str) -> float:
+    """The mapped file and its weights in float32, a batch's activations, and a few tokens' logits."""
+    settings = config.evaluate_settings(task)
+    tokens = int(settings["batch_size"]) * int(settings["sequence_length"])
+    return 2 * size.weights + tokens * INFERENCE * size.width + LOGITS_AT_ONCE * LOGITS * VOCABULARY
+
+
+def _finetune(config: Config, size: Size, task: str, recipe: str) -> float:
+    """Weights, gradients, two moments, masks, and the activations of a micro-batch.
+
+    With `lora`, few gradients and moments, but the merged weights while they are saved. A schedule adds scores, a
+    teacher its weights and activations.
+    """
+    settings = config.finetune_settings(task, recipe)
+    teacher, lora = settings["distill"] is not None, settings["lora"] is not None
+    copies = (3 if lora else 4) + teacher + (settings["schedule"] is not None)
+    tokens = int(settings["micro_batch_size"]) * int(settings["max_length"])
+    kept = TRAINING * size.width * size.layers
+    if settings["gradient_checkpointing"]:  # the inputs of all layers, and all of one
+        kept = FLOAT * size.width * size.layers + TRAINING * size.width
+    logits = LOGITS * VOCABULARY if config.tasks[task].kind == "language-model" else 0.0
+    compared = FLOAT * size.width * size.layers if teacher else 0.0  # outputs of the teacher's layers
+    return copies * size.weights + size.parameters + tokens * (kept + compared + (1 + teacher) * logits)

@@ -1,0 +1,212 @@
+"""Advice for a site: the queue, batch jobs, nodes and walltime with which a set of jobs costs few node-hours.
+
+A table of the site's queues and a simulation of the packing of jobs onto nodes are all that it needs. Nothing here
+depends on what the jobs compute.
+"""
+
+import csv
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tabulate import tabulate  # type: ignore[import-untyped]
+
+SLOTS = 4  # GPUs of a node
+PILOT_MINUTES = 1.5  # from the start of a batch job to its first job
+JOB_MINUTES = 0.3  # from a free slot to the first step of the next job
+HEADROOM = 1.2  # node-hours allowed for a faster finish, relative to the cheapest choice
+RESERVE = 1.2  # minutes that a queue must allow, relative to the simulated minutes
+WALLTIME_STEP = 15  # minutes
+
+
+class Task(Protocol):
+    """What packing needs to know about a job."""
+
+    @property
+    def minutes(self) -> float:
+        """Expected duration, minutes."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the job uses. 0: none, but it occupies one slot of a node all the same."""
+
+
+class Job(Task, Protocol):
+    """A job of a study."""
+
+    @property
+    def done(self) -> bool:
+        """Whether its output exists."""
+
+    @property
+    def local(self) -> bool:
+        """Whether it runs beside the driver instead of in a pool."""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A row of the table of queues: the limits of one batch job, and the number of batch jobs allowed at once."""
+
+    queue: str
+    min_nodes: int
+    max_nodes: int
+    min_minutes: int
+    max_minutes: int
+    jobs: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """A choice: `jobs` batch jobs of `nodes` nodes each in a queue, with its cost."""
+
+    queue: Queue
+    jobs: int
+    nodes: int
+    minutes: float
+    node_hours: float
+    utilisation: float
+
+    @property
+    def walltime(self) -> int:
+        """Minutes to request: 25 % more than simulated, in steps of 15, within the limits of the queue."""
+        steps = WALLTIME_STEP * math.ceil(self.minutes * 1.25 / WALLTIME_STEP)
+        return min(self.queue.max_minutes, max(self.queue.min_minutes, steps))
+
+
+def queues(table: Path) -> list[Queue]:
+    """Read the table of a site's queues (CSV, columns as in `Queue`)."""
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = ("min_nodes", "max_nodes", "min_minutes", "max_minutes", "jobs")
+    return [Queue(queue=row["queue"], note=row["note"], **{key: int(row[key]) for key in numbers}) for row in rows]
+
+
+def nodes(job: Task) -> int:
+    """Whole nodes that a job of several GPUs occupies; 1 for a job that occupies one slot."""
+    return max(1, math.ceil(job.gpus / SLOTS))
+
+
+def slot_hours(work: Iterable[Task]) -> float:
+    """Hours for which jobs occupy slots; a job of several GPUs occupies all slots of its nodes."""
+    return sum(job.minutes * (SLOTS * nodes(job) if job.gpus > 1 else 1) for job in work) / 60
+
+
+def pack(
+    work: Iterable[Task], count: int, pilot_minutes: float = PILOT_MINUTES, job_minutes: float = JOB_MINUTES
+) -> float:
+    """Minutes until the last job ends on `count` nodes: longest first, jobs of several GPUs before all others.
+
+    No job may need more than `count` nodes.
+    """
+    free = [pilot_minutes] * count
+    heapq.heapify(free)
+    ordered = sorted(work, key=lambda job: -job.minutes)
+    for job in ordered:
+        if job.gpus > 1:
+            ready = [heapq.heappop(free) for _ in range(nodes(job))][-1]
+            for _ in range(nodes(job)):
+                heapq.heappush(free, ready + job_minutes + job.minutes)
+    slots = [time for time in free for _ in range(SLOTS)]
+    heapq.heapify(slots)
+    for job in ordered:
+        if job.gpus <= 1:
+            heapq.heapreplace(slots, slots[0] + job_minutes + job.minutes)
+    return max(slots)
+
+
+def option(queue: Queue, jobs: int, nodes_each: int, work: Sequence[Task]) -> Option:
+    """Simulate `jobs` batch jobs of `nodes_each` nodes."""
+    minutes = pack(work, jobs * nodes_each)
+    hours = jobs * nodes_each * minutes / 60
+    return Option(queue, jobs, nodes_each, minutes, hours, slot_hours(work) / SLOTS / hours)
+
+
+def options(table: Sequence[Queue], work: Sequence[Task]) -> list[Option]:
+    """The best option of each queue that can finish all jobs, in the order of the table.
+
+    A job of several nodes occupies all nodes of a batch job, so batch jobs then have as many nodes as the widest job.
+    """
+    widest = max(map(nodes, work))
+    cheapest = option(table[0], 1, widest, work).node_hours
+    best: list[Option] = []
+    for queue in table:
+        if widest > 1 and not queue.min_nodes <= widest <= queue.max_nodes:
+            continue
+        # One-node batch jobs start as soon as a node is free, and each ends by itself.
+        several = queue.jobs > 1 and queue.min_nodes == 1
+        shapes = (
+            [(count, widest) for count in range(1, queue.jobs + 1)]
+            if several or widest > 1
+            else [(1, count) for count in range(queue.min_nodes, min(queue.max_nodes, len(work)) + 1)]
+        )
+        found = [option(queue, jobs, count, work) for jobs, count in shapes]
+        found = [choice for choice in found if choice.minutes * RESERVE <= queue.max_minutes]
+        thrifty = [choice for choice in found if choice.node_hours <= HEADROOM * cheapest]
+        if thrifty:
+            best.append(min(thrifty, key=lambda choice: (round(choice.minutes), choice.node_hours)))
+        elif found and queue.queue not in {choice.queue.queue for choice in best}:
+            best.append(min(found, key=lambda choice: choice.node_hours))
+    return best
+
+
+def recommend(choices: Sequence[Option]) -> Option | None:
+    """The first thrifty option in the order of the table. Queues that need a request are never recommended."""
+    usual = [choice for choice in choices if "by request" not in choice.queue.note]
+    thrifty = [choice for choice in usual if choice.node_hours <= HEADROOM * min(other.node_hours for other in usual)]
+    return next(iter(thrifty or usual), None)
+
+
+def advise(jobs: Iterable[Job], table: Sequence[Queue]) -> str:
+    """The options for the jobs that are left, and a recommendation, as text.
+
+    Args:
+        jobs: all jobs of a study; finished and local ones are ignored.
+        table: of the site's queues, see `queues`.
+    """
+    work = [job for job in jobs if not job.done and not job.local]
+    if not work:
+        return "Nothing is left to do in pools."
+    separate = sum((PILOT_MINUTES + job.minutes) * nodes(job) for job in work) / 60
+    head = f"left: {len(work)} jobs in pools; one batch job for each of them would take {separate:.1f} node-hours"
+    widths = sorted({nodes(job) for job in work if nodes(job) > 1})
+    if len(widths) > 1:
+        found = " and others ".join(f"{width} nodes" for width in widths)
+        return f"{head}\ngpus: some runs take {found}, but all batch jobs have the same size; give each its own study."
+    choices = options(table, work)
+    columns = ["queue", "batch jobs", "nodes each", "minutes", "node-hours", "utilisation", "note"]
+    rows = [
+        [
+            choice.queue.queue, choice.jobs, choice.nodes, f"{choice.minutes:.0f}", f"{choice.node_hours:.1f}",
+            f"{choice.utilisation:.0%}", choice.queue.note,
+        ]
+        for choice in choices
+    ]  # fmt: skip
+    alignment = ["left", *["right"] * (len(columns) - 2), "left"]
+    grid = tabulate(rows, columns, tablefmt="plain", disable_numparse=True, colalign=alignment if rows else None)
+    return "\n".join([head, "", grid, "", recommendation(recommend(choices), max(map(nodes, work)))])
+
+
+def recommendation(choice: Option | None, widest: int = 1) -> str:
+    """One line: the settings for the site's Parsl configuration file, and the reason.
+
+    Args:
+        choice: the recommended option; None if no queue can finish all jobs.
+        widest: nodes of the widest job.
+    """
+    if choice is None and widest > 1:
+        return (
+            f"No queue can finish all jobs in batch jobs of {widest} nodes, as many as the widest needs: lower `gpus`."
+        )
+    if choice is None:
+        return "No queue can finish all jobs at once: choose preemptable or prod, and repeat the command for the rest."
+    hours, minutes = divmod(choice.walltime, 60)
+    return (
+        f'Recommended: QUEUE = "{choice.queue.queue}", JOBS = {choice.jobs}, NODES = {choice.nodes}, '
+        f'WALLTIME = "{hours:02d}:{minutes:02d}:00": all jobs end {choice.minutes:.0f} minutes after the nodes have '
+        f"started, the fastest choice with at most {HEADROOM - 1:.0%} more node-hours than "
+        f"{'one node' if widest == 1 else f'{widest} nodes'} would take; the first such queue of the table"
+    )
