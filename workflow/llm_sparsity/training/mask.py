@@ -1,11 +1,11 @@
-"""Removed weights that stay removed while a model trains.
+"""The mask of removed weights, held at zero while a model trains.
 
 A removed weight is zero, and so are its gradient (before clipping and before the optimizer sees it) and its moments.
-AdamW leaves such a weight where it is, weight decay included, so a step costs one pass over the gradients and no more.
-Zeroing gradients alone is not enough where weights are removed in mid-training: AdamW's moments would bring them back
-in one step. `remove` clears all three.
+AdamW leaves such a weight at zero, weight decay included, so a step costs one pass over the gradients and no more.
+Zeroing gradients alone is not enough if weights are removed during training: AdamW's moments would bring them back in
+one step. `remove` clears all three.
 
-Weights that are spread over processes (FSDP) are held shard by shard: each process sees to its own.
+Weights that are sharded over processes (FSDP) are held shard by shard: each process holds its own.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ from torch.optim import Optimizer
 
 
 class Mask:
-    """Which weights of a model are removed.
+    """The removed weights of a model.
 
     Args:
-        weights: name -> parameter of the scope, after it was prepared for training.
+        weights: name -> parameter of the pruned scope, after `accelerator.prepare`.
 
     Attributes:
-        kept: name -> where a weight is not removed, bool, of the shape of this process's shard.
+        kept: name -> bool, of the shape of this process's shard; False where a weight is removed.
     """
 
     def __init__(self, weights: Mapping[str, Parameter]) -> None:
@@ -33,7 +33,7 @@ class Mask:
 
     @torch.no_grad()
     def remove(self, removed: Mapping[str, Tensor], optimizer: Optimizer) -> None:
-        """From now on hold these weights, and no others, at zero: weights, moments, later gradients."""
+        """Set these weights and their moments to zero; `hold` then applies to them and to no others."""
         self.kept = {name: ~gone for name, gone in removed.items()}
         for name, gone in removed.items():
             weight = self._weights[name]
@@ -41,6 +41,10 @@ class Mask:
             for moment in optimizer.state.get(weight, {}).values():
                 if moment.shape == weight.shape:
                     local(moment).masked_fill_(gone, 0)
+
+    def remove_zeros(self, optimizer: Optimizer) -> None:
+        """Remove the weights that are zero."""
+        self.remove(zeros(self._weights), optimizer)
 
     def hold(self) -> None:
         """Zero the gradients of removed weights."""
@@ -50,20 +54,20 @@ class Mask:
                 local(grad).mul_(kept)  # half the time of masked_fill_
 
     def check(self, saved: Mapping[str, Tensor] | None = None) -> None:
-        """Raise RuntimeError where a removed weight is not zero, in the model or in what is to be saved."""
+        """Raise RuntimeError if a removed weight is not zero in the model, or in the tensors about to be saved."""
         for name, kept in self.kept.items():
             found = local((saved or self._weights)[name].detach())[~kept]
-            if bool(found.any() or found.signbit().any()):  # -0.0 is equal to 0, but its bits are not: a larger file
+            if bool(found.any() or found.signbit().any()):  # -0.0 equals 0, but its bits differ: a larger file
                 raise RuntimeError(
                     f"{name}: a removed weight has grown back although the mask is kept; this is a fault of the program"
                 )
 
 
 def zeros(weights: Mapping[str, Parameter]) -> dict[str, Tensor]:
-    """Where weights are zero, in this process's shards."""
+    """The zeros of each weight, bool, in this process's shards."""
     return {name: local(weight.detach()) == 0 for name, weight in weights.items()}
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, which may be all of it."""
+    """This process's shard of a tensor; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

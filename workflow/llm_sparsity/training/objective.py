@@ -1,107 +1,109 @@
-"""What a model is trained to say, and how what it says is scored: the label of a sentence, or each next token.
+"""Training objectives and their metrics: the label of a sentence, or each next token of a window.
 
-A classifier is scored by accuracy, F1 and their mean. A language model is scored by perplexity, as `evaluate` measures
-it: windows that do not overlap, each predicted from its own tokens only.
+A classifier is scored by accuracy, F1 and their mean. A language model is scored by perplexity, with the protocol of
+`evaluate`: windows do not overlap, and each is predicted from its own tokens only.
 """
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
-from llm_sparsity.data.tokens import Encoded
+from llm_sparsity.data.tokens import Tokens
+from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal, load_classifier
 
 
 class Labels:
-    """Which of the task's labels a sentence, or a pair of them, has."""
+    """Predict the label of a sentence or pair."""
 
-    options: ClassVar[dict[str, Any]] = {}  # of the model's call
+    options: ClassVar[dict[str, Any]] = {}  # of the model's forward pass
 
-    def __init__(self, train: Encoded, validation: Encoded) -> None:
-        self._train, self._validation = train, validation
+    def __init__(self, tokens: Tokens) -> None:
+        self._num_labels = tokens.num_labels
+        self._train: list[int] = tokens.train.labels or []
+        self._validation: list[int] = tokens.validation.labels or []
 
-    def load(self, folder: Path, seed: int) -> Any:
-        """A variant with a new head, drawn with the seed."""
-        return load_classifier(folder, labels=self._train.classes, seed=seed)
+    def load(self, folder: ModelFolder, seed: int) -> Any:
+        """A model with a new head, drawn with the seed."""
+        return load_classifier(folder, labels=self._num_labels, seed=seed)
 
     def is_new(self, net: Module, name: str) -> bool:
-        """Whether a parameter was never trained before: the head's."""
+        """Whether a parameter belongs to the new head."""
         return not name.startswith(f"{net.base_model_prefix}.")
 
-    def answers(self, logits: Tensor, labels: Tensor) -> list[Any]:
-        """What each sequence of a batch is scored by."""
+    def predictions(self, logits: Tensor, labels: Tensor) -> list[Any]:
+        """The predicted label of each sequence of a batch."""
         del labels
         found: list[Any] = logits.argmax(-1).tolist()
         return found
 
-    def metrics(self, answers: Sequence[Any]) -> dict[str, float]:
-        """The score of all answers, in the validation split's order."""
+    def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
+        """Metrics of the predictions for the validation split, in its order."""
         from llm_sparsity.evaluation.metrics import score
 
-        return score(answers, self._validation.labels.tolist(), self._validation.classes)  # type: ignore[union-attr]
+        return score(predictions, self._validation, self._num_labels)
 
     def baseline(self) -> dict[str, float]:
-        """The score of what takes no model."""
+        """Metrics of the most frequent training label."""
         from llm_sparsity.evaluation.metrics import majority
 
-        train, validation = (split.labels.tolist() for split in (self._train, self._validation))  # type: ignore[union-attr]
-        return majority(train, validation, self._train.classes)
+        return majority(self._train, self._validation, self._num_labels)
 
 
 class NextTokens:
-    """Each token of a window but the first, from those before it."""
+    """Predict each token of a window but the first from the tokens before it."""
 
-    options: ClassVar[dict[str, Any]] = {"use_cache": False}  # keys and values of a text that is not continued
+    options: ClassVar[dict[str, Any]] = {"use_cache": False}  # no text is continued
 
-    def load(self, folder: Path, seed: int) -> Any:
-        """A variant as it is."""
+    def load(self, folder: ModelFolder, seed: int) -> Any:
+        """A causal language model."""
         del seed
         return load_causal(folder)
 
     def is_new(self, net: Module, name: str) -> bool:
-        """No parameter is."""
+        """Whether a parameter belongs to a new head; none does."""
         del net, name
         return False
 
-    def answers(self, logits: Tensor, labels: Tensor) -> list[Any]:
+    def predictions(self, logits: Tensor, labels: Tensor) -> list[Any]:
         """The mean negative log-likelihood of each window, nats."""
         return [float(summed_loss(*window)) for window in zip(logits.split(1), labels.split(1), strict=True)]
 
-    def metrics(self, answers: Sequence[Any]) -> dict[str, float]:
-        """Perplexity: windows are equally long."""
-        return {"perplexity": perplexity(sum(answers) / len(answers))}
+    def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
+        """Perplexity; windows are equally long, so the mean over windows is that over tokens."""
+        from llm_sparsity.evaluation.metrics import perplexity
+
+        return {"perplexity": perplexity(sum(predictions) / len(predictions))}
 
     def baseline(self) -> dict[str, float]:
-        """None is of use."""
+        """There is no baseline."""
         return {}
 
 
-def objective(train: Encoded, validation: Encoded) -> Labels | NextTokens:
-    """What a task asks for."""
-    return NextTokens() if train.labels is None else Labels(train, validation)
+Objective = Labels | NextTokens
+
+
+def objective(tokens: Tokens) -> Objective:
+    """The objective of a task."""
+    return NextTokens() if tokens.train.labels is None else Labels(tokens)
 
 
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy summed over a batch's sequences; of a window its mean over the tokens.
+    """Cross-entropy summed over the sequences of a batch; that of a window is the mean over its tokens.
 
     Args:
         logits: (batch, classes), or (batch, length, vocabulary).
-        labels: (batch,), or the window's tokens, (batch, length).
+        labels: (batch,), or the tokens of windows, (batch, length).
     """
-    said, wanted = predictions(logits, labels), labels if labels.dim() == 1 else labels[:, 1:].flatten()
-    return cross_entropy(said, wanted, reduction="sum") * len(labels) / len(said)
+    found, targets = aligned(logits, labels)
+    return cross_entropy(found, targets, reduction="sum") * len(labels) / len(found)
 
 
-def predictions(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logits that are compared with something, float32, (predictions, classes)."""
-    return (logits if labels.dim() == 1 else logits[:, :-1].flatten(0, 1)).float()
-
-
-def perplexity(nll: float) -> float:
-    """The exponential of a mean negative log-likelihood in nats."""
-    return math.exp(nll) if nll < 700 else math.inf
+def aligned(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, float32, (predictions, classes), and targets, (predictions,): shifted by one token for windows."""
+    if labels.dim() == 1:
+        return logits.float(), labels
+    return logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()

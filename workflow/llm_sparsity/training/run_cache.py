@@ -1,15 +1,16 @@
-"""The cache of one run: what it has trained so far, so that nothing that was trained is lost or trained twice.
+"""The cache of one run: a run that is killed at any moment continues from its last save.
 
-    work/{key}/             the key is a hash of settings, code and input manifests: all that the result depends on
-      run.json              what was hashed, the results folder that it is for, the tokens that it reads
-      lock                  who works here; see `lock.py`
-      progress.json         the step that was reached, history, seconds; which folders below are the newest
-      epoch-{n}/            an ordinary model folder: the weights after an epoch, in the sparse container
-      step-{n}/             weights within an epoch; gone when something newer is whole
-      state-{n}/            what else is needed to go on after step n: the optimizer's moments; only the newest is kept
+    work/{key}/             the key is a hash of all that the result depends on: settings, code, versions, inputs
+      run.json              what was hashed, the results folder, the tokens that the run reads
+      lock                  held by the process that works here, see `jobs/lock.py`
+      progress.json         step, epoch, history, seconds; the names of the newest two folders below
+      epoch-{n}/            a whole model folder: the weights after an epoch, in the sparse container
+      step-{n}/             weights within an epoch; removed after the next save
+      state-{n}/            everything else to continue after step n, such as the optimizer's moments; the newest only
+    work/runs/{hash}.json   the caches of one results folder
 
-A folder counts once progress.json names it, and progress.json is replaced in one move: a run that is killed at any
-moment goes on from the last save. Random numbers are no state: each step seeds its own.
+A folder counts once progress.json names it, and progress.json is replaced atomically. Random numbers are not saved:
+each step seeds its own.
 """
 
 import hashlib
@@ -18,121 +19,204 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError, storage_message
 from llm_sparsity.jobs.lock import locked
-from llm_sparsity.storage import container as checkpoint
-from llm_sparsity.storage.files import MANIFEST, read_json, read_manifest, sha256, write_json, write_manifest
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.storage import container
+from llm_sparsity.storage.files import MANIFEST, read_json, sha256, write_json, write_manifest
 
 Tensors = Mapping[str, Tensor]
+VERSIONED = ("torch", "transformers")  # libraries whose version is part of the key
 
 
-class Cache:
-    """One run's folder below `work`, opened with `with`: locked, tidied, its progress read.
+@dataclass(frozen=True)
+class Saved:
+    """A save that was read back: the fields of progress.json, the model's tensors, all other tensors."""
+
+    progress: dict[str, Any]
+    weights: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+
+class RunCache:
+    """The folder of one run below `work`; use it within `opened`.
 
     Args:
         work: the folder of all caches.
-        output: the run's results folder; only said, so that a cache can be recognised.
-        inputs: the folders that the run reads, each with a manifest: model, task, and what else there is.
-        settings, code: see the module.
-        main: whether this process writes; with several, one does.
-
-    Attributes:
-        progress: `step` (done so far), `loss` (their sum in the current epoch), `history`, `checkpoints`, seconds.
+        output: the run's results folder.
+        model: the variant.
+        inputs: the other folders that the run reads, by name.
+        settings: of the run, JSON values.
+        code: the hash of the code.
+        main: whether this process writes; of several, one does.
     """
 
     def __init__(
         self,
         work: Path,
         output: Path,
-        inputs: Mapping[str, Path],
+        model: ModelFolder,
+        inputs: Mapping[str, ModelFolder | TaskFolder],
         *,
-        settings: dict[str, Any],
+        settings: Mapping[str, Any],
         code: str,
         main: bool,
     ) -> None:
-        self._run = describe(inputs, settings=settings, code=code)
-        self._work, self._output, self._model, self._main = work, output, inputs["model"], main
-        self.folder = work / key(self._run)
-        self.progress: dict[str, Any] = {}
+        self._run = {
+            "settings": settings,
+            "code": code,
+            "versions": {name: version(name) for name in VERSIONED},
+            "inputs": {name: sha256(folder.path / MANIFEST) for name, folder in {"model": model, **inputs}.items()},
+        }
+        self._work, self._output, self._model, self._main = work, output, model, main
+        self.folder = work / _hash(json.dumps(self._run, sort_keys=True))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the cache for as long as the block lasts."""
+        """Lock the cache, and remove what killed attempts have left."""
         if not self._main:
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / "lock") as self._assert_locked:
-            for left in [*self.folder.rglob(".*.tmp"), *self._output.glob(".*.tmp")]:  # of attempts that were killed
-                left.unlink()
+            partial = [self.folder.rglob(".*.tmp"), self._output.glob(".*.tmp"), self._output.glob("model/.*.tmp")]
+            for path in (path for paths in partial for path in paths):
+                path.unlink()
             if (self.folder / "progress.json").exists():
                 self._remove_old(read_json(self.folder / "progress.json"))
             if not (self.folder / "run.json").exists():
-                self._tell_of_others()
-                write_json(self.folder / "run.json", {**self._run, "output": str(self._output)})
+                self._register()
+                self._describe()
             yield
 
-    def uses(self, tokens: Path) -> None:
-        """Write down which file of `encoded.py` this run reads, so that cleaning knows."""
-        run = {**self._run, "output": str(self._output), "tokens": tokens.name}
-        if self._main and read_json(self.folder / "run.json") != run:
-            write_json(self.folder / "run.json", run)
+    def uses(self, tokens: str) -> None:
+        """Write down which folder of work/tokens the run reads, for `clean`."""
+        if self._main:
+            self._describe(tokens=tokens)
 
-    def resume(self) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-        """Read `progress`, and the weights and state that it names; None when there is nothing to go on from."""
-        self.progress = {"step": 0, "loss": 0.0, "history": [], "checkpoints": []}
-        self.progress |= {f"{part}_seconds": 0.0 for part in ("setup", "train", "save", "eval")}
+    def load(self) -> Saved | None:
+        """The last save; None if there is none, or if it is damaged."""
         if not (self.folder / "progress.json").exists():
             return None
         try:
             progress = read_json(self.folder / "progress.json")
-            found = tuple(checkpoint.load(self.folder / progress[part]) for part in ("weights", "state"))
+            weights, state = (container.load(self.folder / progress[part]) for part in ("weights", "state"))
         except (UserError, ValueError, KeyError) as error:
             print(f"{self.folder}: not used, the run starts anew: {error}", file=sys.stderr)
             return None
-        self.progress = progress
         print(f"{self.folder}: going on after step {progress['step']}", file=sys.stderr)
-        return found[0], found[1]
+        return Saved(progress, weights, state)
 
-    def save(self, weights: Tensors, state: Tensors, *, epoch: int | None, config: Any, pruned: Any) -> None:
-        """Save what is needed to go on after `progress["step"]`; every process calls this.
+    def save(self, progress: Mapping[str, Any], weights: Tensors, state: Tensors) -> None:
+        """Save within an epoch; every process calls this.
 
         Args:
-            weights: the model's; sharded ones are gathered one at a time.
-            state: everything else that changes from step to step.
-            epoch: the epoch that has just ended, whose weights are to stay; None within an epoch.
-            config: the model's configuration.
-            pruned: what the manifest of an epoch's weights says about removed weights.
+            progress: `step`, and other JSON values.
+            weights: the model's tensors; sharded ones are gathered one at a time.
+            state: all other tensors to continue from.
 
         Raises:
             UserError: no space or permission, or another process has taken over; the last save stays intact.
         """
-        step = self.progress["step"]
-        folder = self.folder / (f"step-{step}" if epoch is None else f"epoch-{epoch}")
-        try:
-            self._assert_locked() if self._main else None
-            self._write(folder, weights)
-            self._write(self.folder / f"state-{step}", state)
-            if epoch is not None:
-                self.progress["checkpoints"].append({"epoch": epoch, "path": str(folder)})
-            if not self._main:
-                return
-            if epoch is not None:
-                checkpoint.copy_companions(self._model, folder)  # the tokenizer: the folder is a whole model
-                config.save_pretrained(folder)
-                facts = {k: v for k, v in read_manifest(self._model).items() if k not in ("files", "bytes", "pruned")}
-                write_manifest(folder, **facts, **({"pruned": pruned} if pruned else {}))
-                file = folder / checkpoint.WEIGHTS
-                self.progress["checkpoints"][-1] |= {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        with self._storage_errors():
+            self._save(self.folder / f"step-{progress['step']}", progress, weights, state)
+
+    def save_epoch(
+        self, epoch: int, progress: Mapping[str, Any], weights: Tensors, state: Tensors, *, config: Any, pruned: Any
+    ) -> None:
+        """Save after an epoch (from 1), as a whole model folder that stays.
+
+        Args:
+            config: the model's configuration.
+            pruned: the manifest's entry about removed weights; None for a dense model.
+        """
+        with self._storage_errors():
+            self._save(self.epoch_folder(epoch), progress, weights, state, config, pruned)
+
+    def record(self, progress: Mapping[str, Any]) -> None:
+        """Replace the progress of the last save."""
+        if self._main:
+            last = read_json(self.folder / "progress.json")
+            write_json(self.folder / "progress.json", {**last, **progress})
+
+    def epoch_folder(self, epoch: int) -> Path:
+        """The model folder after an epoch (from 1)."""
+        return self.folder / f"epoch-{epoch}"
+
+    def saved_step(self) -> int:
+        """The step that a repeated run would continue from; 0 for the beginning."""
+        path = self.folder / "progress.json"
+        return int(read_json(path)["step"]) if path.exists() else 0
+
+    def _save(
+        self,
+        folder: Path,
+        progress: Mapping[str, Any],
+        weights: Tensors,
+        state: Tensors,
+        config: Any = None,
+        pruned: Any = None,
+    ) -> None:
+        if self._main:
             self._assert_locked()
-            self.progress |= {"weights": folder.name, "state": f"state-{step}"}
-            self.record()
+        rest = self.folder / f"state-{progress['step']}"
+        self._write(folder, weights)
+        self._write(rest, state)
+        if self._main:
+            if config is not None:
+                self._complete_model(folder, config, pruned)
+            self._assert_locked()
+            names = {"weights": folder.name, "state": rest.name}
+            write_json(self.folder / "progress.json", {**progress, **names})
+            self._remove_old(names)
+
+    def _write(self, folder: Path, tensors: Tensors) -> None:
+        with container.Writer(folder) if self._main else nullcontext() as writer:
+            for name in sorted(tensors):
+                tensor = gathered(tensors[name])
+                if writer:
+                    writer.add(name, tensor)
+
+    def _complete_model(self, folder: Path, config: Any, pruned: Any) -> None:
+        """Add configuration, tokenizer and manifest to the weights of an epoch."""
+        container.copy_companions(self._model.path, folder)
+        config.save_pretrained(folder)
+        write_manifest(folder, **self._model.facts | ({"pruned": pruned} if pruned else {}))
+
+    def _remove_old(self, progress: Mapping[str, Any]) -> None:
+        for old in [*self.folder.glob("step-*"), *self.folder.glob("state-*")]:
+            if old.name not in (progress["weights"], progress["state"]):
+                shutil.rmtree(old)
+
+    def _describe(self, **more: Any) -> None:
+        path, run = self.folder / "run.json", {**self._run, "output": str(self._output), **more}
+        if not path.exists() or read_json(path) != run:
+            write_json(path, run)
+
+    def _register(self) -> None:
+        """Add this cache to those of its results folder, and say why the others are not used."""
+        index = self._work / "runs" / f"{_hash(str(self._output))}.json"
+        others = read_json(index) if index.exists() else []
+        others = [key for key in others if (self._work / key / "run.json").exists()]
+        for key in others:
+            other = read_json(self._work / key / "run.json")
+            print(f"{self._work / key}: not used, made with {_difference(other, self._run)}", file=sys.stderr)
+        write_json(index, [*others, self.folder.name])
+
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        """Turn errors of the disk into one line that names the save that is intact."""
+        try:
+            yield
         except OSError as error:
             message = storage_message(error)
             if message is None:
@@ -140,60 +224,25 @@ class Cache:
             saved = self.saved_step()
             kept = f"the checkpoint of step {saved} is intact" if saved else "no step was saved yet"
             raise UserError(f"{message} ({self.folder}: {kept})") from None
-        self._remove_old(self.progress)
-
-    def _remove_old(self, progress: dict[str, Any]) -> None:
-        for old in [*self.folder.glob("step-*"), *self.folder.glob("state-*")]:
-            if old.name not in (progress["weights"], progress["state"]):
-                shutil.rmtree(old)
-
-    def record(self) -> None:
-        """Write `progress` alone: what was measured since the last save."""
-        if self._main:
-            write_json(self.folder / "progress.json", self.progress)
-
-    def saved_step(self) -> int:
-        """The step from which a repeated run would go on; 0 for the beginning."""
-        path = self.folder / "progress.json"
-        return int(read_json(path)["step"]) if path.exists() else 0
-
-    def _write(self, folder: Path, tensors: Tensors) -> None:
-        with checkpoint.Writer(folder) if self._main else nullcontext() as writer:
-            for name in sorted(tensors):
-                tensor = whole(tensors[name])
-                if writer:
-                    writer.add(name, tensor)
-
-    def _tell_of_others(self) -> None:
-        """Say that a cache for the same results is not used, and why."""
-        for path in sorted(self._work.glob("*/run.json")):
-            other = read_json(path)
-            if other["output"] == str(self._output):
-                print(f"{path.parent}: not used, made with {_difference(other, self._run)}", file=sys.stderr)
 
 
-def describe(inputs: Mapping[str, Path], *, settings: dict[str, Any], code: str) -> dict[str, Any]:
-    """All that the result of a run depends on."""
-    hashes = {name: sha256(folder / MANIFEST) for name, folder in inputs.items()}
-    return {"settings": settings, "code": code, "inputs": hashes}
-
-
-def key(run: dict[str, Any]) -> str:
-    """The name of a run's folder."""
-    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be spread over processes, as one; a collective call where it is."""
+def gathered(tensor: Tensor) -> Tensor:
+    """A tensor in full; a collective call if it is sharded over processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
-    settings = [
-        f"{name} {one['settings'].get(name)!r} instead of {other['settings'].get(name)!r}"
-        for name in sorted(one["settings"].keys() | other["settings"].keys())
-        if one["settings"].get(name) != other["settings"].get(name)
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """How a cache's run differs from this one, such as "epochs 2 instead of 3, another task"."""
+    values, wanted = ({**run["settings"], **run["versions"]} for run in (one, other))
+    changed = [
+        f"{name} {values.get(name)!r} instead of {wanted.get(name)!r}"
+        for name in sorted(values.keys() | wanted.keys())
+        if values.get(name) != wanted.get(name)
     ]
-    one, other = ({"code": run["code"], **run.get("inputs", {})} for run in (one, other))
-    rest = [f"another {part}" for part in sorted(one.keys() | other.keys()) if one.get(part) != other.get(part)]
-    return ", ".join(settings + rest)
+    parts, found = ({"code": run["code"], **run["inputs"]} for run in (one, other))
+    rest = [f"another {part}" for part in sorted(parts.keys() | found.keys()) if parts.get(part) != found.get(part)]
+    return ", ".join(changed + rest)

@@ -1,0 +1,80 @@
+"""The gradients of a batch, over micro-batches and processes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import Module
+
+from llm_sparsity.data.tokens import TokenSplit
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.training.distillation import Teacher
+from llm_sparsity.training.objective import Objective, summed_loss
+
+
+def accumulate_gradients(
+    accelerator: Accelerator,
+    net: Module,
+    objective: Objective,
+    teacher: Teacher | None,
+    split: TokenSplit,
+    batch: NDArray[np.int64],
+    size: int,
+    flags: tuple[bool, ...],
+) -> tuple[float, list[bool]]:
+    """Compute the gradients of a batch's mean loss, independent of how the batch is split.
+
+    Args:
+        net: the model, wrapped by the accelerator.
+        batch: indices of the sequences of all processes.
+        size: sequences in a micro-batch.
+        flags: of this process.
+
+    Returns:
+        The mean loss; each flag, True if any process has set it, so that all processes act alike.
+    """
+    mine = batch[accelerator.process_index :: accelerator.num_processes]
+    share = 1.0 if len(mine) else 0.0  # a last batch may be smaller than the number of processes
+    pieces = [mine[at : at + size] for at in range(0, len(mine), size)] or [batch[:1]]
+    total = torch.tensor([0.0, *flags], device=accelerator.device)
+    for number, piece in enumerate(pieces):
+        last = number == len(pieces) - 1
+        with (
+            _memory_advice(split, piece, size),
+            accelerator.autocast(),
+            nullcontext() if last else accelerator.no_sync(net),
+        ):
+            inputs, labels = device_batch(objective, split, piece, accelerator.device)
+            loss = teacher.loss(net, inputs, labels) if teacher else summed_loss(net(**inputs).logits, labels)
+            loss = loss * share / len(batch)
+            accelerator.backward(loss * accelerator.num_processes)  # processes are averaged, this is a sum
+        total[0] += loss.detach()
+    found, *counts = accelerator.reduce(total, "sum").tolist()
+    return found, [count > 0 for count in counts]
+
+
+def device_batch(
+    objective: Objective, split: TokenSplit, indices: NDArray[np.int64], device: torch.device
+) -> tuple[dict[str, Any], Tensor]:
+    """The arguments of the model's forward pass and the labels of a batch, on a device."""
+    inputs, labels = split.batch(indices)
+    return {key: value.to(device) for key, value in inputs.items()} | objective.options, labels.to(device)
+
+
+@contextmanager
+def _memory_advice(split: TokenSplit, batch: NDArray[np.int64], size: int) -> Iterator[None]:
+    """Turn out-of-memory errors into advice."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "can't allocate memory" not in str(error):  # torch's message on a CPU
+            raise
+        raise UserError(
+            f"micro_batch_size: {len(batch)} sequences of {split.lengths[batch].max()} tokens do not fit the memory; "
+            f"lower it (now {size}; batch_size, the optimizer's, stays), or set gradient_checkpointing"
+        ) from error

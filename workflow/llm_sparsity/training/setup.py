@@ -1,0 +1,88 @@
+"""What a run starts from: accelerator, initial weights, teacher, trainable parameters."""
+
+import copy
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.nn import Module
+
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.training import lora
+from llm_sparsity.training.distillation import Teacher, disable_dropout
+from llm_sparsity.training.mask import zeros
+from llm_sparsity.training.objective import Objective
+from llm_sparsity.training.scope import PrunedScope
+from llm_sparsity.training.settings import FinetuneSettings
+
+
+def is_main_process() -> bool:
+    """Whether this process writes, known before an accelerator exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def make_accelerator() -> Accelerator:
+    """CPU or GPU, one process or several; bfloat16 autocast where the GPU supports it; deterministic."""
+    gpu = torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else None, cpu=not gpu)
+    # torch.use_deterministic_algorithms would import the whole compiler, which takes a second.
+    torch.set_deterministic_debug_mode("warn")
+    # That mode also fills new tensors with NaN, a safeguard that costs a pass over all of them.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return accelerator
+
+
+def initial_model(
+    model: ModelFolder,
+    dense: ModelFolder | None,
+    objective: Objective,
+    settings: FinetuneSettings,
+    scope: PrunedScope,
+    device: torch.device,
+) -> tuple[Any, dict[str, int], Teacher | None]:
+    """The model that training starts from.
+
+    It is the variant; or the fine-tuned dense model, with the variant's mask unless a schedule removes the weights.
+
+    Returns:
+        The model on the CPU; the number of removed weights in each tensor of the variant's scope; the teacher.
+    """
+    net = objective.load(model, settings.seed)
+    removed = zeros(scope.parameters(net))
+    counts = {name: int(gone.sum()) for name, gone in removed.items()}
+    if dense is None:
+        return net, counts, None
+    net, teacher = objective.load(dense, settings.seed), None
+    if settings.distill:
+        teacher = Teacher(copy.deepcopy(net).to(device), **settings.distill)
+        disable_dropout(net)
+    if not settings.schedule:
+        for name, weight in scope.parameters(net).items():
+            weight.detach().masked_fill_(removed[name], 0)
+    return net, counts, teacher
+
+
+def set_trainable(net: Any, model: ModelFolder, objective: Objective, settings: FinetuneSettings) -> None:
+    """Freeze and add parameters, in place, as the settings ask."""
+    if settings.gradient_checkpointing:
+        net.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.freeze_embeddings:
+        for name, weight in net.named_parameters():
+            weight.requires_grad_(not model.in_scope(name, "embeddings"))
+    if settings.lora:
+        matrices = [name for name, _ in net.named_parameters() if model.in_scope(name, "linear")]
+        lora.attach(net, matrices, seed=settings.derived_seed("lora"), **settings.lora)
+        for name, weight in net.named_parameters():
+            if objective.is_new(net, name):
+                weight.requires_grad_()
+    net.train()
+
+
+def layer_classes(net: Module) -> list[str]:
+    """The class names of a model's layers, which FSDP shards and gathers one at a time.
+
+    The classes that transformers names hold the embeddings of some models too, which accelerate shards by itself.
+    """
+    lists = (module for module in net.modules() if type(module) is torch.nn.ModuleList)  # not LoRA's subclass of it
+    return sorted({type(layer).__name__ for layers in lists for layer in layers})
