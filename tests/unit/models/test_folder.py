@@ -1,0 +1,73 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.folder import ModelFolder
+
+
+@pytest.mark.parametrize("config", [None, "{}", "[]", "not json"])
+def test_a_folder_without_a_configuration_is_refused(config: str | None, tmp_path: Path) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match=r"config.json: not the configuration of a transformers model; expected `"):
+        ModelFolder(tmp_path)
+
+
+def test_an_unknown_model_type_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(UserError, match=r"config.json: model type 'mamba' is not known; known: bert, "):
+        ModelFolder(tmp_path)
+
+
+def test_a_folder_without_a_manifest_is_incomplete(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny_model("bert") / "config.json").read_text())
+    folder = ModelFolder(tmp_path)
+    with pytest.raises(UserError, match=r"no manifest\.json, so this folder is not complete"):
+        _ = folder.pruned
+
+
+def test_facts_are_the_manifest_without_files(tiny_model: Callable[[str], Path]) -> None:
+    folder = ModelFolder(tiny_model("gpt2"))
+    assert folder.facts["architecture"] == "decoder"
+    assert {"files", "bytes"}.isdisjoint(folder.facts)
+    assert folder.weight_bytes == (folder.path / "model.safetensors").stat().st_size
+    assert folder.pruned is None
+
+
+@pytest.mark.parametrize(("kind", "scope", "count"), [("bert", "linear", 12), ("gpt2", "linear", 8), ("gpt2", "mlp", 4),
+                                                      ("bart", "encoder", 12), ("bart", "decoder", 20)])  # fmt: skip
+def test_roles_of_a_scope(kind: str, scope: str, count: int, tiny_model: Callable[[str], Path]) -> None:
+    folder = ModelFolder(tiny_model(kind))
+    with folder.open() as reader:
+        roles = folder.roles(reader.names, scope)
+    assert len(roles) == count
+    assert all(folder.in_scope(name, scope) for name in roles)
+
+
+@pytest.mark.parametrize(("kind", "stack", "heads"), [("bert", "encoder", 4), ("gpt2", "decoder", 4),
+                                                      ("llama", "decoder", 2), ("bart", "decoder", 4)])  # fmt: skip
+def test_heads(kind: str, stack: str, heads: int, tiny_model: Callable[[str], Path]) -> None:
+    assert ModelFolder(tiny_model(kind)).heads(stack) == heads
+
+
+def test_a_folder_is_read_without_heavy_imports(root: Path) -> None:
+    code = (
+        "import sys, llm_sparsity.models.folder; sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(root / "workflow")}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("bert", 64), ("roberta", 65), ("gpt2", 64), ("bart", 64)])
+def test_the_longest_sequence(kind: str, longest: int, tiny_model: Callable[[str], Path]) -> None:
+    folder = ModelFolder(tiny_model(kind))
+    assert folder.max_length == longest
+    folder.check_length("max_length", longest)
+    with pytest.raises(UserError, match=f"max_length: found {longest + 1}, but .* allows {longest} tokens"):
+        folder.check_length("max_length", longest + 1)
