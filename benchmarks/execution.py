@@ -1,16 +1,17 @@
 """Inference of pruned models on a CPU: whole models, end to end, beside torch's own sparse product.
 
     PYTHONPATH=workflow python benchmarks/execution.py            MiniLM's and roberta-base's shapes
-    PYTHONPATH=workflow python benchmarks/execution.py --write    the same, and the table goes into BENCHMARKS.md
+    PYTHONPATH=workflow python benchmarks/execution.py --write    the same, and writes the table to BENCHMARKS.md
 
-RANDOM weights, pruned in the scope linear at random: only shapes, sparsity and execution decide the seconds. Everything
-takes turns in one process; a figure is the median of the ratios to the dense model of each turn. Peers: dense execution
-of the same zeros (what a mask alone gives), and torch's CSR product, fed in the layout that it is fastest in.
+RANDOM weights, pruned in the scope linear: the seconds depend on shapes, sparsity and execution only. All models take
+turns in one process; a figure is the median of each turn's ratio to the dense model. Peers: dense execution of the same
+zeros (the cost of a mask alone), and torch's CSR product, with inputs in its fastest layout.
 """
 
 import argparse
 import copy
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from table import machine, table, write
 from torch import Tensor
 from torch.nn import Linear, Module
 
-from llm_sparsity.inference import sparse_layers as execution
-from llm_sparsity.models.loading import family, load_base
+from llm_sparsity.inference.memory import keep_freed_memory
+from llm_sparsity.inference.sparse_layers import layers_with_zeros, with_sparse_layers
+from llm_sparsity.inference.timing import take_turns
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import load_base
 from llm_sparsity.pruning.prune import prune
 from llm_sparsity.storage.files import write_manifest
+from llm_sparsity.study.sparsity import Sparsity
 
 SHAPES = {
     "MiniLM": transformers.BertConfig(
@@ -39,26 +44,26 @@ TOKENS = 128
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
+    parser.add_argument("--write", action="store_true", help="write the table to BENCHMARKS.md")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="sequences at once (default 1 8)")
+    parser.add_argument("--repeats", type=int, default=3, help="turns (default 3)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="sequences in a batch (default 1 8)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    execution.keep_freed_memory()
+    keep_freed_memory()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, config in SHAPES.items():
-            dense = Path(folder) / name
+            path, output = Path(folder) / name, Path(folder) / "out"
             torch.manual_seed(0)
-            transformers.AutoModel.from_config(config).save_pretrained(dense)
-            write_manifest(dense, kind="model")
-            for method, level in VARIANTS:
-                output = Path(folder) / "out"
-                prune(dense, {level: output}, method=method, scope="linear")
+            transformers.AutoModel.from_config(config).save_pretrained(path)
+            write_manifest(path, kind="model")
+            dense = ModelFolder(path)
+            for method, sparsity in VARIANTS:
+                prune(dense, {Sparsity(sparsity): output}, method=method, scope="linear")
                 for batch in args.batches:
-                    row = _row(load_base(dense), load_base(output / "model"), output / "model", batch, args.repeats)
-                    rows.append([name, method, level, str(batch), *row])
+                    row = _row(dense, ModelFolder(output / "model"), batch, args.repeats)
+                    rows.append([name, method, sparsity, str(batch), *row])
                     print(*rows[-1], flush=True)
     text = (
         f"Speed-up over the dense model (its milliseconds are beside it), whole base model, sequences of {TOKENS} "
@@ -74,18 +79,18 @@ def main() -> None:
         write("execution", text)
 
 
-def _row(dense: Any, pruned: Any, folder: Path, batch: int, repeats: int) -> list[str]:
+def _row(dense: ModelFolder, pruned: ModelFolder, batch: int, repeats: int) -> list[str]:
     """Milliseconds of the dense model, and the speed-up of each execution of the pruned one."""
-    kind, inputs = family(folder), {"input_ids": torch.randint(1000, (batch, TOKENS))}
-    names = execution.holding_zeros(pruned, kind)
-    nets = [dense, pruned]
+    inputs = {"input_ids": torch.randint(1000, (batch, TOKENS))}
+    models = [load_base(dense), load_base(pruned)]
+    names = layers_with_zeros(models[1], pruned.family)
     if names:
-        nets += [_with_csr(pruned, names), execution.sparse(pruned, kind, names)]
+        models += [_with_csr(models[1], names), with_sparse_layers(models[1], pruned.family, names)]
     with torch.inference_mode():
-        outputs = [net(**inputs)[0] for net in nets[1:]]
+        outputs = [model(**inputs)[0] for model in models[1:]]
         for output in outputs:
             torch.testing.assert_close(output, outputs[0], rtol=1e-3, atol=1e-4)
-        seconds = execution.take_turns([lambda net=net: net(**inputs) for net in nets], repeats)
+        seconds = take_turns([partial(model, **inputs) for model in models], repeats)
     ratios = np.median(seconds[:, :1] / seconds[:, 1:], axis=0)
     found = [f"{1e3 * np.median(seconds[:, 0]):.1f}", *(f"{ratio:.2f}" for ratio in ratios)]
     return found + ["-"] * (4 - len(found))
