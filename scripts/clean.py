@@ -22,15 +22,24 @@ def main() -> None:
 
     import yaml
 
+    from llm_sparsity.models.families import family_name
+    from llm_sparsity.storage.files import MANIFEST, read_json
     from llm_sparsity.study.clean import leftovers, remove
     from llm_sparsity.study.config import load
     from llm_sparsity.study.fingerprint import code_hash
 
     if not args.work.is_dir():
         raise UserError(f"{args.work}: no such folder; run this where the studies run, or give --work")
+
+    def code(model: str) -> str:
+        manifest = Path("resources/models") / model / MANIFEST
+        family = family_name(read_json(manifest)["model_type"]) if manifest.exists() else None
+        symbols = (f"llm_sparsity.models.families.{family}",) if family else ()
+        return code_hash(ROOT / "scripts/finetune.py", symbols=symbols)
+
     configs = [load(yaml.safe_load(path.read_text(encoding="utf-8"))) for path in args.studies]
     total = 0
-    for leftover in leftovers(args.work, configs, code_hash(ROOT / "scripts/finetune.py")):
+    for leftover in leftovers(args.work, configs, code):
         print(f"{leftover.bytes / 1e6:10.1f} MB  {leftover.path}  {leftover.reason}")
         total += leftover.bytes
         if args.delete:

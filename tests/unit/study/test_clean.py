@@ -36,7 +36,7 @@ def cached(study: Config, tmp_path: Path) -> Callable[..., str]:
 
 
 def found(study: Config) -> dict[str, str]:
-    return {leftover.path.name: leftover.reason for leftover in leftovers(Path("work"), [study], "now")}
+    return {leftover.path.name: leftover.reason for leftover in leftovers(Path("work"), [study], lambda model: "now")}
 
 
 def test_what_a_study_refers_to_stays(study: Config, cached: Callable[..., str]) -> None:
@@ -56,7 +56,7 @@ def test_what_no_study_refers_to_is_listed_with_the_reason(study: Config, cached
     }
 
 
-def test_other_inputs_are_told_where_they_can_be(study: Config, cached: Callable[..., str]) -> None:
+def test_other_inputs_are_found_where_they_exist(study: Config, cached: Callable[..., str]) -> None:
     model = Path(f"resources/models/{study.cells().runs[0].model}/manifest.json")
     write_json(model, {})
     cached("old", inputs={"model": "0"})
@@ -71,18 +71,18 @@ def test_a_run_that_is_going_on_stays(study: Config, cached: Callable[..., str],
 
 
 def test_tokens_stay_as_long_as_a_run_uses_them(study: Config, cached: Callable[..., str], tmp_path: Path) -> None:
-    cached("same", tokens="used.safetensors")
-    cached("code", code="then", tokens="unused.safetensors")
-    (tmp_path / "work/encoded").mkdir()
+    cached("same", tokens="used")
+    cached("code", code="then", tokens="unused")
     for name in ("used", "unused"):
-        (tmp_path / f"work/encoded/{name}.safetensors").touch()
-    assert set(found(study)) == {"code", "unused.safetensors"}
+        (tmp_path / "work/tokens" / name).mkdir(parents=True)
+    (tmp_path / "work/tokens/used.lock").touch()
+    assert set(found(study)) == {"code", "unused"}
 
 
 def test_removing_removes_what_is_listed(study: Config, cached: Callable[..., str], tmp_path: Path) -> None:
     cached("same")
     cached("code", code="then")
-    (leftover,) = leftovers(Path("work"), [study], "now")
+    (leftover,) = leftovers(Path("work"), [study], lambda model: "now")
     assert leftover.bytes == 1000 + (leftover.path / "run.json").stat().st_size
     clean.remove(leftover)
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["same"]
