@@ -1,11 +1,11 @@
-"""What pruning in one shot costs a causal language model, by method: perplexity, with three draws of calibration text.
+"""Perplexity of a causal language model after one-shot pruning, by method, with three draws of calibration text.
 
     PYTHONPATH=workflow python benchmarks/perplexity.py --model resources/models/smollm2 --text wiki.test.raw --write
 
-The first half of the text's lines is measured on, the second half is calibrated with: no sequence is in both. This is
-shorter than the papers' protocol (128 sequences of 2048 tokens of another text, the whole test split), which a GPU
-takes; the numbers order the methods and are not the papers'. Every cell leaves a file in --folder, and what lies there
-is not computed again: an interrupted run goes on. The table is of what is there, with --minutes 0 of that alone.
+Perplexity is measured on the first half of the text's lines; the second half is the calibration text. This is a smaller
+protocol than the papers' (128 sequences of 2048 tokens of another text, the whole test split), which needs a GPU: the
+numbers rank the methods but are not comparable with the papers. Every cell writes a file to --folder and is not
+computed again, so an interrupted run continues. The table shows the finished cells; --minutes 0 computes no other.
 """
 
 import argparse
@@ -31,8 +31,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a downloaded decoder")
     parser.add_argument("--text", type=Path, required=True, help="running text, one paragraph a line")
-    parser.add_argument("--folder", type=Path, default=Path("work/perplexity"), help="where cells lie")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after so many (default: all)")
+    parser.add_argument("--folder", type=Path, default=Path("work/perplexity"), help="folder of the cells")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="start no cell after MINUTES (default: no limit)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
     parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
     args = parser.parse_args()
@@ -51,14 +53,14 @@ def main() -> None:
         if (output / CELL).exists():
             found[cell] = read_json(output / CELL)
             print(output.name, found[cell], flush=True)
-    text = told(args.model, found, args.threads)
+    text = summary(args.model, found, args.threads)
     print(text)
     if args.write:
         write("perplexity", text)
 
 
 def _cells() -> list[tuple[str, str, str, int]]:
-    """(method, level, budgets, seed): what says most comes first."""
+    """(method, level, layerwise, seed) of every cell, the most informative first."""
     plain = [(method, level, "uniform", 0) for level in LEVELS for method in PLAIN]
     drawn = [(method, level, "uniform", seed) for level in LEVELS for seed in SEEDS for method in CALIBRATED]
     drawn += [(method, "0.6", "owl", seed) for seed in SEEDS for method in CALIBRATED]
@@ -67,8 +69,8 @@ def _cells() -> list[tuple[str, str, str, int]]:
 
 
 def _halves(text: Path, folder: Path) -> None:
-    """The text as a task: test is its first half, train its second."""
-    from llm_sparsity.data import tasks
+    """Prepare the text as a task: its first half is the split test, the second half train."""
+    from llm_sparsity.data.preparation import TaskSettings, prepare
     from llm_sparsity.storage.files import write_manifest, write_text
 
     lines = text.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -76,49 +78,56 @@ def _halves(text: Path, folder: Path) -> None:
     paths = {split: folder / f"{split}.txt" for split in ("test", "train")}
     write_text(paths["test"], "".join(lines[:half]))
     write_text(paths["train"], "".join(lines[half:]))
-    facts = tasks.prepare(paths, folder / "text", kind="language-model")
+    facts = prepare(paths, folder / "text", TaskSettings(kind="language-model"))
     write_manifest(folder / "text", kind="task", **facts)
 
 
-def _measure(model: Path, text: Path, output: Path, method: str, level: str, budgets: str, seed: int) -> None:
-    """Perplexity of a cell, and the CPU seconds that pruning took."""
+def _measure(path: Path, text: Path, output: Path, method: str, level: str, layerwise: str, seed: int) -> None:
+    """Perplexity of a cell, and the CPU seconds of pruning."""
+    from llm_sparsity.data.tasks import TaskFolder
     from llm_sparsity.evaluation.evaluate import evaluate
+    from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.pruning.prune import prune
     from llm_sparsity.storage.files import read_json, write_json
+    from llm_sparsity.study.sparsity import Sparsity
 
-    begun = time.process_time()
+    model, task = ModelFolder(path), TaskFolder(text)
+    begin = time.process_time()
     if method != "dense":
         draw = {"samples": SAMPLES, "sequence_length": LENGTH, "seed": seed}
-        more: dict[str, Any] = {"calibration": draw, "text": text, "budgets": budgets} if method in CALIBRATED else {}
-        prune(model, {level: output}, method=method, scope="linear", **more)
-    seconds = time.process_time() - begun
-    pruned = model if method == "dense" else output / "model"
-    evaluate(pruned, text, output, sequence_length=LENGTH, max_tokens=WINDOWS * LENGTH, batch_size=1)
+        more: dict[str, Any] = {"calibration": draw, "text": task, "layerwise": layerwise}
+        prune(model, {Sparsity(level): output}, method=method, scope="linear", **(more if method in CALIBRATED else {}))
+        model = ModelFolder(output / "model")
+    seconds = time.process_time() - begin
+    evaluate(model, task, output, sequence_length=LENGTH, max_tokens=WINDOWS * LENGTH, batch_size=1)
     write_json(
         output / CELL, {"perplexity": read_json(output / "metrics.json")["metrics"]["perplexity"], "cpu": seconds}
     )
     shutil.rmtree(output / "model", ignore_errors=True)
 
 
-def told(model: Path, found: dict[tuple[str, str, str, int], dict[str, Any]], threads: int) -> str:
-    """The table, and what its numbers mean."""
+def summary(model: Path, found: dict[tuple[str, str, str, int], dict[str, Any]], threads: int) -> str:
+    """The table and its caption."""
     columns = sorted(LEVELS, key=lambda level: (level == "2of4", level))
     rows = []
-    for method, budgets in [*((name, "uniform") for name in [*PLAIN, *CALIBRATED]), *((n, "owl") for n in CALIBRATED)]:
+    for method, layerwise in [
+        *((name, "uniform") for name in [*PLAIN, *CALIBRATED]),
+        *((n, "owl") for n in CALIBRATED),
+    ]:
         cells = {
-            level: [found[cell] for seed in SEEDS if (cell := (method, level, budgets, seed)) in found]
+            level: [found[cell] for seed in SEEDS if (cell := (method, level, layerwise, seed)) in found]
             for level in columns
         }
         if any(cells.values()):
             cpu = [cell["cpu"] for values in cells.values() for cell in values]
-            name = f"{method}, OWL" if budgets == "owl" else method
+            name = f"{method}, OWL" if layerwise == "owl" else method
             rows.append([name, *(_interval(values) for values in cells.values()), f"{statistics.mean(cpu):.0f}"])
     dense = found["dense", "0", "uniform", 0]["perplexity"]
     return (
         f"{model.name} on WikiText-2, scope linear; dense {dense:.1f}. Perplexity of {WINDOWS} windows of {LENGTH} "
-        f"tokens, where the papers take all of 2048; calibrated with {SAMPLES} sequences of {LENGTH} tokens: mean of "
-        "the draws, ± half of its 95 % interval (Student's t) where there are three of them. Of a "
-        "pattern magnitude is `uniform`. CPU seconds are those of pruning to one sparsity. "
+        f"tokens (the papers use all windows of 2048); {SAMPLES} calibration sequences of {LENGTH} tokens: mean over "
+        "the draws, ± half of the 95 % interval (Student's t) if there are three. For a pattern, magnitude is "
+        "`uniform`. CPU seconds are those of pruning to one sparsity. "
         f"{machine(threads)}.\n\n"
     ) + table(["", *columns, "CPU s"], rows)
 

@@ -20,11 +20,11 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal
 from llm_sparsity.storage.container import copy_companions, load, save
-from llm_sparsity.storage.files import read_json, write_json
+from llm_sparsity.storage.files import read_json, write_manifest
 from tests.tiny import WORDS
 
 ROWS = 30
-DESCRIBED = {  # as the harness describes them; reading all its files takes long, and test_harness does it
+TASKS = {  # the split that is scored and the task file; looking them up takes seconds, and test_harness does it
     "openbookqa": ("test", "lm_eval/tasks/openbookqa/openbookqa.yaml"),
     "hellaswag": ("validation", "lm_eval/tasks/hellaswag/hellaswag.yaml"),
 }
@@ -34,25 +34,18 @@ Prepared = Callable[[str, list[Any]], TaskFolder]
 
 
 @pytest.fixture
-def prepared(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
-    """`prepared(task, rows)` -> a downloaded task of the harness."""
+def prepared(packages: Path, tmp_path: Path) -> Prepared:
+    """`prepared(task, rows)` -> a task of the harness, as the stage download writes it."""
     version = harness.load(packages)
 
-    def described(_: Path, task: str) -> dict[str, Any]:
-        split, file = DESCRIBED[task]
-        return {"version": version, "task": task, "task_version": 1.0, "split": split, "file": file}
-
-    monkeypatch.setattr("llm_sparsity.data.download.described", described)
-
     def make(task: str, rows: list[Any]) -> TaskFolder:
-        (tmp_path / "source").mkdir()
-        (tmp_path / "source/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        split = DESCRIBED[task][0]
-        download_task(
-            tmp_path / task, source={"folder": str(tmp_path / "source")}, files={split: "rows.jsonl"},
-            kind="zero-shot", harness=task, packages=packages,
-        )  # fmt: skip
-        return TaskFolder(tmp_path / task)
+        folder = tmp_path / task
+        folder.mkdir()
+        split, file = TASKS[task]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        facts = {"version": version, "task": task, "task_version": 1.0, "split": split, "file": file}
+        write_manifest(folder, kind="task", task="zero-shot", harness=facts)
+        return TaskFolder(folder)
 
     return make
 
@@ -129,10 +122,7 @@ def test_accuracy_is_that_of_the_likeliest_answers(
 
 
 def test_code_beside_the_harness_task_file_is_found(
-    decoder: Decoder,
-    prepared: Prepared,
-    packages: Path,
-    tmp_path: Path,
+    decoder: Decoder, prepared: Prepared, packages: Path, tmp_path: Path
 ) -> None:
     """HellaSwag's rows are rewritten by a function of the harness."""
     row = {"activity_label": "the film", "ctx_a": "it was", "ctx_b": "the story", "label": "1"}
@@ -151,12 +141,7 @@ def test_the_prompt_of_the_harness_is_scored_on_the_split_given(
         )  # fmt: skip
 
 
-def test_weights_that_are_not_finite(
-    decoder: Decoder,
-    prepared: Prepared,
-    packages: Path,
-    tmp_path: Path,
-) -> None:
+def test_weights_that_are_not_finite(decoder: Decoder, prepared: Prepared, packages: Path, tmp_path: Path) -> None:
     model = decoder("llama")
     copy_companions(model.path, tmp_path / "nan")
     weights = load(model.path)
@@ -174,14 +159,9 @@ def test_weights_that_are_not_finite(
     assert not (tmp_path / "out/metrics.json").exists()
 
 
-def test_another_harness_than_the_tasks(
-    decoder: Decoder,
-    prepared: Prepared,
-    packages: Path,
-    tmp_path: Path,
-) -> None:
+def test_another_harness_than_the_tasks(decoder: Decoder, prepared: Prepared, packages: Path, tmp_path: Path) -> None:
     task = prepared("openbookqa", questions())
-    write_json(task.path / "manifest.json", task.manifest | {"harness": task.manifest["harness"] | {"version": "0.1"}})
+    write_manifest(task.path, kind="task", task="zero-shot", harness=task.manifest["harness"] | {"version": "0.1"})
     task = TaskFolder(task.path)
     with pytest.raises(UserError, match=r"was prepared for lm-evaluation-harness 0\.1, .* download the task again"):
         zero_shot(decoder("llama"), task, tmp_path / "out", batch_size=1, packages=packages)
