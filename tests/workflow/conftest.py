@@ -16,7 +16,7 @@ import yaml
 
 from tests.tiny import WORDS
 
-COPIED = ["Snakefile", "config.yaml", "workflow", "scripts", "studies", "envs"]
+COPIED = ["Snakefile", "config.yaml", "workflow", "scripts", "studies", "envs", "profiles"]
 
 
 class Project:
@@ -25,6 +25,7 @@ class Project:
     def __init__(self, folder: Path, hub: Path) -> None:
         self.folder = folder
         self.hub = hub
+        self.checkout = folder  # where the code is
 
     def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         variables = {**os.environ, "HF_HOME": str(self.hub), "HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1"}

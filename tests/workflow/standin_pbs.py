@@ -1,11 +1,15 @@
-"""A stand-in for a PBS server: qsub, qstat and qdel that do what a real one was seen to do. It is no PBS.
+"""A stand-in for a PBS server: qsub, qstat and qdel that behave as those of a real server were observed to.
 
     python standin_pbs.py qsub|qstat|qdel|preempt ...
 
-Its state is a folder, $STANDIN_PBS: `N.json` a job; and files by which a test makes things happen:
-`down` the server does not answer; `limit` so many jobs at once; `queue-seconds` how long jobs wait; `never-N` job
-N waits for ever; `walltime` seconds after which a job is killed, whatever it asked for; `broken-json` qstat escapes
-nothing.
+Its state is the folder $STANDIN_PBS, with a file `N.json` per job, and files by which tests control it:
+
+    down           the server does not answer
+    limit          maximum number of jobs
+    queue-seconds  seconds for which jobs are queued
+    never-N        job N stays queued
+    walltime       seconds after which jobs are killed, whatever they requested
+    broken-json    qstat escapes nothing
 """
 
 import csv
@@ -74,7 +78,7 @@ def qsub(arguments: list[str]) -> None:
     refuse_if_down("qsub", 162)
     *options, script = arguments
     text = Path(script).read_text()
-    asked: dict[str, str] = dict(zip(options[::2], options[1::2], strict=True))
+    requested: dict[str, str] = dict(zip(options[::2], options[1::2], strict=True))
     resources: dict[str, str] = {}
     for line in re.findall(r"^#PBS (.*)$", text, re.MULTILINE):
         flag, _, value = line.partition(" ")
@@ -82,18 +86,17 @@ def qsub(arguments: list[str]) -> None:
             key, _, amount = value.partition("=")
             resources[key] = amount
         else:
-            asked.setdefault(flag, value)
-    for key, told in (("-A", "Account_Name"),):
-        if key not in asked:
-            fail(32, f"qsub: {told} is required to be set.")
+            requested.setdefault(flag, value)
+    if "-A" not in requested:
+        fail(32, "qsub: Account_Name is required to be set.")
     for key in ("filesystems", "walltime"):
         if key not in resources:
             fail(32, f"qsub: Resource: {key} is required to be set.")
-    if asked.get("-k") != "doe":
+    if requested.get("-k") != "doe":
         fail(32, "qsub: only -k doe is allowed")
-    if not 0 < len(asked["-N"]) <= 230 or re.search(r"[\s/:=,]", asked["-N"]):
+    if not 0 < len(requested["-N"]) <= 230 or re.search(r"[\s/:=,]", requested["-N"]):
         fail(2, "qsub: illegal -N value")
-    queue, nodes = asked.get("-q", "prod"), int(resources["select"].split(":")[0])
+    queue, nodes = requested.get("-q", "prod"), int(resources["select"].split(":")[0])
     with Path(os.environ["STANDIN_QUEUES"]).open(newline="") as table:
         rows = [row for row in csv.DictReader(table) if row["queue"] == queue]
     if not rows:
@@ -113,11 +116,11 @@ def qsub(arguments: list[str]) -> None:
             and minutes(resources["walltime"]) <= int(row["max_minutes"])
             for row in rows
         )
-        if fits:  # else it gets an id and is never seen again
+        if fits:  # otherwise it gets an id and disappears
             (STATE / f"{number}.sh").write_text(text)
             record = {
-                "Job_Name": asked["-N"], "job_state": "Q", "queue": queue, "substate": 10, "run_count": 0,
-                "out": asked["-o"], "err": asked["-e"], "rerunnable": asked.get("-r", "y"),
+                "Job_Name": requested["-N"], "job_state": "Q", "queue": queue, "substate": 10, "run_count": 0,
+                "out": requested["-o"], "err": requested["-e"], "rerunnable": requested.get("-r", "y"),
                 "comment": "Not Running: Not enough free nodes available",
                 "Variable_List": {"PBS_O_PATH": "/usr/bin", "BASH_FUNC_module%%": "() { eval `x` }"},
             }  # fmt: skip
@@ -131,7 +134,7 @@ def qsub(arguments: list[str]) -> None:
 
 
 def mom(number: int) -> None:
-    """The life of one job: waits, starts, is killed or ends."""
+    """The life of a job: it is queued, starts, and ends or is killed."""
     while True:
         begun = time.monotonic()
         while (STATE / f"never-{number}").exists() or time.monotonic() < begun + float(setting("queue-seconds", "0")):
@@ -151,7 +154,7 @@ def mom(number: int) -> None:
 
 def run(number: int, record: dict) -> str:
     change(number, job_state="R", substate=42, run_count=record["run_count"] + 1, comment=RAN, Exit_status=None)
-    environment = {  # not the one that submitted
+    environment = {  # not that of the submitting process
         "HOME": os.environ["HOME"], "PATH": "/usr/local/bin:/usr/bin:/bin", "OMP_NUM_THREADS": "1", "NCPUS": "64",
         "TMPDIR": f"/var/tmp/pbs.{number}.{SERVER}", "PBS_JOBID": f"{number}.{SERVER}", "ENVIRONMENT": "BATCH",
     }  # fmt: skip
@@ -171,8 +174,8 @@ def run(number: int, record: dict) -> str:
         limit = float(setting("walltime", "1e9"))
         if now.get("delete"):
             reason = f"terminated by {now['delete']}@{SERVER}"
-            change(number, comment=f"{RAN} and {reason}")  # still R for a while
-        elif time.monotonic() > begun + 1.2 * limit + 0.5:  # late, as seen
+            change(number, comment=f"{RAN} and {reason}")  # still in state R for a while
+        elif time.monotonic() > begun + 1.2 * limit + 0.5:  # late, as observed
             reason = "exceeded resource walltime"
         if reason:
             for kill in (signal.SIGTERM, signal.SIGKILL):
@@ -214,7 +217,7 @@ def qstat(arguments: list[str]) -> None:
                 f"qstat: {number}.{SERVER} Job has finished, use -x or -H to obtain historical job information"
             )
             code = 35
-        elif every or not found:  # JSON names only the first, unless -E
+        elif every or not found:  # JSON lists only the first, unless -E
             found[f"{number}.{SERVER}"] = known[number]
     if form == "dsv":
         for name, job in found.items():

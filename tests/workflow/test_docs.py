@@ -1,4 +1,4 @@
-"""What the README says is what the program does."""
+"""The documentation is true: graphs, files, columns, messages and commands."""
 
 import os
 import re
@@ -70,8 +70,19 @@ def test_every_stage_has_one_name_everywhere(root: Path) -> None:
     scripts = {path.stem for path in (root / "scripts").glob("*.py")} - {"checkpoint", "clean", "plan"}
     assert rules == scripts
     for stage in rules:
-        assert (root / f"workflow/llm_sparsity/{stage}.py").exists()
-        assert (root / f"tests/unit/test_{stage}.py").exists()
+        (module,) = (root / "workflow/llm_sparsity").glob(f"*/{stage}.py")
+        assert (root / f"tests/unit/{module.parent.name}/test_{stage}.py").exists()
+
+
+def test_tests_mirror_the_packages(root: Path) -> None:
+    packages = {path.parent.name for path in (root / "workflow/llm_sparsity").glob("*/__init__.py")}
+    tested = {path.parent.name for path in (root / "tests/unit").glob("*/test_*.py")}
+    assert tested == packages | {"executor"}
+
+
+def test_every_package_says_in_three_lines_what_it_knows(root: Path) -> None:
+    for init in (root / "workflow/llm_sparsity").glob("*/__init__.py"):
+        assert 2 <= len(init.read_text().strip().splitlines()) <= 5, init
 
 
 def test_run_explains_itself_and_names_a_missing_python(root: Path, tmp_path: Path) -> None:

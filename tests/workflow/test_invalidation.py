@@ -73,6 +73,15 @@ MEASURED = [
     ("gpt2", "dense"), ("gpt2", "magnitude-all-0.9"), ("bart-base", "dense"), ("bart-base", "magnitude-all-0.9"),
 ]  # fmt: skip
 VARIANTS = [*MEASURED, *(("gpt2", variant) for variant in [*UNIFORM, *STRUCTURED, WANDA])]
+WEIGHTS = [f"weights model={model} variant={variant}" for model, variant in VARIANTS]
+PRUNES = [f"prune model={model} pruned={variant}" for model, variant in VARIANTS if variant != "dense"]
+STAGES = [*PRUNES, *WEIGHTS, *(job for cell in MEASURED for job in measured(*cell)), *EVALUATE, *TRAINED]
+GPT2 = [job for job in STAGES if " model=gpt2 " in job]
+PRUNED = [job for job in STAGES if "variant=dense" not in job]  # prune, and all that follows
+DOWNLOADS = [
+    *(f"download_model model={model}" for model in ("roberta-base", "gpt2", "bart-base")),
+    *(f"download_task task={task}" for task in ("sst2", "mrpc", "lines", "text")),
+]
 LIBRARY = "workflow/llm_sparsity/"
 
 
@@ -92,6 +101,11 @@ def touched(project: Project) -> None:
             os.utime(path)
 
 
+def replaced(file: str, old: str, new: str) -> Callable[[Project], None]:
+    """An edit of the code: every occurrence of `old`."""
+    return lambda project: project.edit(file, lambda source: source.replace(old, new))
+
+
 def cloned(project: Project) -> None:
     """The code is cloned anew beside finished results: new times, same content."""
     for name in ("workflow", "scripts"):
@@ -106,6 +120,25 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "touched files": (touched, []),
     "fresh clone": (cloned, []),
     "comment in a library module": (appended(f"{LIBRARY}training/finetune.py", "\n# a remark\n"), []),
+    "error message of a shared module": (
+        replaced(f"{LIBRARY}storage/files.py", "so this folder is not complete", "this folder is incomplete"), [],
+    ),
+    "error message of the container": (
+        replaced(f"{LIBRARY}storage/container.py", "make or download it again", "make it again"), [],
+    ),
+    "progress bar": (replaced(f"{LIBRARY}evaluation/weights.py", 'desc="', 'desc="all '), []),
+    "help text of a script": (replaced("scripts/finetune.py", 'help="', 'help="that is, '), []),
+    "options of every command line": (appended(f"{LIBRARY}jobs/command.py", "\nCHANGED = 1\n"), []),
+    "function that nothing calls": (
+        appended(f"{LIBRARY}storage/files.py", "\ndef unused() -> int:\n    return 1\n"), [],
+    ),
+    "new family": (
+        lambda project: project.edit(
+            f"{LIBRARY}models/families.py",
+            lambda source: source.replace("FAMILIES = {", "MAMBA = OPT\n\nFAMILIES = {\n    'MAMBA': MAMBA,", 1),
+        ),
+        [],
+    ),
     "docstring of a module": (
         lambda project: project.edit(f"{LIBRARY}training/finetune.py", lambda source: source.replace('"""', '"""Anew. ', 1)),
         [],
@@ -206,15 +239,15 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         [*pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
     ),
     "code of calibration": (
-        appended(f"{LIBRARY}pruning/calibration.py", "\nCHANGED = 1\n"),
+        replaced(f"{LIBRARY}pruning/calibration.py", "TOKENS = 2048", "TOKENS = 2047"),
         [*pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
     ),
     "another calibration seed": (
         config(lambda values: values["calibration"].update(seeds=[0, 1])),
         [*pruned("gpt2", f"{WANDA}-1"), *evaluations(f"{WANDA}-1"), *recovered(f"{WANDA}-1"), *END],
     ),
-    "layer budgets": (
-        config(lambda values: values.update(prune={"budgets": "owl"})),
+    "layerwise sparsity": (
+        config(lambda values: values.update(prune={"layerwise": "owl"})),
         [*pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
     ),
     "another calibration text": (
@@ -245,17 +278,34 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     ),
     "code of plot": (appended(f"{LIBRARY}reporting/plot.py", "\nCHANGED = 1\n"), ["plot"]),
     "template of the report": (appended("workflow/report/report.html.jinja", "\n"), ["plot"]),
-    "code of evaluate": (appended(f"{LIBRARY}evaluation/evaluate.py", "\nCHANGED = 1\n"), [*EVALUATE, *END]),
+    "code of evaluate": (replaced(f"{LIBRARY}evaluation/evaluate.py", "CHUNK = 256", "CHUNK = 255"), [*EVALUATE, *END]),
     "windows that perplexity is measured on": (
         config(lambda values: values["evaluate"].update(sequence_length=16)),
         [*EVALUATE, *(job for job in TEXT if job.startswith("finetune")), *END],
     ),
-    "code of low-rank updates": (appended(f"{LIBRARY}training/lora.py", "\nCHANGED = 1\n"), [*TRAINED, *END]),
+    "code of low-rank updates": (replaced(f"{LIBRARY}training/lora.py", "uniform_(-1, 1)", "uniform_(-2, 2)"), [*TRAINED, *END]),
     "code of weights": (
-        appended(f"{LIBRARY}evaluation/weights.py", "\nCHANGED = 1\n"),
+        replaced(f"{LIBRARY}evaluation/weights.py", "BINS = 201", "BINS = 203"),
         [*(f"weights model={model} variant={variant}" for model, variant in VARIANTS), *END],
     ),
-    "code of finetune": (appended(f"{LIBRARY}training/finetune.py", "\nCHANGED = 1\n"), [*TRAINED, *END]),
+    "code of finetune": (
+        replaced(f"{LIBRARY}training/trainer.py", "FIRST_STEPS = (1, 2, 5,", "FIRST_STEPS = (1, 2, 3, 5,"), [*TRAINED, *END],
+    ),
+    "code of the mask": (replaced(f"{LIBRARY}training/mask.py", "== 0", "== 0.0"), [*TRAINED, *END]),
+    "code of selection": (
+        replaced(f"{LIBRARY}pruning/selection.py", "BINS = 1 << 16", "BINS = 2 << 15"),
+        [*PRUNED, *END],
+    ),
+    "code of atomic writes": (
+        replaced(f"{LIBRARY}storage/files.py", "os.O_RDONLY", "os.O_RDONLY | os.O_CLOEXEC"),
+        [*DOWNLOADS, *STAGES, *END],
+    ),
+    "one family": (
+        replaced(f"{LIBRARY}models/families.py", 'transposed=True,', 'transposed=True, alias="^lm_head$",'),
+        [*GPT2, *END],
+    ),
+    "claims of an earlier study": (appended("studies/report/claims.yaml", "\n"), END),
+    "published values": (appended("studies/published.csv", "\n"), ["plot"]),
     "revision of one model": (
         config(lambda values: values["models"]["bart-base"]["source"].update(revision="0" * 40)),
         [

@@ -1,4 +1,4 @@
-"""The executor plugin: real Snakemake, real Parsl, its pilots on this machine or under the stand-in for PBS."""
+"""The executor plugin with real Snakemake and Parsl; pilots run on this machine or under the stand-in for PBS."""
 
 import json
 import os
@@ -17,9 +17,12 @@ import yaml
 
 from .conftest import Project
 
-pytestmark = [pytest.mark.workflow, pytest.mark.skipif(sys.platform != "linux", reason="ends processes as Linux does")]
+pytestmark = [
+    pytest.mark.workflow,
+    pytest.mark.skipif(sys.platform != "linux", reason="ends processes by a call of Linux"),
+]
 
-# Every job appends a line when it begins and one when it ends: who wrote, where, when.
+# Every job appends a line when it begins and one when it ends: event, name, slot, process, time.
 SNAKEFILE = """
 import sys
 rule all:
@@ -166,7 +169,7 @@ class Site:
             time.sleep(0.1)
 
     def processes(self) -> list[int]:
-        """Everything that was started for this site and still runs, drivers aside."""
+        """Running processes that were started for this site, except drivers."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -216,34 +219,34 @@ def test_jobs_fill_devices_longest_first_and_a_failure_leaves_others_alone(site:
 
 
 def test_pilots_that_pbs_takes_away_are_replaced_and_their_runs_go_on(site: Site) -> None:
-    """The queue is full at first, and JSON broken; then one pilot is preempted, the next killed at its walltime."""
+    """At first the queue is full and JSON invalid; then one pilot is preempted, the next exceeds its walltime."""
     site.pools(UNDER_PBS)
     (site.state / "limit").write_text("0")
     (site.state / "broken-json").touch()
     driver = site.start("long-3+ok-1")
-    site.wait(lambda: "PBS takes no more jobs now" in site.said())
+    site.wait(lambda: "PBS accepts no more jobs now" in site.said())
     time.sleep(3)
-    assert site.said().count("PBS takes no more jobs now") == 1, "told once"
+    assert site.said().count("PBS accepts no more jobs now") == 1, "printed once"
     (site.state / "limit").write_text("5")
     site.wait(lambda: len(site.events("begin")) == 2)
     (name,) = site.jobs()
     site.command("preempt", name)
     site.wait(lambda: [job for job, *_ in site.events("begin")].count("long-3") == 2)
     assert "preempted" in site.said()
-    assert "started again, 1 of at most 5 times" in site.said()
+    assert "restart 1 of at most 5" in site.said()
     (site.state / "walltime").write_text("1")
     (site.folder / "short").touch()
     site.wait(lambda: len(site.jobs()) == 3)
     (site.state / "walltime").unlink()
     assert driver.wait(timeout=60) == 0, site.said()
-    assert "its walltime is over" in site.said()
+    assert "its walltime is exceeded" in site.said()
     assert [job for job, *_ in site.events("begin")].count("long-3") == 3
     assert [job for job, *_ in site.events("end")].count("long-3") == 1
     assert oct((site.folder / "out/ok-1").stat().st_mode)[-3:] == "644"
     site.wait(lambda: {job["job_state"] for job in site.jobs().values()} == {"F"}, 20)
 
 
-def test_a_qsub_that_is_refused_for_good_ends_the_run_with_what_it_said(site: Site) -> None:
+def test_a_refused_qsub_ends_the_run_with_its_output(site: Site) -> None:
     site.pools(UNDER_PBS)
     pools = site.folder / "pools.py"
     pools.write_text(pools.read_text().replace("preemptable", "small"))
@@ -252,18 +255,18 @@ def test_a_qsub_that_is_refused_for_good_ends_the_run_with_what_it_said(site: Si
     assert not site.events("begin")
 
 
-def test_a_job_that_pbs_holds_or_loses_is_told_and_replaced_a_few_times(site: Site) -> None:
-    """prod takes 10 nodes for 24 hours, gives an id, and the job does not exist."""
+def test_a_job_that_pbs_loses_is_reported_and_replaced_a_few_times(site: Site) -> None:
+    """prod accepts 10 nodes for 24 hours and returns an id, but the job does not exist."""
     site.pools(UNDER_PBS)
     pools = site.folder / "pools.py"
     text = pools.read_text().replace("preemptable", "prod").replace("nodes_per_block=1", "nodes_per_block=10")
     pools.write_text(text.replace("01:00:00", "24:00:00"))
     said = site.run("ok-1", code=1)
-    assert "PBS took it and knows it no more" in said
+    assert "PBS accepted it and no longer knows it" in said
     assert "3 pilots in a row ended" in said
 
 
-def test_a_pilot_that_never_starts_is_waited_for_and_ctrl_c_takes_all_away(site: Site) -> None:
+def test_a_queued_pilot_is_waited_for_and_ctrl_c_deletes_all(site: Site) -> None:
     site.pools(UNDER_PBS, pilots=2, slots=1)
     (site.state / "queue-seconds").write_text("3")
     driver = site.start("long-3+long-2")
@@ -295,14 +298,14 @@ def test_a_killed_driver_leaves_nothing_and_the_next_one_finds_no_second_writer(
     assert "an earlier run was killed; waiting" in said
     begun = [(name, int(pid), float(when)) for name, _, pid, when in site.events("begin")]
     assert [name for name, *_ in begun].count("long-3") == 2
-    assert [name for name, *_ in begun].count("ok-1") == 1, "what the first driver had not started ran once"
+    assert [name for name, *_ in begun].count("ok-1") == 1, "a job that the first driver had not started ran once"
     assert not Path(f"/proc/{begun[0][1]}").exists(), "the first writer has ended"
     assert len(site.events("end")) == 2
     assert site.jobs()[first]["job_state"] == "F"
 
 
 def test_a_pilot_killed_outright_loses_no_job(site: Site) -> None:
-    """Its manager gets no chance to say anything: a node that went down."""
+    """Its manager cannot report anything, as when a node goes down."""
     site.pools(ON_THIS_MACHINE, slots=1)
     driver = site.start("long-2")
     site.wait(lambda: site.events("begin"))
@@ -311,7 +314,7 @@ def test_a_pilot_killed_outright_loses_no_job(site: Site) -> None:
     for pid in managers:
         os.kill(pid, signal.SIGKILL)
     assert driver.wait(timeout=60) == 0, site.said()
-    assert "started again, 1 of at most 5 times" in site.said()
+    assert "restart 1 of at most 5" in site.said()
     (writer,) = [pid for _, _, pid, _ in site.events("begin")][:1]
     assert not Path(f"/proc/{writer}").exists()
 
@@ -319,7 +322,7 @@ def test_a_pilot_killed_outright_loses_no_job(site: Site) -> None:
 def test_pilots_that_end_at_once_are_given_up(site: Site) -> None:
     site.pools(ON_THIS_MACHINE, worker_init="echo no such module >&2; exit 1")
     said = site.run("ok-1", code=1)
-    assert "3 pilots in a row ended before a worker had called" in said
+    assert "3 pilots in a row ended before a worker connected" in said
     assert "no such module" in said
 
 
@@ -335,7 +338,7 @@ def test_an_interchange_that_dies_ends_the_run_and_its_pilots(site: Site) -> Non
     site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F"], 20)
 
 
-def test_one_bad_node_does_not_fail_what_it_is_given(site: Site) -> None:
+def test_jobs_of_a_bad_node_are_moved(site: Site) -> None:
     site.pools(ON_THIS_MACHINE, pilots=2, slots=2)
     (site.folder / "bad-node").write_text("0")
     said = site.run("+".join(f"node-{number}" for number in range(1, 7)))
@@ -344,7 +347,7 @@ def test_one_bad_node_does_not_fail_what_it_is_given(site: Site) -> None:
 
 
 def polaris(site: Site, hub: Path, root: Path, gpus: int, **mine: object) -> str:
-    """Run the tiny study's dense and pruned model by the profile for Polaris, from download to report."""
+    """Run the dense and a pruned model of the tiny study with the profile for Polaris, from download to report."""
     folder = site.folder / "study"
     for name in ("workflow", "scripts", "envs", "profiles"):
         shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -363,7 +366,7 @@ def polaris(site: Site, hub: Path, root: Path, gpus: int, **mine: object) -> str
     }  # fmt: skip
     for name, value in mine.items():
         text = re.sub(rf"^{name} = .*", f"{name} = {value!r}", text, flags=re.MULTILINE)
-    if gpus > 1:  # one GPU a node, which is none: torch finds no device, and each process has a CPU
+    if gpus > 1:  # one worker GPU per node; torch finds none, so each process uses a CPU
         text = re.sub(r'\["0.*?3"\]', '["0"]', text)
     pools.write_text(re.sub(r'"list:[^"]*"', '"none"', text).replace("strategy_period=30", "strategy_period=1"))
     environment = site.environment | {"PYTHONPATH": str(folder / "workflow")}
@@ -376,7 +379,7 @@ def polaris(site: Site, hub: Path, root: Path, gpus: int, **mine: object) -> str
 
 
 def test_the_profile_for_polaris_runs_a_study(site: Site, hub: Path, root: Path) -> None:
-    """Two runs of the tiny study in one pilot under the stand-in."""
+    """Two runs of the tiny study in one pilot under the stand-in for PBS."""
     said = polaris(site, hub, root, gpus=1, NODES=1)
     assert "Plan of tiny" in said
     assert "5 jobs in pools" in said
@@ -384,12 +387,12 @@ def test_the_profile_for_polaris_runs_a_study(site: Site, hub: Path, root: Path)
 
 
 def test_a_run_over_two_nodes_by_config(site: Site, hub: Path, root: Path) -> None:
-    """Its batch job has two nodes and one manager, on the first; mpiexec, a stand-in, starts it on both."""
+    """Its batch job has two nodes and one manager, on the first; a stand-in for mpiexec starts it on both."""
     polaris(site, hub, root, gpus=2, NODES=2)
     scripts = {script.stem: script.read_text() for script in site.state.glob("*.sh")}
     (mine,) = [name for name, script in scripts.items() if "parsl.nodes" in script]
     assert "#PBS -l select=2:ncpus=64:system=polaris\n" in scripts[mine]
-    assert len(scripts) == 2, "a second one for what needs no node of its own"
+    assert len(scripts) == 2, "a second batch job for jobs that need no node of their own"
     study = site.folder / "study"
     assert len(list(study.glob("logs/parsl/000/nodes/block-0/*/manager.log"))) == 1
     (log,) = study.glob("logs/finetune/**/seed-0.log")

@@ -1,0 +1,87 @@
+"""The workflow runs from any folder, as a module, and under executors with default resources."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import Project
+
+pytestmark = pytest.mark.workflow
+
+TARGET = "results/gpt2/uniform-linear-0.5/lines/metrics.json"
+
+
+@pytest.fixture
+def elsewhere(finished: Project, tmp_path: Path) -> Project:
+    """An empty working directory with the study's inputs; the checkout is another folder, with an odd name."""
+    shutil.copytree(finished.folder / "inputs", tmp_path / "run here/inputs")
+    checkout = tmp_path / "it's a {checkout} $HOME"
+    checkout.mkdir()
+    for name in ("Snakefile", "config.yaml", "workflow", "scripts", "studies", "envs", "profiles"):
+        source = finished.folder / name
+        shutil.copytree(source, checkout / name) if source.is_dir() else shutil.copy(source, checkout / name)
+    project = Project(tmp_path / "run here", finished.hub)
+    project.checkout = checkout
+    return project
+
+
+def test_it_runs_in_another_folder(elsewhere: Project) -> None:
+    command = ["--snakefile", str(elsewhere.checkout / "Snakefile"), "--cores", "2", "--show-failed-logs", TARGET]
+    done = elsewhere.snakemake(*command)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert (elsewhere.folder / TARGET).exists()
+    assert not (elsewhere.checkout / "results").exists()
+    assert "Nothing to be done" in (again := elsewhere.snakemake(*command)).stdout + again.stderr
+    moved = elsewhere.checkout.rename(elsewhere.checkout.with_name("moved"))
+    again = elsewhere.snakemake("--snakefile", str(moved / "Snakefile"), "--cores", "2", TARGET)
+    assert "Nothing to be done" in again.stdout + again.stderr  # a job does not depend on where the checkout is
+
+
+def test_it_runs_as_a_module(elsewhere: Project) -> None:
+    shutil.copy(elsewhere.checkout / "config.yaml", elsewhere.folder / "config.yaml")
+    (elsewhere.folder / "Snakefile").write_text(
+        'configfile: "config.yaml"\n'
+        f"module sparsity:\n    snakefile: {str(elsewhere.checkout / 'Snakefile')!r}\n    config: config\n"
+        "use rule * from sparsity as sparsity_*\n"
+        f'rule mine:\n    default_target: True\n    input: "{TARGET}"\n    output: "mine.json"\n'
+        '    shell: "cp {input} {output}"\n'
+    )
+    done = elsewhere.snakemake("--cores", "2", "--show-failed-logs")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert (elsewhere.folder / "mine.json").read_bytes() == (elsewhere.folder / TARGET).read_bytes()
+
+
+def test_memory_and_disk_are_the_plans_under_default_resources(root: Path, tmp_path: Path) -> None:
+    """An executor that enforces memory gets it from the plan, not from the size of manifests."""
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-n", "--snakefile", root / "Snakefile", "--directory", tmp_path,
+         "--configfile", root / "studies/one-billion.yaml", "--default-resources"],
+        text=True, capture_output=True, check=True,
+    )  # fmt: skip
+    found: dict[str, set[int]] = {}
+    for block in re.split(r"\n(?=(?:local)?rule )", done.stdout + done.stderr):
+        if (rule := re.match(r"(?:local)?rule (\w+):", block)) and rule[1] != "all":
+            memory, disk = (int(re.search(rf"\b{key}=(\d+)", block)[1]) for key in ("mem_mb", "disk_mb"))
+            found.setdefault(rule[1], set()).update({memory} if memory and disk else {0})
+    assert {"download_model", "prune", "weights", "evaluate", "zero_shot", "collect", "plot"} <= found.keys()
+    assert min(map(min, found.values())) > 0
+    assert min(found["evaluate"]) > 4000  # one billion parameters in float32 take 4 GB
+
+
+def test_a_deleted_weight_file_is_made_again_once_it_is_needed(finished: Project, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder, tmp_path / "project")
+    project = Project(tmp_path / "project", finished.hub)
+    weights = project.folder / "resources/models/gpt2/model.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    assert project.pending() == []  # no pending job needs it
+    project.configure(lambda values: values["study"][2].update(sparsities=[0, 0.5, 0.6]))
+    assert "download_model model=gpt2" in project.pending()
+    target = "results/gpt2/uniform-linear-0.6/sparsity.csv"
+    done = project.snakemake("--configfile", "config.yaml", "--cores", "2", "--show-failed-logs", target)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights.read_bytes() == before
