@@ -1,6 +1,6 @@
-"""Snakemake jobs as Parsl tasks: pilot jobs are filled with one job a device, longest first.
+"""Snakemake executor plugin: runs jobs as Parsl tasks in pilot jobs, one job per device, longest first.
 
-Snakemake imports this module whenever it starts, dry runs included: Parsl is imported when an executor is made.
+Snakemake imports this module at every start, dry runs included, so Parsl is imported only when jobs are executed.
 """
 
 import re
@@ -19,19 +19,17 @@ from snakemake_interface_executor_plugins.settings import CommonSettings, Execut
 
 @dataclass
 class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
-    """What the command line or a profile says to this plugin."""
+    """Settings of the plugin, from the command line or a profile."""
 
     config: Path | None = field(
         default=None,
-        metadata={"help": "A Parsl configuration file: Python that sets `config`.", "required": True, "type": Path},
+        metadata={"help": "Parsl configuration file: Python code that sets `config`.", "required": True, "type": Path},
     )
     again: int = field(
         default=5,
-        metadata={"help": "How often a job is started again when its pilot was preempted or lost.", "type": int},
+        metadata={"help": "Maximum number of restarts of a job whose pilot was preempted or lost.", "type": int},
     )
-    status: int = field(
-        default=60, metadata={"help": "Seconds between two lines that say how far the run is.", "type": int}
-    )
+    status: int = field(default=60, metadata={"help": "Seconds between two lines of progress.", "type": int})
 
 
 common_settings = CommonSettings(
@@ -41,28 +39,28 @@ common_settings = CommonSettings(
     auto_deploy_default_storage_provider=False,
 )
 
-WATCH = 5  # seconds between two looks at pilots and nodes
+WATCH = 5  # seconds between two checks of pilots and nodes
 
 
 class Executor(RemoteExecutor):  # type: ignore[misc]
-    """Hands jobs to the pools of a Parsl configuration file."""
+    """Submits jobs to the pools of a Parsl configuration file."""
 
-    _pools: Any = None  # the thread that checks jobs looks at it before __post_init__ runs
+    _pools: Any = None  # read by the thread that checks jobs before __post_init__ runs
     _broken = False
 
     def __post_init__(self) -> None:
-        """Load the pools; Parsl ties its processes to the thread that does, the main one."""
+        """Load the pools, in the main thread: Parsl ends its processes with the thread that started them."""
         from snakemake_executor_plugin_parsl.pools import Pools
         from snakemake_executor_plugin_parsl.progress import Progress
 
         settings = self.workflow.executor_settings
         self._lengths: dict[Any, float] = {}
-        self._watched = self._said = 0.0
-        self.next_seconds_between_status_checks = 1  # futures, not questions to a batch system
+        self._watched = self._reported = 0.0
+        self.next_seconds_between_status_checks = 1  # futures are checked, no batch system is queried
         try:
             jobs = [job for job in self.dag.needrun_jobs() if not job.is_local]
             gpus = {_number(job, "gpu") for job in jobs}
-            if jobs:  # else only local ones are left, and no pilot is needed
+            if jobs:  # otherwise all remaining jobs are local and no pilot is needed
                 self._pools = Pools(settings.config, gpus, settings.again, self.logger.info)
         except ValueError as error:
             self.shutdown()
@@ -70,11 +68,11 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         self._progress = Progress(len(jobs))
 
     def run_jobs(self, jobs: list[Any]) -> None:
-        """Hand jobs over, the longest first: a free slot takes the first that comes."""
+        """Submit jobs, longest first: a free slot takes the first job of the queue."""
         super().run_jobs(sorted(jobs, key=self._length, reverse=True))
 
     def run_job(self, job: Any) -> None:
-        """Hand a job to the pool that fits it."""
+        """Submit a job to the first pool with enough GPUs per worker."""
         from snakemake_executor_plugin_parsl.pools import PoolError, Task
 
         name = " ".join([job.name, *map(str, job.wildcards)]) if not job.is_group() else str(job)
@@ -94,7 +92,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             self._give_up(error)
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
-        """Report what has ended, yield what has not; now and then look after the pools."""
+        """Report jobs that have ended, yield all others, and check the pools every WATCH seconds."""
         from snakemake_executor_plugin_parsl.pools import LostError, PoolError, summary
 
         if self._pools is None or self._broken:
@@ -119,24 +117,24 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                 else:
                     reason = why(outcome.code, Path(task.log), [Path(log) for log in info.job.log])
                     self._failed(info, f"{reason}, on {outcome.host} after {outcome.seconds:.0f} s")
-            if time.monotonic() > self._said + self.workflow.executor_settings.status:
-                self._said = time.monotonic()
+            if time.monotonic() > self._reported + self.workflow.executor_settings.status:
+                self._reported = time.monotonic()
                 self.logger.info(self._progress.line(summary(self._pools)))
         except PoolError as error:
             self._give_up(error)
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
-        """Nothing to do: `shutdown`, which Snakemake calls next, takes the pilots away and all jobs with them."""
+        """Do nothing: Snakemake calls `shutdown` next, which deletes the pilots and with them all jobs."""
 
     def shutdown(self) -> None:
-        """Take the pilots away."""
+        """Delete all pilots."""
         super().shutdown()
         if self._pools is not None:
             pools, self._pools = self._pools, None
             pools.close()
 
     def _failed(self, info: SubmittedJobInfo, reason: str) -> None:
-        """Say why, in one line, also where Snakemake is told to be quiet."""
+        """Report a failed job with its reason in one line, which `--quiet` does not hide."""
         task = info.aux["task"]
         logs = ", ".join([*map(str, info.job.log), task.log])
         self.logger.error(f"parsl: {task.name} failed: {reason}; see {logs}")
@@ -150,7 +148,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             self.workflow.scheduler.executor_error_callback(WorkflowError(str(error)))
 
     def _length(self, job: Any) -> float:
-        """Minutes of the longest chain of jobs that begins with this one: what is on it goes first."""
+        """Minutes of the longest chain of dependent jobs that starts with this one; it is the priority."""
         if job not in self._lengths:
             waiting = [after for after in self.dag.depending[job] if self.dag.needrun(after)]
             self._lengths[job] = _number(job, "runtime") + max(map(self._length, waiting), default=0.0)
@@ -163,16 +161,22 @@ def _number(job: Any, resource: str) -> int:
 
 
 def why(code: int, spawned: Path, logs: list[Path]) -> str:
-    """Why a job failed: its own words, or its exit code, which the Snakemake that ran it does not pass on."""
-    words = "\n".join(_tail(log) for log in logs)
-    if said := re.findall(r"^error: (.+)$", words, re.MULTILINE):
-        return str(said[-1])
-    if "out of memory" in words.lower() or "MemoryError" in words:
+    """The reason of a failure: the error message of the job, or its exit code.
+
+    Args:
+        code: exit code of the Snakemake that ran the job, which is not that of the job.
+        spawned: output of that Snakemake.
+        logs: of the job.
+    """
+    printed = "\n".join(_tail(log) for log in logs)
+    if errors := re.findall(r"^error: (.+)$", printed, re.MULTILINE):
+        return str(errors[-1])
+    if "out of memory" in printed.lower() or "MemoryError" in printed:
         return "out of memory"
     text = _tail(spawned)
     if killed := re.search(r"died with <Signals\.(\w+)", text):
-        code_text = killed.group(1)
-        return "killed (SIGKILL), most likely out of memory" if code_text == "SIGKILL" else f"killed ({code_text})"
+        name = killed.group(1)
+        return "killed (SIGKILL), most likely out of memory" if name == "SIGKILL" else f"killed ({name})"
     if exit_code := re.search(r"returned non-zero exit status (\d+)", text):
         number = int(exit_code.group(1))
         return "killed (SIGKILL), most likely out of memory" if number == 137 else f"exit code {number}"

@@ -1,7 +1,7 @@
-"""Become COMMAND in a session of its own that ends when its starter does: `python guard.py COMMAND ARGUMENTS...`.
+"""Run a command that ends with its parent process, in a session of its own: `python guard.py COMMAND ARGUMENTS...`.
 
-Nothing is left behind: an interchange without a driver would go on starting jobs, a job without a pilot would go on
-writing. A session of its own keeps Ctrl-C for the driver, which takes the pilots away in order.
+An interchange without a driver would keep starting jobs, and a job without a pilot would keep writing. In a session of
+its own the command does not receive Ctrl-C: the driver does, and deletes the pilots in order.
 """
 
 import ctypes
@@ -13,15 +13,15 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process when the one that started it ends, however that ends. Linux only."""
+    """Let the kernel send SIGTERM to this process when its parent ends for any reason. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 if __name__ == "__main__":
-    starter = os.getppid()
+    parent = os.getppid()
     os.setsid()
     die_with_parent()
-    if os.getppid() != starter:  # it ended before the kernel was asked
+    if os.getppid() != parent:  # the parent ended before the kernel was asked
         sys.exit(1)
     os.execvp(sys.argv[1], sys.argv[1:])

@@ -1,6 +1,6 @@
-"""The Parsl side of the plugin: the pools of a configuration file, and one task a Snakemake job.
+"""The Parsl side of the plugin: the pools of a configuration file, and one task per Snakemake job.
 
-Importing this module imports Parsl: only a run that starts jobs does.
+This module imports Parsl, so only a run that starts jobs imports it.
 """
 
 import os
@@ -33,12 +33,13 @@ from parsl.launchers import SimpleLauncher
 from snakemake_executor_plugin_parsl import guard
 from snakemake_executor_plugin_parsl.task import Outcome, run
 
-LABELS = ("cpu", "gpu", "node", "nodes")  # workers with no device, one, several, several nodes': the first that fits
-FAST = 120  # seconds: a bad node fails jobs sooner than this
-TOGETHER = 2  # so many failures on a node on which nothing has succeeded yet make it a bad one
-PATIENCE = 30  # seconds to wait for the second
-ANSWER = 60  # seconds that an interchange has to answer
-MARGIN = 20  # seconds from a driver's last sign of life to its end, and from a pilot's end to that of its processes
+# Labels of pools, in the order in which `route` tries them: workers with no GPU, one, several, those of several nodes.
+LABELS = ("cpu", "gpu", "node", "nodes")
+FAST = 120  # seconds; a bad node fails jobs within this time
+TOGETHER = 2  # failures that mark a node as bad, if no job has succeeded on it
+PATIENCE = 30  # seconds to wait for the second failure
+ANSWER = 60  # seconds in which an interchange has to answer
+MARGIN = 20  # seconds from a driver's last heartbeat to its end, and from a pilot's end to that of its processes
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Task:
 
     name: str
     label: str
-    priority: float  # Parsl takes the lowest first
+    priority: float  # Parsl starts the lowest first
     command: str
     log: str
     future: Future[Outcome] | None = None
@@ -58,7 +59,7 @@ class Task:
 
 @dataclass
 class Node:
-    """What is known about the manager of one node."""
+    """State of a node, which runs one Parsl manager."""
 
     block: str = ""
     busy: int = 0
@@ -69,21 +70,21 @@ class Node:
 
     @property
     def works(self) -> bool:
-        """Whether it is there, and runs what it is given."""
+        """Whether it is connected and runs jobs without failures."""
         return bool(self.slots and (self.good or self.busy) and not self.held and not self.suspects)
 
 
 class Pools:
-    """The pools that a configuration file describes, running.
+    """The running pools of a configuration file.
 
     Args:
-        file: an ordinary Parsl configuration file; it sets `config`.
-        gpus: how many the jobs use; a pool that none of them needs is not started.
-        again: how often a job whose pilot was lost is started again.
-        say: tells the user one line.
+        file: a Parsl configuration file, which sets `config`.
+        gpus: numbers of GPUs that jobs use. A pool that no job needs is not started.
+        again: maximum number of restarts of a job whose pilot was lost.
+        say: prints one line to the user.
 
     Raises:
-        ValueError: one line about the file.
+        ValueError: an error in the file, in one line.
     """
 
     def __init__(self, file: Path, gpus: set[int], again: int, say: Callable[[str], None]) -> None:
@@ -96,7 +97,7 @@ class Pools:
             raise ValueError(f"{file}: {error}") from None
         self.executors = {label: executor for label, executor in self.executors.items() if label in needed}
         config._executors = tuple(self.executors.values())
-        # Scripts of Parsl are found by PATH, also when the environment was not activated.
+        # Parsl finds its scripts by PATH, which lacks them if the environment was not activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         for executor in self.executors.values():
             protect(executor)
@@ -106,10 +107,13 @@ class Pools:
         self.folder = Path(self.dfk.run_dir)
         self.nodes: dict[str, Node] = defaultdict(Node)
         self.lost = 0
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
 
     def wait_for_an_earlier_driver(self, folder: Path) -> None:
-        """Pilots outlive a driver that was killed for at most their heartbeat threshold: never two writers."""
+        """Wait until the pilots of a killed driver have ended, so that no file has two writers.
+
+        They end by themselves within their heartbeat threshold.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._pulse = folder / "driver-alive"
         try:
@@ -117,18 +121,18 @@ class Pools:
         except FileNotFoundError:
             last = None
         self._pulse.touch()
-        if last is not None:  # both times are the file system's: clocks of login nodes differ
+        if last is not None:  # both times are from the file system, as clocks of login nodes differ
             left = last + self.threshold + MARGIN - self._pulse.stat().st_mtime
             if left > 0:
                 self.say(f"parsl: an earlier run was killed; waiting {left:.0f} s until its pilots have ended")
                 time.sleep(left)
 
     def route(self, gpus: int) -> str:
-        """The label of the pool for a job that uses so many GPUs."""
+        """The label of the pool for a job that uses `gpus` GPUs."""
         return route(self.executors, gpus)
 
     def start(self, task: Task) -> None:
-        """Hand a task to its pool."""
+        """Submit a task to its pool."""
         task.again_at = None
         executor = self.executors[task.label]
         try:
@@ -137,11 +141,11 @@ class Pools:
             raise PoolError(str(error)) from error
 
     def outcome(self, task: Task) -> Outcome | None:
-        """How a task went; None while it has not ended, or is about to be started again.
+        """The outcome of a task; None while it has not ended, or waits for a restart.
 
         Raises:
-            PoolError: the pool is of no use any more.
-            LostError: its pilot was lost once too often.
+            PoolError: the pool has failed.
+            LostError: the pilots of the task were lost more often than it may be restarted.
         """
         if task.again_at is not None:
             if time.monotonic() >= task.again_at:
@@ -166,27 +170,30 @@ class Pools:
         return outcome
 
     def _again(self, task: Task, error: Exception) -> None:
-        """Start a task again whose pilot was lost, when the last of its processes must have ended."""
+        """Schedule the restart of a task whose pilot was lost, after the last of its processes must have ended."""
         self.lost += 1
         task.lost += 1
         node = getattr(error, "manager_id", b"").decode()
         reason = self._verdict(task.label, self.nodes[node].block if node in self.nodes else "")
-        what = f"lost with {getattr(error, 'hostname', 'its node')}" + (f" ({reason})" if reason else "")
+        loss = f"lost with {getattr(error, 'hostname', 'its node')}" + (f" ({reason})" if reason else "")
         if task.lost > self.again:
-            raise LostError(f"{what}, for the {task.lost}th time")
-        self.say(f"parsl: {task.name}: {what}; started again, {task.lost} of at most {self.again} times")
+            raise LostError(f"{loss}, for the {task.lost}th time")
+        self.say(f"parsl: {task.name}: {loss}; restart {task.lost} of at most {self.again}")
         task.again_at = time.monotonic() + self.executors[task.label].heartbeat_period
 
     def _verdict(self, label: str, block: str) -> str:
-        """Why a pilot ended, if the batch system says so."""
+        """The reason of a pilot's end, if the batch system gives one."""
         status = self.executors[label].status_facade.get(block)
         return status.message or "" if status is not None and status.terminal else ""
 
     def watch(self) -> list[tuple[Task, Outcome]]:
-        """Look after pilots and nodes, now and then. Returns failures that are the jobs' own after all.
+        """Check pilots and nodes. Call it every few seconds.
+
+        Returns:
+            Tasks with outcomes whose failures are not due to their node.
 
         Raises:
-            PoolError: a pool's interchange has died.
+            PoolError: the interchange of a pool has died.
         """
         self._pulse.touch()
         for node in self.nodes.values():
@@ -198,22 +205,22 @@ class Pools:
                 node.busy = min(manager["tasks"], node.slots)
             for block, status in list(executor.status_facade.items()):
                 if status.terminal and status.message and status.state != JobState.SCALED_IN:
-                    self._tell(label, block, status.message)
+                    self._report(label, block, status.message)
         return self._judge_nodes()
 
-    def _tell(self, label: str, block: str, message: str) -> None:
-        """Say once why a pilot ended; why none was submitted, once for all that were tried."""
+    def _report(self, label: str, block: str, message: str) -> None:
+        """Print the reason of a pilot's end once, and each reason for refused submissions once."""
         job_id = self.executors[label].blocks_to_job_id.get(block)
         reason = re.sub(r"^Failed to start block \d+: ", "", message)
         key = (label, block if job_id else reason)
-        if key not in self._told:
-            self._told.add(key)
+        if key not in self._reported:
+            self._reported.add(key)
             self.say(
                 f"parsl: pilot {job_id}: {reason}" if job_id else f"parsl: no pilot for pool {label} yet: {reason}"
             )
 
     def _managers(self, label: str) -> list[dict[str, Any]]:
-        """What the interchange of a pool says about nodes; one that has died would never answer."""
+        """The managers that the interchange of a pool lists. An interchange that does not answer is killed."""
         executor = self.executors[label]
         if executor.interchange_proc.poll() is None:
             try:
@@ -224,7 +231,7 @@ class Pools:
         raise PoolError(f"the interchange of pool {label} has died; see {executor.logdir}/interchange.log")
 
     def _judge_nodes(self) -> list[tuple[Task, Outcome]]:
-        """Hold back a node that fails what it is given while others work; its jobs go elsewhere, once."""
+        """Hold back nodes on which jobs fail while other nodes work, and move each of their jobs once."""
         own: list[tuple[Task, Outcome]] = []
         for manager, node in self.nodes.items():
             if not node.suspects:
@@ -252,13 +259,13 @@ class Pools:
         self.executors[task.label]._hold_manager(manager)
         self.say(
             f"parsl: node {outcome.host} is held back: its first {len(node.suspects)} jobs failed within "
-            f"{outcome.seconds:.0f} s while other nodes work; they are started elsewhere (see {task.log})"
+            f"{outcome.seconds:.0f} s while other nodes work; they are moved to other nodes (see {task.log})"
         )
 
     def close(self) -> None:
-        """Take every pilot away."""
+        """Delete all pilots."""
         if all(executor.interchange_proc.poll() is None for executor in self.executors.values()):
-            self.dfk.cleanup()  # it would ask a dead interchange for ever
+            self.dfk.cleanup()  # it never returns if an interchange is dead
         for executor in self.executors.values():
             left = [block for block, status in executor.status_facade.items() if not status.terminal]
             executor.provider.cancel([executor.blocks_to_job_id[block] for block in left])
@@ -268,18 +275,18 @@ class Pools:
 
 
 class PoolError(Exception):
-    """A pool that can start nothing any more."""
+    """A pool can start no more jobs."""
 
 
 class LostError(Exception):
-    """A job that lost its pilot too often."""
+    """A job lost its pilot more often than it may be restarted."""
 
 
 def load(file: Path) -> Config:
     """Run a Parsl configuration file.
 
     Raises:
-        ValueError: one line: the file, what is wrong with it, what to do.
+        ValueError: one line with the file, the error and the fix.
     """
     if not file.is_file():
         raise ValueError(f"{file}: not found; parsl-config in the profile names a Parsl configuration file")
@@ -290,15 +297,17 @@ def load(file: Path) -> Config:
     if not isinstance(config, Config):
         raise ValueError(f"{file}: sets no `config = parsl.config.Config(...)`")
     if others := [executor.label for executor in config.executors if not isinstance(executor, HighThroughputExecutor)]:
-        raise ValueError(f"{file}: {others[0]} is no HighThroughputExecutor")
+        raise ValueError(f"{file}: {others[0]} is not a HighThroughputExecutor")
     return config
 
 
 def route(executors: Mapping[str, HighThroughputExecutor], gpus: int) -> str:
-    """The label of the first pool whose workers have so many GPUs; a pool that pins none has any number, or is `cpu`.
+    """The label of the first pool whose workers have enough GPUs for a job.
+
+    A pool that pins no GPUs takes any job, unless its label is `cpu`.
 
     Raises:
-        ValueError: no pool has them.
+        ValueError: no pool has enough GPUs per worker.
     """
     has = {label: devices(executor) for label, executor in executors.items()}
     for label in sorted(has, key=lambda label: LABELS.index(label) if label in LABELS else len(LABELS)):
@@ -308,27 +317,28 @@ def route(executors: Mapping[str, HighThroughputExecutor], gpus: int) -> str:
     raise ValueError(
         f"gpus: a job uses {gpus}, but no pool has workers of so many "
         f"({', '.join(f'{label}: {count}' for label, count in has.items())}); change `gpus` of its model, or the nodes "
-        "of a batch job, all of which a run over several nodes takes"
+        "of a batch job: a run over several nodes uses all of them"
     )
 
 
 def devices(executor: HighThroughputExecutor) -> int:
-    """How many GPUs each worker of a pool has; 0: it pins none."""
+    """GPUs of each worker of a pool; 0 if it pins none."""
     return span(executor) * min((len(name.split(",")) for name in executor.available_accelerators), default=0)
 
 
 def span(executor: HighThroughputExecutor) -> int:
-    """Over how many nodes a worker reaches: all of its block, if that block starts one manager whatever its nodes."""
+    """Nodes of each worker of a pool: all of its block if the block starts a single manager, otherwise 1."""
     alone = isinstance(getattr(executor.provider, "launcher", None), SimpleLauncher)
     return executor.provider.nodes_per_block if alone else 1
 
 
 def protect(executor: HighThroughputExecutor) -> None:
-    """Mend three habits of an executor.
+    """Work around three faults of Parsl's executor, in place.
 
-    Its interchange is tied to this driver: an orphan would go on starting jobs. And asked to take away no pilot, which
-    Parsl does when there are more slots than jobs, but by less than a pilot, it would take away all that still wait.
-    Parsl counts a slot a node also where a worker has them all: so many more slots are asked for.
+    - Its interchange outlives a killed driver and keeps starting jobs: it is tied to the driver.
+    - When the slots outnumber the jobs by less than a pilot, Parsl asks to remove 0 pilots, and the executor then
+      removes all that are queued: such calls are ignored.
+    - Parsl counts one slot per node even where one worker has all nodes of a block: `parallelism` makes up for it.
     """
     executor.provider.parallelism *= span(executor)
     scale_in = executor.scale_in
@@ -339,7 +349,7 @@ def protect(executor: HighThroughputExecutor) -> None:
 
 
 def summary(pools: Pools) -> dict[str, Any]:
-    """Slots and pilots, counted."""
+    """Counts of slots and pilots."""
     states = [status.state for executor in pools.executors.values() for status in executor.status_facade.values()]
     return {
         "busy": sum(node.busy for node in pools.nodes.values()),

@@ -1,4 +1,4 @@
-"""How far a run is, in one line."""
+"""Progress of a run, and the estimated time of its end."""
 
 import time
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from statistics import median
 
 @dataclass
 class Started:
-    """A job that was handed to a pool."""
+    """A job that was submitted to a pool."""
 
-    kind: tuple[str, int]  # its rule and the minutes it asked for
+    kind: tuple[str, int]  # its rule and its `runtime`, minutes
 
 
 class Progress:
-    """Counts jobs and guesses when the last one ends.
+    """Counts jobs and estimates when the last one ends.
 
     Args:
-        total: jobs that the pools will get.
+        total: jobs that will be submitted to the pools.
     """
 
     def __init__(self, total: int) -> None:
@@ -29,11 +29,11 @@ class Progress:
         self.begun = time.monotonic()
 
     def start(self, job: int, rule: str, minutes: int) -> None:
-        """A job was handed over."""
+        """Record that a job was submitted."""
         self.open[job] = Started((rule, minutes))
 
     def end(self, job: int, seconds: float | None) -> None:
-        """A job has ended, after so many seconds; None: it has failed."""
+        """Record that a job ended: its duration in seconds, None if it failed."""
         started = self.open.pop(job)
         if seconds is None:
             self.failed += 1
@@ -42,24 +42,27 @@ class Progress:
             self.seconds.setdefault(started.kind, []).append(seconds)
 
     def left(self, slots: int) -> float | None:
-        """Seconds until the last job ends, if jobs go on as those of their kind did; None: nothing to go by."""
+        """Seconds until the last job ends, from the median duration of jobs of the same kind.
+
+        None while no job has ended or there is no slot.
+        """
         if not self.seconds or not slots:
             return None
         asked = sum(kind[1] * 60 * len(seconds) for kind, seconds in self.seconds.items())
         ratio = sum(map(sum, self.seconds.values())) / asked if asked else 0.0
         mean = sum(map(sum, self.seconds.values())) / self.done
 
-        def guess(kind: tuple[str, int]) -> float:
+        def estimate(kind: tuple[str, int]) -> float:
             if kind in self.seconds:
                 return median(self.seconds[kind])
             return kind[1] * 60 * ratio or mean
 
-        known = [guess(job.kind) for job in self.open.values()]
+        known = [estimate(job.kind) for job in self.open.values()]
         unseen = max(0, self.total - self.done - self.failed - len(self.open)) * mean
         return max((sum(known) + unseen) / slots, max(known, default=0.0) / 2)
 
     def line(self, pool: Mapping[str, int]) -> str:
-        """One line: jobs, slots, pilots, the end."""
+        """One line about jobs, slots, pilots and the estimated end."""
         running = pool["busy"]
         parts = [
             f"{max(0, len(self.open) - running)} queued, {running} running, {self.done} of {self.total} done, "

@@ -1,6 +1,6 @@
-"""What a worker does with one Snakemake job: run its command, in the driver's folder, and say how it went.
+"""The Parsl task of a Snakemake job: run its command in the driver's folder and return the outcome.
 
-Parsl imports this module on the compute node: standard library only.
+Parsl imports this module on compute nodes; it uses the standard library only.
 """
 
 import os
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from snakemake_executor_plugin_parsl import guard
 
-# The whole family of processes ends with the worker: Snakemake alone, asked to end, waits for its jobs. A fine-tune
-# saves what it has when it is asked.
-FAMILY = """
+# SIGTERM goes to the whole process group: Snakemake alone would wait for its jobs. A fine-tuning saves its state on
+# SIGTERM; ten seconds later everything is killed.
+GROUP = """
 trap 'trap "" TERM; kill -TERM 0; sleep 10; kill -KILL 0' TERM
 sh -c "$1" &
 wait $!
@@ -24,7 +24,7 @@ wait $!
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command went, and where."""
+    """Exit code of a command, its duration, and the host, manager and slot that ran it."""
 
     code: int
     host: str
@@ -34,23 +34,22 @@ class Outcome:
 
 
 def run(command: str, folder: str, log: str) -> Outcome:
-    """Run a shell command in `folder`; what it prints is kept in `log` unless it succeeds."""
-    guard.die_with_parent()  # a worker whose manager is gone cannot hand in a result
+    """Run a shell command in `folder`. Its output is written to `log`, which is deleted on success."""
+    guard.die_with_parent()  # a worker without a manager cannot return a result
     started = time.monotonic()
     path = Path(log)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as output:
         code = subprocess.run(
-            [sys.executable, "-I", guard.__file__, "sh", "-c", FAMILY, "sh", command],
+            [sys.executable, "-I", guard.__file__, "sh", "-c", GROUP, "sh", command],
             cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False,
         ).returncode  # fmt: skip
     if code == 0:
         path.unlink()
-    place = os.environ
     return Outcome(
         code=code,
         host=platform.node(),
-        manager=place.get("PARSL_WORKER_POOL_ID", ""),
-        slot=f"{place.get('PARSL_WORKER_BLOCK_ID')}/{place.get('PARSL_WORKER_RANK')}",
+        manager=os.environ.get("PARSL_WORKER_POOL_ID", ""),
+        slot=f"{os.environ.get('PARSL_WORKER_BLOCK_ID')}/{os.environ.get('PARSL_WORKER_RANK')}",
         seconds=time.monotonic() - started,
     )

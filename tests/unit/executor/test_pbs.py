@@ -1,4 +1,4 @@
-"""Every state that a real PBS server was seen to give, and what is made of it."""
+"""Every state that a real PBS server was seen to report, and its verdict."""
 
 import json
 from pathlib import Path
@@ -15,13 +15,13 @@ RAN = "Job run at Tue Nov 24 at 04:08 on (x3001c0s1b0n0:ncpus=1)"
 BEGAN = "Job Array Began at Tue Nov 24 at 04:19 and "
 QDEL = f"{RAN} and terminated by pbsuser@polaris-pbs-01.lab.test"
 GIVEN_UP = "job held, too many failed attempts to run"
-NEVER_RAN = "ended without having run"
+NEVER_RAN = "ended before it ran"
 
-# job_state, Exit_status, run_count, comment -> verdict, words of its reason
+# job_state, Exit_status, run_count, comment -> verdict, part of its reason
 STATES: list[tuple[str, int | None, int | None, str, JobState, str]] = [
     ("Q", None, None, "Not Running: Not enough free nodes available", JobState.PENDING, "Not enough free nodes"),
     ("Q", None, None, "Job Array Began at Tue Nov 24 at 04:20", JobState.PENDING, ""),
-    ("Q", -11, 1, RAN, JobState.PENDING, ""),  # requeued: an Exit_status, but it waits
+    ("Q", -11, 1, RAN, JobState.PENDING, ""),  # requeued: it has an Exit_status, but is queued
     ("Q", 1, None, f"{BEGAN}terminated", JobState.PENDING, ""),
     ("Q", 1, None, "Job Array Began at Tue Nov 24 at 04:20", JobState.PENDING, ""),
     ("W", None, None, "", JobState.PENDING, ""),
@@ -46,13 +46,13 @@ STATES: list[tuple[str, int | None, int | None, str, JobState, str]] = [
     ("F", 271, 1, QDEL, JobState.CANCELLED, "deleted by pbsuser@"),
     ("X", 271, 1, QDEL, JobState.CANCELLED, "deleted by pbsuser@"),
     ("F", 265, 1, QDEL, JobState.CANCELLED, "deleted by pbsuser@"),
-    ("F", 0, 1, QDEL, JobState.CANCELLED, "deleted by pbsuser@"),  # a pilot's script that ended well after SIGTERM
+    ("F", 0, 1, QDEL, JobState.CANCELLED, "deleted by pbsuser@"),  # a pilot's script that returned 0 after SIGTERM
     ("F", 271, 1, f"{RAN} and terminated by Scheduler@polaris-pbs-01.lab.test", JobState.CANCELLED, "preempted"),
     ("F", -29, 1, f"{RAN} and exceeded resource walltime", JobState.TIMEOUT, "walltime"),
     ("F", -27, 1, f"{RAN} and failed", JobState.FAILED, "out of memory"),
     ("F", 137, 1, f"{RAN} and failed", JobState.FAILED, "out of memory"),
     ("F", -1, 1, "", JobState.FAILED, "could not start"),
-    ("F", None, None, "", JobState.FAILED, NEVER_RAN),  # deleted while it waited; or a dependency: substate of success
+    ("F", None, None, "", JobState.FAILED, NEVER_RAN),  # deleted while it was queued, or a dependency failed
 ]
 
 
@@ -71,7 +71,7 @@ def test_a_state_is_judged(
 
 
 def _kind(record: dict[str, Any]) -> tuple[Any, ...]:
-    """What of a record decides; places and times do not."""
+    """The attributes of a record that decide; hosts and times do not."""
     comment = str(record.get("comment") or "")
     return (
         record["job_state"],
@@ -81,7 +81,7 @@ def _kind(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def test_no_recorded_state_is_missing(shared: Path) -> None:
-    """The table above has every kind of record that the transcripts hold, and judges it as the table says."""
+    """STATES has every kind of record in the transcripts, with the verdict that `judge` gives."""
     known = {_kind(job(*row[:4])): row[4] for row in STATES}
     for number in (1, 2, 4):  # exit codes of scripts
         known[_kind(job("F", number, 1, f"{RAN} and failed"))] = JobState.FAILED
@@ -94,7 +94,7 @@ def test_no_recorded_state_is_missing(shared: Path) -> None:
 
 
 class Commands:
-    """Stands in for the shell: what commands print, as recorded; `calls` remembers them."""
+    """Stands in for the shell, with recorded outputs of commands; `calls` lists the commands."""
 
     def __init__(self, *answers: tuple[str, tuple[int, str, str]]) -> None:
         self.answers = list(answers)
@@ -132,8 +132,8 @@ def known(provider: pbs.PBSProvider, *numbers: int) -> list[str]:
 RUNNING = {"job_state": "R"}
 
 
-def test_a_job_that_a_list_leaves_out_is_asked_for_alone(provider: pbs.PBSProvider) -> None:
-    """OpenPBS's JSON names only the first of several jobs: the others run on, and no pilot is submitted for them."""
+def test_a_job_missing_from_a_list_is_queried_alone(provider: pbs.PBSProvider) -> None:
+    """OpenPBS's JSON lists only the first of several jobs: the others count as running, and none is replaced."""
     names = known(provider, 1, 2)
     provider.execute_wait = Commands(
         ("qstat -x -E -f -F json 1.polaris-pbs-01.lab.test 2", (0, listing(j1=RUNNING), "")),
@@ -142,7 +142,7 @@ def test_a_job_that_a_list_leaves_out_is_asked_for_alone(provider: pbs.PBSProvid
     assert [status.state for status in provider.status(names)] == [JobState.RUNNING, JobState.RUNNING]
 
 
-def test_one_unknown_job_freezes_no_other_and_has_failed_when_unknown_twice(provider: pbs.PBSProvider) -> None:
+def test_an_unknown_job_has_failed_the_second_time_and_freezes_no_other(provider: pbs.PBSProvider) -> None:
     names = known(provider, 1, 2)
     unknown = "qstat: Unknown Job Id 2.polaris-pbs-01.lab.test"
     provider.execute_wait = commands = Commands(
@@ -156,7 +156,9 @@ def test_one_unknown_job_freezes_no_other_and_has_failed_when_unknown_twice(prov
     assert "prod" in str(second.message)
     commands.calls.clear()
     provider.status(names)
-    assert commands.calls == ["qstat -x -E -f -F json 1.polaris-pbs-01.lab.test"], "what has ended is not asked for"
+    assert commands.calls == ["qstat -x -E -f -F json 1.polaris-pbs-01.lab.test"], (
+        "jobs that have ended are not queried"
+    )
 
 
 @pytest.mark.parametrize("code", [255, 153])
@@ -168,7 +170,7 @@ def test_a_server_that_is_down_changes_nothing(provider: pbs.PBSProvider, code: 
         assert {status.state for status in provider.status(names)} == {JobState.PENDING}
 
 
-def test_json_that_is_none_is_asked_for_in_another_form(provider: pbs.PBSProvider) -> None:
+def test_invalid_json_is_replaced_by_another_format(provider: pbs.PBSProvider) -> None:
     names = known(provider, 7)
     line = "Job Id: 7.polaris-pbs-01.lab.test|Job_Name=x|job_state=F|Variable_List=A=1,B=2|comment=and finished"
     provider.execute_wait = Commands(
@@ -178,13 +180,13 @@ def test_json_that_is_none_is_asked_for_in_another_form(provider: pbs.PBSProvide
     assert provider.status(names)[0].state == JobState.TIMEOUT
 
 
-def test_a_job_held_for_ever_is_deleted_and_told(provider: pbs.PBSProvider) -> None:
+def test_a_job_held_after_failed_starts_is_deleted_with_a_reason(provider: pbs.PBSProvider) -> None:
     names = known(provider, 52)
     held = {"job_state": "H", "Exit_status": -3, "run_count": 21, "comment": GIVEN_UP}
     provider.execute_wait = commands = Commands(("qstat", (0, listing(j52=held), "")), ("qdel", (0, "", "")))
     (status,) = provider.status(names)
     assert status.state == JobState.FAILED
-    assert "holds it for ever" in str(status.message)
+    assert "holds it after 21 failed starts" in str(status.message)
     assert commands.calls[-1] == f"qdel {names[0]}"
 
 
@@ -207,7 +209,7 @@ def test_a_refused_qsub_waits_or_ends(provider: pbs.PBSProvider, said: str, word
             provider.submit("true", 1)
         assert error.value.message.startswith(word)
         assert " ".join(said.split()) in error.value.message
-    assert len(commands.calls) == 1, "not asked again at once"
+    assert len(commands.calls) == 1, "qsub is not repeated at once"
 
 
 def test_pilots_of_a_killed_driver_are_deleted_before_the_first_submission(provider: pbs.PBSProvider) -> None:
@@ -227,14 +229,14 @@ def test_pilots_of_a_killed_driver_are_deleted_before_the_first_submission(provi
 @pytest.mark.parametrize(
     ("code", "gone"), [(0, True), (35, True), (153, True), (168, True), (162, False), (159, False)]
 )
-def test_what_is_gone_is_deleted(provider: pbs.PBSProvider, code: int, gone: bool) -> None:
+def test_jobs_that_no_longer_exist_count_as_deleted(provider: pbs.PBSProvider, code: int, gone: bool) -> None:
     names = known(provider, 1, 2)
     provider.execute_wait = Commands(("qdel", (code, "", "")))
     assert provider.cancel(names) == [gone, gone]
 
 
 class Executor:
-    """Stands in for a Parsl executor: remembers why it was given up."""
+    """Stands in for a Parsl executor; keeps the reason with which it was given up."""
 
     bad_state_is_set = False
     given_up = ""
@@ -257,7 +259,7 @@ MISSING = JobStatus(JobState.MISSING, "workers failed to register")
         ([], ""),
         ([failed(f"Failed to start block 0: {pbs.WAITING}: qsub: would exceed")] * 9, ""),
         ([failed(f"Failed to start block 0: {pbs.REFUSED}: qsub: Unknown queue")], "Unknown queue"),
-        ([JobStatus(JobState.RUNNING), failed(f"{pbs.REFUSED}: qsub: no allocation")], ""),  # what runs goes on
+        ([JobStatus(JobState.RUNNING), failed(f"{pbs.REFUSED}: qsub: no allocation")], ""),  # running pilots go on
         ([MISSING, MISSING], ""),
         ([MISSING, MISSING, MISSING], "3 pilots in a row"),
         ([MISSING, MISSING, JobStatus(JobState.MISSING, pbs.PREEMPTED)], ""),
@@ -277,12 +279,17 @@ def test_giving_up(pilots: list[JobStatus], words: str) -> None:
         ("debug", 3, "01:00:00", "queue debug takes 1-2 nodes for 5-60 minutes"),
         ("debug", 1, "01:00:01", "queue debug takes 1-2 nodes"),
         ("debug", 1, "00:04:59", "for 5-60 minutes"),
-        ("prod", 10, "24:00:00", "10-24 nodes for 5-180 minutes; 25-99 nodes for 5-360 minutes"),  # it would vanish
+        (
+            "prod",
+            10,
+            "24:00:00",
+            "10-24 nodes for 5-180 minutes; 25-99 nodes for 5-360 minutes",
+        ),  # PBS would accept and lose it
         ("small", 10, "01:00:00", "QUEUE: found 'small'"),
         ("debug", 1, "5m", "write HH:MM:SS"),
     ],
 )
-def test_what_a_queue_does_not_take_is_refused_with_its_row(
+def test_a_request_outside_the_limits_is_refused_with_the_rows_of_the_queue(
     root: Path, queue: str, nodes: int, walltime: str, words: str
 ) -> None:
     with pytest.raises(ConfigurationError, match="found") as error:
@@ -291,7 +298,7 @@ def test_what_a_queue_does_not_take_is_refused_with_its_row(
 
 
 @pytest.mark.parametrize(("queue", "nodes", "walltime"), [("debug", 2, "01:00:00"), ("prod", 30, "06:00:00")])
-def test_what_a_queue_takes_passes(root: Path, queue: str, nodes: int, walltime: str) -> None:
+def test_a_request_within_the_limits_passes(root: Path, queue: str, nodes: int, walltime: str) -> None:
     pbs.check(root / "profiles/polaris/queues.csv", queue, nodes, walltime)
 
 

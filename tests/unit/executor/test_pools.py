@@ -1,4 +1,4 @@
-"""The configuration file for Polaris, and which pool a job goes to."""
+"""The configuration file for Polaris, and the pool of each job."""
 
 import re
 import shutil
@@ -47,7 +47,7 @@ def test_a_mistake_is_one_line_that_names_the_file(polaris: Load, values: dict[s
     assert "\n" not in str(error.value)
 
 
-def test_jobs_go_to_the_pool_that_fits(polaris: Load) -> None:
+def test_jobs_go_to_the_first_pool_with_enough_gpus(polaris: Load) -> None:
     executors = polaris(ACCOUNT="p", INTERFACE="lo")
     assert [pools.route(executors, gpus) for gpus in (0, 1, 2, 4)] == ["gpu", "gpu", "node", "node"]
     with pytest.raises(ValueError, match=r"^gpus: a job uses 5, but .* \(gpu: 1, node: 4, nodes: 20\); change"):
@@ -80,7 +80,7 @@ def test_without_pinned_devices_one_pool_takes_all_and_cpu_takes_no_gpu_job() ->
         pools.route({"cpu": cpu}, 1)
 
 
-def test_what_is_submitted(polaris: Load, tmp_path: Path) -> None:
+def test_the_batch_script(polaris: Load, tmp_path: Path) -> None:
     provider = polaris(ACCOUNT="p", INTERFACE="lo", NODES=5)["gpu"].provider
     (tmp_path / "000/submit_scripts").mkdir(parents=True)
     provider.script_dir = str(tmp_path / "000/submit_scripts")
@@ -105,7 +105,7 @@ def test_one_node_jobs_need_no_mpiexec(polaris: Load) -> None:
     assert "mpiexec" not in provider.launcher("command", 1, 1)
 
 
-def test_an_interchange_is_tied_to_its_driver_and_no_pilot_means_none() -> None:
+def test_an_interchange_is_tied_to_its_driver_and_removing_no_pilot_removes_none() -> None:
     executor = HighThroughputExecutor(label="gpu", address="127.0.0.1")
     executor.provider.parallelism = 0.5
     taken: list[int] = []
@@ -118,8 +118,8 @@ def test_an_interchange_is_tied_to_its_driver_and_no_pilot_means_none() -> None:
     assert executor.provider.parallelism == 0.5
 
 
-def test_parsl_asks_for_a_block_a_job_where_a_worker_has_all_its_nodes(polaris: Load) -> None:
-    """By Parsl's own strategy, which counts a slot a node."""
+def test_parsl_asks_for_a_block_per_job_where_a_worker_has_all_nodes(polaris: Load) -> None:
+    """By Parsl's own strategy, which counts one slot per node."""
     nodes = polaris(ACCOUNT="p", INTERFACE="lo", QUEUE="preemptable", NODES=2, JOBS=20)["nodes"]
     pools.protect(nodes)
     asked: list[int] = []

@@ -16,13 +16,13 @@ def test_a_line_counts_every_job_once() -> None:
     assert "\n" not in line
 
 
-def test_the_end_is_guessed_from_jobs_of_the_same_kind() -> None:
+def test_the_end_is_estimated_from_jobs_of_the_same_kind() -> None:
     progress = Progress(5)
     for job, minutes in enumerate((10, 10, 10, 10, 40)):
         progress.start(job, "finetune", minutes)
     assert progress.left(2) is None, "nothing has ended yet"
     progress.end(0, 300.0)
-    assert progress.left(1) == 3 * 300 + 1200  # the long one: as much longer as it asked for
+    assert progress.left(1) == 3 * 300 + 1200  # the long job: longer by the ratio of their `runtime`
     assert progress.left(3) == 700
     assert progress.left(0) is None
 
