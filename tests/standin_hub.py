@@ -1,4 +1,4 @@
-"""A stand-in for the model hub, on loopback: what huggingface_hub asks to read a repository, and no more."""
+"""A stand-in for the model hub on the loopback interface: the requests by which huggingface_hub reads a repository."""
 
 import json
 import re
@@ -16,20 +16,23 @@ COMMIT = "[0-9a-f]{40}"
 
 
 class Hub:
-    """One repository, `owner/name`: what its commits hold, and who proposes which commit on top of which.
+    """One repository, `owner/name`, with its commits and pull requests.
 
     Args:
-        commits: a commit -> the folder that it holds.
-        proposals: for each pull request, its author and its commits, newest first.
+        commits: commit -> folder of its files.
+        proposals: author and commits (newest first) of each pull request.
+
+    Attributes:
+        requests: the paths requested so far.
     """
 
     def __init__(self, commits: Mapping[str, Path], proposals: list[tuple[str, list[str]]]) -> None:
         self.commits, self.proposals = commits, proposals
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     def answer(self, path: str) -> Any:
-        """What the hub says to a request: JSON, or the path of a file; None: there is no such thing."""
-        self.asked.append(path)
+        """The response to a request: a JSON value, or the path of a file; None for status 404."""
+        self.requests.append(path)
         if path == "/api/models/owner/name/discussions":
             proposals = [
                 {
@@ -50,7 +53,7 @@ class Hub:
         return None
 
     def _revision(self, commit: str, *, tree: bool) -> Any:
-        """What a commit holds."""
+        """The files of a commit."""
         if commit not in self.commits:
             return None
         files = sorted(self.commits[commit].iterdir())
@@ -61,23 +64,23 @@ class Hub:
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[str]:
-    """The address of a hub, for as long as the block lasts."""
+    """Serve a hub until the block ends; yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            said = hub.answer(unquote(urlsplit(self.path).path))
-            if said is None or (isinstance(said, Path) and not said.is_file()):
+            answer = hub.answer(unquote(urlsplit(self.path).path))
+            if answer is None or (isinstance(answer, Path) and not answer.is_file()):
                 self.send_response(404)
                 self.send_header("X-Error-Code", "EntryNotFound" if "/resolve/" in self.path else "RevisionNotFound")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            data = said.read_bytes() if isinstance(said, Path) else json.dumps(said).encode()
+            data = answer.read_bytes() if isinstance(answer, Path) else json.dumps(answer).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
-            if isinstance(said, Path):
-                self.send_header("ETag", f'"{sha256(said)}"')
-                self.send_header("X-Repo-Commit", said.parent.name)
+            if isinstance(answer, Path):
+                self.send_header("ETag", f'"{sha256(answer)}"')
+                self.send_header("X-Repo-Commit", answer.parent.name)
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(data)

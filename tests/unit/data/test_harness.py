@@ -1,4 +1,4 @@
-"""The folder of lm-evaluation-harness: how it is made, and what it says about a task."""
+"""The folder of lm-evaluation-harness: its installation, and the facts about its tasks."""
 
 import os
 import zipfile
@@ -13,7 +13,7 @@ from llm_sparsity.storage.files import sha256
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A wheel in a folder that pip takes for the only registry."""
+    """A wheel in a folder that is pip's only registry."""
     (tmp_path / "registry").mkdir()
     path = tmp_path / "registry/tiny_thing-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as file:
@@ -33,34 +33,34 @@ def lock(folder: Path, digest: str) -> Path:
     return path
 
 
-def test_a_lock_becomes_a_folder_once(wheel: Path, tmp_path: Path) -> None:
+def test_lock_is_installed_once(wheel: Path, tmp_path: Path) -> None:
     wanted = lock(tmp_path, sha256(wheel))
     harness.install(tmp_path / "made", lock=wanted)
     assert (tmp_path / "made/site-packages/tiny_thing.py").read_text() == "VALUE = 1\n"
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["manifest.json", "site-packages"]
     before = (tmp_path / "made/manifest.json").read_bytes()
-    wheel.unlink()  # what is there needs no registry
+    wheel.unlink()  # an installed lock needs no registry
     harness.install(tmp_path / "made", lock=wanted)
     assert (tmp_path / "made/manifest.json").read_bytes() == before
 
 
-def test_another_lock_makes_it_anew(wheel: Path, tmp_path: Path) -> None:
+def test_another_lock_is_installed_again(wheel: Path, tmp_path: Path) -> None:
     harness.install(tmp_path / "made", lock=lock(tmp_path, sha256(wheel)))
     (tmp_path / "made/site-packages/old.py").touch()
     wanted = lock(tmp_path, sha256(wheel))
-    wanted.write_text(f"# anew\n{wanted.read_text()}")
+    wanted.write_text(f"# changed\n{wanted.read_text()}")
     harness.install(tmp_path / "made", lock=wanted)
     assert not (tmp_path / "made/site-packages/old.py").exists()
 
 
-def test_a_file_that_was_not_pinned_is_refused(wheel: Path, tmp_path: Path) -> None:
+def test_file_that_is_not_pinned_is_refused(wheel: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="serves another file than the one that was pinned: do not use it"):
         harness.install(tmp_path / "made", lock=lock(tmp_path, "0" * 64))
     assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_no_registry_is_one_line(offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_registry_is_one_line(offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variables = {"NO_INDEX": "1"} if offline else {"INDEX_URL": "http://127.0.0.1:9/simple", "RETRIES": "1"}
     for name, value in {**variables, "CONFIG_FILE": os.devnull}.items():
         monkeypatch.setenv(f"PIP_{name}", value)
@@ -69,14 +69,14 @@ def test_no_registry_is_one_line(offline: bool, tmp_path: Path, monkeypatch: pyt
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_without_it(tmp_path: Path) -> None:
+def test_folder_without_harness(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no lm-evaluation-harness; make it: ./run"):
         harness.load(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def known(packages: Path) -> None:
-    """Reads the harness's thirteen thousand task files once."""
+    """Read the thirteen thousand task files of the harness once."""
     harness.load(packages)
     from lm_eval import tasks
 
@@ -99,8 +99,8 @@ def known(packages: Path) -> None:
         ("openbookqa", "test", "lm_eval/tasks/openbookqa/openbookqa.yaml"),
     ],
 )
-def test_the_papers_tasks(task: str, split: str, file: str, packages: Path, root: Path) -> None:
-    found = harness.described(packages, task)
+def test_tasks_of_the_papers(task: str, split: str, file: str, packages: Path, root: Path) -> None:
+    found = harness.task_facts(packages, task)
     assert (found["task"], found["split"], found["file"]) == (task, split, file)
     assert found["task_version"] in (1.0, 2.0)
     assert f"lm-eval=={found['version']} " in (root / "envs/requirements-zero-shot.txt").read_text()
@@ -108,12 +108,12 @@ def test_the_papers_tasks(task: str, split: str, file: str, packages: Path, root
 
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize(
-    ("task", "said"),
+    ("task", "message"),
     [
         ("bolq", r"found 'bolq', which lm-evaluation-harness \S+ does not know; did you mean 'boolq'\?"),
         ("glue", r"glue is a group of lm-evaluation-harness \S+; name one of its tasks"),
     ],
 )
-def test_a_task_that_it_does_not_have(task: str, said: str, packages: Path) -> None:
-    with pytest.raises(UserError, match=said):
-        harness.described(packages, task)
+def test_unknown_task_and_group(task: str, message: str, packages: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        harness.task_facts(packages, task)

@@ -1,0 +1,180 @@
+"""Preparation: labels, ratings, pairs, splits and limits."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from llm_sparsity.data.preparation import TaskSettings, prepare
+from llm_sparsity.data.tasks import TaskFolder
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.storage.files import sha256, write_manifest
+
+ROWS = [{"sentence": f"a film {n}", "label": n % 2} for n in range(20)]
+
+
+def prepared(folder: Path, tables: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """Write tables (rows as parquet, text and bytes unchanged) and prepare them."""
+    paths = {}
+    for name, table in tables.items():
+        split, _, suffix = name.partition(".")
+        paths[split] = folder / name
+        if suffix == "parquet" and not isinstance(table, bytes):
+            pd.DataFrame(table).to_parquet(paths[split])
+        else:
+            paths[split].write_bytes(table if isinstance(table, bytes) else table.encode())
+    settings = {"kind": "classification", "text": "sentence", "label": "label"} | settings
+    facts = prepare(paths, folder / "out", TaskSettings(**settings))
+    write_manifest(folder / "out", kind="task", **facts)
+    return facts
+
+
+def both(table: Any, suffix: str = "parquet") -> dict[str, Any]:
+    return {f"train.{suffix}": table, f"validation.{suffix}": table}
+
+
+def test_parquet(tmp_path: Path) -> None:
+    facts = prepared(tmp_path, both([{**row, "idx": 1} for row in ROWS]))
+    assert facts["rows"] == {"train": 20, "validation": 20}
+    assert facts["label_counts"]["train"] == [10, 10]
+    examples = TaskFolder(tmp_path / "out").examples("train")
+    assert examples.texts[3] == "a film 3"
+    assert examples.labels[3] == 1
+    assert examples.pairs is None
+    assert TaskFolder(tmp_path / "out").num_labels == 2
+
+
+def test_labels_by_name(tmp_path: Path) -> None:
+    facts = prepared(tmp_path, both("sentence\tlabel\na\tno\nb\tyes\n", "tsv"), labels=["yes", "no"])
+    assert TaskFolder(tmp_path / "out").examples("train").labels == [1, 0]
+    assert facts["labels"] == ["yes", "no"]
+
+
+def test_rows_without_text_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = [{"sentence": "a", "other": "", "label": 0}, {"sentence": " ", "other": None, "label": 1}]
+    rows.append({"sentence": "", "other": "b", "label": 1})
+    facts = prepared(tmp_path, both(rows), text_pair="other")
+    assert facts["dropped"] == 2  # one in each split
+    assert TaskFolder(tmp_path / "out").examples("train").pairs == ["", "b"]
+
+
+def test_ratings_become_labels_and_rows_inside_the_margin_are_counted(tmp_path: Path) -> None:
+    table = "sentence\tlabel\na\t2.5\nb\t-0.4\nc\t-3\nd\t0.5\ne\t0\n"
+    facts = prepared(tmp_path, both(table, "tsv"), binarize={"threshold": 0.0, "margin": 0.5})
+    assert TaskFolder(tmp_path / "out").examples("train").texts == ["a", "c", "d"]
+    assert TaskFolder(tmp_path / "out").examples("train").labels == [1, 0, 1]
+    assert facts["dropped"] == 4  # two in each split
+
+
+def test_carved_validation_split_is_disjoint_and_reproducible(tmp_path: Path) -> None:
+    digests = []
+    for _ in range(2):
+        prepared(tmp_path, {"train.parquet": ROWS}, split={"validation": 5, "seed": 3})
+        digests.append(sha256(tmp_path / "out/train.jsonl"))
+    train, validation = (set(TaskFolder(tmp_path / "out").examples(split).texts) for split in ("train", "validation"))
+    assert (len(train), len(validation)) == (15, 5)
+    assert not train & validation
+    assert digests[0] == digests[1]
+
+
+def test_pairs_are_balanced_and_labelled_by_equal_labels(tmp_path: Path) -> None:
+    settings = {"split": {"validation": 6}, "pairs": {"train": 40, "validation": 10, "seed": 0}}
+    facts = prepared(tmp_path, {"train.parquet": ROWS}, **settings)
+    assert facts["label_counts"] == {"train": [20, 20], "validation": [5, 5]}
+    examples = TaskFolder(tmp_path / "out").examples("train")
+    assert examples.pairs is not None
+    labels = {row["sentence"]: row["label"] for row in ROWS}
+    for first, second, label in zip(examples.texts, examples.pairs, examples.labels, strict=True):
+        assert label == int(labels[first] == labels[second])
+    held_out = set(TaskFolder(tmp_path / "out").examples("validation").texts)
+    assert not held_out & {*examples.texts, *examples.pairs}
+
+
+def test_pairs_of_the_same_document(tmp_path: Path) -> None:
+    rows = [{"sentence": f"{n} {m}", "label": f"{n}_{m}"} for n in range(12) for m in range(3)]
+    settings = {"split": {"validation": 9}, "pairs": {"train": 20, "validation": 10, "seed": 0, "group": r"\d+"}}
+    facts = prepared(tmp_path, {"train.parquet": rows}, **settings)
+    assert facts["label_counts"] == {"train": [10, 10], "validation": [5, 5]}
+    documents = {}
+    for split in ("train", "validation"):
+        examples = TaskFolder(tmp_path / "out").examples(split)
+        assert examples.pairs is not None
+        both = [(a.split()[0], b.split()[0]) for a, b in zip(examples.texts, examples.pairs, strict=True)]
+        assert [int(a == b) for a, b in both] == examples.labels
+        documents[split] = {name for pair in both for name in pair}
+    assert len(documents["validation"]) == 3
+    assert not documents["train"] & documents["validation"]
+
+
+def test_limit_draws_rows(tmp_path: Path) -> None:
+    facts = prepared(tmp_path, both(ROWS), limit={"train": 7, "validation": None, "seed": 0})
+    assert facts["rows"] == {"train": 7, "validation": 20}
+
+
+def test_lines_of_running_text(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("one\n\n two \n")
+    facts = prepare({"test": tmp_path / "test.txt"}, tmp_path / "out", TaskSettings(kind="language-model"))
+    assert TaskFolder(tmp_path / "out").texts("test") == ["one", "", " two "]  # the papers' protocol counts every blank
+    assert facts["rows"] == {"test": 3}
+
+
+@pytest.mark.parametrize(
+    ("tables", "settings", "message"),
+    [
+        (both(ROWS), {"text": "text"}, r"train.parquet: no column 'text'; it has 'sentence', 'label'"),
+        (both(ROWS), {"label": "class"}, r"no column 'class'; it has 'sentence', 'label'"),
+        (
+            both([{"sentence": "a", "label": None}, {"sentence": "b", "label": 1}]),
+            {},
+            "column 'label' is empty in a row",
+        ),
+        (both([{"sentence": "a", "label": -1}]), {}, "column 'label' holds '-1'; expected 0, 1"),
+        (both("sentence\tlabel\na\tgood\n", "tsv"), {}, "column 'label' holds 'good'; expected 0, 1"),
+        (both([{"sentence": "a", "label": 1}]), {}, "train: all rows have the same label"),
+        (both([{"sentence": {"a": "b"}, "label": 0}]), {}, "column 'sentence' holds a dict, expected text"),
+        (both("sentence\tlabel\na\t1_1\n", "tsv"), {}, "column 'label' holds '1_1'; expected 0, 1"),
+        (both([{"sentence": "a", "label": n} for n in (1, 3)]), {}, "train: no row has label 0, but labels go up to 3"),
+        (both("sentence\tlabel\na\tbad\n", "tsv"), {"binarize": {}}, "holds 'bad'; expected a number, as `binarize`"),
+        (both([{"sentence": "a", "label": 0.2}]), {"binarize": {"margin": 1}}, "train: no rows are left"),
+        (both(ROWS), {"labels": ["only"]}, "labels: 1 names given, but the rows hold label 1"),
+        ({"train.parquet": ROWS}, {"split": {"validation": 20}}, "split.validation: found 20, but there are 20 rows"),
+    ],
+)
+def test_faulty_rows_are_one_line(
+    tables: dict[str, Any], settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        prepared(tmp_path, tables, **settings)
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_running_text_is_limited_in_order(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("one\ntwo\nthree\n")
+    prepare({"test": tmp_path / "test.txt"}, tmp_path / "out", TaskSettings(kind="language-model", limit={"test": 2}))
+    assert TaskFolder(tmp_path / "out").texts("test") == ["one", "two"]
+
+
+def test_empty_text(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text(" \n\n")
+    with pytest.raises(UserError, match=r"test\.txt: is empty"):
+        prepare({"test": tmp_path / "test.txt"}, tmp_path / "out", TaskSettings(kind="language-model"))
+
+
+def test_the_real_glue_files(shared: Path, tmp_path: Path) -> None:
+    data = shared / "data"
+    sst2 = {split: data / f"sst2/{file}.tsv" for split, file in (("train", "train"), ("validation", "dev"))}
+    facts = prepare(sst2, tmp_path / "sst2", TaskSettings(kind="classification", text="sentence", label="label"))
+    assert facts["rows"] == {"train": 67349, "validation": 872}
+    assert facts["label_counts"]["validation"] == [428, 444]
+    mrpc = {split: data / f"mrpc/{file}.tsv" for split, file in (("train", "train"), ("validation", "dev"))}
+    columns: dict[str, Any] = {"text": "#1 String", "text_pair": "#2 String", "label": "Quality"}
+    facts = prepare(mrpc, tmp_path / "mrpc", TaskSettings(kind="classification", **columns))
+    assert facts["rows"] == {"train": 3668, "validation": 408}
+    assert facts["label_counts"]["validation"] == [129, 279]
+    with (tmp_path / "mrpc/train.jsonl").open() as file:
+        assert Counter(json.loads(line)["label"] for line in file) == {1: 2474, 0: 1194}
