@@ -2,8 +2,10 @@
 
 The owner touches the lock file every few seconds (its heartbeat). It counts as dead if its process has ended, which
 only its own machine can see, or if the file does not change for some time by the waiting process's monotonic clock.
-Clocks of two machines are never compared. `filelock` has no heartbeat: on a shared file system, its lock of a node
-that failed would never be released. Creating a file with O_EXCL is atomic on shared file systems too.
+Clocks of two machines are never compared. Creating a file with O_EXCL is atomic on shared file systems too.
+
+`filelock` has no heartbeat: its FileLock needs a file system with flock across machines, which clusters may switch off,
+and the file of its SoftFileLock stays when the owner's machine fails.
 """
 
 import json
