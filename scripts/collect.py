@@ -1,6 +1,6 @@
 """Collect a study's results into tidy tables.
 
-Settings: study, grids, stages (what a task's variants go through).
+Settings: study (its name), grids, stages (of each task).
 """
 
 from pathlib import Path
@@ -11,11 +11,12 @@ from llm_sparsity.jobs.command import arguments, run
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the tables")
+    parser.add_argument("--claims", type=Path, nargs="?", help="file of claims of an earlier study to judge")
     args = parser.parse_args()
 
     from llm_sparsity.reporting.collect import collect
 
-    collect(args.output, **args.settings)
+    collect(args.output, claims=args.claims, **args.settings)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,15 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--tables", type=Path, required=True, help="folder of the study's tables")
     parser.add_argument("--output", type=Path, required=True, help="folder that gets figures/ and report.html")
+    parser.add_argument("--published", type=Path, nargs="?", help="CSV file of numbers of papers, drawn as crosses")
+    parser.add_argument(
+        "--claims", type=Path, nargs="?", help="file of claims of an earlier study, judged in the tables"
+    )
     args = parser.parse_args()
 
     from llm_sparsity.reporting.plot import plot
 
-    plot(args.tables, args.output, **args.settings)
+    plot(args.tables, args.output, published=args.published, claims=args.claims, **args.settings)
 
 
 if __name__ == "__main__":

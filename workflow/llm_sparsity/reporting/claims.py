@@ -1,310 +1,244 @@
-"""What an earlier study claimed, checked against a study's tables.
+"""Claims of an earlier study, judged by the tables of this one.
 
-That study pruned roberta-base, gpt2 and bart-base by global magnitude and fine-tuned each once, for three epochs, with
-an effective batch of 128 (87 steps on MRPC) and the mask released. Its numbers are in `published.csv`.
+A claim is a quantity (see `quantities`) and the range in which the claim is true. If the 95 % interval of the quantity
+lies inside the range, the claim holds; outside, it does not hold; across an edge, it is undecided. A claim whose data
+this study lacks is not studied. The claims are data: a YAML file that the config of a study names.
 
-A claim is a quantity and the range in which it is true. A quantity of accuracies has a 95 % interval: that of the mean
-over seeds (Student's t) and that of a validation split of its size (the binomial's normal approximation), added in
-squares; one run's seconds decide nothing. An interval inside the range: the claim holds; outside: it does not hold;
-across an edge: undecided. Where the study lacks the cells: not studied.
+    source:
+      name: the study by A. Author       # in sentences: "Claims of {name}"
+      summary: pruned three models ...   # "{name} {summary}."
+      numbers: numbers.csv               # its numbers, beside this file: see `references.NUMBERS`
+      scope: all                         # of all its numbers
+      recipe: released
+      tasks:                             # of its validation splits: rows, and rows with the most frequent label
+        sst2: {examples: 872, majority: 444}
+    method: magnitude                    # claims are judged for this method and these scopes
+    scopes: [all, linear]
+    claims:
+      - claim: Removing 10 % costs nothing
+        quantity: accuracy_change        # a function of `quantities`; its arguments are keys of the claim
+        sparsity: 0.1
+        low: -0.02                       # true from low to high; default: no limit
+      - claim: ...
+        models: [gpt2]                   # judged for these models and tasks alone; default: all
+        tasks: [sst2]
 """
 
+import difflib
+import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, get_args
 
-import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from llm_sparsity.study.cells import fraction
-
-PUBLISHED = Path(__file__).parents[2] / "report" / "published.csv"
-EARLIER = "the study that began this one"  # its rows there
-EXAMPLES = {"sst2": 872, "mrpc": 408}  # of the validation splits of GLUE
-MAJORITY = {"sst2": 444 / 872, "mrpc": 279 / 408}  # accuracy of always answering with their most frequent label
-HIGHEST = (0.9, 0.95, 0.99)
-SCOPES = ("all", "linear")  # claims are about whole models
-POINTS = 0.02  # of accuracy: what "nothing" and "alike" allow for
-COLUMNS = [
-    "claim", "model", "task", "scope", "recipe", "quantity", "value", "margin", "seeds", "low", "high", "earlier",
-    "verdict",
-]  # fmt: skip
-
-Tables = Mapping[str, pd.DataFrame]
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.reporting.intervals import Estimate
+from llm_sparsity.reporting.quantities import QUANTITIES, Cell, Quantity
+from llm_sparsity.reporting.references import NUMBERS, read_numbers
+from llm_sparsity.reporting.tables import Tables, frame
+from llm_sparsity.study.sparsity import Sparsity
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A quantity, half of its 95 % interval, and from how many seeds."""
+class Section(BaseModel):
+    """A part of a claims file: unknown keys are errors."""
 
-    value: float
-    margin: float = 0.0
-    seeds: int = 1
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Where a claim is looked at: a model and, where the claim needs them, a task, a scope and a recipe."""
+class Split(Section):
+    """A validation split of the earlier study."""
 
-    tables: Tables
-    model: str
-    task: str = ""
+    examples: int = Field(gt=0)
+    majority: int = Field(ge=0, description="examples with the most frequent label")
+
+
+class Source(Section):
+    """The earlier study."""
+
+    name: str
+    summary: str
+    numbers: str | None = None
     scope: str = ""
     recipe: str = ""
-
-    def rows(self, table: str, sparsity: float | None = None, **equal: str) -> pd.DataFrame:
-        """Rows of a table; at a sparsity, those of magnitude pruning, or the dense model's at 0."""
-        rows = self.tables[table]
-        chosen = {"model": self.model, "task": self.task, **equal}
-        if sparsity:
-            chosen |= {"method": "magnitude", "scope": self.scope, "recipe": self.recipe}
-            rows = rows[[fraction(str(found)) == sparsity for found in rows.sparsity]]
-        elif sparsity == 0:
-            chosen["method"] = "dense"
-        for column, value in chosen.items():
-            if value and column in rows:
-                rows = rows[rows[column] == value]
-        return rows
-
-    def accuracy(self, sparsity: float) -> "pd.Series[float]":
-        """Accuracy, by seed."""
-        rows = self.rows("metrics", sparsity, metric="accuracy")
-        return pd.Series(rows.value.astype(float).to_numpy(), index=rows.seed.astype(str))
-
-    def estimate(self, values: "pd.Series[float]", *accuracies: "pd.Series[float]") -> Estimate | None:
-        """The mean of values, one a seed, that were computed from accuracies on one validation split."""
-        values = values.dropna()
-        if values.empty:
-            return None
-        examples = int(self.rows("runs").validation_examples.iloc[0])
-        split = sum(float(accuracy.mean() * (1 - accuracy.mean())) / examples for accuracy in accuracies)
-        return Estimate(float(values.mean()), math.hypot(margin(values), 1.96 * math.sqrt(split)), len(values))
+    tasks: dict[str, Split] = {}
 
 
-def margin(values: "pd.Series[float]") -> float:
-    """Half of the 95 % t-interval of a mean; 0 for a single value."""
-    if len(values) < 2:
-        return 0.0
-    return float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+class Claim(BaseModel):
+    """A claim: true where its quantity lies between low and high. Other keys are arguments of the quantity."""
 
+    model_config = ConfigDict(extra="allow", frozen=True)
 
-def _change(start: float, end: float) -> Callable[[Cell], Estimate | None]:
-    """Accuracy at one sparsity less that at a lower one."""
-
-    def measure(cell: Cell) -> Estimate | None:
-        before, after = cell.accuracy(start), cell.accuracy(end)
-        return cell.estimate(after - before, before, after)
-
-    return measure
-
-
-def _above_majority(cell: Cell) -> Estimate | None:
-    """The best accuracy at .9, .95 and .99, less that of always answering with the most frequent label."""
-    found = [cell.accuracy(level) for level in HIGHEST]
-    if any(values.empty for values in found):
-        return None
-    best = max(found, key=lambda values: float(values.mean()))
-    majority = cell.rows("baselines", metric="accuracy").value.iloc[0]
-    return cell.estimate(best - float(majority), best)
-
-
-def _dip(cell: Cell) -> Estimate | None:
-    """Accuracy at .95 less the mean of those at .9 and .99."""
-    below, at, above = (cell.accuracy(level) for level in HIGHEST)
-    return cell.estimate(at - (below + above) / 2, below, at, above)
-
-
-def _highest(rows: pd.DataFrame) -> float:
-    return max((fraction(str(sparsity)) for sparsity in rows.sparsity), default=0.0)
-
-
-def _time(cell: Cell) -> Estimate | None:
-    """Training seconds at the highest sparsity, as a multiple of the dense model's."""
-    mine = cell.rows("runs")
-    mine = mine[(mine.method == "magnitude") & (mine.scope == cell.scope) & (mine.recipe == cell.recipe)]
-    by_seed = [
-        cell.rows("runs", level).astype({"seed": str, "train_seconds": float}).set_index("seed").train_seconds
-        for level in (_highest(mine), 0)
-    ]
-    ratios = (by_seed[0] / by_seed[1]).dropna()
-    if ratios.empty:
-        return None
-    return Estimate(float(ratios.mean()), margin(ratios) if len(ratios) > 1 else math.inf, len(ratios))
-
-
-def _size(cell: Cell) -> Estimate | None:
-    """Bytes of the weight file at the highest sparsity, as a share of the dense file."""
-    mine = cell.rows("sizes")
-    mine = mine[(mine.method == "magnitude") & (mine.scope == cell.scope)]
-    rows = cell.rows("sizes", _highest(mine))
-    return None if rows.empty else Estimate(float(rows.ratio.iloc[0]))
-
-
-def _curve(cell: Cell, *magnitudes: float) -> list[float]:
-    """The share of a dense model's weights with abs(w) <= each magnitude, between the points that were counted."""
-    rows = cell.rows("weights", 0, level="overall", statistic="cumulative")
-    x, y = rows.x.astype(float), rows.value.astype(float)
-    return [float(share) for share in np.interp(np.log(magnitudes), np.log(x), y)] if len(rows) else []
-
-
-def _within(limit: float) -> Callable[[Cell], Estimate | None]:
-    """The share of weights within ±limit."""
-
-    def measure(cell: Cell) -> Estimate | None:
-        shares = _curve(cell, limit)
-        return Estimate(shares[0]) if shares else None
-
-    return measure
-
-
-def _spike(cell: Cell) -> Estimate | None:
-    """Weights with abs(w) in .237 to .274, as a multiple of those in .205 to .237, per unit of width."""
-    edges = [10**exponent for exponent in (-0.6875, -0.625, -0.5625)]  # three points of the counted curve
-    shares = _curve(cell, *edges)
-    if not shares or shares[1] == shares[0]:
-        return None
-    before, near = np.diff(shares) / np.diff(edges)
-    return Estimate(float(near / before))
-
-
-def _outstanding(stack: str) -> Callable[[Cell], Estimate | None]:
-    """The layer, from 0, whose standard deviation is farthest from the median of its stack's, as a ratio."""
-
-    def measure(cell: Cell) -> Estimate | None:
-        rows = cell.rows("weights", 0, level="layer", statistic="std", stack=stack).astype({"value": float})
-        rows = rows[rows.layer.astype(int) >= 0]
-        if rows.empty:
-            return None
-        distance = np.abs(np.log(rows.value / rows.value.median()))
-        return Estimate(float(rows.layer.astype(int)[distance.idxmax()]))
-
-    return measure
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim: true where its quantity lies between low and high.
-
-    `table` and `over`: the columns, and where they are found, that tell the cells apart in which it is looked at;
-    `models` and `tasks` limit it (none: all).
-    """
-
-    text: str
+    claim: str
     quantity: str
-    measure: Callable[[Cell], Estimate | None]
     low: float = -math.inf
     high: float = math.inf
     models: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
-    table: str = "metrics"
-    over: tuple[str, ...] = ("model", "task", "scope", "recipe")
+
+    @model_validator(mode="after")
+    def _arguments_fit(self) -> Self:
+        if self.quantity not in QUANTITIES:
+            raise ValueError(f"quantity: found {self.quantity!r}; {_guess(self.quantity, QUANTITIES)}")
+        parameters = self.function.parameters
+        for key in self.model_extra or {}:
+            if key not in parameters:
+                raise ValueError(f"{key}: unknown key; {_guess(key, [*type(self).model_fields, *parameters])}")
+        for name, parameter in parameters.items():
+            if parameter.default is inspect.Parameter.empty and name not in (self.model_extra or {}):
+                raise ValueError(f"{name}: missing; add it, {self.quantity} needs it")
+        _ = self.arguments
+        return self
+
+    @property
+    def function(self) -> Quantity:
+        """The quantity that it names."""
+        return QUANTITIES[self.quantity]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of its quantity."""
+        kinds = {name: parameter.annotation for name, parameter in self.function.parameters.items()}
+        return {name: _argument(name, value, kinds[name]) for name, value in (self.model_extra or {}).items()}
 
 
-CLAIMS = (
-    Claim("Removing 10 % costs nothing", "accuracy at .1 less dense", _change(0, 0.1), low=-POINTS),
-    Claim("Removing 50 % costs some accuracy", "accuracy at .5 less dense", _change(0, 0.5), high=-POINTS),
-    Claim(
-        "On SST-2 RoBERTa and BART are alike at 90, 95 and 99 %", "accuracy at .99 less at .9", _change(0.9, 0.99),
-        low=-POINTS, high=POINTS, models=("roberta-base", "bart-base"), tasks=("sst2",),
-    ),
-    Claim(
-        "On SST-2 GPT-2 keeps falling from 90 to 99 %", "accuracy at .99 less at .9", _change(0.9, 0.99), high=-POINTS,
-        models=("gpt2",), tasks=("sst2",),
-    ),
-    Claim(
-        "On MRPC models are at the majority class from 90 % on", "best accuracy at .9, .95, .99 less the majority's",
-        _above_majority, low=-POINTS, high=POINTS, tasks=("mrpc",),
-    ),
-    Claim(
-        "On MRPC GPT-2 dips at 95 %", "accuracy at .95 less the mean of .9 and .99", _dip, high=-POINTS,
-        models=("gpt2",), tasks=("mrpc",),
-    ),
-    Claim(
-        "Pruning does not change training time", "training seconds at the highest sparsity / dense", _time, low=0.9,
-        high=1.1, table="runs",
-    ),
-    Claim(
-        "Pruning does not change the size", "bytes of the weight file at the highest sparsity / dense", _size, low=0.99,
-        high=1.01, table="sizes", over=("model", "scope"),
-    ),
-    Claim("GPT-2's weights lie within ±.5", "share of them", _within(0.5), low=0.999, models=("gpt2",), table="weights",
-          over=("model",)),
-    Claim("BART's weights lie within ±.25", "share of them", _within(0.25), low=0.999, models=("bart-base",),
-          table="weights", over=("model",)),
-    Claim(
-        "RoBERTa's weights have spikes near ±.25", "density of abs(w) at .25 / just below", _spike, low=1.0,
-        models=("roberta-base",), table="weights", over=("model",),
-    ),
-    *(
-        Claim(f"{name} layer {layer} stands out", "layer, from 0, with the most unlike standard deviation",
-              _outstanding(stack), low=layer, high=layer, models=(model,), table="weights", over=("model",))
-        for name, model, stack, layer in (
-            ("GPT-2's", "gpt2", "decoder", 10), ("RoBERTa's", "roberta-base", "encoder", 1),
-            ("BART's decoder", "bart-base", "decoder", 1),
+class File(Section):
+    """A claims file."""
+
+    source: Source
+    method: str
+    scopes: tuple[str, ...] = Field(min_length=1)
+    claims: tuple[Claim, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The claims of an earlier study, and its numbers (columns `references.NUMBERS`)."""
+
+    source: Source
+    method: str
+    scopes: tuple[str, ...]
+    claims: tuple[Claim, ...]
+    numbers: pd.DataFrame
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The earlier numbers as tables of a study with one seed."""
+        splits = pd.DataFrame(
+            [
+                {"task": task, "validation_examples": split.examples, "value": split.majority / split.examples}
+                for task, split in self.source.tasks.items()
+            ],
+            columns=["task", "validation_examples", "value"],
         )
-    ),
-)  # fmt: skip
+        cell = {"scope": self.source.scope, "recipe": self.source.recipe, "seed": 0}
+        runs = self.numbers[["model", "task"]].drop_duplicates().merge(splits, on="task")
+        return {
+            "metrics": frame("metrics", self.numbers.assign(**cell)),
+            "runs": frame("runs", runs.assign(**cell, sparsity="0")),
+            "baselines": frame("baselines", splits.assign(metric="accuracy")),
+        }
 
 
-def published() -> pd.DataFrame:
-    """The numbers of others: model, task, method, sparsity, metric, value, source."""
-    return pd.read_csv(PUBLISHED, dtype={"sparsity": str})
+def load(path: Path) -> Claims:
+    """Read a claims file and the numbers that it names.
+
+    Raises:
+        UserError: one line with file, key, value found and fix.
+    """
+    try:
+        file = File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; correct `claims` in the config, or remove it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no YAML ({' '.join(str(error).split())}); correct it") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: {_line(error.errors()[0])}") from None
+    numbers = pd.DataFrame(columns=NUMBERS)
+    if file.source.numbers:
+        numbers = read_numbers(path.parent / file.source.numbers, NUMBERS)
+    for task in numbers.task.unique():
+        if task not in file.source.tasks:
+            raise UserError(f"{path}: source.tasks: {task} is missing, {file.source.numbers} has it; add it")
+    return Claims(file.source, file.method, file.scopes, file.claims, numbers)
 
 
-def check(tables: Tables) -> pd.DataFrame:
-    """Every claim, in every cell of a study where it can be looked at.
+def _argument(name: str, value: Any, kind: Any) -> Any:
+    """An argument of a quantity from the value of a key."""
+    try:
+        if get_args(kind):
+            return tuple(get_args(kind)[0].of(each) for each in value)
+        return Sparsity.of(value) if kind is Sparsity else kind(value)
+    except (ValueError, TypeError):
+        expected = {float: "a number", str: "a word", Sparsity: "a sparsity such as 0.5 or 2of4"}
+        raise ValueError(
+            f"{name}: found {value!r}; give {expected.get(kind, 'a list of sparsities such as [0.5, 2of4]')}"
+        ) from None
+
+
+def _guess(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+
+
+def _line(fault: Mapping[str, Any]) -> str:
+    """A fault of the file in one line: key, value, fix."""
+    key = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "missing":
+        return f"{key}: missing; add it"
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key; remove or correct it"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{key}.{message}"
+    return f"{key or 'file'}: found {str(fault['input'])[:60]!r}; {message[0].lower()}{message[1:]}"
+
+
+def judge(claims: Claims | None, tables: Tables) -> pd.DataFrame:
+    """Judge every claim in every cell of a study where its quantity can be measured.
 
     Args:
-        tables: the study's, by name, as `collect` makes them.
+        claims: of the earlier study; None: no claims.
+        tables: of this study, see `tables`.
 
     Returns:
-        Rows of `COLUMNS`. `value` ± `margin` is the quantity here, `earlier` the same quantity of the earlier study's
-        own numbers, between `low` and `high` the claim is true, `verdict` is "holds", "does not hold", "undecided" or
-        "not studied".
+        The table `claims`. `value` ± `margin` is the quantity here, `earlier` the same quantity of the earlier numbers;
+        the claim is true between `low` and `high`; `verdict` is "holds", "does not hold", "undecided" or "not studied".
     """
-    rows = []
-    for claim in CLAIMS:
-        head = {"claim": claim.text, "quantity": claim.quantity, "low": claim.low, "high": claim.high}
-        found = [head | row for row in _looked_at(claim, tables)]
+    rows: list[dict[str, Any]] = []
+    for claim in claims.claims if claims else ():
+        quantity = claim.function.describe(claim.arguments)
+        head = {"claim": claim.claim, "quantity": quantity, "low": claim.low, "high": claim.high}
+        found = [head | row for row in _judged(claim, claims, tables)] if claims else []
         rows += found or [head | {"verdict": "not studied"}]
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"seeds": "Int64"})
+    return frame("claims", rows)
 
 
-def _looked_at(claim: Claim, tables: Tables) -> Iterable[dict[str, Any]]:
-    table = tables[claim.table]
-    if "scope" in claim.over:
-        table = table[(table.method == "magnitude") & table.scope.isin(SCOPES)]
-    earlier = _earlier()
-    for where in table[list(claim.over)].drop_duplicates().itertuples(index=False):
-        cell = Cell(tables, **where._asdict())
+def _judged(claim: Claim, claims: Claims, tables: Tables) -> Iterable[dict[str, Any]]:
+    quantity, arguments, earlier = claim.function, claim.arguments, claims.tables
+    table = tables[quantity.table]
+    if "scope" in quantity.over:
+        table = table[(table.method == claims.method) & table.scope.isin(claims.scopes)]
+    for where in table[list(quantity.over)].drop_duplicates().to_dict("records"):
+        cell = Cell(tables, claims.method, **{str(column): str(value) for column, value in where.items()})
         if (claim.models and cell.model not in claim.models) or (claim.tasks and cell.task not in claim.tasks):
             continue
-        if "task" in claim.over and not (cell.rows("metrics").metric == "accuracy").any():
+        if "task" in quantity.over and not (cell.rows("metrics").metric == "accuracy").any():
             continue
-        if estimate := claim.measure(cell):
-            then = Cell(earlier, cell.model, cell.task, "all", "released")
-            told = claim.measure(then) if claim.table == "metrics" and len(then.rows("metrics")) else None
+        if estimate := quantity.measure(cell, **arguments):
+            then = Cell(earlier, claims.method, cell.model, cell.task, claims.source.scope, claims.source.recipe)
+            known = quantity.table == "metrics" and len(then.rows("metrics"))
+            before = quantity.measure(then, **arguments) if known else None
             yield {
-                **where._asdict(),
+                **where,
                 **vars(estimate),
-                "earlier": told.value if told else math.nan,
+                "earlier": before.value if before else math.nan,
                 "verdict": _verdict(claim, estimate),
             }
-
-
-def _earlier() -> dict[str, pd.DataFrame]:
-    """The earlier study's numbers, as tables."""
-    rows = published()
-    metrics = rows[rows.source == EARLIER].assign(scope="all", recipe="released", seed="0")
-    runs = metrics[["model", "task"]].drop_duplicates()
-    return {
-        "metrics": metrics,
-        "runs": runs.assign(validation_examples=runs.task.map(EXAMPLES)),
-        "baselines": pd.DataFrame([{"task": t, "metric": "accuracy", "value": v} for t, v in MAJORITY.items()]),
-    }
 
 
 def _verdict(claim: Claim, found: Estimate) -> str:

@@ -1,0 +1,47 @@
+"""Size: bytes of the weight files by sparsity, as a share of the dense file."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from llm_sparsity.reporting.figures import style
+from llm_sparsity.reporting.figures.drawing import Drawn, Study
+from llm_sparsity.reporting.figures.labels import Point, Points, name_points
+from llm_sparsity.reporting.tables import are_patterns, fractions
+
+CAPTION = (
+    "Measured size of the saved weights: the values that remain and their positions; zeros are not stored. What is "
+    "outside the scope (such as embeddings, if only matrices are pruned) is the lower limit. Dotted: an ideal coder of "
+    "positions and bytes, where its size was measured."
+)
+
+
+def draw(study: Study) -> Iterable[Drawn]:
+    """One figure, with a panel for each method and scope."""
+    rows = study.tables["sizes"]
+    groups = style.groups(rows)
+    figure, axes = style.panels([style.group_name(*group) for group in groups], sharey=True)
+    ends: Points = {}
+    for ax, (method, scope) in zip(axes, groups, strict=True):
+        group = style.with_dense(rows, method, scope)
+        models = study.present(group[group.method == method])
+        ends[ax] = [point for model in models for point in _line(ax, study, group[group.model == model], model)]
+        style.reference_line(ax, 1, "dense file", (-2, 3), ha="right", linestyle="--")
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.set_ylim(0, 1.1)
+        style.sparsity_axis(ax, group)
+    name_points(figure, ends)
+    axes[0].set_ylabel("Weight file, share of dense")
+    yield Drawn("size", "Cost", CAPTION, figure)
+
+
+def _line(ax: Axes, study: Study, rows: pd.DataFrame, model: str) -> list[Point]:
+    """One model; returns the points to be named."""
+    look = style.look(study.models, model)
+    named = style.line(ax, rows.assign(value=rows.ratio), model, {}, **look)
+    bound = rows[~are_patterns(rows)].dropna(subset=["bound_bytes"]).sort_values("sparsity")
+    share = bound.bound_bytes.astype(float) / bound.dense_bytes.astype(float)
+    ax.plot(fractions(bound), share, color=look["color"], linestyle=":", linewidth=1.2)
+    return named

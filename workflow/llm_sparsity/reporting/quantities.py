@@ -1,0 +1,219 @@
+"""The quantities that a claim can be about: named functions of one cell of a study.
+
+A quantity of accuracies has a 95 % interval with two sources of error, added in squares: the seeds (Student's t) and
+the size of the validation split (normal approximation of the binomial). Training time of a single run has an infinite
+margin. A quantity whose data the study lacks is None.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llm_sparsity.reporting.intervals import Estimate, margin
+from llm_sparsity.reporting.tables import Tables
+from llm_sparsity.study.sparsity import DENSE, Sparsity
+
+WHOLE_CELL = ("model", "task", "scope", "recipe")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell in which a claim is judged.
+
+    Args:
+        tables: of the study.
+        method: the pruning method that is compared with the dense model.
+        model: name of the model.
+        task: name of the task; empty for quantities without one, as are scope and recipe.
+        scope: what was pruned.
+        recipe: how it was fine-tuned.
+    """
+
+    tables: Tables
+    method: str
+    model: str
+    task: str = ""
+    scope: str = ""
+    recipe: str = ""
+
+    def rows(self, table: str, sparsity: Sparsity | None = None, **equal: str) -> pd.DataFrame:
+        """The rows of a table: of the pruned variant with exactly this sparsity, of the dense model, or (None) of all.
+
+        Args:
+            table: its name.
+            sparsity: a fraction selects no pattern, and a pattern no fraction.
+            equal: column -> value that rows must have besides.
+        """
+        rows = self.tables[table]
+        chosen = {"model": self.model, "task": self.task, **equal}
+        if sparsity is not None and sparsity.is_dense:
+            chosen["method"] = "dense"
+        elif sparsity is not None:
+            chosen |= {"method": self.method, "scope": self.scope, "recipe": self.recipe}
+            rows = rows[[found == sparsity for found in rows.sparsity]]
+        for column, value in chosen.items():
+            if value and column in rows:
+                rows = rows[rows[column] == value]
+        return rows
+
+    def accuracy(self, sparsity: Sparsity) -> "pd.Series[float]":
+        """Accuracy by seed of fine-tuning."""
+        rows = self.rows("metrics", sparsity, metric="accuracy")
+        return rows.groupby(rows.seed.astype(str)).value.mean()
+
+    def highest(self, table: str) -> Sparsity | None:
+        """The highest sparsity that was computed. Patterns are left out: they are no point of a sweep."""
+        rows = self.rows(table, method=self.method, scope=self.scope, recipe=self.recipe)
+        return max((found for found in rows.sparsity if not found.is_pattern), default=None)
+
+    def estimate(self, values: "pd.Series[float]", *accuracies: "pd.Series[float]") -> Estimate | None:
+        """The mean of values, one a seed, that were computed from accuracies on one validation split."""
+        values = values.dropna()
+        if values.empty:
+            return None
+        examples = int(self.rows("runs").validation_examples.iloc[0])
+        split = sum(float(accuracy.mean() * (1 - accuracy.mean())) / examples for accuracy in accuracies)
+        return Estimate(float(values.mean()), math.hypot(margin(values), 1.96 * math.sqrt(split)), len(values))
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A named function of a cell.
+
+    Args:
+        measure: the function; its keyword arguments are keys of a claim.
+        text: its description, with the names of arguments in braces.
+        table: where the cells are found in which it can be measured.
+        over: the columns of that table that tell cells apart.
+    """
+
+    measure: Callable[..., Estimate | None]
+    text: str
+    table: str
+    over: tuple[str, ...]
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The arguments by name, without the cell."""
+        return dict(list(inspect.signature(self.measure).parameters.items())[1:])
+
+    def describe(self, arguments: Mapping[str, Any]) -> str:
+        """The quantity in words."""
+        values = {name: arguments.get(name, each.default) for name, each in self.parameters.items()}
+        return self.text.format(**{name: _words(value) for name, value in values.items()})
+
+
+QUANTITIES: dict[str, Quantity] = {}
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(_words(each) for each in value)
+    if isinstance(value, Sparsity):
+        return "dense" if value.is_dense else value.label
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _quantity(
+    text: str, table: str = "metrics", over: tuple[str, ...] = WHOLE_CELL
+) -> Callable[[Callable[..., Estimate | None]], Callable[..., Estimate | None]]:
+    def register(measure: Callable[..., Estimate | None]) -> Callable[..., Estimate | None]:
+        QUANTITIES[measure.__name__] = Quantity(measure, text, table, over)
+        return measure
+
+    return register
+
+
+@_quantity("change of accuracy from {against} to {sparsity}")
+def accuracy_change(cell: Cell, sparsity: Sparsity, against: Sparsity = DENSE) -> Estimate | None:
+    """Accuracy at a sparsity, less that at another one (default: of the dense model)."""
+    before, after = cell.accuracy(against), cell.accuracy(sparsity)
+    return cell.estimate(after - before, before, after)
+
+
+@_quantity("best accuracy at {sparsities}, less that of the majority class")
+def best_above_majority(cell: Cell, sparsities: tuple[Sparsity, ...]) -> Estimate | None:
+    """The best accuracy at any of the sparsities, less that of always predicting the most frequent label."""
+    found = [cell.accuracy(sparsity) for sparsity in sparsities]
+    if any(values.empty for values in found):
+        return None
+    best = max(found, key=lambda values: float(values.mean()))
+    majority = cell.rows("baselines", metric="accuracy").value.iloc[0]
+    return cell.estimate(best - float(majority), best)
+
+
+@_quantity("accuracy at {sparsity}, less the mean of that at {below} and {above}")
+def accuracy_dip(cell: Cell, sparsity: Sparsity, below: Sparsity, above: Sparsity) -> Estimate | None:
+    """Accuracy at a sparsity, less the mean of those at a lower and a higher one."""
+    low, at, high = (cell.accuracy(each) for each in (below, sparsity, above))
+    return cell.estimate(at - (low + high) / 2, low, at, high)
+
+
+@_quantity("training seconds at the highest sparsity / dense", table="runs")
+def time_ratio(cell: Cell) -> Estimate | None:
+    """Training seconds at the highest sparsity, as a multiple of the dense model's."""
+    highest = cell.highest("runs")
+    if highest is None:
+        return None
+    pruned, dense = (
+        rows.groupby(rows.seed.astype(str)).train_seconds.mean()
+        for rows in (cell.rows("runs", highest), cell.rows("runs", DENSE))
+    )
+    ratios = (pruned / dense).dropna()
+    if ratios.empty:
+        return None
+    return Estimate(float(ratios.mean()), margin(ratios) if len(ratios) > 1 else math.inf, len(ratios))
+
+
+@_quantity("bytes of the weight file at the highest sparsity / dense", table="sizes", over=("model", "scope"))
+def size_ratio(cell: Cell) -> Estimate | None:
+    """Bytes of the weight file at the highest sparsity, as a share of the dense file."""
+    highest = cell.highest("sizes")
+    return None if highest is None else Estimate(float(cell.rows("sizes", highest).ratio.iloc[0]))
+
+
+def _cumulative(cell: Cell) -> "pd.Series[float]":
+    """The share of a dense model's weights up to each magnitude that was counted; the magnitudes are the index."""
+    rows = cell.rows("weights", DENSE, level="overall", statistic="cumulative")
+    return pd.Series(rows.value.to_numpy(float), rows.x.to_numpy(float))
+
+
+@_quantity("share of weights within ±{limit}", table="weights", over=("model",))
+def share_within(cell: Cell, limit: float) -> Estimate | None:
+    """The share of a dense model's weights w with abs(w) <= limit, interpolated between the magnitudes counted."""
+    curve = _cumulative(cell)
+    if curve.empty:
+        return None
+    return Estimate(float(np.interp(math.log(limit), np.log(curve.index), curve)))
+
+
+@_quantity("density of weights near ±{magnitude} / just below", table="weights", over=("model",))
+def density_ratio(cell: Cell, magnitude: float) -> Estimate | None:
+    """The density of abs(w) in the interval around a magnitude, as a multiple of that in the interval below.
+
+    The intervals lie between the magnitudes at which the cumulative curve was counted. A ratio above 1 is a spike:
+    the density of weights otherwise falls with their magnitude.
+    """
+    curve = _cumulative(cell)
+    end = int(np.searchsorted(curve.index, magnitude))
+    if not 2 <= end < len(curve):
+        return None
+    around = curve.iloc[end - 2 : end + 1]
+    before, near = np.diff(around) / np.diff(around.index)
+    return Estimate(float(near / before)) if before else None
+
+
+@_quantity("layer of the {stack}, from 0, with the most unlike standard deviation", table="weights", over=("model",))
+def outlying_layer(cell: Cell, stack: str) -> Estimate | None:
+    """The number of the layer whose standard deviation is farthest from the median of its stack, as a ratio."""
+    rows = cell.rows("weights", DENSE, level="layer", statistic="std", stack=stack)
+    rows = rows[rows.layer >= 0]
+    if rows.empty:
+        return None
+    distance = np.abs(np.log(rows.value / rows.value.median()))
+    return Estimate(float(rows.layer[distance.idxmax()]))

@@ -1,0 +1,137 @@
+"""The tables of a study: their names, columns and types, how they are written, and how they are read back.
+
+    metrics.csv    one value of one metric of one cell
+    runs.csv       one fine-tuning: times, memory, measured sparsity, machine, versions
+    history.csv    one epoch of one fine-tuning; rows within the first epoch have epoch 0 and hold the sparsity alone
+    sizes.csv      one variant: bytes of the weight file, of the dense one, and of an ideal coder
+    speed.csv      one variant, execution and batch size: seconds, speed-up over dense, memory
+    weights.csv    one statistic of the weights of a variant
+    tensors.csv    one pruned tensor: removed weights, and the output errors that calibrated methods report
+    baselines.csv  one metric of one task: the score of always predicting the most frequent label
+    claims.csv     one claim in one cell, and the verdict; only the header without a claims file
+
+docs/outputs.md explains every column. A frame in memory holds `Sparsity` objects in the column `sparsity`; on disk
+that column is text ("0.5", "2of4"), and `fraction` beside it is the number, 0.5 for both.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llm_sparsity.storage.files import atomic
+from llm_sparsity.study.sparsity import Sparsity
+
+Tables = Mapping[str, pd.DataFrame]
+
+CELL = ["model", "method", "scope", "sparsity"]  # a variant, whatever text it was calibrated with
+VARIANT = [*CELL, "fraction", "calibration_seed"]
+RUN = [*VARIANT, "task", "recipe", "mask", "seed"]
+SECONDS = ["train_seconds", "eval_seconds", "setup_seconds", "samples_per_second", "peak_memory_bytes"]
+MACHINE = ["device", "threads", "processes"]
+LIBRARIES = ["torch", "transformers"]  # whose versions can change a result
+VERSIONS = [*LIBRARIES, "accelerate", "python"]
+WEIGHTS = ["weights", "removed"]
+MEASURED_BYTES = ["plain_bytes", "bound_bytes"]
+INFERENCE = [
+    "execution", "batch_size", "sequence_length", "seconds", "seconds_low", "seconds_high", "speedup", "speedup_low",
+    "speedup_high", "error", "sparse_layers", "memory_bytes",
+]  # fmt: skip
+TENSOR = ["name", "stack", "layer", "part", "shape", "size", "removed", "measured_sparsity", "error", "block_error"]
+COLUMNS = {
+    "metrics": [*RUN, "metric", "value", *LIBRARIES],
+    "runs": [*RUN, *SECONDS, "epochs", "validation_examples", "measured_sparsity", *MACHINE, *VERSIONS],
+    "history": [*RUN, "epoch", "step", "train_loss", "accuracy", "f1", "combined", "perplexity", "measured_sparsity"],
+    "sizes": [*VARIANT, "measured_sparsity", *WEIGHTS, "bytes", "dense_bytes", "ratio", *MEASURED_BYTES],
+    "speed": [*VARIANT, *INFERENCE, "load_seconds", "device", "threads", *LIBRARIES],
+    "weights": [*VARIANT, "level", "name", "stack", "layer", "part", "statistic", "x", "value"],
+    "tensors": [*VARIANT, *TENSOR],
+    "baselines": ["task", "metric", "value"],
+    "claims": [
+        "claim", "model", "task", "scope", "recipe", "quantity", "value", "margin", "seeds", "low", "high", "earlier",
+        "verdict",
+    ],
+}  # fmt: skip
+
+TEXT = {
+    "model", "method", "scope", "task", "recipe", "mask", "metric", "execution", "device", *VERSIONS, "level", "name",
+    "stack", "part", "shape", "statistic", "claim", "quantity", "verdict",
+}  # fmt: skip
+INTEGERS = {
+    "calibration_seed", "seed", "peak_memory_bytes", "epochs", "validation_examples", "threads", "processes", "epoch",
+    "step", *WEIGHTS, "bytes", "dense_bytes", *MEASURED_BYTES, "batch_size", "sequence_length", "sparse_layers",
+    "memory_bytes", "layer", "size", "seeds",
+}  # fmt: skip
+# Every other column is a float.
+
+UNTRAINED = ""  # the recipe of what was measured without training
+
+
+def frame(name: str, rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+    """A table with its columns and types.
+
+    Args:
+        name: of the table, a key of `COLUMNS`.
+        rows: column -> value; values may be text, as a CSV file holds them. `fraction` is derived from `sparsity`.
+
+    Returns:
+        `Sparsity` objects in `sparsity`, "" for missing text, NA for missing integers, NaN for missing floats.
+    """
+    table = pd.DataFrame(rows, columns=COLUMNS[name])
+    if "sparsity" in table:
+        known = {value: Sparsity.of(value) for value in table["sparsity"].unique()}
+        table["sparsity"] = pd.Series([known[value] for value in table["sparsity"]], table.index, dtype=object)
+        table["fraction"] = fractions(table)
+    for column in table.columns.drop("sparsity", errors="ignore"):
+        table[column] = _typed(table[column])
+    return table
+
+
+def _typed(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    if column.name in TEXT:
+        return column.fillna("").astype(str)
+    known = column.mask(column.isna() | (column == ""))
+    return pd.to_numeric(known).astype("Int64") if column.name in INTEGERS else known.astype(float)
+
+
+def write(folder: Path, tables: Tables) -> None:
+    """Write one CSV file a table."""
+    for name, table in tables.items():
+        with atomic(folder / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read(folder: Path) -> dict[str, pd.DataFrame]:
+    """Read every table of a study.
+
+    Of variants that differ in the calibration text alone, sizes, speed and weights keep the first.
+    """
+    tables = {}
+    for name in sorted(COLUMNS):
+        table = frame(name, pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False))
+        if name in ("sizes", "speed", "weights"):
+            table = table[table.calibration_seed == table.groupby(CELL).calibration_seed.transform("min")]
+        tables[name] = table
+    return tables
+
+
+def fractions(rows: pd.DataFrame) -> "pd.Series[float]":
+    """The fraction removed of each row: a position on an axis, no key to group by."""
+    return pd.Series([sparsity.fraction for sparsity in rows.sparsity], rows.index, dtype=float)
+
+
+def are_patterns(rows: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether each row's sparsity is a pattern N of M."""
+    return pd.Series([sparsity.is_pattern for sparsity in rows.sparsity], rows.index, dtype=bool)
+
+
+def dense(rows: pd.DataFrame, recipe: str) -> pd.DataFrame:
+    """The rows of dense models that a recipe is compared with: trained, by `kept`, if the recipe trains."""
+    return rows[(rows.method == "dense") & (rows.recipe == (UNTRAINED if recipe == UNTRAINED else "kept"))]
+
+
+def majority(data: Tables, task: str, metric: str) -> float:
+    """The score of always predicting the most frequent label."""
+    rows = data["baselines"]
+    return float(rows.loc[(rows.task == task) & (rows.metric == metric), "value"].iloc[0])
