@@ -1,6 +1,6 @@
 """Fine-tune a variant on a task with one seed: a classifier, or a language model on running text.
 
-Settings: seed, the recipe (mask, schedule, distill, lora), and what `finetune:` in the config holds.
+Settings: the fields of `FinetuneSettings`: seed, recipe (mask, schedule, distill, lora), the config's `finetune:`.
 """
 
 import os
@@ -19,20 +19,20 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a variant")
     parser.add_argument("--task", type=Path, required=True, help="folder of a prepared task")
-    parser.add_argument("--text", nargs="?", type=Path, help="manifest of the task whose text is trained on instead")
+    parser.add_argument("--text", nargs="?", type=Path, help="manifest of another task, to train on its text")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--work", type=Path, default=Path("work"), help="folder of cached checkpoints")
+    parser.add_argument("--work", type=Path, default=Path("work"), help="folder of caches")
     parser.add_argument(
-        "--dense", nargs="?", type=Path, help="checkpoints.csv of the dense run, if the recipe needs it"
+        "--dense", nargs="?", type=Path, help="manifest of the dense run's model folder, if the recipe needs it"
     )
-    parser.add_argument("--save-minutes", type=float, default=15, help="between saves within an epoch")
-    parser.add_argument("--code", default="", help="hash of the code, part of a cached checkpoint's name")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--processes", type=int, default=1, help="how many, at least")
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs to lease, where there are so many; one a process")
+    parser.add_argument("--save-minutes", type=float, default=15, help="minutes between saves within an epoch")
+    parser.add_argument("--code", default="", help="hash of the code, part of the cache's key")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
+    parser.add_argument("--processes", type=int, default=1, help="minimum number of processes")
     parser.add_argument(
-        "--accelerate", default="node", help="how processes work together: a file of profiles/accelerate"
+        "--gpus", type=int, default=0, help="number of GPUs to reserve, one per process (fewer if there are fewer)"
     )
+    parser.add_argument("--accelerate", default="node", help="name of a file in profiles/accelerate")
     args = parser.parse_args()
 
     if "LOCAL_RANK" not in os.environ:
@@ -44,30 +44,33 @@ def main() -> None:
 
     import torch
 
+    from llm_sparsity.data.tasks import TaskFolder
+    from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.training.finetune import finetune
+    from llm_sparsity.training.settings import FinetuneSettings
 
     torch.set_num_threads(args.threads)
     finetune(
-        args.model,
-        args.task,
+        ModelFolder(args.model),
+        TaskFolder(args.task),
         args.output,
         args.work,
+        FinetuneSettings.from_dict(args.settings),
         code=args.code,
-        text=args.text and args.text.parent,
-        dense=args.dense,
+        text=TaskFolder(args.text.parent) if args.text else None,
+        dense=ModelFolder(args.dense.parent) if args.dense else None,
         save_minutes=args.save_minutes,
-        **args.settings,
     )
 
 
 def launch(processes: int, here: int, each: list[str], accelerate: str, threads: int) -> None:
-    """Become `accelerate launch` of this script, with a file of profiles/accelerate/.
+    """Replace this process by `accelerate launch` of this script.
 
     Args:
-        processes: how many in all, one a GPU.
-        here: GPUs of this machine, and of every other; 0: one process a machine, if there are several.
-        each: what starts a command once on each machine of a batch job, this one included; empty: there is no other.
-        accelerate: the file's name; without a GPU it is cpu.
+        processes: number of processes on all machines, one per GPU.
+        here: GPUs of this machine and of every other; 0: one process per machine.
+        each: the command that starts another command once on each machine of a batch job; empty for one machine.
+        accelerate: name of a file in profiles/accelerate; without a GPU, `cpu` is used.
         threads: of each process.
 
     Raises:
@@ -86,8 +89,9 @@ def launch(processes: int, here: int, each: list[str], accelerate: str, threads:
     if machines > 1:
         with socket.create_server(("", 0)) as free:
             port = free.getsockname()[1]
-        # They meet here and agree who is first. The rank is read by none but a check of the port, which is of use here
-        # alone, and was just made. Some seconds are too few where all read the same files of a slow disk.
+        # All machines rendezvous at a port of this one and agree on their ranks. The rank given here only disables
+        # accelerate's check that the port is free, which makes sense on this machine alone and was just made. The
+        # default timeout of some seconds is too short if all machines import from a slow shared file system.
         command += ["--num_machines", str(machines), "--machine_rank", "1"]
         command += ["--rdzv_backend", "c10d", "--rdzv_conf", "read_timeout=300"]
         command += ["--main_process_ip", platform.node(), "--main_process_port", str(port)]

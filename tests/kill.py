@@ -1,11 +1,11 @@
-"""Kill a fine-tuning run with SIGKILL at random moments, resume it each time, and compare what it leaves in the end.
+"""Kill a fine-tuning run with SIGKILL at random moments, resume it each time, and compare its files at the end.
 
     PYTHONPATH=workflow:. python tests/kill.py                 50 kills
-    PYTHONPATH=workflow:. python tests/kill.py --script        the same, every attempt a new scripts/finetune.py
+    PYTHONPATH=workflow:. python tests/kill.py --script        the same with scripts/finetune.py, started anew each time
 
-A tiny model with RANDOM weights that saves after every step. Attempts run in forks of a process that has everything
-imported, so that kills fall into training, saving, evaluating and reporting, not into imports. An attempt that ends
-before its kill ends a run; its files are compared with those of the undisturbed run, and the next attempt starts anew.
+A tiny model with RANDOM weights saves after every step. Attempts run in forks of a process that has all imports, so
+kills hit training, saving, evaluating and reporting. An attempt that ends before its kill ends a run. Its files are
+compared with those of the undisturbed run, and the next attempt starts anew.
 """
 
 import argparse
@@ -18,7 +18,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_sparsity.data.tasks import TaskFolder
+    from llm_sparsity.models.folder import ModelFolder
 
 SCRIPT = Path(__file__).parent.parent / "scripts/finetune.py"
 SETTINGS: dict[str, Any] = {
@@ -30,7 +34,10 @@ EVERY_STEP = 1e-9  # minutes between saves
 
 
 def main() -> None:
+    from llm_sparsity.data.tasks import TaskFolder
+    from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.pruning.prune import prune
+    from llm_sparsity.study.sparsity import Sparsity
     from tests.tiny import save_mood_task, save_tiny_model
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,14 +47,15 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        task = save_mood_task(folder / "task")
-        prune(save_tiny_model("bert", folder / "bert"), {"0.9": folder / "0.9"}, method="magnitude", scope="linear")
-        told = kill(folder / "0.9/model", task, folder, args.kills, seed=args.seed, script=args.script)
-    print(told)
+        task = TaskFolder(save_mood_task(folder / "task"))
+        dense = ModelFolder(save_tiny_model("bert", folder / "bert"))
+        prune(dense, {Sparsity("0.9"): folder / "0.9"}, method="magnitude", scope="linear")
+        model = ModelFolder(folder / "0.9/model")
+        print(kill(model, task, folder, args.kills, seed=args.seed, script=args.script))
 
 
-def kill(model: Path, task: Path, folder: Path, kills: int, *, seed: int, script: bool = False) -> str:
-    """Kill at so many random moments; AssertionError where anything differs from the undisturbed run."""
+def kill(model: "ModelFolder", task: "TaskFolder", folder: Path, kills: int, *, seed: int, script: bool = False) -> str:
+    """Kill at `kills` random moments; AssertionError if any file differs from the undisturbed run."""
     generator = random.Random(seed)
     assert not _attempt(model, task, folder / "whole", None, script)
     begun = time.monotonic()
@@ -67,30 +75,33 @@ def kill(model: Path, task: Path, folder: Path, kills: int, *, seed: int, script
     return f"{done} kills, {resumed} after a save, in {runs} runs: all files are those of the undisturbed run"
 
 
-def _attempt(model: Path, task: Path, place: Path, seconds: float | None, script: bool) -> bool:
-    """Run until it ends or is killed; whether it was killed."""
+def _attempt(model: "ModelFolder", task: "TaskFolder", place: Path, seconds: float | None, script: bool) -> bool:
+    """Run until the end, or until the kill after `seconds`; whether the run was killed."""
     place.mkdir(exist_ok=True)
     if script:
-        arguments = ["--model", model, "--task", task, "--output", "out", "--save-minutes", str(EVERY_STEP)]
+        arguments = ["--model", model.path, "--task", task.path, "--output", "out", "--save-minutes", str(EVERY_STEP)]
         child = subprocess.Popen(
             [sys.executable, SCRIPT, *arguments, "--settings", json.dumps(SETTINGS)],
             cwd=place,
             stderr=subprocess.DEVNULL,
         ).pid
     else:
+        import datasets  # noqa: F401 - imported late by finetune
         import torch
 
-        from llm_sparsity.evaluation import metrics as metric  # noqa: F401 - imported late by the next one
+        from llm_sparsity.evaluation import metrics  # noqa: F401 - imported late by finetune
         from llm_sparsity.training.finetune import finetune
+        from llm_sparsity.training.settings import FinetuneSettings
 
-        torch.set_num_threads(1)  # and no thread of this process that a fork would miss
+        torch.set_num_threads(1)  # a fork would lose other threads
         child = os.fork()
         if child == 0:
             code = 1
             try:
                 os.chdir(place)
                 os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-                finetune(model, task, Path("out"), Path("work"), code="", save_minutes=EVERY_STEP, **SETTINGS)
+                settings = FinetuneSettings(**SETTINGS)
+                finetune(model, task, Path("out"), Path("work"), settings, code="", save_minutes=EVERY_STEP)
                 code = 0
             finally:
                 os._exit(code)
@@ -108,7 +119,7 @@ def _attempt(model: Path, task: Path, place: Path, seconds: float | None, script
 
 
 def _left(place: Path) -> dict[str, bytes]:
-    """Every file that must not depend on what happened: all but seconds."""
+    """The files that must not depend on kills: all but those that hold seconds."""
     changing = ("log", "runtime.json", "progress.json", "run.json")
     files = {str(path.relative_to(place)): path for path in place.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in files.items() if path.name not in changing}

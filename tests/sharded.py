@@ -1,8 +1,8 @@
-"""One process of a fine-tuning run whose weights are spread over CPU processes (FSDP2 over gloo).
+"""One process of a fine-tuning run whose weights are sharded over CPU processes (FSDP2 over gloo).
 
-accelerate offers FSDP on GPUs only, torch has it on CPUs as well. So this worker tells accelerate that it is FSDP that
-it runs, and gives it the plugin that profiles/accelerate/fsdp.yaml describes; everything after that is as on GPUs.
-The last argument is the step in which the process kills itself; 0: none.
+accelerate offers FSDP on GPUs only, although torch has it on CPUs as well. So this worker sets accelerate's distributed
+type to FSDP and gives it the plugin that profiles/accelerate/fsdp.yaml describes; the rest is as on GPUs. The last
+argument is the step in which the process kills itself; 0 for never.
 """
 
 import itertools
@@ -18,8 +18,12 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from llm_sparsity.training import finetune
+from llm_sparsity.data.tasks import TaskFolder
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.training import setup
+from llm_sparsity.training.finetune import finetune
 from llm_sparsity.training.mask import Mask
+from llm_sparsity.training.settings import FinetuneSettings
 
 
 def sharded(**kwargs: Any) -> accelerate.Accelerator:
@@ -35,7 +39,7 @@ def sharded(**kwargs: Any) -> accelerate.Accelerator:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    finetune.Accelerator = sharded  # type: ignore[misc]
+    setup.Accelerator = sharded  # type: ignore[misc]
     model, task, output, work, settings, killed = sys.argv[1:]
     hold, steps = Mask.hold, itertools.count(1)
 
@@ -45,4 +49,7 @@ if __name__ == "__main__":
         hold(self)
 
     Mask.hold = held  # type: ignore[method-assign]
-    finetune.finetune(*map(Path, (model, task, output, work)), code="", save_minutes=1e-9, **json.loads(settings))
+    finetune(
+        ModelFolder(Path(model)), TaskFolder(Path(task)), Path(output), Path(work),
+        FinetuneSettings.from_dict(json.loads(settings)), code="", save_minutes=1e-9,
+    )  # fmt: skip

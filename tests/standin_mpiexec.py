@@ -1,8 +1,8 @@
-"""A stand-in for mpiexec: starts COMMAND as often as -n says, all on this machine. It is no MPI.
+"""A stand-in for mpiexec without MPI: starts COUNT copies of COMMAND, all on this machine.
 
     python standin_mpiexec.py -n COUNT [--ppn 1] [--cpu-bind none] ... COMMAND ARGUMENTS...
 
-Other options are read over.
+Other options are ignored.
 """
 
 import argparse

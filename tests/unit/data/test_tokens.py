@@ -1,79 +1,140 @@
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+from transformers import DataCollatorWithPadding
 
-from llm_sparsity.data import tasks
-from llm_sparsity.data import tokens as encoded
-from llm_sparsity.data.tokens import Encoded
+from llm_sparsity.data import tokens
+from llm_sparsity.data.tasks import TaskFolder
+from llm_sparsity.data.tokens import TokenSplit, tokenize
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.loading import load_tokenizer
+from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.files import write_manifest
 from tests.tiny import save_mood_task
 
 
-def split(rows: list[list[int]], labels: list[int] | None = None) -> Encoded:
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-    ids = np.concatenate([np.array(row, np.int32) for row in rows])
-    return Encoded(ids, offsets, np.array(labels or [0] * len(rows)), None, pad=3, classes=2)
+@pytest.fixture
+def model(tiny_model: Callable[[str], Path]) -> ModelFolder:
+    return ModelFolder(tiny_model("bert"))
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> TaskFolder:
+    return TaskFolder(save_mood_task(tmp_path / "task"))
+
+
+@pytest.fixture
+def split(model: ModelFolder) -> Callable[..., TokenSplit]:
+    """Sentences of given token ids, padded by [PAD], 0."""
+
+    def make(rows: list[list[int]], labels: list[int] | None = None) -> TokenSplit:
+        data = datasets.Dataset.from_dict({"input_ids": rows, "labels": labels or [0] * len(rows)})
+        return TokenSplit(data, DataCollatorWithPadding(model.tokenizer))
+
+    return make
 
 
 def test_a_task_is_tokenised_once_and_read_back_as_the_tokenizer_gave_it(
-    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: ModelFolder, task: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, task = tiny_model("bert"), save_mood_task(tmp_path / "task")
-    path = encoded.encode(model, task, tmp_path, max_length=6, code="")
-    train, _ = encoded.load(path)
-    examples = tasks.load(task, "train")
-    given = load_tokenizer(model)(examples.texts, truncation=True, max_length=6)["input_ids"]
-    assert len(train) == 64
-    assert train.labels.tolist() == examples.labels
+    found = tokenize(model, task, tmp_path, max_length=6, code="")
+    examples = task.examples("train")
+    given = model.tokenizer(examples.texts, truncation=True, max_length=6)["input_ids"]
+    assert len(found.train) == 64
+    assert found.num_labels == 2
+    assert found.train.labels == examples.labels
     for i, ids in enumerate(given):
-        inputs, labels = train.batch(np.array([i]))
-        assert inputs["input_ids"].tolist() == [ids]
+        inputs, labels = found.train.batch(np.array([i]))
+        assert {name: value.tolist() for name, value in inputs.items()} == {"input_ids": [ids]}
         assert labels.tolist() == [examples.labels[i]]
-    monkeypatch.setattr(encoded, "load_tokenizer", lambda _: pytest.fail("tokenised again"))
-    assert encoded.encode(model, task, tmp_path, max_length=6, code="") == path
+    monkeypatch.setattr(tokens, "_save", lambda *_: pytest.fail("tokenised again"))
+    assert tokenize(model, task, tmp_path, max_length=6, code="").key == found.key
 
 
-def test_another_length_task_model_or_code_is_tokenised_anew(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    task = save_mood_task(tmp_path / "task")
+def test_another_length_task_model_or_code_is_tokenised_anew(
+    model: ModelFolder, tiny_model: Callable[[str], Path], task: TaskFolder
+) -> None:
     keys = {
-        encoded._key(tiny_model("bert"), task, None, 6, "", None),
-        encoded._key(tiny_model("bert"), task, None, 7, "", None),
-        encoded._key(tiny_model("gpt2"), task, None, 6, "", None),
-        encoded._key(tiny_model("bert"), task, None, 6, "x", None),
-        encoded._key(tiny_model("bert"), task, task, 6, "", None),
+        tokens._key(model, task, None, 6, "", None),
+        tokens._key(model, task, None, 7, "", None),
+        tokens._key(ModelFolder(tiny_model("gpt2")), task, None, 6, "", None),
+        tokens._key(model, task, None, 6, "x", None),
+        tokens._key(model, task, task, 6, "", None),
     }
     assert len(keys) == 5
 
 
-def test_pairs_keep_their_types(
-    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_processes_that_tokenise_at_once_leave_one_whole_folder(
+    model: ModelFolder, task: TaskFolder, tmp_path: Path, root: Path
 ) -> None:
-    tokenizer = load_tokenizer(tiny_model("bert"))
-    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's own tokenizer says
-    monkeypatch.setattr(encoded, "load_tokenizer", lambda _: tokenizer)
-    for name in encoded.SPLITS:
+    code = f"""
+from pathlib import Path
+from llm_sparsity.data.tasks import TaskFolder
+from llm_sparsity.data.tokens import tokenize
+from llm_sparsity.models.folder import ModelFolder
+made = tokenize(ModelFolder(Path({str(model)!r})), TaskFolder(Path({str(task)!r})), Path("."), max_length=6, code="")
+print(made.key, len(made.train))
+"""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(root / "workflow")},
+            stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    printed = {process.communicate()[0].strip() for process in started}
+    assert len(printed) == 1
+    key, rows = printed.pop().split()
+    assert rows == "64"
+    assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == [key, f"{key}.lock"]
+
+
+def test_a_killed_attempt_does_not_count(model: ModelFolder, task: TaskFolder, tmp_path: Path) -> None:
+    left = tmp_path / "tokens" / f".{tokens._key(model, task, None, 6, '', None)}.tmp"
+    left.mkdir(parents=True)
+    (left / "dataset_dict.json").write_text("half")
+    assert len(tokenize(model, task, tmp_path, max_length=6, code="").train) == 64
+    assert not left.exists()
+
+
+def test_pairs_keep_their_types(model: ModelFolder, tmp_path: Path) -> None:
+    model.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's own tokenizer
+    for name in tokens.SPLITS:
         rows = [{"text": "good film", "text_pair": "bad", "label": label} for label in (0, 1)]
+        rows.append({"text": "good", "text_pair": "bad", "label": 1})
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_manifest(tmp_path, kind="task", task="classification", labels=["no", "yes"])
-    train, _ = encoded.load(encoded.encode(tiny_model("bert"), tmp_path, tmp_path, max_length=9, code=""))
+    train = tokenize(model, TaskFolder(tmp_path), tmp_path, max_length=9, code="").train
     inputs, _ = train.batch(np.array([0]))
     assert inputs["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1]]
+    inputs, _ = train.batch(np.array([0, 2]))
+    assert inputs["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]]
+    assert inputs["attention_mask"].tolist() == [[1] * 6, [1] * 5 + [0]]
 
 
-def test_a_label_that_the_task_does_not_have(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    task = save_mood_task(tmp_path)
-    with (task / "train.jsonl").open("a") as file:
+def test_a_label_that_the_task_does_not_have(model: ModelFolder, task: TaskFolder, tmp_path: Path) -> None:
+    with (task.path / "train.jsonl").open("a") as file:
         file.write('{"text": "dull", "label": 2}\n')
     with pytest.raises(UserError, match=r"train\.jsonl: line 65 has label 2, but the task has 2 \(0 to 1\)"):
-        encoded.encode(tiny_model("bert"), task, tmp_path, max_length=6, code="")
+        tokenize(model, task, tmp_path, max_length=6, code="")
 
 
-def test_batches_hold_every_example_once_and_similar_lengths() -> None:
+def test_sentences_are_padded_on_the_right_whatever_the_tokenizer_does(
+    model: ModelFolder, task: TaskFolder, tmp_path: Path
+) -> None:
+    model.tokenizer.padding_side = "left"
+    train = tokenize(model, task, tmp_path, max_length=12, code="").train
+    order = np.argsort(train.lengths, kind="stable")
+    inputs, _ = train.batch(order[[-1, 0]])
+    assert inputs["attention_mask"][1].tolist() == sorted(inputs["attention_mask"][1].tolist(), reverse=True)
+
+
+def test_batches_hold_every_example_once_and_similar_lengths(split: Callable[..., TokenSplit]) -> None:
     generator = np.random.default_rng(0)
     some = split([[0] * length for length in generator.integers(1, 100, 1000)])
     batches = list(some.shuffled(32, seed=1))
@@ -85,10 +146,12 @@ def test_batches_hold_every_example_once_and_similar_lengths() -> None:
     assert not all(np.array_equal(a, b) for a, b in zip(batches, other, strict=True))
 
 
-def test_padding_reaches_no_further_than_the_batch_and_only_padding_needs_a_mask() -> None:
+def test_padding_reaches_no_further_than_the_batch_and_only_padding_needs_a_mask(
+    split: Callable[..., TokenSplit],
+) -> None:
     some = split([[7, 8, 9], [5], list(range(20)), [1]], [1, 0, 1, 1])
     inputs, labels = some.batch(np.array([0, 1]))
-    assert inputs["input_ids"].tolist() == [[7, 8, 9], [5, 3, 3]]
+    assert inputs["input_ids"].tolist() == [[7, 8, 9], [5, 0, 0]]
     assert inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert labels.tolist() == [1, 0]
     inputs, _ = some.batch(np.array([1, 3]))

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,71 +12,22 @@ from typing import Any
 import pytest
 import torch
 
+from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.evaluation.evaluate import evaluate
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.loading import family, in_scope, load_classifier
-from llm_sparsity.pruning.prune import prune
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import load_classifier
 from llm_sparsity.storage import container as checkpoint
 from llm_sparsity.storage.files import read_json, sha256, write_json
-from llm_sparsity.training import finetune
 from llm_sparsity.training.mask import Mask
 from tests.kill import SETTINGS, kill
-from tests.tiny import save_mood_task, save_text_task
+from tests.unit.training.helpers import LORA, WINDOWS, after, removed, run
 
-WINDOWS = {"sequence_length": 32, "max_tokens": None}
-LORA = {"rank": 4, "alpha": 16.0}
-
-
-@pytest.fixture(scope="session")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_mood_task(tmp_path_factory.mktemp("mood"))
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_text_task(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture
-def variant(tiny_model: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
-    def make(kind: str) -> Path:
-        prune(tiny_model(kind), {"0.9": tmp_path / kind}, method="magnitude", scope="linear")
-        return tmp_path / kind / "model"
-
-    return make
-
-
-def run(model: Path, task: Path, folder: Path, **changes: Any) -> dict[str, Any]:
-    """Fine-tune; the metrics, and where the last epoch's weights lie."""
-    finetune.finetune(
-        model,
-        task,
-        folder / "out",
-        folder / "work",
-        code="x",
-        **SETTINGS | {"epochs": 2, "micro_batch_size": 16} | changes,
-    )
-    result = read_json(folder / "out/metrics.json")
-    with (folder / "out/checkpoints.csv").open() as file:
-        result["weights"] = Path(list(csv.DictReader(file))[-1]["path"])
-    return result
-
-
-def removed(model: Path) -> dict[str, torch.Tensor]:
-    """Where a pruned model's scope is zero."""
-    known = family(model)
-    return {n: w == 0 for n, w in checkpoint.load(model).items() if in_scope(known.place(n), "linear")}
-
-
-def after(result: dict[str, Any], name: str) -> torch.Tensor:
-    """A weight after training; its name has the prefix that the classifier gives it."""
-    return next(w for key, w in checkpoint.load(result["weights"]).items() if key.endswith(name))
+Make = Callable[[str], ModelFolder]
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "gpt2", "llama", "bart"])
-def test_the_kept_mask_is_exact_in_the_saved_file(
-    kind: str, variant: Callable[[str], Path], task: Path, tmp_path: Path
-) -> None:
+def test_the_kept_mask_is_exact_in_the_saved_file(kind: str, variant: Make, task: TaskFolder, tmp_path: Path) -> None:
     model = variant(kind)
     result = run(model, task, tmp_path, micro_batch_size=8)
     assert result["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
@@ -83,13 +35,15 @@ def test_the_kept_mask_is_exact_in_the_saved_file(
         assert not after(result, name)[gone].any()
     saved = checkpoint.load(result["weights"])
     assert not any("_orig" in name or "_mask" in name for name in saved)
-    loaded = load_classifier(result["weights"], labels=2, seed=1).state_dict()  # another head would be drawn with it
+    loaded = load_classifier(
+        ModelFolder(result["weights"]), labels=2, seed=1
+    ).state_dict()  # another head would be drawn with it
     for name, weight in loaded.items():
         tied = "model.shared.weight" if name.endswith("embed_tokens.weight") and kind == "bart" else name
         assert torch.equal(weight, saved[tied]), name
 
 
-def test_moments_of_removed_weights_are_zero(variant: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
+def test_moments_of_removed_weights_are_zero(variant: Make, task: TaskFolder, tmp_path: Path) -> None:
     model = variant("bert")
     result = run(model, task, tmp_path)
     state = checkpoint.load(result["weights"].parent / "state-8")
@@ -100,7 +54,7 @@ def test_moments_of_removed_weights_are_zero(variant: Callable[[str], Path], tas
             assert moments[~gone].any()
 
 
-def test_released_zeros_grow_back_at_once(variant: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
+def test_released_zeros_grow_back_at_once(variant: Make, task: TaskFolder, tmp_path: Path) -> None:
     """What the report did without noticing: after `prune.remove` the first steps undo the pruning."""
     result = run(variant("bert"), task, tmp_path, mask="released")
     assert result["measured_sparsity"] < 0.05
@@ -110,29 +64,27 @@ def test_released_zeros_grow_back_at_once(variant: Callable[[str], Path], task: 
     assert float(rows[0]["measured_sparsity"]) < 0.2
 
 
-def test_a_model_learns(tiny_model: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
-    result = run(tiny_model("bert"), task, tmp_path, epochs=6)
+def test_a_model_learns(dense: Make, task: TaskFolder, tmp_path: Path) -> None:
+    result = run(dense("bert"), task, tmp_path, epochs=6)
     assert result["metrics"]["accuracy"] > 0.9
     assert result["measured_sparsity"] == 0
 
 
-def test_frozen_embeddings_stay(tiny_model: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
-    model = tiny_model("bert")
+def test_frozen_embeddings_stay(dense: Make, task: TaskFolder, tmp_path: Path) -> None:
+    model = dense("bert")
     result = run(model, task, tmp_path, freeze_embeddings=True, epochs=1)
-    for name, weight in checkpoint.load(model).items():
+    for name, weight in checkpoint.load(model.path).items():
         if "_embeddings.weight" in name:
             assert torch.equal(after(result, name), weight)
 
 
-def test_micro_batches_change_nothing_but_rounding(
-    tiny_model: Callable[[str], Path], task: Path, tmp_path: Path
-) -> None:
-    results = [run(tiny_model("llama"), task, tmp_path / str(n), micro_batch_size=n, epochs=1) for n in (16, 5)]
+def test_micro_batches_change_nothing_but_rounding(dense: Make, task: TaskFolder, tmp_path: Path) -> None:
+    results = [run(dense("llama"), task, tmp_path / str(n), micro_batch_size=n, epochs=1) for n in (16, 5)]
     whole, split = (checkpoint.load(result["weights"]) for result in results)
     assert all(torch.allclose(whole[name], split[name], atol=1e-4) for name in whole)
 
 
-def test_the_same_run_gives_the_same_bytes(variant: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
+def test_the_same_run_gives_the_same_bytes(variant: Make, task: TaskFolder, tmp_path: Path) -> None:
     model = variant("bert")
     first, second = (run(model, task, tmp_path / name)["weights"] for name in ("1", "2"))
     assert sha256(first / "model.safetensors") == sha256(second / "model.safetensors")
@@ -142,7 +94,7 @@ def test_the_same_run_gives_the_same_bytes(variant: Callable[[str], Path], task:
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "bart"])
 def test_an_interrupted_run_goes_on_and_leaves_the_same_bytes(
-    kind: str, variant: Callable[[str], Path], task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, variant: Make, task: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = variant(kind)
     whole = run(model, task, tmp_path / "whole", epochs=3)["weights"]
@@ -167,15 +119,13 @@ def test_an_interrupted_run_goes_on_and_leaves_the_same_bytes(
 
 
 def test_a_run_that_is_killed_at_any_moment_leaves_the_same_bytes(
-    variant: Callable[[str], Path], task: Path, tmp_path: Path
+    variant: Make, task: TaskFolder, tmp_path: Path
 ) -> None:
     """`python tests/kill.py` does it 50 times."""
     kill(variant("bert"), task, tmp_path, 6, seed=0)
 
 
-def test_every_epoch_is_cached_and_one_optimizer_state(
-    variant: Callable[[str], Path], task: Path, tmp_path: Path
-) -> None:
+def test_every_epoch_is_cached_and_one_optimizer_state(variant: Make, task: TaskFolder, tmp_path: Path) -> None:
     run(variant("bert"), task, tmp_path, epochs=3)
     with (tmp_path / "out/checkpoints.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -185,8 +135,16 @@ def test_every_epoch_is_cached_and_one_optimizer_state(
     assert [path.name for path in Path(rows[0]["path"]).parent.glob("state-*")] == ["state-12"]
 
 
+def test_the_last_epochs_model_is_an_output(variant: Make, task: TaskFolder, tmp_path: Path) -> None:
+    result = run(variant("bert"), task, tmp_path)
+    final = ModelFolder(tmp_path / "out/model")
+    assert final.manifest == read_json(result["weights"] / "manifest.json")
+    assert sha256(final.path / "model.safetensors") == final.manifest["files"]["model.safetensors"]["sha256"]
+    assert load_classifier(final, labels=2, seed=0).num_labels == 2
+
+
 def test_sigterm_saves_and_leaves_and_the_next_run_goes_on(
-    variant: Callable[[str], Path], task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: Make, task: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = variant("bert")
     whole = run(model, task, tmp_path / "whole")["weights"]
@@ -210,15 +168,13 @@ def test_sigterm_saves_and_leaves_and_the_next_run_goes_on(
     assert sha256(whole / "model.safetensors") == sha256(resumed / "model.safetensors")
 
 
-def test_gradient_checkpointing_changes_memory_alone(
-    tiny_model: Callable[[str], Path], task: Path, tmp_path: Path
-) -> None:
-    results = [run(tiny_model("bert"), task, tmp_path / str(n), epochs=1, gradient_checkpointing=n) for n in (0, 1)]
+def test_gradient_checkpointing_changes_memory_alone(dense: Make, task: TaskFolder, tmp_path: Path) -> None:
+    results = [run(dense("bert"), task, tmp_path / str(n), epochs=1, gradient_checkpointing=n) for n in (0, 1)]
     one, other = (checkpoint.load(result["weights"]) for result in results)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_saving_more_often_changes_nothing(variant: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
+def test_saving_more_often_changes_nothing(variant: Make, task: TaskFolder, tmp_path: Path) -> None:
     model = variant("bert")
     seldom, often = (run(model, task, tmp_path / str(n), save_minutes=n)["weights"] for n in (15, 1e-9))
     assert seldom.parent.name == often.parent.name  # one key
@@ -229,22 +185,22 @@ def test_saving_more_often_changes_nothing(variant: Callable[[str], Path], task:
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 def test_a_batch_that_does_not_fit_the_memory(
-    error: Exception, tiny_model: Callable[[str], Path], task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, dense: Make, task: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(torch.nn.functional, "linear", full)
     with pytest.raises(UserError, match=r"micro_batch_size: 16 sequences of \d+ tokens do not fit .* \(now 16"):
-        run(tiny_model("bert"), task, tmp_path)
+        run(dense("bert"), task, tmp_path)
 
 
 def test_cached_weights_of_a_sparse_run_are_small_and_a_model_to_go_on_from(
-    variant: Callable[[str], Path], task: Path, tmp_path: Path
+    variant: Make, task: TaskFolder, tmp_path: Path
 ) -> None:
     """A branch point: the folder of any epoch is a variant, its mask included."""
     first = run(variant("bert"), task, tmp_path / "1")
-    again = run(first["weights"], task, tmp_path / "2", learning_rate=1e-3)
+    again = run(ModelFolder(first["weights"]), task, tmp_path / "2", learning_rate=1e-3)
     assert again["measured_sparsity"] == first["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
     manifest = read_json(first["weights"] / "manifest.json")
     assert manifest["pruned"]["measured_sparsity"] == first["measured_sparsity"]
@@ -256,7 +212,7 @@ def test_cached_weights_of_a_sparse_run_are_small_and_a_model_to_go_on_from(
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_a_sparse_language_model_recovers_and_keeps_its_mask(
-    lora: Any, kind: str, variant: Callable[[str], Path], text: Path, tmp_path: Path
+    lora: Any, kind: str, variant: Make, text: TaskFolder, tmp_path: Path
 ) -> None:
     model = variant(kind)
     evaluate(model, text, tmp_path / "before", **WINDOWS, batch_size=4)
@@ -267,9 +223,9 @@ def test_a_sparse_language_model_recovers_and_keeps_its_mask(
         weight = after(result, name)
         assert not weight[gone].any()
         assert not weight[gone].signbit().any()
-        assert not torch.equal(weight, checkpoint.load(model)[name])
+        assert not torch.equal(weight, checkpoint.load(model.path)[name])
     assert not any("parametrizations" in name for name in checkpoint.load(result["weights"]))
-    evaluate(result["weights"], text, tmp_path / "after", **WINDOWS, batch_size=4)
+    evaluate(ModelFolder(result["weights"]), text, tmp_path / "after", **WINDOWS, batch_size=4)
     before, after_ = (
         read_json(tmp_path / part / "metrics.json")["metrics"]["perplexity"] for part in ("before", "after")
     )
@@ -278,12 +234,12 @@ def test_a_sparse_language_model_recovers_and_keeps_its_mask(
     assert result["baseline"] == {}
 
 
-def test_updates_train_a_classifiers_new_head_too(variant: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
+def test_updates_train_a_classifiers_new_head_too(variant: Make, task: TaskFolder, tmp_path: Path) -> None:
     model = variant("bert")
     result = run(model, task, tmp_path, lora=LORA, learning_rate=0.05, epochs=8)
     assert result["metrics"]["accuracy"] > 0.9
     assert result["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
-    saved, pruned = checkpoint.load(result["weights"]), checkpoint.load(model)
+    saved, pruned = checkpoint.load(result["weights"]), checkpoint.load(model.path)
     norm = next(name for name in pruned if name.endswith("LayerNorm.weight"))
     assert torch.equal(after(result, norm), pruned[norm])
     fresh = load_classifier(model, labels=2, seed=0).classifier.weight
@@ -292,7 +248,7 @@ def test_updates_train_a_classifiers_new_head_too(variant: Callable[[str], Path]
 
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_a_language_model_that_was_interrupted_ends_as_if_it_had_not_been(
-    lora: Any, variant: Callable[[str], Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lora: Any, variant: Make, text: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, settings = variant("llama"), {"evaluation": WINDOWS, "lora": lora, "save_minutes": 1e-9}
     whole = run(model, text, tmp_path / "whole", **settings)
@@ -313,53 +269,42 @@ def test_a_language_model_that_was_interrupted_ends_as_if_it_had_not_been(
 
 
 def test_a_language_model_learns_from_its_dense_self(
-    variant: Callable[[str], Path], tiny_model: Callable[[str], Path], text: Path, tmp_path: Path
+    variant: Make, dense: Make, text: TaskFolder, tmp_path: Path
 ) -> None:
-    run(tiny_model("llama"), text, tmp_path / "dense", evaluation=WINDOWS, learning_rate=1e-2)
+    run(dense("llama"), text, tmp_path / "dense", evaluation=WINDOWS, learning_rate=1e-2)
     distill = {"labels": 1.0, "logits": 1.0, "hidden": 1.0, "temperature": 2.0}
     schedule = {"begin": 0.0, "end": 0.5, "scores": "magnitude"}
-    more = {"dense": tmp_path / "dense/out/checkpoints.csv", "schedule": schedule, "distill": distill}
+    more = {"dense": ModelFolder(tmp_path / "dense/out/model"), "schedule": schedule, "distill": distill}
     result = run(variant("llama"), text, tmp_path, evaluation=WINDOWS, learning_rate=1e-2, **more)
     assert result["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
     alone = run(variant("llama"), text, tmp_path / "alone", evaluation=WINDOWS, learning_rate=1e-2)
     assert result["metrics"]["perplexity"] < 1.5 * alone["metrics"]["perplexity"]
 
 
-def test_a_text_shorter_than_a_window(variant: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+def test_a_text_shorter_than_a_window(variant: Make, text: TaskFolder, tmp_path: Path) -> None:
     model = variant("llama")
-    (tmp_path / "short").mkdir()
-    for file in text.iterdir():
-        (tmp_path / "short" / file.name).write_text(
-            file.read_text()[:200] if file.suffix == ".jsonl" else file.read_text()
-        )
+    shutil.copytree(text.path, tmp_path / "short")
     for split in ("train", "test"):
         (tmp_path / f"short/{split}.jsonl").write_text('{"text": "the film"}\n')
     with pytest.raises(UserError, match="max_length: found 32, but the split train of short has only 4 tokens"):
-        run(model, tmp_path / "short", tmp_path, evaluation=WINDOWS)
+        run(model, TaskFolder(tmp_path / "short"), tmp_path, evaluation=WINDOWS)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_model: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(dense: Make, task: TaskFolder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"loss: is (nan|inf) at step \d+ of 8; lower learning_rate \(now 1e\+30\)"):
-        run(tiny_model("bert"), task, tmp_path, learning_rate=1e30, max_grad_norm=1e30)
+        run(dense("bert"), task, tmp_path, learning_rate=1e30, max_grad_norm=1e30)
 
 
-def test_a_sequence_longer_than_the_model_allows(tiny_model: Callable[[str], Path], task: Path, tmp_path: Path) -> None:
+def test_a_sequence_longer_than_the_model_allows(dense: Make, task: TaskFolder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"max_length: found 65, but bert.* allows 64 tokens at most; lower it"):
-        run(tiny_model("bert"), task, tmp_path, max_length=65)
+        run(dense("bert"), task, tmp_path, max_length=65)
 
 
-def test_the_schedule_rises_and_falls() -> None:
-    factors = [finetune._schedule(step, 10, 0.2) for step in range(1, 11)]
-    assert factors[:3] == [0.5, 1.0, 1.0]
-    assert factors[-1] == pytest.approx(1 / 8)
-    assert finetune._schedule(1, 4, 0.0) == 1.0
-
-
-def without_dropout(model: Path) -> Path:
-    """Its draws differ between processes."""
-    config = read_json(model / "config.json")
-    write_json(model / "config.json", {key: 0.0 if "drop" in key else value for key, value in config.items()})
-    return model
+def without_dropout(model: ModelFolder) -> ModelFolder:
+    """The model with dropout off, whose draws would differ between processes."""
+    path = model.path / "config.json"
+    write_json(path, {key: 0.0 if "drop" in key else value for key, value in read_json(path).items()})
+    return ModelFolder(model.path)
 
 
 def start(*command: Any, folder: Path, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -371,15 +316,13 @@ def start(*command: Any, folder: Path, root: Path, **environment: str) -> subpro
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_two_processes_do_what_one_does(
-    kind: str, variant: Callable[[str], Path], task: Path, tmp_path: Path, root: Path
-) -> None:
+def test_two_processes_do_what_one_does(kind: str, variant: Make, task: TaskFolder, tmp_path: Path, root: Path) -> None:
     """Two CPU processes over gloo: the same global batch, so the same weights but for rounding."""
     model = without_dropout(variant(kind))
     settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 4}
     one = run(model, task, tmp_path / "1", **settings)
     done = start(
-        root / "scripts/finetune.py", "--model", model, "--task", task, "--output", "out", "--processes", 2,
+        root / "scripts/finetune.py", "--model", model.path, "--task", task.path, "--output", "out", "--processes", 2,
         "--settings", json.dumps(settings), folder=tmp_path, root=root,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -387,11 +330,11 @@ def test_two_processes_do_what_one_does(
     same_but_for_rounding(one, tmp_path, removed(model))
 
 
-def test_two_machines_do_what_one_does(variant: Callable[[str], Path], task: Path, tmp_path: Path, root: Path) -> None:
+def test_two_machines_do_what_one_does(variant: Make, task: TaskFolder, tmp_path: Path, root: Path) -> None:
     """Two `accelerate launch` that know each other's port alone leave the bytes of one with two processes."""
     model = without_dropout(variant("bert"))
     settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 4}
-    command = [root / "scripts/finetune.py", "--model", model, "--task", task, "--processes", 2]
+    command = [root / "scripts/finetune.py", "--model", model.path, "--task", task.path, "--processes", 2]
     command += ["--settings", json.dumps(settings)]
     each = f"{sys.executable} {root / 'tests/standin_mpiexec.py'} --envall -n 2 --ppn 1 --cpu-bind none"
     for name, environment in (("machine", {}), ("machines", {"ON_EACH_NODE": each})):
@@ -430,7 +373,7 @@ def same_but_for_rounding(one: dict[str, Any], folder: Path, gone: dict[str, tor
     ("kind", "lora"), [("bert", None), ("llama", None), ("llama", LORA)], ids=["bert", "llama", "llama-lora"]
 )
 def test_weights_spread_over_processes_do_what_whole_ones_do(
-    kind: str, lora: Any, variant: Callable[[str], Path], task: Path, text: Path, tmp_path: Path, root: Path
+    kind: str, lora: Any, variant: Make, task: TaskFolder, text: TaskFolder, tmp_path: Path, root: Path
 ) -> None:
     """FSDP on two CPU processes, killed and resumed: mask, moments and weights are held and saved shard by shard."""
     model = without_dropout(variant(kind))
@@ -439,7 +382,7 @@ def test_weights_spread_over_processes_do_what_whole_ones_do(
         task, settings = text, settings | {"evaluation": WINDOWS, "batch_size": 7}
     one = run(model, task, tmp_path / "1", **settings)
     command = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", 2]
-    command += [root / "tests/sharded.py", model, task, "out", "work"]
+    command += [root / "tests/sharded.py", model.path, task.path, "out", "work"]
     assert start(*command, json.dumps(settings), 4, folder=tmp_path, root=root).returncode != 0
     assert read_json(next(tmp_path.glob("work/*/progress.json")))["step"] == 3
     done = start(*command, json.dumps(settings), 0, folder=tmp_path, root=root)

@@ -5,15 +5,19 @@ from typing import Any
 import pytest
 import torch
 
-from llm_sparsity.models.loading import family, in_scope, load_causal, load_classifier
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import load_causal, load_classifier
 from llm_sparsity.pruning.prune import prune
-from llm_sparsity.training.lora import Delta, added, attach, merged, plain
+from llm_sparsity.study.sparsity import Sparsity
+from llm_sparsity.training.lora import LowRankUpdate, attach, factors, merged, plain_name
+
+Make = Callable[[str], tuple[ModelFolder, Any, list[str]]]
 
 
 def test_an_update_by_hand() -> None:
     """W + alpha / rank * B A where W is not zero: rank 1, alpha 2."""
     weight = torch.tensor([[1.0, 0.0], [0.0, -0.0], [3.0, 4.0]])
-    delta = Delta(weight, rank=1, alpha=2.0)
+    delta = LowRankUpdate(weight, rank=1, alpha=2.0)
     with torch.no_grad():
         delta.a.copy_(torch.tensor([[10.0, 20.0]]))
         delta.b.copy_(torch.tensor([[1.0], [2.0], [-1.0]]))
@@ -23,19 +27,18 @@ def test_an_update_by_hand() -> None:
 
 
 @pytest.fixture
-def sparse(tiny_model: Callable[[str], Path], tmp_path: Path) -> Callable[[str], tuple[Path, Any, list[str]]]:
-    def make(kind: str) -> tuple[Path, Any, list[str]]:
-        prune(tiny_model(kind), {"0.5": tmp_path / kind}, method="uniform", scope="linear")
-        folder = tmp_path / kind / "model"
-        net = load_causal(folder)
-        known = family(folder)
-        return folder, net, [name for name, _ in net.named_parameters() if in_scope(known.place(name), "linear")]
+def sparse(dense: Callable[[str], ModelFolder], tmp_path: Path) -> Make:
+    def make(kind: str) -> tuple[ModelFolder, Any, list[str]]:
+        prune(dense(kind), {Sparsity("0.5"): tmp_path / kind}, method="uniform", scope="linear")
+        model = ModelFolder(tmp_path / kind / "model")
+        net = load_causal(model)
+        return model, net, [name for name, _ in net.named_parameters() if model.in_scope(name, "linear")]
 
     return make
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_training_starts_at_the_model_itself(kind: str, sparse: Callable[[str], tuple[Path, Any, list[str]]]) -> None:
+def test_training_starts_at_the_model_itself(kind: str, sparse: Make) -> None:
     folder, net, names = sparse(kind)
     tokens = torch.arange(16)[None]
     before = net.eval()(input_ids=tokens).logits
@@ -45,12 +48,10 @@ def test_training_starts_at_the_model_itself(kind: str, sparse: Callable[[str], 
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_what_was_trained_merges_into_as_sparse_a_model_that_says_the_same(
-    kind: str, sparse: Callable[[str], tuple[Path, Any, list[str]]]
-) -> None:
+def test_a_merged_model_is_as_sparse_and_computes_the_same(kind: str, sparse: Make) -> None:
     folder, net, names = sparse(kind)
     attach(net, names, rank=4, alpha=8.0, seed=0)
-    trained = dict(added(net))
+    trained = dict(factors(net))
     assert {name for name, weight in net.named_parameters() if weight.requires_grad} == trained.keys()
     assert len(trained) == 2 * len(names)
     optimizer = torch.optim.AdamW(trained.values(), lr=0.1)
@@ -69,7 +70,7 @@ def test_what_was_trained_merges_into_as_sparse_a_model_that_says_the_same(
     assert torch.allclose(net.eval()(input_ids=tokens).logits, plainly.eval()(input_ids=tokens).logits, atol=1e-5)
 
 
-def test_a_plain_update_would_fill_the_zeros(sparse: Callable[[str], tuple[Path, Any, list[str]]]) -> None:
+def test_a_plain_update_would_fill_the_zeros(sparse: Make) -> None:
     """Why the product is masked: B A is dense."""
     _, net, names = sparse("llama")
     weight = net.get_parameter(names[0]).detach()
@@ -78,16 +79,16 @@ def test_a_plain_update_would_fill_the_zeros(sparse: Callable[[str], tuple[Path,
     assert int((weight + update == 0).sum()) == 0
 
 
-def test_updates_are_drawn_with_the_seed(tiny_model: Callable[[str], Path]) -> None:
+def test_updates_are_drawn_with_the_seed(dense: Callable[[str], ModelFolder]) -> None:
     draws = []
     for seed in (0, 0, 1):
-        net = load_classifier(tiny_model("bert"), labels=2, seed=0)
+        net = load_classifier(dense("bert"), labels=2, seed=0)
         attach(net, ["bert.encoder.layer.0.output.dense.weight"], rank=2, alpha=2.0, seed=seed)
-        draws.append(next(weight for _, weight in added(net)))
+        draws.append(next(weight for _, weight in factors(net)))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_names_are_told_as_they_were() -> None:
-    assert plain("a.b.parametrizations.weight.original") == "a.b.weight"
-    assert plain("a.b.bias") == "a.b.bias"
+def test_plain_names_are_those_before_attach() -> None:
+    assert plain_name("a.b.parametrizations.weight.original") == "a.b.weight"
+    assert plain_name("a.b.bias") == "a.b.bias"

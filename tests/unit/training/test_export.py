@@ -1,0 +1,55 @@
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_sparsity.storage.files import read_manifest, write_manifest
+from llm_sparsity.training.export import export_model
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "epoch-1"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_text(name)
+    write_manifest(folder, kind="model")
+    return folder
+
+
+def test_files_are_links_and_old_ones_are_gone(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out/model"
+    target.mkdir(parents=True)
+    (target / "added_tokens.json").write_text("of another run")
+    for _ in range(2):
+        export_model(source, target)
+        assert sorted(path.name for path in target.iterdir()) == ["config.json", "manifest.json", "model.safetensors"]
+        assert all(path.samefile(source / path.name) for path in target.iterdir())
+    assert read_manifest(target) == read_manifest(source)
+
+
+def test_files_are_copied_to_another_file_system(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: Any) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", link)
+    export_model(source, tmp_path / "out")
+    assert (tmp_path / "out/model.safetensors").read_text() == "model.safetensors"
+    assert not (tmp_path / "out/model.safetensors").samefile(source / "model.safetensors")
+
+
+def test_a_folder_that_is_not_whole_has_no_manifest(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    export_model(source, target)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(source, target)
+    assert not (target / "manifest.json").exists()
