@@ -1,5 +1,5 @@
 #!/bin/bash -l
-# One node of Polaris for an hour, and the study in it: qsub -A PROJECT profiles/node/job.sh
+# Run the study on one node of Polaris for an hour: qsub -A PROJECT profiles/node/job.sh
 #PBS -q debug
 #PBS -l select=1:system=polaris
 #PBS -l place=scatter

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from llm_sparsity.storage.files import MANIFEST, read_json
-from llm_sparsity.study.cells import Variant
+from llm_sparsity.study.cells import DENSE, Variant
 from llm_sparsity.study.config import Config
 from llm_sparsity.study.methods import CALIBRATED
 from llm_sparsity.study.sparsity import Sparsity
@@ -109,7 +109,7 @@ def mem_mb(
     task: str = "",
     recipe: str = "kept",
     method: str = "",
-    variant: Variant | str = "dense",
+    variant: Variant | str = "",
 ) -> int:
     """Memory of the host that a job needs, MB; of all processes of a fine-tuning together.
 
@@ -120,9 +120,9 @@ def mem_mb(
         task: of the stages finetune, evaluate and zero_shot; of a download without a model.
         recipe: of a fine-tuning.
         method: of a pruning; by default that of the variant.
-        variant: a variant or its name. A dense one by default, for which some stages need less.
+        variant: a variant or its name; by default the one that needs most.
     """
-    variant = variant if isinstance(variant, Variant) else Variant.parse(variant)
+    known = _variant(variant)
     size = Size(*model_size(config, model)) if model else Size(0, 0)
     gpu = CUDA
     match stage:
@@ -134,14 +134,14 @@ def mem_mb(
             gpu, needed = 0, 3 * size.weights  # read whole, copied into a fresh model, and saved
         case "download":
             gpu, needed = 0, size.largest
-        case "prune" if (method or variant.method) in CALIBRATED:
+        case "prune" if (method or (known and known.method)) in CALIBRATED:
             needed = _calibrated(config, size)
         case "prune":
             gpu, needed = 0, 2 * size.largest + STRIPS  # a tensor as read, and its pruned copy
         case "weights":
             gpu, needed = 0, 4 * size.largest  # a tensor as read, in float32, sorted, and compared
         case "measure":
-            needed = _measure(config, size, variant)
+            needed = _measure(config, size, known)
         case "evaluate":
             needed = _evaluate(config, size, task)
         case "zero_shot":
@@ -163,10 +163,10 @@ def disk_mb(
     task: str = "",
     recipe: str = "kept",
     method: str = "",
-    variant: Variant | str = "dense",
+    variant: Variant | str = "",
 ) -> int:
     """Disk that a job writes, temporary copies included, MB. Arguments as of `mem_mb`."""
-    variant = variant if isinstance(variant, Variant) else Variant.parse(variant)
+    known = _variant(variant) or DENSE
     if stage in ("collect", "plot"):
         return _mb(len(config.cells().variants) * TABLE)
     if stage == "download" and not model:
@@ -177,9 +177,9 @@ def disk_mb(
     if stage == "download":  # an archive, what is taken from it, and the model's own files
         return _mb(3 * size.weights)
     if stage == "prune":  # the tensors, then the file that they are assembled to
-        return _mb(2 * size.file * stored(variant.sparsity))
+        return _mb(2 * size.file * stored(known.sparsity))
     # While an epoch is saved, its tensors exist twice and the moments of the save before are still there.
-    return _mb(run_bytes(config, model, variant, task, recipe) + 4 * size.weights)
+    return _mb(run_bytes(config, model, known, task, recipe) + 4 * size.weights)
 
 
 def run_bytes(config: Config, model: str, variant: Variant, task: str, recipe: str) -> float:
@@ -190,6 +190,10 @@ def run_bytes(config: Config, model: str, variant: Variant, task: str, recipe: s
     settings = config.finetune_settings(task, recipe)
     share = stored(variant.sparsity) if settings["mask"] == "kept" else 1.0
     return model_size(config, model)[1] * share * float(settings["epochs"] + 2)
+
+
+def _variant(variant: Variant | str) -> Variant | None:
+    return Variant.parse(variant) if isinstance(variant, str) and variant else variant or None
 
 
 def _mb(size: float) -> int:
@@ -211,9 +215,10 @@ def _calibrated(config: Config, size: Size) -> float:
     return size.file + size.largest + 2 * block + hessians + activations
 
 
-def _measure(config: Config, size: Size, variant: Variant) -> float:
+def _measure(config: Config, size: Size, variant: Variant | None) -> float:
     """The mapped file, the dense model, the variant, and two sparse copies of it: a value and a column per weight."""
-    copies = 3.0 if variant.is_dense else 3.0 + 2 * min(2.0, 2 * (1 - variant.sparsity.fraction) + EMBEDDINGS)
+    kept = 1 - variant.sparsity.fraction if variant else 1.0
+    copies = 3.0 if variant and variant.is_dense else 3.0 + 2 * min(2.0, 2 * kept + EMBEDDINGS)
     tokens = max(config.measure.batch_sizes) * config.measure.sequence_length
     return copies * size.weights + tokens * INFERENCE * size.width
 

@@ -14,7 +14,15 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 
 from llm_sparsity.storage.files import MANIFEST, read_json
 from llm_sparsity.study.config import Config
-from llm_sparsity.study.footprint import BASE, ROW_BYTES, mem_mb, model_size, run_bytes, stored
+from llm_sparsity.study.footprint import (
+    BASE,
+    ROW_BYTES,
+    disk_mb,  # noqa: F401 (the rules call it here, beside mem_mb)
+    mem_mb,
+    model_size,
+    run_bytes,
+    stored,
+)
 from llm_sparsity.study.methods import CALIBRATED
 
 # Minutes of a job, for a model of BASE parameters.
