@@ -76,7 +76,7 @@ def _made(args: argparse.Namespace) -> dict[str, Any]:
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from llm_sparsity.data import tasks
+    from llm_sparsity.data.preparation import TaskSettings, prepare
     from llm_sparsity.storage.container import Reader
     from llm_sparsity.storage.files import write_manifest
 
@@ -89,7 +89,7 @@ def _made(args: argparse.Namespace) -> dict[str, Any]:
     )
     lines = random.Random(0).choices(words, k=2 * args.samples * args.sequence_length)
     (args.folder / "words.txt").write_text("\n".join(lines))
-    facts = tasks.prepare({"train": args.folder / "words.txt"}, args.folder / "words", kind="language-model")
+    facts = prepare({"train": args.folder / "words.txt"}, args.folder / "words", TaskSettings(kind="language-model"))
     write_manifest(args.folder / "words", kind="task", **facts)
     with Reader(args.folder / "dense") as reader:
         sizes = {name: 4 * reader.tensor(name).numel() for name in reader.names}
@@ -102,15 +102,19 @@ def _made(args: argparse.Namespace) -> dict[str, Any]:
 def _pruned(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
+    from llm_sparsity.data.tasks import TaskFolder
+    from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.pruning.prune import prune
+    from llm_sparsity.study.sparsity import Sparsity
 
     torch.set_num_threads(args.threads)
     begun = time.process_time()
     with extra_memory() as memory:
         prune(
-            args.folder / "dense", {"0.5": args.folder / "pruned"}, method=args.method, scope="linear",
+            ModelFolder(args.folder / "dense"), {Sparsity("0.5"): args.folder / "pruned"}, method=args.method,
+            scope="linear",
             calibration={"samples": args.samples, "sequence_length": args.sequence_length, "seed": 0},
-            text=args.folder / "words",
+            text=TaskFolder(args.folder / "words"),
         )  # fmt: skip
     seconds = time.process_time() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

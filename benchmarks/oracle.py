@@ -28,12 +28,15 @@ from llmcompressor.modifiers.pruning.wanda import wanda_sparsify
 from table import machine, table, write
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from llm_sparsity.data import tasks
+from llm_sparsity.data.preparation import TaskSettings, prepare
+from llm_sparsity.data.tasks import TaskFolder
+from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning.calibration import sequences
 from llm_sparsity.pruning.methods import sparsegpt, wanda
 from llm_sparsity.pruning.prune import prune
 from llm_sparsity.storage.container import load
 from llm_sparsity.storage.files import write_manifest
+from llm_sparsity.study.sparsity import Sparsity
 
 LEVELS = ["0.25", "0.5", "0.75", "2of4"]
 DRAW = {"samples": 32, "sequence_length": 128, "seed": 0}
@@ -72,16 +75,17 @@ def _results(folder: Path) -> list[list[str]]:
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<s>").save_pretrained(model)
     write_manifest(model, kind="model")
     (folder / "words.txt").write_text("\n".join(random.Random(0).choices(WORDS, k=5000)))
-    write_manifest(
-        folder / "text", **tasks.prepare({"train": folder / "words.txt"}, folder / "text", kind="language-model")
-    )
-    drawn = sequences(model, folder / "text", **DRAW).tolist()
+    facts = prepare({"train": folder / "words.txt"}, folder / "text", TaskSettings(kind="language-model"))
+    write_manifest(folder / "text", **facts)
+    dense, text = ModelFolder(model), TaskFolder(folder / "text")
+    drawn = sequences(dense, text, **DRAW).tolist()
     rows = {"input_ids": drawn, "attention_mask": [[1] * len(row) for row in drawn]}
     found = []
     for method, peer in (("wanda", WandaPruningModifier), ("sparsegpt", SparseGPTModifier)):
         for level in LEVELS:
             output = folder / method / level
-            prune(model, {level: output}, method=method, scope="linear", calibration=DRAW, text=folder / "text")
+            outputs = {Sparsity(level): output}
+            prune(dense, outputs, method=method, scope="linear", calibration=DRAW, text=text)
             less = 1e-6 if method == "sparsegpt" else 0
             asked: dict[str, Any] = {"sparsity": 0.5, "mask_structure": "2:4"}
             if "of" not in level:
@@ -111,8 +115,8 @@ def _seconds(method: str, level: str) -> list[str]:
         asked = {"sparsity": float(level), "prune_n": 0, "prune_m": 0}
 
     def ours() -> None:
-        rule: Any = wanda if method == "wanda" else sparsegpt
-        rule.prune(layer.weight.data, rule.prepare(rule.observe(inputs)), level)
+        module: Any = wanda if method == "wanda" else sparsegpt
+        module.prune(layer.weight.data, module.prepare(module.observe(inputs)), Sparsity(level))
 
     def theirs() -> None:
         if method == "wanda":

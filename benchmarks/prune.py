@@ -167,33 +167,37 @@ def make(folder: Path, value: str) -> dict[str, Any]:
 
 
 def _ours(folder: Path, value: str) -> dict[str, Any]:
+    from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.pruning import prune as stage
-    from llm_sparsity.storage.files import read_manifest
+    from llm_sparsity.pruning import unstructured
+    from llm_sparsity.study.sparsity import Sparsity
 
     pruning, depth = 0.0, 0
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal pruning, depth
             begun = time.process_time()
             depth += 1
-            result = function(*args)
+            result = function(*args, **kwargs)
             depth -= 1
             pruning += 0 if depth else time.process_time() - begun
             return result
 
         return call
 
-    for holder, name in [(stage, "_check"), (stage, "_cuts"), (stage.Zeroing, "_zero")]:
+    parts = [(stage, "check"), (unstructured, "thresholds"), (unstructured.UnstructuredPruner, "_prune")]
+    for holder, name in parts:
         setattr(holder, name, timed(getattr(holder, name)))
-    outputs = {level: folder / "ours" / level for level in value.split(",")}
+    outputs = {Sparsity(level): folder / "ours" / level for level in value.split(",")}
     begun = time.process_time()
     with extra_memory() as memory:
-        stage.prune(folder / "dense", outputs, method="magnitude", scope="all")
+        stage.prune(ModelFolder(folder / "dense"), outputs, method="magnitude", scope="all")
     seconds = time.process_time() - begun
-    size = read_manifest(next(iter(outputs.values())) / "model")["pruned"]["size"]
+    pruned = ModelFolder(next(iter(outputs.values())) / "model").pruned
+    assert pruned is not None
     written = sum(_bytes(output) for output in outputs.values())
-    return {"seconds": seconds, "pruning": pruning, "size": size, "bytes": written, "own": memory[0]}
+    return {"seconds": seconds, "pruning": pruning, "size": pruned["size"], "bytes": written, "own": memory[0]}
 
 
 def _torch(folder: Path, level: str) -> dict[str, Any]:

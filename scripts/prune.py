@@ -3,7 +3,6 @@
 Settings: method, scope, sparsity, and the values of `prune:` in the config; for calibrated methods also `calibration:`.
 """
 
-import importlib
 from pathlib import Path
 
 from llm_sparsity.jobs.command import arguments, parse_and_lease, run
@@ -16,13 +15,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = parse_and_lease(parser)
 
+    from llm_sparsity.data.tasks import TaskFolder
     from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.pruning.prune import prune
     from llm_sparsity.study.sparsity import Sparsity
 
-    text = None
-    if args.text:  # imported by name, so that an edit of this module reruns jobs of calibrated methods only
-        text = importlib.import_module("llm_sparsity.data.tasks").TaskFolder(args.text.parent)
+    text = TaskFolder(args.text.parent) if args.text else None
     sparsity = Sparsity(args.settings.pop("sparsity"))
     prune(ModelFolder(args.model), {sparsity: args.output}, text=text, **args.settings)
 

@@ -1,4 +1,4 @@
-"""Each method on a 2x4 matrix whose result was worked out by hand, and the count that every method owes."""
+"""Each method on a 2x4 matrix, worked out by hand, and the exact count of every method."""
 
 import importlib
 import json
@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm_sparsity.pruning.prune import prune, removed_of
 from llm_sparsity.storage.container import load, save
 from llm_sparsity.storage.files import write_manifest
+from llm_sparsity.study.sparsity import Sparsity
+from tests.unit.pruning.helpers import prune
 
 torch.set_num_threads(1)
 
@@ -23,7 +24,7 @@ KEY = "encoder.layer.0.attention.self.key.weight"
 
 
 def folder_of(folder: Path, tensors: dict[str, Tensor], model_type: str = "bert") -> Path:
-    """A model folder with just these tensors: what pruning needs to know of a model."""
+    """A model folder with just these tensors: the minimum that pruning reads."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     save(folder, tensors, sparse=False)
@@ -70,16 +71,16 @@ def test_random_ignores_the_weights_and_depends_on_seed_and_name_alone(tmp_path:
     again = pruned(tmp_path / "scaled", {name: other[name] for name in weights}, "0.25", "random")
     assert all(torch.equal(again[name] == 0, masks[name]) for name in weights)
     more = pruned(tmp_path / "more", other, "0.25", "random")
-    # A third tensor changes the pool's threshold a little, never the draws.
+    # A third tensor changes the threshold a little, never the draws.
     assert all(((more[name] == 0) == masks[name]).float().mean() > 0.95 for name in weights)
     prune(tmp_path / "both/model", {"0.25": tmp_path / "seed"}, method="random", scope="linear", seed=1)
     assert not torch.equal(load(tmp_path / "seed/model")[QUERY] == 0, masks[QUERY])
 
 
 @pytest.mark.parametrize("method", SINGLE)
-def test_scores_are_what_the_contract_says(method: str) -> None:
+def test_scores_follow_the_contract(method: str) -> None:
     rule = importlib.import_module(f"llm_sparsity.pruning.methods.{method}")
-    assert rule.POOL in ("scope", "tensor")
+    assert rule.COMPARISON in ("scope", "tensor")
     assert rule.__doc__ and "arXiv" in rule.__doc__
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -115,12 +116,12 @@ def test_the_count_is_the_count_asked_for(
         for i, shape in enumerate(shapes)
     }
     result = pruned(tmp_path_factory.mktemp("count"), tensors, sparsity, method)
-    gone = {name: int((tensor == 0).sum()) for name, tensor in result.items()}
+    removed = {name: int((tensor == 0).sum()) for name, tensor in result.items()}
     assert all(result[name].dtype == dtype for name in tensors)
-    if importlib.import_module(f"llm_sparsity.pruning.methods.{method}").POOL == "scope":
-        assert sum(gone.values()) == removed_of(sum(tensor.numel() for tensor in tensors.values()), sparsity)
+    if importlib.import_module(f"llm_sparsity.pruning.methods.{method}").COMPARISON == "scope":
+        assert sum(removed.values()) == Sparsity(sparsity).count(sum(tensor.numel() for tensor in tensors.values()))
     else:
-        assert gone == {name: removed_of(tensor.numel(), sparsity) for name, tensor in tensors.items()}
+        assert removed == {name: Sparsity(sparsity).count(tensor.numel()) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():  # survivors keep every bit
         kept = result[name] != 0
         assert torch.equal(result[name][kept], tensor[kept])

@@ -1,4 +1,3 @@
-import csv
 import shutil
 from collections.abc import Callable
 from decimal import Decimal
@@ -13,13 +12,14 @@ from hypothesis import strategies as st
 from torch.nn.utils import prune as torch_prune
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.loading import family, in_scope, load_causal, load_model
-from llm_sparsity.pruning import prune as stage
-from llm_sparsity.pruning import scores as pool
-from llm_sparsity.pruning.prune import prune, removed_of
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import load_causal, load_model
+from llm_sparsity.pruning import unstructured
 from llm_sparsity.storage.container import load, save
 from llm_sparsity.storage.files import read_json, read_manifest, write_manifest
+from llm_sparsity.study.sparsity import Sparsity
 from tests.tiny import model_of, query
+from tests.unit.pruning.helpers import prune, rows_of
 
 SINGLE = ("magnitude", "random", "uniform")  # methods that remove single weights
 
@@ -27,13 +27,6 @@ SINGLE = ("magnitude", "random", "uniform")  # methods that remove single weight
 def pruned(model: Path, sparsity: str, output: Path, method: str = "magnitude", scope: str = "linear", seed: int = 0):
     prune(model, {sparsity: output}, method=method, scope=scope, seed=seed)
     return load(output / "model")
-
-
-@pytest.mark.parametrize(
-    ("size", "sparsity", "removed"), [(10, "0.5", 5), (10, "0.25", 2), (3, "0.5", 2), (10**9, "0.1", 10**8)]
-)
-def test_the_count_is_the_nearest_whole_number(size: int, sparsity: str, removed: int) -> None:
-    assert removed_of(size, sparsity) == removed
 
 
 @settings(max_examples=40, deadline=None)
@@ -44,7 +37,7 @@ def test_the_count_is_the_nearest_whole_number(size: int, sparsity: str, removed
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     method=st.sampled_from(SINGLE),
 )
-def test_the_removed_count_is_the_asked_count(
+def test_the_removed_count_is_the_count_asked_for(
     rows: list[int],
     sparsity: int,
     values: str,
@@ -66,14 +59,14 @@ def test_the_removed_count_is_the_asked_count(
     sizes = {name: weight.numel() for name, weight in tensors.items()}
     assert all(weight.dtype == dtype for weight in after.values())
     assert all(torch.equal(after[n][after[n] != 0], tensors[n][after[n] != 0]) for n in tensors)
-    if method == "random":  # may hit weights that are zero already: its own count is what it draws
+    if method == "random":  # may draw weights that are zero already
         assert sum(kept.values()) <= sum(before.values())
     elif method == "uniform":
         for name, size in sizes.items():
-            assert size - kept[name] == max(removed_of(size, level), size - before[name])
+            assert size - kept[name] == max(Sparsity(level).count(size), size - before[name])
     else:
         size = sum(sizes.values())
-        assert size - sum(kept.values()) == max(removed_of(size, level), size - sum(before.values()))
+        assert size - sum(kept.values()) == max(Sparsity(level).count(size), size - sum(before.values()))
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "llama", "bart"])
@@ -82,8 +75,8 @@ def test_the_mask_is_that_of_torch(kind: str, sparsity: str, tiny_model: Callabl
     folder = tiny_model(kind)
     after = pruned(folder, sparsity, tmp_path, scope="all")
     model = transformers.AutoModel.from_pretrained(folder)
-    known = family(folder)
-    modules = {id(m.weight): m for n, m in model.named_modules() if hasattr(m, "weight") and known.place(f"{n}.weight")}
+    role = ModelFolder(folder).role
+    modules = {id(m.weight): m for n, m in model.named_modules() if hasattr(m, "weight") and role(f"{n}.weight")}
     chosen = [(module, "weight") for module in modules.values()]
     size = sum(module.weight.numel() for module, _ in chosen)
     torch_prune.global_unstructured(chosen, torch_prune.L1Unstructured, amount=round(Decimal(sparsity) * size))
@@ -94,7 +87,7 @@ def test_the_mask_is_that_of_torch(kind: str, sparsity: str, tiny_model: Callabl
                 assert torch.equal(after[found], module.weight)
 
 
-def test_ties_go_by_position(tmp_path: Path) -> None:
+def test_equal_weights_are_removed_by_position(tmp_path: Path) -> None:
     ones = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
     model = model_of({query(1): ones, query(0): ones}, tmp_path / "model")
     after = pruned(model, "0.625", tmp_path / "out")
@@ -185,25 +178,24 @@ def test_a_scope_without_tensors(tmp_path: Path) -> None:
 def test_only_the_scope_is_touched(scope: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     folder = tiny_model("bert")
     before, after = load(folder), pruned(folder, "0.9", tmp_path, scope=scope)
-    known = family(folder)
+    opened = ModelFolder(folder)
     assert after.keys() == before.keys()
     for name in before:
-        if not in_scope(known.place(name), scope):
+        if not opened.in_scope(name, scope):
             assert torch.equal(before[name], after[name])
     assert not torch.equal(
         torch.cat([w.flatten() for w in before.values()]), torch.cat([w.flatten() for w in after.values()])
     )
 
 
-def test_the_table_and_the_manifest_say_what_was_measured(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_table_and_the_manifest_agree_with_the_weights(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     after = pruned(tiny_model("bert"), "0.9", tmp_path)
-    with (tmp_path / "sparsity.csv").open() as file:
-        rows = {row["name"]: row for row in csv.DictReader(file)}
+    rows = {row["name"]: row for row in rows_of(tmp_path)}
     for name, row in rows.items():
         assert int(row["zeros"]) == int((after[name] == 0).sum())
         assert row["shape"] == "x".join(map(str, after[name].shape))
     facts = read_json(tmp_path / "model/manifest.json")["pruned"]
-    assert facts["removed"] == removed_of(facts["size"], "0.9")
+    assert facts["removed"] == Sparsity("0.9").count(facts["size"])
     assert facts["measured_sparsity"] == pytest.approx(0.9, abs=1e-4)
 
 
@@ -220,7 +212,7 @@ def test_the_real_bart(shared: Path, tmp_path: Path) -> None:
     write_manifest(tmp_path / "model", kind="model")
     pruned(tmp_path / "model", "0.9", tmp_path / "out", scope="all")
     facts = read_json(tmp_path / "out/model/manifest.json")
-    assert facts["pruned"]["removed"] == removed_of(facts["pruned"]["size"], "0.9")
+    assert facts["pruned"]["removed"] == Sparsity("0.9").count(facts["pruned"]["size"])
     assert facts["files"]["model.safetensors"]["bytes"] < 0.12 * (tmp_path / "model/model.safetensors").stat().st_size
     assert np.isclose(facts["pruned"]["measured_sparsity"], 0.9, atol=1e-3)
 
@@ -232,11 +224,6 @@ def edited(model: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]]
     shutil.copytree(model, folder)
     save(folder, tensors, sparse=False)
     return folder
-
-
-def rows_of(output: Path) -> list[dict[str, str]]:
-    with (output / "sparsity.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("method", ["magnitude", "uniform", "random"])
@@ -287,13 +274,13 @@ def test_tied_tensors_count_once(tiny_model: Callable[[str], Path], tmp_path: Pa
     prune(model, {"0.5": tmp_path / "copies"}, method="magnitude", scope="all")
     prune(tiny_model("bart"), {"0.5": tmp_path / "once"}, method="magnitude", scope="all")
     assert load(tmp_path / "copies/model").keys() == load(tmp_path / "once/model").keys()
-    result = load_model(transformers.AutoModel, tmp_path / "copies/model")
+    result = load_model(transformers.AutoModel, ModelFolder(tmp_path / "copies/model"))
     assert result.encoder.embed_tokens.weight.data_ptr() == result.decoder.embed_tokens.weight.data_ptr()
     assert torch.equal(result.encoder.embed_tokens.weight, load(tmp_path / "once/model")["shared.weight"])
     assert rows_of(tmp_path / "copies") == rows_of(tmp_path / "once")
 
 
-def test_what_is_left_behind(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_files_of_a_pruned_model(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     prune(tiny_model("roberta"), {"0.3": tmp_path}, method="magnitude", scope="linear", seed=4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "sparsity.csv"]
     dense, manifest = read_manifest(tiny_model("roberta")), read_manifest(tmp_path / "model")
@@ -304,24 +291,26 @@ def test_what_is_left_behind(tiny_model: Callable[[str], Path], tmp_path: Path) 
     size = sum(int(row["size"]) for row in rows)
     zeros = sum(int((tensors[row["name"]] == 0).sum()) for row in rows)
     assert manifest["pruned"] == {
-        "method": "magnitude", "scope": "linear", "sparsity": "0.3", "seed": 4, "floor": 0.0,
-        "size": size, "removed": removed_of(size, "0.3"), "measured_sparsity": zeros / size,
+        "method": "magnitude", "scope": "linear", "sparsity": "0.3", "seed": 4, "min_density": 0.0,
+        "size": size, "removed": Sparsity("0.3").count(size), "measured_sparsity": zeros / size,
     }  # fmt: skip
-    places = family(tiny_model("roberta"))
-    assert [row["name"] for row in rows] == sorted(n for n in tensors if in_scope(places.place(n), "linear"))
+    model = ModelFolder(tiny_model("roberta"))
+    assert [row["name"] for row in rows] == sorted(name for name in tensors if model.in_scope(name, "linear"))
     assert len({row["threshold"] for row in rows}) == 1
     first = rows[0]
     assert first["name"] == "roberta.encoder.layer.0.attention.output.dense.weight"
     assert (first["stack"], first["layer"], first["part"]) == ("encoder", "0", "attention")
     assert (first["shape"], first["dtype"], first["size"]) == ("32x32", "float32", "1024")
-    # A list of zeros is not a promise: the weights below the threshold are the zeros, and there are no others.
+    # The weights at or below the threshold are the zeros, and there are no others.
     threshold = float(first["threshold"])
     original = load(tiny_model("roberta"))
     for row in rows:
         assert torch.equal(tensors[row["name"]] == 0, original[row["name"]].abs() <= threshold)
 
 
-def test_zeros_of_both_signs_go_first_and_are_stored_as_zero(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_zeros_of_both_signs_are_removed_first_and_stored_as_0(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors[query(0)][:4] = -0.0
         tensors[query(0)][4:8] = 0.0
@@ -333,26 +322,13 @@ def test_zeros_of_both_signs_go_first_and_are_stored_as_zero(tiny_model: Callabl
         assert bool((tensor[:8] == 0).all()) and not bool(torch.signbit(tensor[tensor == 0]).any())
     rows = {row["name"]: row for row in rows_of(tmp_path / "few")}
     size = sum(int(row["size"]) for row in rows.values())
-    # All that go were zeros already; ties by position, so they are the first ones.
-    assert (
-        int(rows[query(0)]["removed"]) == removed_of(size, "0.001") == sum(int(row["removed"]) for row in rows.values())
-    )
+    # All removed weights were zero before; ties are broken by position, so they are the first ones.
+    removed = {name: int(row["removed"]) for name, row in rows.items()}
+    assert removed[query(0)] == sum(removed.values()) == Sparsity("0.001").count(size)
     assert int(rows[query(0)]["zeros"]) == 256
     assert float(rows[query(0)]["threshold"]) == 0
     manifest = read_manifest(tmp_path / "few/model")["pruned"]
-    assert manifest["removed"] == removed_of(size, "0.001") and manifest["measured_sparsity"] == 256 / size
-
-
-def test_chunks_do_not_matter(
-    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    levels = ["0.2", "0.8", "1of4"]
-    prune(tiny_model("bert"), {level: tmp_path / "whole" / level for level in levels}, method="magnitude", scope="mlp")
-    monkeypatch.setattr(pool, "STRIP", 77)
-    prune(tiny_model("bert"), {level: tmp_path / "parts" / level for level in levels}, method="magnitude", scope="mlp")
-    for level in levels:
-        whole, parts = (load(tmp_path / way / level / "model") for way in ("whole", "parts"))
-        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert manifest["removed"] == Sparsity("0.001").count(size) and manifest["measured_sparsity"] == 256 / size
 
 
 def test_a_failure_leaves_no_model(
@@ -361,14 +337,14 @@ def test_a_failure_leaves_no_model(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stage, "_cut", fail)
+    monkeypatch.setattr(unstructured, "_remove", fail)
     with pytest.raises(OSError, match="No space"):
         prune(tiny_model("bert"), {"0.5": tmp_path / "out"}, method="magnitude", scope="linear")
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
 def test_a_shard_at_a_time_and_from_a_sparse_model(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    model = load_model(transformers.AutoModel, tiny_model("bert"))
+    model = load_model(transformers.AutoModel, ModelFolder(tiny_model("bert")))
     model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
     write_manifest(tmp_path / "shards", kind="model")
@@ -381,15 +357,6 @@ def test_a_shard_at_a_time_and_from_a_sparse_model(tiny_model: Callable[[str], P
     for source in ("shards", "sparse"):
         assert (tmp_path / f"{source}-out/model/model.safetensors").read_bytes() == expected
     assert not list((tmp_path / "shards-out/model").glob("*index*"))
-
-
-@pytest.mark.parametrize(
-    ("size", "sparsity", "count"),
-    [(10, "0.1", 1), (10, "0.25", 2), (10, "0.35", 4), (3, "0.5", 2), (1, "0.5", 0), (100, "0.29", 29),
-     (100, "0.57", 57), (124_439_808, "0.95", 118217818), (7, "0", 0)],
-)  # fmt: skip
-def test_count_is_decimal_arithmetic(size: int, sparsity: str, count: int) -> None:
-    assert removed_of(size, sparsity) == count
 
 
 def test_a_real_model(shared: Path, tmp_path: Path) -> None:
@@ -406,7 +373,7 @@ def test_a_real_model(shared: Path, tmp_path: Path) -> None:
     sizes = []
     for level in levels:
         result = load(tmp_path / level / "model")
-        count = removed_of(len(pool), level)
+        count = Sparsity(level).count(len(pool))
         threshold = pool.kthvalue(count).values
         gone = torch.cat([result[name].flatten() == 0 for name in names])
         assert int(gone.sum()) == count
@@ -415,15 +382,6 @@ def test_a_real_model(shared: Path, tmp_path: Path) -> None:
     # The sparser, the smaller; from .5 on smaller than the mask and the survivors would be uncompressed.
     stored = sum(tensor.nbytes for tensor in dense.values())
     assert sizes == sorted(sizes, reverse=True) and sizes[1] < 0.55 * stored and sizes[4] < 0.1 * stored
-
-
-@pytest.mark.parametrize("bad", [-1.0, float("nan")])
-def test_a_method_with_scores_that_have_no_order_is_a_fault(
-    bad: float, tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llm_sparsity.pruning.methods.magnitude.score", lambda weight, _: torch.full(weight.shape, bad))
-    with pytest.raises(ValueError, match=r"pruning\.magnitude: scores must be non-negative numbers"):
-        prune(tiny_model("bert"), {"0.5": tmp_path}, method="magnitude", scope="linear")
 
 
 @pytest.mark.parametrize(("kind", "embeddings"), [("llama", "model.embed_tokens"), ("gpt2", "transformer.wte")])
@@ -438,49 +396,9 @@ def test_an_output_layer_stored_beside_its_embeddings_stays_tied(
     for name, folder in (("both", model), ("once", tiny_model(kind))):
         prune(folder, {"0.9": tmp_path / "out" / name}, method="magnitude", scope="all")
     assert rows_of(tmp_path / "out/both") == rows_of(tmp_path / "out/once")
-    result = load_causal(tmp_path / "out/both/model")
+    result = load_causal(ModelFolder(tmp_path / "out/both/model"))
     assert result.lm_head.weight is result.get_input_embeddings().weight
     assert torch.equal(result.lm_head.weight, load(tmp_path / "out/once/model")[f"{embeddings}.weight"])
-
-
-def test_a_floor_keeps_every_tensor_alive(tmp_path: Path) -> None:
-    small, large = torch.arange(1, 9.0).reshape(1, 8), torch.arange(101, 109.0).reshape(1, 8)
-    model = model_of({query(0): small, query(1): large}, tmp_path / "model")
-    without = pruned(model, "0.5", tmp_path / "without")
-    assert [int(without[query(n)].count_nonzero()) for n in (0, 1)] == [0, 8]
-    prune(model, {"0.5": tmp_path / "with"}, method="magnitude", scope="linear", floor=0.25)
-    after = load(tmp_path / "with" / "model")
-    assert after[query(0)].tolist() == [[0, 0, 0, 0, 0, 0, 7, 8]]
-    assert after[query(1)].tolist() == [[0, 0, 103, 104, 105, 106, 107, 108]]
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    rows=st.lists(st.integers(1, 20), min_size=2, max_size=4),
-    sparsity=st.integers(1, 60),
-    floor=st.integers(1, 39),
-    scale=st.sampled_from([1.0, 10.0]),
-    few=st.booleans(),
-)
-def test_a_floor_changes_no_count(
-    rows: list[int], sparsity: int, floor: int, scale: float, few: bool, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("floor")
-    generator = torch.Generator().manual_seed(sparsity)
-    tensors = {query(n): torch.randn(row, 8, generator=generator) * scale**n for n, row in enumerate(rows)}
-    if few:  # many ties
-        tensors = {name: weight.round() + 0.25 for name, weight in tensors.items()}
-    level = f"0.{sparsity:02d}"
-    prune(model_of(tensors, folder / "m"), {level: folder}, method="magnitude", scope="linear", floor=floor / 100)
-    zeros = {name: int((weight == 0).sum()) for name, weight in load(folder / "model").items()}
-    assert sum(zeros.values()) == removed_of(sum(weight.numel() for weight in tensors.values()), level)
-    assert all(zeros[name] <= -(-weight.numel() * (100 - floor) // 100) for name, weight in tensors.items())
-
-
-def test_a_sparsity_that_the_floor_forbids_is_refused(tmp_path: Path) -> None:
-    model = model_of({query(0): torch.ones(4, 4)}, tmp_path / "model")
-    with pytest.raises(UserError, match=r"sparsity 0.9: the floor 0.2 keeps that share"):
-        prune(model, {"0.9": tmp_path / "out"}, method="magnitude", scope="linear", floor=0.2)
 
 
 def test_a_list_of_layers_is_a_scope(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Heads and neurons that are cut out, and blocks that become zero, on every family that is known."""
+"""Heads and neurons that are removed, and blocks that are set to zero, on every family."""
 
 import importlib
 import json
@@ -10,12 +10,13 @@ import torch
 import transformers
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.loading import family, heads, in_scope, load_model
-from llm_sparsity.pruning.prune import prune
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import load_model
 from llm_sparsity.storage.container import load, save, to_plain
 from llm_sparsity.storage.files import read_json, read_manifest, write_manifest
 from tests.tiny import model_of, query
-from tests.unit.models.test_loading import SMALL
+from tests.unit.models.test_families import SMALL
+from tests.unit.pruning.helpers import prune
 
 
 def random_model(kind: str, folder: Path) -> Path:
@@ -45,13 +46,13 @@ def random_model(kind: str, folder: Path) -> Path:
 
 def empty_every_second(folder: Path, scope: str) -> None:
     """Zero the weights of every second head and neuron of a scope: they have the lowest scores and no effect."""
-    kind, tensors = family(folder), load(folder)
+    model, tensors = ModelFolder(folder), load(folder)
     for name, tensor in tensors.items():
-        slot, place = kind.slot(name), kind.place(name)
-        if slot and in_scope(place, scope):
-            units = heads(folder, place.stack) if place.part == "attention" else tensor.shape[slot.dim]
+        axis, role = model.axis(name), model.role(name)
+        if axis and role and role.in_scope(scope):
+            units = model.heads(role.stack) if role.part == "attention" else tensor.shape[axis.dim]
             tensors[name] = tensor.clone()
-            tensors[name].movedim(slot.dim, 0).unflatten(0, (slot.fused, units, -1))[:, ::2] = 0
+            tensors[name].movedim(axis.dim, 0).unflatten(0, (axis.fused, units, -1))[:, ::2] = 0
     save(folder, tensors, sparse=False)
     write_manifest(folder, kind="model")
 
@@ -64,12 +65,12 @@ def output_of(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("scope", ["linear", "attention", "mlp", "layers.1"])
 @pytest.mark.parametrize("kind", SMALL)
-def test_cutting_what_does_nothing_changes_nothing(kind: str, scope: str, tmp_path: Path) -> None:
+def test_removing_units_without_effect_keeps_the_output(kind: str, scope: str, tmp_path: Path) -> None:
     folder = random_model(kind, tmp_path / "model")
     empty_every_second(folder, scope)
     prune(folder, {"0.5": tmp_path / "out"}, method="structured", scope=scope)
-    cut = load_model(transformers.AutoModel, tmp_path / "out" / "model")
-    dense = load_model(transformers.AutoModel, folder)
+    cut = load_model(transformers.AutoModel, ModelFolder(tmp_path / "out" / "model"))
+    dense = load_model(transformers.AutoModel, ModelFolder(folder))
     torch.testing.assert_close(output_of(cut), output_of(dense), rtol=1e-5, atol=1e-5)
     pruned = read_manifest(tmp_path / "out" / "model")["pruned"]
     assert pruned["removed"] == pruned["size"] / 2
@@ -77,18 +78,18 @@ def test_cutting_what_does_nothing_changes_nothing(kind: str, scope: str, tmp_pa
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_plain_transformers_loads_what_its_configuration_can_say(kind: str, tmp_path: Path) -> None:
+def test_plain_transformers_loads_models_whose_configuration_can_express_them(kind: str, tmp_path: Path) -> None:
     grouped = kind in ("llama", "mistral", "qwen2", "qwen3")
     folder = random_model(kind, tmp_path / "model")
     prune(folder, {"0.5": tmp_path / "out"}, method="structured", scope="linear" if grouped else "mlp")
     to_plain(tmp_path / "out" / "model", tmp_path / "plain")
     plain = transformers.AutoModel.from_pretrained(tmp_path / "plain")
     torch.testing.assert_close(
-        output_of(plain), output_of(load_model(transformers.AutoModel, tmp_path / "out" / "model"))
+        output_of(plain), output_of(load_model(transformers.AutoModel, ModelFolder(tmp_path / "out" / "model")))
     )
 
 
-def test_heads_with_the_smallest_weights_go(tmp_path: Path) -> None:
+def test_heads_with_the_smallest_weights_are_removed(tmp_path: Path) -> None:
     """Two heads of one weight each: the first has 1 + 4 + 1 + 1 = 7, the second 0 + 0 + 9 + 0 = 9 as sum of squares."""
     part = "encoder.layer.0.attention."
     tensors = {
@@ -116,31 +117,31 @@ def test_the_last_head_stays(tiny_model: Callable[[str], Path], tmp_path: Path) 
     assert not (tmp_path / "model" / "model.safetensors").exists()
 
 
-def test_a_level_between_whole_heads_says_what_it_reached(
+def test_a_sparsity_between_whole_heads_prints_the_one_reached(
     tiny_model: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prune(tiny_model("bert"), {"0.3": tmp_path}, method="structured", scope="attention")
-    assert "sparsity 0.3: 0.2500 reached, as whole heads and neurons go" in capsys.readouterr().out
+    assert "sparsity 0.3: 0.2500 reached, because only whole heads and neurons are removed" in capsys.readouterr().out
     assert read_manifest(tmp_path / "model")["pruned"]["measured_sparsity"] == 0.25
 
 
 def test_parts_without_heads_or_neurons_are_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"method structured cuts heads and neurons, tensor .* has none; choose"):
+    with pytest.raises(UserError, match=r"method structured removes heads and neurons, tensor .* has none; choose"):
         prune(tiny_model("bert"), {"0.5": tmp_path}, method="structured", scope="all")
     with pytest.raises(UserError, match="a pattern is of single weights"):
         prune(tiny_model("bert"), {"2of4": tmp_path}, method="structured", scope="linear")
 
 
-def test_a_configuration_tells_what_it_can(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_configuration_has_the_new_sizes(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     prune(tiny_model("llama"), {"0.5": tmp_path / "a"}, method="structured", scope="linear")
     after = read_json(tmp_path / "a" / "model" / "config.json")
     assert (after["num_attention_heads"], after["num_key_value_heads"], after["head_dim"]) == (2, 1, 8)
     assert after["intermediate_size"] == 32
     prune(tiny_model("llama"), {"0.5": tmp_path / "b"}, method="structured", scope="layers.0")
-    assert read_json(tmp_path / "b" / "model" / "config.json")["intermediate_size"] == 64  # layer 1 is as it was
+    assert read_json(tmp_path / "b" / "model" / "config.json")["intermediate_size"] == 64  # layer 1 keeps its width
 
 
-def test_the_smallest_blocks_go(tmp_path: Path) -> None:
+def test_the_smallest_blocks_are_removed(tmp_path: Path) -> None:
     sizes = torch.tensor([[3.0, -1.0], [-2.0, 4.0]])
     weight = sizes.repeat_interleave(16, 0).repeat_interleave(16, 1)
     prune(model_of({query(0): weight}, tmp_path / "model"), {"0.5": tmp_path}, method="block", scope="linear")
@@ -149,7 +150,7 @@ def test_the_smallest_blocks_go(tmp_path: Path) -> None:
     assert torch.equal(after, after[::16, ::16].repeat_interleave(16, 0).repeat_interleave(16, 1))
 
 
-def test_equal_blocks_go_by_position(tmp_path: Path) -> None:
+def test_equal_blocks_are_removed_by_position(tmp_path: Path) -> None:
     model = model_of({query(0): torch.ones(32, 32)}, tmp_path / "model")
     prune(model, {"0.7": tmp_path / "out"}, method="block", scope="linear")
     assert load(tmp_path / "out" / "model")[query(0)][::16, ::16].tolist() == [[0, 0], [0, 1]]
@@ -162,11 +163,11 @@ def test_a_matrix_that_blocks_do_not_divide_is_named(tmp_path: Path) -> None:
         prune(model, {"0.5": tmp_path / "out"}, method="block", scope="linear")
 
 
-def test_every_method_says_what_it_removes() -> None:
+def test_every_method_declares_its_granularity() -> None:
     from llm_sparsity.study.config import METHODS
 
     for method in METHODS:
         rule = importlib.import_module(f"llm_sparsity.pruning.methods.{method}")
-        assert rule.UNIT is None or len(rule.UNIT) == 2
-        assert hasattr(rule, "observe") or rule.POOL in ("scope", "tensor", "layer")
+        assert rule.GRANULARITY is None or len(rule.GRANULARITY) == 2
+        assert hasattr(rule, "observe") or rule.COMPARISON in ("scope", "tensor", "layer")
         assert "arXiv" in rule.__doc__

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning.checks import check
@@ -26,9 +27,6 @@ from llm_sparsity.pruning.unstructured import UnstructuredPruner
 from llm_sparsity.storage.container import Reader, Writer, copy_companions
 from llm_sparsity.storage.files import write_csv, write_json, write_manifest
 from llm_sparsity.study.sparsity import Sparsity
-
-if TYPE_CHECKING:
-    from llm_sparsity.data.tasks import TaskFolder
 
 COLUMNS = [
     "name", "stack", "layer", "part", "shape", "dtype", "size", "removed", "zeros", "sparsity", "threshold", "error",
@@ -46,7 +44,7 @@ def prune(
     min_density: float = 0.0,
     layerwise: str = "uniform",
     calibration: Mapping[str, int] | None = None,
-    text: "TaskFolder | None" = None,
+    text: TaskFolder | None = None,
 ) -> None:
     """Prune a model to one or several sparsities.
 

@@ -71,12 +71,10 @@ class StructuredPruner(Pruner):
         scores: dict[str, Tensor] = {}
         for name, role in tensors.roles.items():
             axis = self._axes[name]
-            units = (
-                tensors.model.heads(role.stack) if role.part == "attention" else tensors.reader.shape(name)[axis.dim]
-            )
-            weight = tensors.reader.tensor(name).movedim(axis.dim, 0).reshape(axis.fused, units, -1)
+            weight = tensors.reader.tensor(name).movedim(axis.dim, 0)
+            units = tensors.model.heads(role.stack) if role.part == "attention" else len(weight)
             before = scores.get(axis.block, torch.zeros(units, dtype=torch.float64))
-            scores[axis.block] = before + tensors.method.score(weight)
+            scores[axis.block] = before + tensors.method.score(weight.reshape(axis.fused, units, -1))
         return scores
 
 
