@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_sparsity.study import config, footprint, plan
-from llm_sparsity.study.sparsity import Sparsity
+from llm_sparsity.study.cells import config, footprint, plan
+from llm_sparsity.study.cells.sparsity import Sparsity
 
 STAGES = ["download", "prune", "weights", "measure", "evaluate", "zero_shot", "finetune"]
 
@@ -99,6 +99,7 @@ PEAKS = [
     ("measure", {"variant": "wanda-linear-0.5"}, 3503),
     ("evaluate", {"task": "text"}, 1043),
     ("finetune", {"task": "text"}, 4474),
+    ("finetune", {"task": "text", "recipe": "lora"}, 3812),  # of 4 sequences at once
 ]
 SETTINGS = {
     "name": "peaks",
