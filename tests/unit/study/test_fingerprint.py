@@ -190,7 +190,7 @@ REFERENCES = {
 def test_references(project: Project, case: str) -> None:
     project.write(
         data___init="from llm_sparsity.data.first import f\nfrom .first import f as relative\nfrom . import first\n",
-        data__again="from .. import data\nfrom ..data import first as twice\n",
+        data__again="import os.path\nfrom .. import data\nfrom ..data import first as twice\n",
         script=REFERENCES[case],
     )
     assert differ(project, F, F.replace("return 1", "return 3"), module="data__first"), "what f calls counts"
@@ -206,6 +206,11 @@ def test_a_module_that_is_passed_on_counts_whole(project: Project, use: str) -> 
 def test_star_imports_count_whole(project: Project) -> None:
     project.write(script="from llm_sparsity.first import *\nf()\n")
     assert differ(project, F, F.replace("return 2", "return 3"))
+
+
+def test_a_star_import_of_another_library_counts(project: Project) -> None:
+    source = "from math import *\ndef f(): return sin(1)\n"
+    assert differ(project, source, source.replace("math", "cmath"))
 
 
 def test_cyclic_references(project: Project) -> None:
@@ -416,6 +421,13 @@ def test_a_method_reaches_the_jobs_that_name_it(copy: Project) -> None:
         file.write("\nX = 1\n")
     new = [copy.hash("prune", modules=(method,)) for method in (WANDA, MAGNITUDE)]
     assert (old[0] == new[0], old[1] == new[1]) == (True, False)
+
+
+def test_modules_that_are_imported_by_a_computed_name_are_those_that_the_rules_name(copy: Project) -> None:
+    sources = [path.read_text() for path in copy.library.rglob("*.py")]
+    found = {name for source in sources for name in re.findall(r"import_module\(\s*f?\"([^\"{]*)", source)}
+    assert sum(source.count("import_module(") for source in sources) > 0
+    assert all(name.startswith("llm_sparsity.pruning.") for name in found), "name it in the rule, and here"
 
 
 def test_a_family_reaches_the_jobs_that_name_it(copy: Project) -> None:

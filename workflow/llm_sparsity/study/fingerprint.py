@@ -116,6 +116,8 @@ def _mentions(symbol: Symbol) -> list[tuple[str, Symbol]]:
             found.update((name, target) for target in _inside(symbol.path, [first, *rest]))
         for imported in definition.imports.get(first, ()):
             found.update((name, target) for target in _targets(imported, rest))
+    for imported in module.imports.get(EVERYTHING, ()):  # any name may come from a star import
+        found.update((EVERYTHING, target) for target in _targets(imported))
     return sorted(found, key=lambda mention: (mention[0], str(mention[1])))
 
 
@@ -127,9 +129,8 @@ def _run_by_import(symbol: Symbol) -> Iterator[Symbol]:
     if symbol.name == STATEMENTS:
         if package := _path(_package(symbol.path)):
             yield Symbol(package, STATEMENTS)
-        for bound, imported in _module(symbol.path).imports.items():
-            for target in (target for name in imported for target in _targets(name)):
-                yield target if bound == EVERYTHING else Symbol(target.path, STATEMENTS)
+        for imported in _module(symbol.path).imports.values():
+            yield from (Symbol(target.path, STATEMENTS) for name in imported for target in _targets(name))
 
 
 def _targets(name: str, attributes: Iterable[str] = ()) -> Iterator[Symbol]:

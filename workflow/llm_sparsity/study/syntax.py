@@ -116,8 +116,8 @@ def _imports(statements: Iterable[ast.stmt], package: str) -> dict[str, set[str]
                 for alias in node.names:
                     found[alias.asname or alias.name].add(alias.name)
                     if not alias.asname:  # `import a.b` binds `a`
-                        package = alias.name.partition(".")[0]
-                        found[package].add(package)
+                        top = alias.name.partition(".")[0]
+                        found[top].add(top)
             case ast.ImportFrom():
                 parents = package.split(".")
                 base = parents[: len(parents) + 1 - node.level] if node.level else []
