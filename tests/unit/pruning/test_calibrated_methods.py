@@ -27,7 +27,9 @@ def test_wanda_by_hand() -> None:
 def test_sparsegpt_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inputs 0 and 1 are correlated, as are 2 and 3.
 
-    For each pair H = [[2, 1], [1, 2]], and its inverse is [[2, -1], [-1, 2]] / 3. A weight of the first costs 1.5 w^2 and the second compensates with half of it; a weight of the second costs 2 w^2.
+    For each pair H = [[2, 1], [1, 2]], and the inverse of H is [[2, -1], [-1, 2]] / 3.
+    To remove a weight w of the first input costs 1.5 w^2, and the second compensates with half of it; to remove a
+    weight of the second costs 2 w^2.
     """
     monkeypatch.setattr(sparsegpt, "DAMPING", 1e-9)
     weight = torch.tensor([[1.0, 2, 3, 4], [4, -1, 2, 1]])
