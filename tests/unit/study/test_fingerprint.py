@@ -430,6 +430,11 @@ def test_modules_that_are_imported_by_a_computed_name_are_those_that_the_rules_n
     assert all(name.startswith("llm_sparsity.pruning.") for name in found), "name it in the rule, and here"
 
 
+def test_what_is_not_followed_exists() -> None:
+    assert all(fingerprint._chosen_symbol(name) for name in fingerprint.REGISTRIES)
+    assert all(fingerprint._chosen_module(name) for name in fingerprint.IGNORED)
+
+
 def test_a_family_reaches_the_jobs_that_name_it(copy: Project) -> None:
     chosen = [(f"llm_sparsity.models.families.{name}",) for name in ("BERT", "GPT2")]
     old = [copy.hash("finetune", symbols=symbols) for symbols in chosen]
