@@ -1,16 +1,22 @@
-"""Tables of a made-up study, for tests of what is drawn and told from them. All numbers are MADE UP."""
+"""Tables of a made-up study, for tests of figures and sentences. All numbers are MADE UP."""
 
 import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from llm_sparsity.reporting.claims import check
-from llm_sparsity.reporting.collect import COLUMNS
+from llm_sparsity.reporting import claims, tables
+from llm_sparsity.study.sparsity import DENSE, Sparsity
 
-LEVELS = ["0", "0.5", "0.9"]
+CLAIMS = Path(__file__).parents[1] / "studies/report/claims.yaml"
+PUBLISHED = CLAIMS.parents[1] / "published.csv"
+SPARSITIES = ("0.5", "0.9")
+TASK_METRICS = ("accuracy", "f1", "combined")
+MACHINE = {"device": "cpu", "threads": 1, "processes": 1}
+VERSIONS = dict.fromkeys(tables.VERSIONS, "1.0")
+
+Rows = dict[str, list[dict[str, Any]]]
 
 
 def write_tables(
@@ -21,78 +27,108 @@ def write_tables(
     text: bool = True,
     recipes: tuple[str, ...] = ("kept",),
     recovered: tuple[str, ...] = (),
+    sparsities: tuple[str, ...] = SPARSITIES,
+    speed: bool = False,
 ) -> dict[str, Any]:
-    """Tables of a made-up study; the config that goes with them. `recovered`: recipes that train on the text."""
+    """Write the tables of a made-up study, judged by the claims of the report's study.
+
+    Args:
+        folder: of the tables; it is created.
+        models: names.
+        methods: names.
+        seeds: number of seeds of the task sst2.
+        text: whether the study measures perplexity.
+        recipes: of sst2.
+        recovered: recipes that train on the text.
+        sparsities: besides dense. A pattern costs twice as much quality as a fraction of its size.
+        speed: whether the study measures speed.
+
+    Returns:
+        The config of the study.
+    """
     generator = np.random.default_rng(0)
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
+    rows: Rows = {name: [] for name in tables.COLUMNS}
     for number, model in enumerate(models):
-        for method, level in [("dense", "0"), *itertools.product(methods, LEVELS[1:])]:
-            variant = {
-                "model": model,
-                "method": method,
-                "scope": "" if method == "dense" else "linear",
-                "sparsity": level,
-                "calibration_seed": 0,
-            }
-            share = float(level)
-            rows["sizes"].append(
-                variant | {"measured_sparsity": share, "bytes": 10, "dense_bytes": 10, "ratio": 1 - share}
-            )
-            for layer in range(4 if method != "dense" else 0):
-                place = {
-                    "name": f"{layer}",
-                    "stack": "encoder",
-                    "layer": layer,
-                    "part": "mlp",
-                    "shape": "2x2",
-                    "size": 4,
-                }
-                rows["tensors"].append(variant | place | {"error": 0.1 * layer * share if method == "wanda" else ""})
+        for method, sparsity in [("dense", DENSE), *itertools.product(methods, map(Sparsity, sparsities))]:
+            scope = "" if method == "dense" else "linear"
+            variant = {"model": model, "method": method, "scope": scope, "sparsity": sparsity, "calibration_seed": 0}
+            _add_size(rows, variant)
+            _add_tensors(rows, variant)
             if text:
-                cell = variant | {"task": "text", "recipe": "", "mask": "", "seed": ""}
-                rows["metrics"].append(cell | {"metric": "perplexity", "value": 30 * 10**share})
-                rows["metrics"].append(cell | {"metric": "nll", "value": 3.0})
-                for recipe in recovered if method != "dense" else ("kept",) * bool(recovered):
-                    trained = cell | {"recipe": recipe, "mask": "kept", "seed": 0, "metric": "perplexity"}
-                    rows["metrics"].append(trained | {"value": 20 * (2 if recipe == "kept" else 1.5) ** (2 * share)})
+                _add_text(rows, variant, recovered)
+            if speed:
+                _add_speed(rows, variant)
             for recipe, seed in itertools.product(recipes if method != "dense" else ("kept",), range(seeds)):
-                mask = "released" if recipe == "released" else "kept"
-                cell = variant | {"task": "sst2", "recipe": recipe, "mask": mask, "seed": seed}
-                lost = (0.1 if recipe == "gradual" else 0.3) * share
-                value = 0.9 - lost - 0.02 * number + 0.01 * generator.standard_normal()
-                rows["metrics"] += [cell | {"metric": m, "value": value} for m in ("accuracy", "f1", "combined")]
-                machine = {"device": "cpu", "threads": 1, "processes": 1}
-                versions = dict.fromkeys(("torch", "transformers", "accelerate", "python"), "1.0")
-                facts = {
-                    "epochs": 2,
-                    "validation_examples": 400,
-                    "measured_sparsity": 0.01 if mask == "released" else share,
-                }
-                names = [name for name in COLUMNS["runs"] if name.endswith(("seconds", "second", "bytes"))]
-                rows["runs"].append(cell | dict.fromkeys(names, 10.0 + number) | machine | versions | facts)
-                rows["history"] += [
-                    cell | {"epoch": int(step == 20), "step": step, "measured_sparsity": share / step}
-                    for step in (1, 5, 20)
-                ]
-        dense = {"model": model, "method": "dense", "scope": "", "sparsity": "0", "calibration_seed": 0}
-        for level, stack, layer in [("overall", "", -1), *(("layer", "encoder", layer) for layer in range(-1, 4))]:
-            place = dense | {"level": level, "name": f"{stack} {layer}", "stack": stack, "layer": layer, "part": ""}
-            for statistic in ("count", "zeros", "mean", "std", "min", "max"):
-                rows["weights"].append(place | {"statistic": statistic, "x": "", "value": 1.0 + layer})
-            for x in (0.001, 0.01, 0.1):
-                rows["weights"].append(place | {"statistic": "share_below", "x": x, "value": x})
-            for x in np.logspace(-5, 1, 30):
-                below = 1 - np.exp(-x * 30 / (layer + 3))
-                rows["weights"].append(place | {"statistic": "cumulative", "x": x, "value": below})
-            if level == "overall":
-                for x in np.linspace(-1, 1, 21)[:-1]:
-                    rows["weights"].append(
-                        place | {"statistic": "histogram", "x": x, "value": 1e6 * np.exp(-9 * x * x)}
-                    )
-    rows["baselines"] = [{"task": "sst2", "metric": m, "value": 0.5} for m in ("accuracy", "f1", "combined")]
-    folder.mkdir()
-    tables = {name: pd.DataFrame(rows[name], columns=columns) for name, columns in COLUMNS.items()}
-    tables["claims"] = check(tables)
-    for name, table in tables.items():
-        table.to_csv(folder / f"{name}.csv", index=False)
+                run = {"task": "sst2", "recipe": recipe, "mask": "released" if recipe == "released" else "kept"}
+                _add_run(rows, variant | run | {"seed": seed}, number, 0.01 * generator.standard_normal())
+        _add_weights(rows, model)
+    rows["baselines"] = [{"task": "sst2", "metric": metric, "value": 0.5} for metric in TASK_METRICS]
+    found = {name: tables.frame(name, rows[name]) for name in tables.COLUMNS}
+    tables.write(folder, found | {"claims": claims.judge(claims.load(CLAIMS), found)})
     return {"name": "made-up", "study": [{"models": models}]}
+
+
+def _loss(sparsity: Sparsity) -> float:
+    return sparsity.fraction * (2 if sparsity.is_pattern else 1)
+
+
+def _add_size(rows: Rows, variant: dict[str, Any]) -> None:
+    share = variant["sparsity"].fraction
+    ratio = 1 - share * (0.9 if variant["sparsity"].is_pattern else 1)
+    size = {"measured_sparsity": share, "weights": 100, "removed": round(100 * share), "bytes": round(1000 * ratio)}
+    rows["sizes"].append(variant | size | {"dense_bytes": 1000, "ratio": ratio})
+
+
+def _add_tensors(rows: Rows, variant: dict[str, Any]) -> None:
+    for layer in range(4 if variant["method"] != "dense" else 0):
+        place = {"name": f"{layer}", "stack": "encoder", "layer": layer, "part": "mlp", "shape": "2x2", "size": 4}
+        error = 0.1 * layer * variant["sparsity"].fraction if variant["method"] in ("wanda", "sparsegpt") else ""
+        rows["tensors"].append(variant | place | {"error": error})
+
+
+def _add_text(rows: Rows, variant: dict[str, Any], recovered: tuple[str, ...]) -> None:
+    loss = _loss(variant["sparsity"])
+    cell = variant | VERSIONS | {"task": "text", "recipe": "", "mask": "", "seed": ""}
+    rows["metrics"].append(cell | {"metric": "perplexity", "value": 30 * 10**loss})
+    rows["metrics"].append(cell | {"metric": "nll", "value": 3.0})
+    for recipe in recovered if variant["method"] != "dense" else ("kept",) * bool(recovered):
+        trained = cell | {"recipe": recipe, "mask": "kept", "seed": 0, "metric": "perplexity"}
+        rows["metrics"].append(trained | {"value": 20 * (2 if recipe == "kept" else 1.5) ** (2 * loss)})
+
+
+def _add_speed(rows: Rows, variant: dict[str, Any]) -> None:
+    dense = variant["method"] == "dense"
+    pattern = variant["sparsity"].is_pattern
+    for execution in ("dense",) if dense else ("dense", "sparse"):
+        speedup = 1.0 if execution == "dense" else 0.7 + variant["sparsity"].fraction + 0.3 * pattern
+        fact = {"execution": execution, "batch_size": 1, "sequence_length": 128, "seconds": 0.1 / speedup}
+        fact |= {"speedup": speedup, "speedup_low": speedup - 0.05, "speedup_high": speedup + 0.05}
+        rows["speed"].append(variant | VERSIONS | MACHINE | fact)
+
+
+def _add_run(rows: Rows, cell: dict[str, Any], model: int, noise: float) -> None:
+    share = cell["sparsity"].fraction
+    value = 0.9 - (0.1 if cell["recipe"] == "gradual" else 0.3) * _loss(cell["sparsity"]) - 0.02 * model + noise
+    rows["metrics"] += [cell | VERSIONS | {"metric": metric, "value": value} for metric in TASK_METRICS]
+    facts = {"epochs": 2, "validation_examples": 400}
+    facts |= {"measured_sparsity": 0.01 if cell["mask"] == "released" else share}
+    times = dict.fromkeys(tables.SECONDS, 10 + model)
+    rows["runs"].append(cell | times | MACHINE | VERSIONS | facts)
+    rows["history"] += [
+        cell | {"epoch": int(step == 20), "step": step, "measured_sparsity": share / step} for step in (1, 5, 20)
+    ]
+
+
+def _add_weights(rows: Rows, model: str) -> None:
+    dense = {"model": model, "method": "dense", "scope": "", "sparsity": DENSE, "calibration_seed": 0}
+    for level, stack, layer in [("overall", "", -1), *(("layer", "encoder", layer) for layer in range(-1, 4))]:
+        place = dense | {"level": level, "name": f"{stack} {layer}", "stack": stack, "layer": layer, "part": ""}
+        for statistic in ("count", "zeros", "mean", "std", "min", "max"):
+            rows["weights"].append(place | {"statistic": statistic, "x": "", "value": 1.0 + layer})
+        for x in (0.001, 0.01, 0.1):
+            rows["weights"].append(place | {"statistic": "share_below", "x": x, "value": x})
+        for x in np.logspace(-5, 1, 30):
+            below = 1 - np.exp(-x * 30 / (layer + 3))
+            rows["weights"].append(place | {"statistic": "cumulative", "x": x, "value": below})
+        for x in np.linspace(-1, 1, 21)[:-1] if level == "overall" else ():
+            rows["weights"].append(place | {"statistic": "histogram", "x": x, "value": 1e6 * np.exp(-9 * x * x)})

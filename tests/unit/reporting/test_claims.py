@@ -1,51 +1,58 @@
-"""Claims, checked against the earlier study's own numbers and against MADE UP ones whose verdict is known."""
+"""Claims, judged on the earlier study's own numbers and on MADE UP ones whose verdict is known."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from llm_sparsity.evaluation.weights import GRID
-from llm_sparsity.reporting.claims import CLAIMS, EARLIER, EXAMPLES, MAJORITY, check, published
-from llm_sparsity.reporting.collect import COLUMNS
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.reporting import tables
+from llm_sparsity.reporting.claims import judge, load
+from tests.tables import CLAIMS
 
 Rows = dict[str, list[dict[str, Any]]]
+EARLIER = load(CLAIMS)
+EXAMPLES = {task: split.examples for task, split in EARLIER.source.tasks.items()}
 
 
-def checked(rows: Rows) -> pd.DataFrame:
-    tables = {name: pd.DataFrame(rows.get(name, []), columns=columns) for name, columns in COLUMNS.items()}
-    return check(tables)
+def judged(rows: Rows) -> pd.DataFrame:
+    return judge(EARLIER, {name: tables.frame(name, rows.get(name, [])) for name in tables.COLUMNS})
 
 
-def runs_of(accuracies: dict[float, list[float]], model: str, task: str, seconds: float = 10.0) -> Rows:
+def runs_of(accuracies: dict[str, list[float]], model: str, task: str, seconds: float = 10.0) -> Rows:
     """A study of one model and task: sparsity -> accuracy of each seed."""
     rows: Rows = {"metrics": [], "runs": []}
     for sparsity, values in accuracies.items():
+        dense = sparsity == "0"
         for seed, value in enumerate(values):
             cell = {
-                "model": model, "task": task, "method": "magnitude" if sparsity else "dense", "seed": seed,
-                "scope": "all" if sparsity else "", "sparsity": f"{sparsity:g}",
-                "recipe": "released" if sparsity else "kept",
+                "model": model, "task": task, "method": "dense" if dense else "magnitude", "seed": seed,
+                "scope": "" if dense else "all", "sparsity": sparsity, "recipe": "kept" if dense else "released",
             }  # fmt: skip
             rows["metrics"].append(cell | {"metric": "accuracy", "value": value})
             rows["runs"].append(cell | {"train_seconds": seconds + seed, "validation_examples": EXAMPLES[task]})
-    rows["baselines"] = [{"task": task, "metric": "accuracy", "value": value} for task, value in MAJORITY.items()]
+    rows["baselines"] = [
+        {"task": name, "metric": "accuracy", "value": split.majority / split.examples}
+        for name, split in EARLIER.source.tasks.items()
+    ]
     return rows
 
 
 def merged(studies: list[Rows]) -> Rows:
-    return {name: [row for study in studies for row in study.get(name, [])] for name in COLUMNS}
+    return {name: [row for study in studies for row in study.get(name, [])] for name in tables.COLUMNS}
 
 
 def test_the_earlier_study_agrees_with_its_own_claims() -> None:
-    numbers = published()
-    numbers = numbers[(numbers.source == EARLIER) & (numbers.metric == "accuracy")]
-    studies = []
-    for (model, task), group in numbers.groupby(["model", "task"]):
-        accuracies = {float(s): [float(v)] for s, v in zip(group.sparsity, group.value, strict=True)}
-        studies.append(runs_of(accuracies, str(model), str(task)))
-    found = checked(merged(studies))
+    numbers = EARLIER.numbers[EARLIER.numbers.metric == "accuracy"]
+    studies = [
+        runs_of({str(s): [v] for s, v in zip(group.sparsity, group.value, strict=True)}, str(model), str(task))
+        for (model, task), group in numbers.groupby(["model", "task"])
+    ]
+    found = judged(merged(studies))
     accuracy = found[found.quantity.str.contains("accuracy")]
     assert len(accuracy) == 6 + 6 + 2 + 1 + 3 + 1
     assert np.allclose(accuracy.value, accuracy.earlier)
@@ -56,15 +63,15 @@ def test_the_earlier_study_agrees_with_its_own_claims() -> None:
 @pytest.mark.parametrize(
     ("accuracies", "verdict"),
     [
-        ({0: [0.95, 0.95, 0.95], 0.1: [0.95, 0.95, 0.95]}, "undecided"),  # 872 examples tell no 2 points
-        ({0: [0.999, 0.998, 0.999], 0.1: [0.999, 0.998, 0.999]}, "holds"),
-        ({0: [0.95, 0.95, 0.95], 0.1: [0.80, 0.81, 0.80]}, "does not hold"),
-        ({0: [0.95, 0.95, 0.95], 0.1: [0.95, 0.70, 0.99]}, "undecided"),  # seeds disagree
-        ({0: [0.95], 0.5: [0.9]}, "not studied"),
+        ({"0": [0.95, 0.95, 0.95], "0.1": [0.95, 0.95, 0.95]}, "undecided"),  # 872 examples do not resolve 2 points
+        ({"0": [0.999, 0.998, 0.999], "0.1": [0.999, 0.998, 0.999]}, "holds"),
+        ({"0": [0.95, 0.95, 0.95], "0.1": [0.80, 0.81, 0.80]}, "does not hold"),
+        ({"0": [0.95, 0.95, 0.95], "0.1": [0.95, 0.70, 0.99]}, "undecided"),  # seeds disagree
+        ({"0": [0.95], "0.5": [0.9]}, "not studied"),
     ],
 )
-def test_verdicts(accuracies: dict[float, list[float]], verdict: str) -> None:
-    found = checked(runs_of(accuracies, "minilm", "sst2"))
+def test_verdicts(accuracies: dict[str, list[float]], verdict: str) -> None:
+    found = judged(runs_of(accuracies, "minilm", "sst2"))
     row = found[found.claim == "Removing 10 % costs nothing"].iloc[0]
     assert row.verdict == verdict
     if verdict != "not studied":
@@ -74,16 +81,38 @@ def test_verdicts(accuracies: dict[float, list[float]], verdict: str) -> None:
 
 def test_a_margin_by_hand() -> None:
     """Differences -.01 and -.03: mean -.02, t-interval 12.706 x .01; the split's 1.96 x sqrt((.09 + .0975..) / 872)."""
-    found = checked(runs_of({0: [0.9, 0.9], 0.1: [0.89, 0.87]}, "minilm", "sst2"))
+    found = judged(runs_of({"0": [0.9, 0.9], "0.1": [0.89, 0.87]}, "minilm", "sst2"))
     row = found[found.claim == "Removing 10 % costs nothing"].iloc[0]
     split = 1.96 * np.sqrt((0.9 * 0.1 + 0.88 * 0.12) / 872)
     assert row.value == pytest.approx(-0.02)
     assert row.margin == pytest.approx(np.hypot(12.7062 * 0.01, split), rel=1e-4)
 
 
+def test_a_pattern_is_not_the_fraction_that_it_removes() -> None:
+    accuracies = {"0": [0.9, 0.91, 0.9], "0.5": [0.89, 0.9, 0.88]}
+    claim = "Removing 50 % costs some accuracy"
+    alone, beside = (
+        judged(runs_of(accuracies | patterns, "minilm", "sst2")).set_index("claim").loc[claim]
+        for patterns in ({}, {"2of4": [0.5, 0.5, 0.5]})
+    )
+    assert beside.value == alone.value == pytest.approx(-0.04 / 3)
+    assert beside.margin == alone.margin
+    assert beside.seeds == 3
+
+
+def test_a_pattern_is_not_the_highest_sparsity() -> None:
+    claim = "Pruning does not change training time"
+    rows = runs_of({"0": [0.9] * 3, "0.5": [0.8] * 3, "1of4": [0.8] * 3}, "minilm", "sst2")
+    for row in rows["runs"]:
+        row["train_seconds"] *= 10 if row["sparsity"] == "1of4" else 1
+    assert judged(rows).set_index("claim").value[claim] == 1
+    only = runs_of({"0": [0.9] * 3, "2of4": [0.8] * 3}, "minilm", "sst2")
+    assert judged(only).set_index("claim").verdict[claim] == "not studied"
+
+
 def test_one_run_decides_nothing_about_time() -> None:
     claim = "Pruning does not change training time"
-    one, three = (checked(runs_of({0: [0.9] * n, 0.9: [0.8] * n}, "minilm", "sst2")) for n in (1, 3))
+    one, three = (judged(runs_of({"0": [0.9] * n, "0.9": [0.8] * n}, "minilm", "sst2")) for n in (1, 3))
     assert one[one.claim == claim].verdict.item() == "undecided"
     assert three[three.claim == claim].verdict.item() == "holds"
 
@@ -95,7 +124,7 @@ def test_size(ratio: float, verdict: str) -> None:
         {"model": "gpt2", "method": "magnitude", "scope": "all", "sparsity": "0.5", "ratio": 0.6},
         {"model": "gpt2", "method": "magnitude", "scope": "all", "sparsity": "0.9", "ratio": ratio},
     ]
-    found = checked({"sizes": sizes})
+    found = judged({"sizes": sizes})
     assert found[found.claim == "Pruning does not change the size"].verdict.item() == verdict
 
 
@@ -116,7 +145,7 @@ def test_weights() -> None:
     normal = np.random.default_rng(0).normal(0, 0.1, 100_000)
     gpt2 = weights_of("gpt2", normal, {-1: 9.0, **dict.fromkeys(range(12), 0.1), 10: 0.2})
     bart = weights_of("bart-base", normal, dict.fromkeys(range(6), 0.1) | {3: 0.02})
-    found = checked({"weights": gpt2 + bart}).set_index("claim")
+    found = judged({"weights": gpt2 + bart}).set_index("claim")
     assert found.verdict["GPT-2's weights lie within ±.5"] == "holds"
     assert found.verdict["BART's weights lie within ±.25"] == "does not hold"  # 2.5 standard deviations: 98.8 %
     assert found.value["BART's weights lie within ±.25"] == pytest.approx(0.9876, abs=0.002)
@@ -128,10 +157,111 @@ def test_weights() -> None:
 @pytest.mark.parametrize(("spike", "verdict"), [(0, "does not hold"), (5_000, "holds")])
 def test_spikes(spike: int, verdict: str) -> None:
     values = np.append(np.random.default_rng(0).normal(0, 0.1, 100_000), np.full(spike, 0.25))
-    found = checked({"weights": weights_of("roberta-base", values, {})}).set_index("claim")
+    found = judged({"weights": weights_of("roberta-base", values, {})}).set_index("claim")
     assert found.verdict["RoBERTa's weights have spikes near ±.25"] == verdict
 
 
 def test_every_claim_has_a_row_whatever_is_studied() -> None:
-    assert set(checked({}).claim) == {claim.text for claim in CLAIMS}
-    assert (checked({}).verdict == "not studied").all()
+    assert list(judged({}).claim) == [claim.claim for claim in EARLIER.claims]
+    assert (judged({}).verdict == "not studied").all()
+
+
+def test_a_study_without_claims_has_an_empty_table() -> None:
+    found = judge(None, {})
+    assert list(found) == tables.COLUMNS["claims"]
+    assert found.empty
+
+
+CHANGE = {"claim": "c", "quantity": "accuracy_change", "sparsity": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantity": "acuracy_change"}, "claims.1.quantity: found 'acuracy_change'; did you mean 'accuracy_change'?"),
+        ({"sparsity": 1.5}, "claims.1.sparsity: found 1.5; give a sparsity such as 0.5 or 2of4"),
+        ({"hihg": 0}, "claims.1.hihg: unknown key; did you mean 'high'?"),
+        ({"low": "none"}, "claims.1.low: found 'none'; input should be a valid number"),
+        ({"quantity": "share_within", "limit": "x"}, "claims.1.sparsity: unknown key; expected one of claim, quantity"),
+        ({"quantity": "best_above_majority"}, "claims.1.sparsity: unknown key; did you mean 'sparsities'?"),
+    ],
+)
+def test_a_wrong_claim_is_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    wrong = [CHANGE, CHANGE | changes]
+    path = _written(tmp_path, claims=wrong)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({"quantity": "accuracy_change"}, "claims.0.sparsity: missing; add it, accuracy_change needs it"),
+        ({"quantity": "share_within", "limit": "x"}, "claims.0.limit: found 'x'; give a number"),
+        ({"quantity": "best_above_majority", "sparsities": 0.5}, "claims.0.sparsities: found 0.5; give a list of "),
+    ],
+)
+def test_a_wrong_argument_is_one_line(claim: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = _written(tmp_path, claims=[{"claim": "c", **claim}])
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ({"source": {"name": "s"}}, "source.summary: missing; add it"),
+        ({"claim": []}, "claim: unknown key; remove or correct it"),
+        ({"scopes": []}, "scopes: found '()'; "),
+    ],
+)
+def test_a_wrong_file_is_one_line(file: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = _written(tmp_path, **file)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: {message}".split("found")[0])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (None, "numbers.csv: not found"),
+        ("model,task,method,metric,value\n", "numbers.csv: column sparsity is missing, found model, task"),
+        ("gpt2,sst2,magnitude,2,accuracy,0.5", "numbers.csv: line 2: sparsity: found '2'; give a fraction"),
+        ("gpt2,sst2,magnitude,0.5,accuracy,high", "numbers.csv: line 2: value: found 'high'; give a number"),
+        ("gpt2,sst2,magnitude,0.5,accuracy,0.5", "claims.yaml: source.tasks: sst2 is missing, numbers.csv has it"),
+    ],
+)
+def test_wrong_numbers_are_one_line(numbers: str | None, message: str, tmp_path: Path) -> None:
+    path = _written(tmp_path, source={"name": "s", "summary": "pruned", "numbers": "numbers.csv"})
+    if numbers is not None:
+        head = "" if numbers.startswith("model") else "model,task,method,sparsity,metric,value\n"
+        (tmp_path / "numbers.csv").write_text(head + numbers)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["claims: [", "- a list"])
+def test_a_file_that_is_no_mapping_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "claims.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / "claims.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 'claims.yaml'}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"claims\.yaml: not found; correct `claims` in the config, or remove it"):
+        load(tmp_path / "claims.yaml")
+
+
+def _written(folder: Path, **changes: Any) -> Path:
+    file = {"source": {"name": "s", "summary": "pruned"}, "method": "magnitude", "scopes": ["all"], "claims": [CHANGE]}
+    path = folder / "claims.yaml"
+    path.write_text(yaml.safe_dump(file | changes))
+    return path

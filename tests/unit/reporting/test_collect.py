@@ -8,9 +8,12 @@ import pandas as pd
 import pytest
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.reporting.collect import COLUMNS, INFERENCE, collect
+from llm_sparsity.reporting.collect import collect
+from llm_sparsity.reporting.tables import COLUMNS, INFERENCE, read
 from llm_sparsity.storage.files import write_csv, write_json
 from llm_sparsity.study.cells import Variant, expand
+from llm_sparsity.study.sparsity import Sparsity
+from tests.tables import CLAIMS
 
 STUDY: dict[str, Any] = {
     "study": "made-up",
@@ -27,6 +30,7 @@ STUDY: dict[str, Any] = {
     ],
     "stages": {"sst2": ["finetune"], "text": ["evaluate"]},
 }  # fmt: skip
+VERSIONS = dict.fromkeys(["torch", "transformers", "accelerate", "python"], "1.0")
 
 
 @pytest.fixture
@@ -48,10 +52,11 @@ def root(tmp_path: Path) -> Path:
     for model, variant in cells.measured:
         row = dict.fromkeys(INFERENCE, 1) | {"execution": "dense", "memory_bytes": None}
         cost = {"plain_bytes": 800, "bound_bytes": 300, "load_seconds": 0.1, "device": "cpu", "threads": 1}
-        cost |= {"speed": [row, row | {"execution": "sparse", "speedup": 2.5}], "versions": {"torch": "1.0"}}
+        cost |= {"speed": [row, row | {"execution": "sparse", "speedup": 2.5}], "versions": VERSIONS}
         write_json(tmp_path / "results" / model / str(variant) / "cost.json", cost)
     for evaluation in cells.evaluations:
         write_json(tmp_path / evaluation.folder / "metrics.json", {"metrics": {"perplexity": 30.0, "nll": 3.4}})
+        write_json(tmp_path / evaluation.folder / "runtime.json", {"versions": VERSIONS})
     for run in cells.runs:
         folder = tmp_path / run.folder
         metrics = {"accuracy": 0.9, "f1": 0.8, "combined": 0.85}
@@ -66,8 +71,7 @@ def root(tmp_path: Path) -> Path:
         seconds = dict.fromkeys(
             ["train_seconds", "eval_seconds", "setup_seconds", "samples_per_second", "peak_memory_bytes", "threads"], 1
         )
-        versions = dict.fromkeys(["torch", "transformers", "accelerate", "python"], "1.0")
-        write_json(folder / "runtime.json", {**seconds, "device": "cpu", "processes": 1, "versions": versions})
+        write_json(folder / "runtime.json", {**seconds, "device": "cpu", "processes": 1, "versions": VERSIONS})
         write_csv(
             folder / "history.csv", [{"epoch": 1, "step": 5, "train_loss": 0.1, **metrics, "measured_sparsity": 0.5}]
         )
@@ -88,6 +92,41 @@ def test_every_table_has_its_columns_and_rows(root: Path) -> None:
     assert len(found["sizes"]) == len(found["weights"]) == 6
     assert len(found["baselines"]) == 3
     assert len(found["tensors"]) == 4
+    assert found["claims"].empty
+
+
+def test_a_sparsity_has_both_spellings_side_by_side(root: Path) -> None:
+    for name, table in tables(root).items():
+        if "sparsity" in COLUMNS[name]:
+            at = list(table).index("sparsity")
+            assert list(table)[at + 1] == "fraction", name
+            spellings = set(zip(table.sparsity.astype(str), table.fraction.astype(float), strict=True))
+            assert spellings <= {("0", 0.0), ("0.5", 0.5), ("2of4", 0.5)}, name
+
+
+def test_tables_are_read_back_with_their_types(root: Path) -> None:
+    tables(root)
+    found = read(root / "tables")
+    assert set(found["metrics"].sparsity) == {Sparsity("0"), Sparsity("0.5"), Sparsity("2of4")}
+    assert found["metrics"].groupby("sparsity").size().index.tolist() == sorted(set(found["metrics"].sparsity))
+    assert found["metrics"].seed.isna().sum() == 4  # evaluations
+    assert found["runs"].torch.unique().tolist() == ["1.0"]
+    assert found["sizes"].weights.dtype == "Int64"
+    assert found["sizes"].ratio.dtype == float
+    assert found["metrics"].recipe.unique().tolist() == ["", "kept", "released"]
+
+
+def test_claims_are_judged_where_a_file_is_given(root: Path) -> None:
+    collect(root / "tables", root=root, claims=CLAIMS, **STUDY)
+    claims = read(root / "tables")["claims"]
+    half = claims[claims.claim == "Removing 50 % costs some accuracy"]
+    assert half.seeds.tolist() == [2] * 4  # models x recipes; the pattern is not among them
+    assert (half.value == 0).all()
+
+
+def test_wrong_claims_are_said_before_results_are_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not found; correct `claims`"):
+        collect(tmp_path / "tables", root=tmp_path, claims=tmp_path / "none.yaml", **STUDY)
 
 
 def test_a_row_says_what_it_is(root: Path) -> None:
@@ -118,7 +157,7 @@ def test_speed_has_a_row_for_each_execution(root: Path) -> None:
     assert len(speed) == 2 * 6
     rows = speed[(speed.model == "gpt2") & (speed.sparsity == "2of4")].set_index("execution")
     assert rows.speedup.to_dict() == {"dense": 1, "sparse": 2.5}
-    assert rows.loc["sparse", ["device", "torch", "memory_bytes"]].tolist() == ["cpu", 1.0, ""]
+    assert rows.loc["sparse", ["device", "torch", "transformers", "memory_bytes"]].tolist() == ["cpu", 1.0, 1.0, ""]
 
 
 def test_a_pruned_tensor_and_its_error(root: Path) -> None:
@@ -131,7 +170,7 @@ def test_a_pruned_tensor_and_its_error(root: Path) -> None:
 
 def test_every_draw_of_calibration_text_is_a_variant(root: Path, tmp_path: Path) -> None:
     study = {**STUDY, "grids": [STUDY["grids"][1] | {"calibration_seeds": {"magnitude": [0, 3]}}]}
-    made, drawn = (Variant("magnitude", "linear", "0.5", seed) for seed in (0, 3))
+    made, drawn = (Variant("magnitude", "linear", Sparsity("0.5"), seed) for seed in (0, 3))
     shutil.copytree(root / "results/gpt2" / str(made), root / "results/gpt2" / str(drawn))
     collect(tmp_path / "drawn", root=root, **study)
     metrics = pd.read_csv(tmp_path / "drawn/metrics.csv")
@@ -148,4 +187,4 @@ def test_a_missing_result_is_named(root: Path) -> None:
 
 
 def test_variants_are_found_where_the_stages_put_them() -> None:
-    assert str(Variant("magnitude", "linear", "2of4")) == "magnitude-linear-2of4"
+    assert str(Variant("magnitude", "linear", Sparsity("2of4"))) == "magnitude-linear-2of4"

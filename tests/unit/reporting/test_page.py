@@ -9,16 +9,32 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from llm_sparsity.reporting.page import read, resolution, scope_name, summary
+from llm_sparsity.reporting.answers import results, versions
+from llm_sparsity.reporting.claims import load
+from llm_sparsity.reporting.page import summary
 from llm_sparsity.reporting.plot import plot
-from llm_sparsity.study.config import METHOD_NOTES
-from tests.tables import write_tables
+from llm_sparsity.reporting.tables import read
+from llm_sparsity.reporting.wording import resolution, scope_name
+from tests.tables import CLAIMS, write_tables
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+NOTES = {"magnitude": "The smallest weights. Han et al. 2015", "gradual": "Zhu & Gupta 2017"}
+
+
 def summary_of(folder: Path) -> str:
-    return summary(read(folder / "tables"), folder)
+    return summary(read(folder / "tables"), folder, load(CLAIMS))
+
+
+def changed(folder: Path, table: str, where: dict[str, str], **values: Any) -> None:
+    """Change values of some rows of a table on disk."""
+    rows = pd.read_csv(folder / f"tables/{table}.csv", dtype=str, keep_default_na=False)
+    chosen = (rows[list(where)] == list(where.values())).all(axis=1)
+    assert chosen.any()
+    for column, value in values.items():
+        rows.loc[chosen, column] = str(value)
+    rows.to_csv(folder / f"tables/{table}.csv", index=False)
 
 
 def test_the_answer_is_made_from_the_tables(tmp_path: Path) -> None:
@@ -27,9 +43,69 @@ def test_the_answer_is_made_from_the_tables(tmp_path: Path) -> None:
     dense, half = (f"{value:.3f}" for value in _accuracies(tmp_path, "kept")[:2])
     assert f"on sst2 nothing of minilm (at 50 % by magnitude, linear: {half}, dense {dense})" in told
     assert "on text nothing of minilm (at 50 % by magnitude, linear: 94.9, dense 30.0)" in told
-    assert "of 90 % asked for 1 % are left" in told
+    assert "1 % are left of the target 90 %" in told
     assert "takes 10 % of its dense file" in told
-    assert "Claims of the earlier study, by this one's figures: 2 hold, 1 do not hold, 2 are undecided." in told
+    claims = "Claims of the study that began this one, judged by these results"
+    assert f"{claims}: 2 hold, 1 do not hold, 2 are undecided." in told
+
+
+def test_a_study_without_claims_says_nothing_of_them(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["roberta-base"], ["magnitude"])
+    plot(tmp_path / "tables", tmp_path, config=config, methods={})
+    shown = (tmp_path / "report.html").read_text()
+    assert 'id="claims"' not in shown
+    assert "#claims" not in shown
+    assert "crosses" not in shown
+    assert "Claims" not in (tmp_path / "summary.txt").read_text()
+
+
+def test_the_method_matters_at_one_sparsity(tmp_path: Path) -> None:
+    """The worst value at half of the weights is that of 2of4, which is another sparsity than 0.5."""
+    write_tables(tmp_path / "tables", ["llama"], ["wanda", "uniform"], seeds=0, sparsities=("0.5", "2of4"))
+    for method, sparsity, value in (
+        ("wanda", "0.5", 68), ("uniform", "0.5", 100), ("wanda", "2of4", 1300), ("uniform", "2of4", 1595),
+    ):  # fmt: skip
+        where = {"method": method, "sparsity": sparsity, "metric": "perplexity"}
+        changed(tmp_path, "metrics", where, value=value)
+    told = summary_of(tmp_path)
+    assert "How matters: with 50 % of llama removed, wanda leaves perplexity 68.0 on text, uniform 100.0." in told
+    changed(tmp_path, "metrics", {"method": "uniform", "sparsity": "2of4", "metric": "perplexity"}, value=15950)
+    told = summary_of(tmp_path)
+    assert "How matters: with 2of4 in llama removed, wanda leaves perplexity 1,300.0 on text, uniform 15,950.0." in told
+
+
+def test_a_pattern_has_a_column_of_its_own(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["llama"], ["wanda"], seeds=3, sparsities=("0.5", "2of4"), text=False)
+    data = read(tmp_path / "tables")
+    (table,) = (each for each in results(data) if each["metric"] == "accuracy")
+    assert table["heads"][4:] == ["0 %", "50 %", "2of4"]
+    (line,) = table["lines"]
+    half, pattern = (float(cell.split()[0]) for cell in line[5:])
+    rows = data["metrics"][data["metrics"].metric == "accuracy"]
+    for value, sparsity in ((half, "0.5"), (pattern, "2of4")):
+        assert value == pytest.approx(rows.value[rows.sparsity.map(str) == sparsity].mean(), abs=6e-4)
+
+
+def test_the_highest_sparsity_that_costs_nothing_may_be_a_pattern(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["llama"], ["wanda"], seeds=0, sparsities=("0.5", "2of4"))
+    changed(tmp_path, "metrics", {"sparsity": "0.5", "metric": "perplexity"}, value=31)
+    assert "on text 50 % of llama (wanda, linear: 31.0, dense 30.0)" in summary_of(tmp_path)
+    changed(tmp_path, "metrics", {"sparsity": "2of4", "metric": "perplexity"}, value=32)
+    assert "on text 2of4 in llama (wanda, linear: 32.0, dense 30.0)" in summary_of(tmp_path)
+
+
+def test_different_versions_are_said_in_one_line(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], speed=True)
+    assert versions(read(tmp_path / "tables")) == ""
+    changed(tmp_path, "metrics", {"sparsity": "0.9", "task": "sst2"}, torch="2.0")
+    changed(tmp_path, "speed", {"sparsity": "0.9"}, torch="2.0")
+    plot(tmp_path / "tables", tmp_path, config=config, methods={})
+    line = (
+        "Results come from different versions, so they may differ for that reason: torch 1.0 (7 runs), torch 2.0 "
+        "(2 runs)."
+    )  # 3 fine-tunings, 3 evaluations, 3 measurements
+    assert line in (tmp_path / "summary.txt").read_text().splitlines()
+    assert line in (tmp_path / "report.html").read_text()
 
 
 def _accuracies(folder: Path, recipe: str) -> list[float]:
@@ -50,8 +126,8 @@ def test_what_training_on_text_brings_back_is_told_against_a_dense_model_that_wa
     write_tables(tmp_path / "tables", ["smollm2"], ["wanda"], seeds=0, recovered=("kept", "lora"))
     told = summary_of(tmp_path)
     assert (
-        "Training: on text, smollm2 at 90 % (wanda) goes from perplexity 238.3 to 41.5 by the recipe lora; dense and "
-        "trained as well it has 20.0" in told
+        "Training: on text, smollm2 at 90 % (wanda) goes from perplexity 238.3 to 41.5 by the recipe lora; the dense "
+        "model, trained as well, has 20.0" in told
     )
     rows = [line.split() for line in told.splitlines() if line.startswith("  smollm2")]
     assert ["smollm2", "wanda", "linear", "not", "trained", "30.0", "94.9", "238.3"] in rows
@@ -77,7 +153,7 @@ def test_what_a_validation_split_can_tell(examples: int, accuracy: float, band: 
     """MRPC's and SST-2's, at the accuracies that BERT reaches."""
     metrics = pd.DataFrame([{"task": "t", "metric": "accuracy", "method": "dense", "value": accuracy}])
     runs = pd.DataFrame([{"task": "t", "validation_examples": examples}])
-    assert f"is known to ±{band} points (95 %)" in resolution({"metrics": metrics, "runs": runs}, "t")
+    assert f"the 95 % interval of one seed is ±{band} points" in resolution({"metrics": metrics, "runs": runs}, "t")
 
 
 def test_a_recipe_has_a_line_and_an_answer_of_its_own(tmp_path: Path) -> None:
@@ -128,7 +204,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = write_tables(
         folder / "tables", models, ["magnitude", "uniform"], 3, recipes=("kept", "released", "gradual")
     )
-    plot(folder / "tables", folder, config=config, methods=METHOD_NOTES)
+    plot(folder / "tables", folder, config=config, methods=NOTES, claims=CLAIMS)
     return folder / "report.html"
 
 

@@ -1,18 +1,48 @@
 """Figures. All numbers are MADE UP."""
 
+import dataclasses
 import html
 import itertools
 import time
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from llm_sparsity.reporting.page import dense, read
-from llm_sparsity.reporting.plot import _figures, _groups, _name_points, plot
-from tests.tables import write_tables
+from llm_sparsity.reporting.claims import load
+from llm_sparsity.reporting.figures import by_sparsity, frontier, parts, perplexity, size, speed
+from llm_sparsity.reporting.figures.drawing import Drawn, Study
+from llm_sparsity.reporting.figures.labels import name_points
+from llm_sparsity.reporting.figures.style import groups
+from llm_sparsity.reporting.plot import plot
+from llm_sparsity.reporting.references import PUBLISHED as COLUMNS
+from llm_sparsity.reporting.tables import dense, read
+from llm_sparsity.study.sparsity import Sparsity
+from tests.tables import CLAIMS, PUBLISHED, write_tables
+
+
+def study_of(folder: Path, config: dict[str, Any]) -> Study:
+    models = config["study"][0]["models"]
+    return Study(read(folder / "tables"), models, config, pd.DataFrame(columns=COLUMNS))
+
+
+def drawn(kind: ModuleType, study: Study, name: str) -> Drawn:
+    """One figure of a kind."""
+    return next(figure for figure in kind.draw(study) if figure.name == name)
+
+
+def lines_of(figure: Drawn, panel: int = 0) -> set[tuple[float, ...]]:
+    """The values of the lines of a panel, rounded; single points are no lines."""
+    lines = [line.get_ydata() for line in figure.figure.axes[panel].lines]
+    return {tuple(np.round(line, 2)) for line in lines if len(line) > 2}
+
+
+def texts_of(figure: Drawn, panel: int = 0) -> list[str]:
+    return [text.get_text() for text in figure.figure.axes[panel].texts]
 
 
 @pytest.mark.parametrize(
@@ -56,12 +86,11 @@ def test_a_study_without_training_has_a_page_too(tmp_path: Path) -> None:
 
 def test_recovered_perplexity_starts_at_a_dense_model_that_was_trained_too(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["smollm2"], ["wanda", "magnitude"], seeds=0, recovered=("kept", "lora"))
-    data = read(tmp_path / "tables")
-    rows = data["metrics"][data["metrics"].metric == "perplexity"]
-    (drawn,) = (figure for figure in _figures(data, ["smollm2"], config) if figure.name == "perplexity-text")
-    lines = {tuple(line.get_ydata().round(1)) for line in drawn.figure.axes[0].lines if len(line.get_ydata()) > 1}
-    assert lines == {(30.0, 94.9, 238.3), (20.0, 40.0, 69.6), (20.0, 30.0, 41.5)}
-    assert "Dash-dotted: trained on the task's training text" in drawn.caption
+    study = study_of(tmp_path, config)
+    rows = study.tables["metrics"][study.tables["metrics"].metric == "perplexity"]
+    figure = drawn(perplexity, study, "perplexity-text")
+    assert lines_of(figure) == {(30.0, 94.87, 238.3), (20.0, 40.0, 69.64), (20.0, 30.0, 41.49)}
+    assert "Dash-dotted: trained on the training text of the task" in figure.caption
     assert list(dense(rows, "lora").value) == [20.0]
     assert list(dense(rows, "").value) == [30.0]
 
@@ -115,7 +144,7 @@ def test_perplexity_says_how_it_was_measured_and_what_was_published(tmp_path: Pa
     )
     pd.concat([metrics, pattern]).to_csv(tmp_path / "tables/metrics.csv", index=False)
     settings = {"evaluate": {"sequence_length": 2048, "max_tokens": None}}
-    plot(tmp_path / "tables", tmp_path, config=config | settings, methods={})
+    plot(tmp_path / "tables", tmp_path, config=config | settings, methods={}, published=PUBLISHED)
     page = html.unescape((tmp_path / "report.html").read_text())
     assert "Measured on the whole text, in windows of 2,048 tokens that do not overlap." in page
     assert "Crosses are published values: Frantar & Alistarh 2023, arXiv:2301.00774 (opt-1.3b)." in page
@@ -124,15 +153,81 @@ def test_perplexity_says_how_it_was_measured_and_what_was_published(tmp_path: Pa
     assert "FillBetweenPolyCollection" not in figure and "PolyCollection" not in figure
 
 
+def test_the_earlier_study_is_drawn_as_faint_crosses_where_its_claims_are_given(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["gpt2"], ["magnitude"], text=False)
+    study = study_of(tmp_path, config)
+    without = drawn(by_sparsity, study, "accuracy-sst2")
+    beside = drawn(by_sparsity, dataclasses.replace(study, claims=load(CLAIMS)), "accuracy-sst2")
+    marks = [[line for line in each.figure.axes[0].lines if line.get_marker() == "x"] for each in (without, beside)]
+    assert marks[0] == []
+    (crosses,) = marks[1]
+    assert list(crosses.get_xdata()) == [0, 0.1, 0.5, 0.9, 0.95, 0.99]
+    assert crosses.get_ydata()[0] == 0.9117
+    assert "Faint crosses: the study that began this one, which pruned roberta-base" in beside.caption
+    assert "crosses" not in without.caption
+
+
+def test_a_pattern_is_a_point_of_its_own_in_every_line_figure(tmp_path: Path) -> None:
+    config = write_tables(
+        tmp_path / "tables", ["llama"], ["wanda"], 3, sparsities=("0.3", "0.5", "2of4", "0.7"), speed=True
+    )
+    study = study_of(tmp_path, config)
+    for kind, name in (
+        (by_sparsity, "accuracy-sst2"), (by_sparsity, "train-time-sst2"), (perplexity, "perplexity-text"),
+        (size, "size"), (speed, "speed-batch-1"),
+    ):  # fmt: skip
+        figure = drawn(kind, study, name)
+        ax = figure.figure.axes[0]
+        assert any("2of4" in text for text in texts_of(figure)), name
+        for line in ax.lines:
+            x = [round(value, 6) for value in line.get_xdata()]
+            if line.get_linestyle() != "None" and line.get_marker() != "|" and len(x) > 2:
+                assert x == sorted(set(x)), f"{name}: a line joins two points at the same position"
+        hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata()) == 1]
+        assert [list(line.get_xdata()) for line in hollow][:1] == [[0.5]], name
+    rows = study.tables["metrics"]
+    rows = rows[rows.metric == "accuracy"]
+    means = [rows.value[rows.sparsity == Sparsity(text)].mean() for text in ("0", "0.3", "0.5", "0.7")]
+    assert tuple(np.round(means, 2)) in lines_of(drawn(by_sparsity, study, "accuracy-sst2"))
+
+
+def test_a_pattern_alone_carries_the_name_of_its_line(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["llama"], ["wanda"], sparsities=("2of4",), text=False)
+    figure = drawn(by_sparsity, study_of(tmp_path, config), "accuracy-sst2")
+    assert "llama, 2of4" in texts_of(figure)
+
+
+def test_a_point_of_the_frontier_is_named_by_its_sparsity(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["llama"], ["wanda"], sparsities=("0.5", "2of4"), text=False)
+    figure = drawn(frontier, study_of(tmp_path, config), "frontier-sst2")
+    assert sorted(texts_of(figure)) == ["2of4", "50%", "dense"]
+
+
+def test_parts_at_a_pattern_have_a_panel_of_their_own(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["llama"], ["wanda"], seeds=0, sparsities=("0.5", "2of4"))
+    study = study_of(tmp_path, config)
+    found = dict(study.tables)
+    for name in ("metrics", "sizes"):
+        pruned = found[name][found[name].method != "dense"]
+        copies = [pruned.assign(scope=scope) for scope in ("attention", "mlp", "layers.0")]
+        found[name] = pd.concat([found[name][found[name].method == "dense"], *copies])
+    figure = drawn(parts, dataclasses.replace(study, tables=found), "parts-text")
+    titles = [ax.get_title() for ax in figure.figure.axes]
+    assert titles == ["llama: 50% of one part removed, wanda", "llama: 2of4 in one part, wanda"]
+    assert [text.split()[0] for text in texts_of(figure)] == ["94.9"] * 3
+    assert [text.split()[0] for text in texts_of(figure, 1)] == ["300.0"] * 3
+
+
 def test_parts_pruned_once_beside_a_swept_scope_are_left_to_their_figure() -> None:
     rows = pd.DataFrame(
-        [("dense", "", 0.0), ("magnitude", "linear", 0.3), ("magnitude", "linear", 0.5), ("wanda", "linear", 0.5),
-         ("magnitude", "mlp", 0.3), ("magnitude", "attention", 0.3)],
-        columns=["method", "scope", "level"],
+        [("dense", "", "0"), ("magnitude", "linear", "0.3"), ("magnitude", "linear", "0.5"), ("wanda", "linear", "0.5"),
+         ("magnitude", "mlp", "0.3"), ("magnitude", "attention", "0.3")],
+        columns=["method", "scope", "sparsity"],
     )  # fmt: skip
-    assert _groups(rows) == [("magnitude", "linear"), ("wanda", "linear")]
-    once = rows[rows.level != 0.5]
-    assert _groups(once) == [("magnitude", "linear"), ("magnitude", "mlp"), ("magnitude", "attention")]
+    rows["sparsity"] = rows.sparsity.map(Sparsity)
+    assert groups(rows) == [("magnitude", "linear"), ("wanda", "linear")]
+    once = rows[rows.sparsity != Sparsity("0.5")]
+    assert groups(once) == [("magnitude", "linear"), ("magnitude", "mlp"), ("magnitude", "attention")]
 
 
 @pytest.mark.parametrize("up", [0, 7])
@@ -144,7 +239,7 @@ def test_names_touch_neither_each_other_nor_another_point(up: int, seed: int) ->
     if not up:
         at[:, 0] = 0.5  # the last points of lines
     ax.set(xlim=(0, 1), ylim=(0, 1))
-    _name_points(figure, {ax: [(x, y, f"{number}0% linear", "black") for number, (x, y) in enumerate(at)]}, up=up)
+    name_points(figure, {ax: [(x, y, f"{number}0% linear", "black") for number, (x, y) in enumerate(at)]}, up=up)
     figure.draw_without_rendering()
     boxes = {int(text.get_text()[0]): text.get_window_extent() for text in ax.texts}
     plt.close(figure)

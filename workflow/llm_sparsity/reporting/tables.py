@@ -90,7 +90,7 @@ def frame(name: str, rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.Dat
 
 def _typed(column: "pd.Series[Any]") -> "pd.Series[Any]":
     if column.name in TEXT:
-        return column.fillna("").astype(str)
+        return column.astype(object).where(column.notna(), "").astype(str)
     known = column.mask(column.isna() | (column == ""))
     return pd.to_numeric(known).astype("Int64") if column.name in INTEGERS else known.astype(float)
 
