@@ -140,7 +140,9 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         [],
     ),
     "docstring of a module": (
-        lambda project: project.edit(f"{LIBRARY}training/finetune.py", lambda source: source.replace('"""', '"""Anew. ', 1)),
+        lambda project: project.edit(
+            f"{LIBRARY}storage/files.py", lambda source: source.replace('"""', '"""Anew. ', 1)
+        ),
         [],
     ),
     "learning rate of one task": (
@@ -283,13 +285,16 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         config(lambda values: values["evaluate"].update(sequence_length=16)),
         [*EVALUATE, *(job for job in TEXT if job.startswith("finetune")), *END],
     ),
-    "code of low-rank updates": (replaced(f"{LIBRARY}training/lora.py", "uniform_(-1, 1)", "uniform_(-2, 2)"), [*TRAINED, *END]),
+    "code of low-rank updates": (
+        replaced(f"{LIBRARY}training/lora.py", "uniform_(-1, 1)", "uniform_(-2, 2)"), [*TRAINED, *END],
+    ),
     "code of weights": (
         replaced(f"{LIBRARY}evaluation/weights.py", "BINS = 201", "BINS = 203"),
         [*(f"weights model={model} variant={variant}" for model, variant in VARIANTS), *END],
     ),
     "code of finetune": (
-        replaced(f"{LIBRARY}training/trainer.py", "FIRST_STEPS = (1, 2, 5,", "FIRST_STEPS = (1, 2, 3, 5,"), [*TRAINED, *END],
+        replaced(f"{LIBRARY}training/trainer.py", "FIRST_STEPS = (1, 2, 5,", "FIRST_STEPS = (1, 2, 3, 5,"),
+        [*TRAINED, *END],
     ),
     "code of the mask": (replaced(f"{LIBRARY}training/mask.py", "== 0", "== 0.0"), [*TRAINED, *END]),
     "code of selection": (
