@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_sparsity.study.cells import config, footprint, plan
-from llm_sparsity.study.cells.sparsity import Sparsity
+from llm_sparsity.study import config, footprint, plan
+from llm_sparsity.study.sparsity import Sparsity
 
 STAGES = ["download", "prune", "weights", "measure", "evaluate", "zero_shot", "finetune"]
 
