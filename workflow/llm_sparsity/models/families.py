@@ -225,7 +225,15 @@ BART = Family(
 )
 
 
-FAMILIES = {"BERT": BERT, "DISTILBERT": DISTILBERT, "GPT2": GPT2, "LLAMA": LLAMA, "OPT": OPT, "GPT_NEOX": GPT_NEOX, "BART": BART}
+FAMILIES = {
+    "BERT": BERT,
+    "DISTILBERT": DISTILBERT,
+    "GPT2": GPT2,
+    "LLAMA": LLAMA,
+    "OPT": OPT,
+    "GPT_NEOX": GPT_NEOX,
+    "BART": BART,
+}
 
 
 def family_name(model_type: str) -> str | None:
