@@ -349,7 +349,7 @@ def test_jobs_of_a_bad_node_are_moved(site: Site) -> None:
 def polaris(site: Site, hub: Path, root: Path, gpus: int, **mine: object) -> str:
     """Run the dense and a pruned model of the tiny study with the profile for Polaris, from download to report."""
     folder = site.folder / "study"
-    for name in ("workflow", "scripts", "envs", "profiles"):
+    for name in ("workflow", "scripts", "envs", "profiles", "studies"):
         shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(root / "Snakefile", folder)
     values = yaml.safe_load((root / "tests/config.yaml").read_text())
