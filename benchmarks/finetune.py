@@ -1,15 +1,14 @@
-"""Training samples per second beside transformers' own example script, run_glue_no_trainer.py.
+"""Training samples per second compared with transformers' example script, run_glue_no_trainer.py.
 
     PYTHONPATH=workflow python benchmarks/finetune.py --peer run_glue_no_trainer.py --model FOLDER --tasks FOLDER...
-    ... --accuracy 3     instead of the speed: what both reach, with so many seeds (say --sparsity 0.5)
+    ... --accuracy 3     instead of the speed: the accuracy of both, with three seeds (for example at --sparsity 0.5)
     ... --write          and the table goes into BENCHMARKS.md
 
-The model is pruned first, and both train it: the same weights, rows, batch size, learning rate, length limit,
-padding to the batch's longest, threads. Ours keeps its mask and clips gradients as well; with --accuracy it releases
-the mask, as the peer knows none. Each side is a process of its own; they take turns. Seconds are those of the
-processor, from the first optimizer step to the last of one epoch over the same rows, so that they can be compared on a
-machine that does other work. The peer asks a hub for its metric, which is replaced by the one of this library; apart
-from that it runs as it is.
+Both sides train the same pruned model: the same weights, rows, batch size, learning rate, length limit, padding to the
+longest sequence of a batch, threads. Ours also keeps its mask and clips gradients; with --accuracy it releases the
+mask, since the peer has none. Each side runs in a process of its own, and the sides take turns. Seconds are CPU seconds from
+the first optimizer step to the last of one epoch over the same rows, so they can be compared on a busy machine. The
+peer loads its metric from a hub, which is replaced by this library's; the script is otherwise unchanged.
 """
 
 import argparse
@@ -45,19 +44,22 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, required=True, help="transformers' run_glue_no_trainer.py")
     parser.add_argument("--model", type=Path, required=True, help="folder of a dense model, as downloaded")
     parser.add_argument("--tasks", type=Path, nargs="+", required=True, help="folders of prepared tasks")
-    parser.add_argument("--sparsity", default="0.9", help="of the matrices of the model that both train")
+    parser.add_argument("--sparsity", default="0.9", help="of the matrices of the model (default 0.9)")
     parser.add_argument("--rows", type=int, default=1600, help="training rows of each task")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--accuracy", type=int, metavar="SEEDS", help="train to the end with so many seeds")
+    parser.add_argument("--accuracy", type=int, metavar="SEEDS", help="compare the accuracy of SEEDS seeds")
     parser.add_argument("--epochs", type=int, default=2, help="with --accuracy")
     parser.add_argument("--write", action="store_true", help="write the table into BENCHMARKS.md")
     args = parser.parse_args()
+    from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.pruning.prune import prune
     from llm_sparsity.storage.container import to_plain
+    from llm_sparsity.study.sparsity import Sparsity
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prune(args.model, {args.sparsity: folder / "pruned"}, method="magnitude", scope="linear")
+        outputs = {Sparsity(args.sparsity): folder / "pruned"}
+        prune(ModelFolder(args.model), outputs, method="magnitude", scope="linear")
         to_plain(folder / "pruned/model", folder / "plain")
         jobs = [Job(folder, task, args.rows, args.peer) for task in args.tasks]
         text = accuracy(jobs, args.accuracy, args.epochs) if args.accuracy else speed(jobs, args.rounds)
@@ -71,7 +73,7 @@ def main() -> None:
 
 
 class Job:
-    """A task cut to some rows, in both sides' formats."""
+    """The first rows of a task, in the formats of both sides."""
 
     def __init__(self, folder: Path, task: Path, rows: int, peer: Path) -> None:
         from llm_sparsity.storage.files import read_manifest, write_manifest
@@ -94,7 +96,7 @@ class Job:
         write_manifest(self.folder, kind="task", task="classification", labels=facts["labels"])
 
     def run(self, side: str, seed: int, epochs: int, steps: int, mask: str) -> tuple[dict[str, float], Path]:
-        """Train; seconds of the processor, and the folder that was written."""
+        """Train; CPU seconds per step ("step", and "mask" within it), and the output folder."""
         output = Path(tempfile.mkdtemp(dir=self.folder))
         models = self.folder.parent
         if side == "this":
@@ -119,18 +121,18 @@ class Job:
 
 
 def timed(times: Path, steps: int, command: list[str]) -> None:
-    """Run a script, ending it after so many optimizer steps (0: at its end); write seconds of the processor."""
+    """Run a script and stop it after `steps` optimizer steps (0: at its end); write CPU seconds per step."""
     import evaluate
     import torch
     import transformers
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    from llm_sparsity.evaluation.metrics import Classification
+    from llm_sparsity.evaluation.metrics import Accuracy
     from llm_sparsity.training.mask import Mask
 
     torch.set_num_threads(1)
-    evaluate.load = lambda *_: Classification(config_name="2")
-    transformers.utils.send_example_telemetry = lambda *_: None  # a script of transformers 4 asks 5 for it
+    evaluate.load = lambda *_: Accuracy()
+    transformers.utils.send_example_telemetry = lambda *_: None  # removed in transformers 5, but the script imports it
     stamps: list[float] = []
     masking, hold = [0.0], Mask.hold
 

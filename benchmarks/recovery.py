@@ -1,10 +1,10 @@
-"""Accuracy of the recipes of studies/recovery.yaml: the study's own runs, in less than half of its time on a CPU.
+"""Accuracy of the recipes of studies/recovery.yaml: the runs of the study, in less than half of its time on a CPU.
 
     PYTHONPATH=workflow python benchmarks/recovery.py --model FOLDER --tasks FOLDER... [--write]
-    ... --runs uniform/gradual uniform/kept     these alone
+    ... --runs uniform/gradual uniform/kept     only these
 
-Each run is the engine's, with the study's settings; but matrices are multiplied in bfloat16 and attention is plain
-matrices (`eager`), which takes a CPU half the time. Runs are cached: the same command goes on, or adds runs.
+Runs use the study's settings. To halve the time on a CPU, matrices are multiplied in bfloat16 and attention is `eager`
+(plain matrix products). Runs are cached: the same command continues, or adds runs.
 """
 
 import argparse
@@ -29,17 +29,21 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work/recovery"), help="folder of variants, runs and caches")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the study's")
     parser.add_argument("--runs", nargs="+", metavar="METHOD/RECIPE", help="default: the study's")
-    parser.add_argument("--trained", action="store_true", help="train nothing more: tell of the runs that are there")
+    parser.add_argument("--trained", action="store_true", help="train nothing, report the finished runs")
     parser.add_argument("--write", action="store_true", help="write the table into BENCHMARKS.md")
     args = parser.parse_args()
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     import torch
 
+    from llm_sparsity.data.tasks import TaskFolder
+    from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.models.loading import load_classifier
     from llm_sparsity.pruning.prune import prune
     from llm_sparsity.study import config
     from llm_sparsity.study.cells import DENSE
-    from llm_sparsity.training import finetune, objective
+    from llm_sparsity.training import objective
+    from llm_sparsity.training.finetune import finetune
+    from llm_sparsity.training.settings import FinetuneSettings
 
     def eager(*args: Any, **options: Any) -> Any:
         net = load_classifier(*args, **options)
@@ -50,40 +54,42 @@ def main() -> None:
     objective.load_classifier = eager
     study = config.load(yaml.safe_load(STUDY.read_text()))
     found: dict[tuple[str, str], list[float]] = {}
-    tasks = {task.name: task for task in args.tasks}
+    tasks = {task.name: TaskFolder(task) for task in args.tasks}
+    unpruned = ModelFolder(args.model)
     for run in sorted(study.cells().runs, key=lambda run: (run.seed, run.task, run.variant != DENSE)):  # dense first
         row = "dense" if run.variant == DENSE else f"{run.variant.method}/{run.recipe}"
         if run.task not in tasks or run.seed not in (args.seeds or [run.seed]):
             continue
         if args.runs and row not in ("dense", *args.runs):
             continue
-        model, dense = args.model, None
+        model = unpruned
         if run.variant != DENSE:
             folder = args.work / "variants" / str(run.variant)
-            model = folder / "model"
-            if not model.exists():
-                levels = {run.variant.sparsity: folder}
-                prune(args.model, levels, method=run.variant.method, scope=run.variant.scope)
-            if study.recipe(run.recipe).needs_dense:
-                dense = args.work / replace(run, variant=DENSE, recipe="kept").folder / "checkpoints.csv"
-        output, settings = args.work / run.folder, study.run_settings(run.task, run.recipe, run.seed)
+            if not (folder / "model/manifest.json").exists():
+                prune(unpruned, {run.variant.sparsity: folder}, method=run.variant.method, scope=run.variant.scope)
+            model = ModelFolder(folder / "model")
+        output = args.work / run.folder
         if not args.trained:
-            finetune.finetune(model, tasks[run.task], output, args.work, code="", dense=dense, **settings)
+            dense = None
+            if study.recipe(run.recipe).needs_dense:
+                dense = ModelFolder(args.work / replace(run, variant=DENSE, recipe="kept").folder / "model")
+            settings = FinetuneSettings.from_dict(study.run_settings(run.task, run.recipe, run.seed))
+            finetune(model, tasks[run.task], output, args.work, settings, code="", dense=dense)
         elif not (output / "metrics.json").exists():
             continue
         accuracy = json.loads((output / "metrics.json").read_text())["metrics"]["accuracy"]
         print(run.task, row, run.seed, f"{accuracy:.4f}", flush=True)
         found.setdefault((row, run.task), []).append(accuracy)
     rows = dict.fromkeys(row for row, _ in found)
-    text = table(["", *tasks], [[row, *(told(found.get((row, task), [])) for task in tasks)] for row in rows])
+    text = table(["", *tasks], [[row, *(summary(found.get((row, task), [])) for task in tasks)] for row in rows])
     text += f"\n\nAccuracy: mean ± 95 % t interval over seeds (each). {machine(1)}."
     print(text)
     if args.write:
         write("recovery", text)
 
 
-def told(values: list[float]) -> str:
-    """A mean, its 95 % t interval, and the values."""
+def summary(values: list[float]) -> str:
+    """The mean, its 95 % t interval, and the values."""
     if len(values) < 2:
         return " ".join(f"{value:.3f}" for value in values)
     half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
