@@ -375,9 +375,9 @@ def test_a_real_model(shared: Path, tmp_path: Path) -> None:
         result = load(tmp_path / level / "model")
         count = Sparsity(level).count(len(pool))
         threshold = pool.kthvalue(count).values
-        gone = torch.cat([result[name].flatten() == 0 for name in names])
-        assert int(gone.sum()) == count
-        assert bool(gone[pool < threshold].all()) and not bool(gone[pool > threshold].any())
+        removed = torch.cat([result[name].flatten() == 0 for name in names])
+        assert int(removed.sum()) == count
+        assert bool(removed[pool < threshold].all()) and not bool(removed[pool > threshold].any())
         sizes.append((tmp_path / level / "model/model.safetensors").stat().st_size)
     # The sparser, the smaller; from .5 on smaller than the mask and the survivors would be uncompressed.
     stored = sum(tensor.nbytes for tensor in dense.values())
