@@ -6,9 +6,9 @@
 
 Both sides train the same pruned model: the same weights, rows, batch size, learning rate, length limit, padding to the
 longest sequence of a batch, threads. Ours also keeps its mask and clips gradients; with --accuracy it releases the
-mask, since the peer has none. Each side runs in a process of its own, and the sides take turns. Seconds are CPU seconds from
-the first optimizer step to the last of one epoch over the same rows, so they can be compared on a busy machine. The
-peer loads its metric from a hub, which is replaced by this library's; the script is otherwise unchanged.
+mask, since the peer has none. Each side runs in a process of its own, and the sides take turns. Seconds are CPU
+seconds from the first optimizer step to the last of one epoch over the same rows, so they can be compared on a busy
+machine. The peer loads its metric from a hub, which is replaced by this library's; the script is otherwise unchanged.
 """
 
 import argparse
