@@ -18,7 +18,7 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.families import family_name
 from llm_sparsity.storage.files import read_json, sha256
 from llm_sparsity.study import config as study_config
-from llm_sparsity.study import methods, plan
+from llm_sparsity.study import footprint, methods, plan
 from llm_sparsity.study.cells import DENSE, Run, Variant
 from llm_sparsity.study.fingerprint import code_hash
 
@@ -177,7 +177,7 @@ def prune_gpus(wildcards):
 
 
 def axes(wildcards):
-    """What the plan asks about a job: its task, recipe and method."""
+    """The task, recipe and method of a job, as far as it has them."""
     found = {axis: wildcards[axis] for axis in ("task", "recipe") if axis in wildcards.keys()}
     if "pruned" in wildcards.keys():
         found["method"] = Variant.parse(wildcards.pruned).method
@@ -188,19 +188,30 @@ def runtime(stage):
     """Minutes that a job may take, twice the plan's: batch systems enforce it, pilots start the longest jobs first."""
 
     def minutes(wildcards):
-        return 5 + round(2 * plan.minutes(STUDY, stage, wildcards.model, **axes(wildcards))[0])
+        # A process that runs a single job leaves out measured minutes: it would read the results of all others.
+        measured = workflow.is_main_process
+        found, _ = plan.minutes(STUDY, stage, wildcards.model, measured=measured, **axes(wildcards))
+        return 5 + round(2 * found)
 
     return minutes
 
 
+def space(estimate, stage):
+    """Megabytes that a job may take, of memory or disk, from its model and variant."""
+
+    def megabytes(wildcards):
+        variant = wildcards.get("variant", wildcards.get("pruned", ""))
+        return estimate(STUDY, stage, wildcards.get("model", ""), variant=variant, **axes(wildcards))
+
+    return megabytes
+
+
 def memory(stage):
-    """Megabytes of memory that a job may take, from the plan."""
-    return lambda wildcards: plan.mem_mb(STUDY, stage, wildcards.get("model", ""), **axes(wildcards))
+    return space(footprint.mem_mb, stage)
 
 
 def disk(stage):
-    """Megabytes of disk that a job may write, from the plan."""
-    return lambda wildcards: plan.disk_mb(STUDY, stage, wildcards.get("model", ""), **axes(wildcards))
+    return space(footprint.disk_mb, stage)
 
 
 # --- before the first job ---

@@ -17,7 +17,6 @@ from llm_sparsity.study.config import Config
 from llm_sparsity.study.footprint import (
     BASE,
     ROW_BYTES,
-    disk_mb,  # noqa: F401 (the rules call it here, beside mem_mb)
     mem_mb,
     model_size,
     run_bytes,
