@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ModelFolder:
     """The folder of a transformers model, dense or pruned: configuration, family, manifest, tensor roles, tokenizer.
 
-    Nothing of it is read twice, and neither torch nor transformers is imported before weights or the tokenizer are used.
+    It reads nothing twice, and imports neither torch nor transformers before weights or the tokenizer are used.
 
     Args:
         path: the folder.

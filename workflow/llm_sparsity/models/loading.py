@@ -89,7 +89,7 @@ def load_skeleton(folder: ModelFolder) -> Any:
 
 
 def stored_names(model: Any, names: Iterable[str]) -> dict[str, str]:
-    """Parameter name in the model -> name in the file, which may have the base model's prefix or an old BERT's names."""
+    """Parameter name in the model -> name in the file, which may have a prefix or the names of an old BERT."""
     old = {"gamma": "weight", "beta": "bias"}
     found = {}
     for name in names:
