@@ -4,6 +4,7 @@ import dataclasses
 import html
 import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 
 from llm_sparsity.reporting.claims import load
-from llm_sparsity.reporting.figures import by_sparsity, frontier, parts, perplexity, size, speed
+from llm_sparsity.reporting.figures import by_sparsity, frontier, layer_errors, parts, perplexity, size, speed
 from llm_sparsity.reporting.figures.drawing import Drawn, Study
 from llm_sparsity.reporting.figures.labels import name_points
 from llm_sparsity.reporting.figures.style import groups
@@ -23,6 +24,13 @@ from llm_sparsity.reporting.references import PUBLISHED as COLUMNS
 from llm_sparsity.reporting.tables import dense, read
 from llm_sparsity.study.sparsity import Sparsity
 from tests.tables import CLAIMS, PUBLISHED, write_tables
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Close the figures that a test drew itself."""
+    yield
+    plt.close("all")
 
 
 def study_of(folder: Path, config: dict[str, Any]) -> Study:
@@ -189,6 +197,27 @@ def test_a_pattern_is_a_point_of_its_own_in_every_line_figure(tmp_path: Path) ->
     rows = rows[rows.metric == "accuracy"]
     means = [rows.value[rows.sparsity == Sparsity(text)].mean() for text in ("0", "0.3", "0.5", "0.7")]
     assert tuple(np.round(means, 2)) in lines_of(drawn(by_sparsity, study, "accuracy-sst2"))
+
+
+def test_panels_that_share_an_axis_show_every_value(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["llama"], ["wanda", "sparsegpt"], text=False)
+    study = study_of(tmp_path, config)
+    runs = study.tables["runs"]
+    runs.loc[runs.method == "sparsegpt", "train_seconds"] = 1000.0
+    tensors = study.tables["tensors"]
+    tensors.loc[tensors.sparsity == Sparsity("0.9"), "error"] = 7.0
+    for kind, name, highest in ((by_sparsity, "train-time-sst2", 1000), (layer_errors, "errors-llama", 7)):
+        figure = drawn(kind, study, name)
+        assert all(ax.get_ylim()[0] == 0 and ax.get_ylim()[1] > highest for ax in figure.figure.axes), name
+
+
+def test_many_patterns_are_named_once_a_panel(tmp_path: Path) -> None:
+    models = ["llama", "opt", "gpt2"]
+    config = write_tables(
+        tmp_path / "tables", models, ["wanda"], recipes=("kept", "gradual"), sparsities=("0.5", "2of4"), text=False
+    )
+    texts = texts_of(drawn(by_sparsity, study_of(tmp_path, config), "accuracy-sst2"))
+    assert [text for text in texts if "2of4" in text] == ["2of4"]
 
 
 def test_a_pattern_alone_carries_the_name_of_its_line(tmp_path: Path) -> None:

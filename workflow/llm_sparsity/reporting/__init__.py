@@ -1,4 +1,5 @@
-"""What was found: tables, claims, answers in words, figures and the page.
+"""Reporting: tables, judged claims, sentences, figures and the page of a study.
 
-This package reads results and computes no model.
+This package alone knows what a study found and how it is said. It reads results and imports neither torch nor
+transformers.
 """

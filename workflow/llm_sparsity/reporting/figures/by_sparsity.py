@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from llm_sparsity.reporting.claims import Claims
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import Drawn, Study
-from llm_sparsity.reporting.figures.labels import Point, Points, name_points
+from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
 from llm_sparsity.reporting.tables import Tables, majority
 from llm_sparsity.reporting.wording import resolution
 
@@ -75,16 +75,17 @@ def by_sparsity(
         earlier: numbers of the earlier study, drawn as faint crosses.
     """
     groups = style.groups(rows)
-    figure, axes = style.panels([style.group_name(*group) for group in groups], sharey=True)
+    height = style.height(rows.model.nunique() * rows.recipe.nunique())
+    figure, axes = style.panels([style.group_name(*group) for group in groups], height=height, sharey=True)
     ends: Points = {}
     for ax, (method, scope) in zip(axes, groups, strict=True):
         group = style.with_dense(rows, method, scope)
         ends[ax] = _panel(ax, study, group, method, earlier)
         style.sparsity_axis(ax, group)
-        if majority is None:
-            ax.set_ylim(bottom=0)
-        else:
-            _with_majority(ax, majority)
+    if majority is None:
+        axes[0].set_ylim(bottom=0)
+    else:
+        _with_majority(axes, majority)
     name_points(figure, ends)
     axes[0].set_ylabel(label)
     if earlier is not None and len(earlier) and study.claims:
@@ -95,6 +96,7 @@ def by_sparsity(
 def _panel(ax: Axes, study: Study, group: pd.DataFrame, method: str, earlier: pd.DataFrame | None) -> list[Point]:
     """The lines of one method and scope; returns the points to be named."""
     named: list[Point] = []
+    spots: list[Point] = []
     pruned = group[group.method != "dense"]
     recipes = dict(zip(pruned.recipe, pruned["mask"], strict=True)) or {"kept": "kept"}
     several = len(recipes) > 1
@@ -105,18 +107,22 @@ def _panel(ax: Axes, study: Study, group: pd.DataFrame, method: str, earlier: pd
             if (rows.method == method).any():
                 name = f"{model}, {recipe}" if several else model
                 stroke = style.stroke(recipe, mask)
-                named += style.line(ax, rows, name, stroke, detail=recipe if several else "", **look)
+                ends, patterns = style.line(ax, rows, name, stroke, detail=recipe if several else "", **look)
+                named += ends
+                spots += patterns
         if earlier is not None:
             marks = earlier[(earlier.model == model) & earlier.method.isin([method, "dense"])]
-            named += style.crosses(ax, marks, look["color"], faint=True)
-    return named
+            spots += style.crosses(ax, marks, look["color"], faint=True)
+    return [*named, *thinned(spots)]
 
 
-def _with_majority(ax: Axes, majority: float) -> None:
-    low, high = ax.get_ylim()
+def _with_majority(axes: list[Axes], majority: float) -> None:
+    """The majority class as a line in panels that share their y axis."""
+    low, high = axes[0].get_ylim()
     low = min(low, majority - 0.03 * (high - majority))
-    ax.set_ylim(max(low, 0), min(max(high, low + 0.1), 1))  # noise does not fill the axis, nor bands leave [0, 1]
-    style.reference_line(ax, majority, "majority class", (2, 3), linestyle=":")
+    axes[0].set_ylim(max(low, 0), min(max(high, low + 0.1), 1))  # noise does not fill the axis, nor bands leave [0, 1]
+    for ax in axes:
+        style.reference_line(ax, majority, "majority class", (2, 3), linestyle=":")
 
 
 def _crosses(claims: Claims) -> str:

@@ -39,6 +39,22 @@ def name_points(figure: Figure, points: Points, up: float = 0) -> None:
             )  # fmt: skip
 
 
+def thinned(points: list[Point], limit: int = 4) -> list[Point]:
+    """The points to be named, where names such as "2of4, kept" start with a pattern: all, or the highest of each.
+
+    Args:
+        points: of patterns.
+        limit: number of points of one panel that can all be named.
+    """
+    if len(points) <= limit:
+        return points
+    highest: dict[str, Point] = {}
+    for x, y, name, _ in sorted(points, key=lambda point: point[1]):
+        pattern = name.split(",")[0]
+        highest[pattern] = (x, y, pattern, "#333333")
+    return list(highest.values())
+
+
 def _rise(left: float, right: float, centre: float, height: float, taken: Sequence[tuple[float, ...]]) -> float:
     """The lowest centre, from this one up, at which a name touches none of the boxes (left, right, bottom, top)."""
     for start, end, bottom, top in sorted(taken, key=lambda box: box[3]):

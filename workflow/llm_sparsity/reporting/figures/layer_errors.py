@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from matplotlib.ticker import MaxNLocator
+
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import Drawn, Study
 from llm_sparsity.reporting.figures.labels import Points, name_points
@@ -23,8 +25,9 @@ def draw(study: Study) -> Iterable[Drawn]:
                 mean, look = line.groupby("layer").error.mean(), style.look(methods, str(method))
                 ax.plot(mean.index.astype(int), mean, markersize=3.5, **look)
                 ends[ax].append((float(mean.index[-1]), float(mean.iloc[-1]), str(method), look["color"]))
-            ax.set_ylim(bottom=0)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set_xlabel("Layer, from 0")
+        axes[0].set_ylim(bottom=0)
         name_points(figure, ends)
         axes[0].set_ylabel("Error of a matrix's output, relative")
         caption = (

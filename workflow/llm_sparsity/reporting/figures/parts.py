@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator
 
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import Drawn, Study
@@ -76,8 +75,7 @@ def _panel(
     if metric == "perplexity":
         ax.set_xscale("log")
         ax.set_xlim(dense * 0.8, highest * (highest / dense) ** 0.8 * 1.2)
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        style.log_perplexity(ax.xaxis)
+        style.log_perplexity(ax.xaxis, subs=(1, 2, 5))
         ax.set_xlabel("Perplexity (log scale; lower is better)")
     else:
         ax.set_xlim(float(values.min()) * 0.9, max(dense, highest) * 1.15)

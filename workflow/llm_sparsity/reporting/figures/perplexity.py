@@ -6,11 +6,10 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator
 
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import Drawn, Study
-from llm_sparsity.reporting.figures.labels import Point, Points, name_points
+from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
 from llm_sparsity.reporting.tables import UNTRAINED, dense
 
 
@@ -26,12 +25,11 @@ def _perplexity(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
         (published.task == task) & (published.metric == "perplexity") & published.model.isin(study.models)
     ]
     models, groups = study.present(rows), style.groups(rows)
-    figure, axes = style.panels(models, width=6.0)
+    figure, axes = style.panels(models, width=6.0, height=style.height(len(groups) * rows.recipe.nunique()))
     ends: Points = {}
     for ax, model in zip(axes, models, strict=True):
         ends[ax] = _panel(ax, rows[rows.model == model], groups, published[published.model == model])
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         style.log_perplexity(ax.yaxis)
         style.sparsity_axis(ax, rows)
     name_points(figure, ends)
@@ -58,6 +56,7 @@ def _perplexity(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
 def _panel(ax: Axes, rows: pd.DataFrame, groups: list[tuple[str, str]], published: pd.DataFrame) -> list[Point]:
     """The lines of one model; returns the points to be named."""
     named: list[Point] = []
+    spots: list[Point] = []
     scopes = {scope for _, scope in groups}
     recipes = list(dict.fromkeys(rows.recipe))
     for (method, scope), recipe in itertools.product(groups, recipes):
@@ -69,10 +68,12 @@ def _panel(ax: Axes, rows: pd.DataFrame, groups: list[tuple[str, str]], publishe
             line = pd.concat([dense(rows, recipe), line])
         name = ", ".join([method, *([scope] if len(scopes) > 1 else []), *([recipe] if recipe else [])])
         stroke = {"linestyle": "-" if recipe == UNTRAINED else "-."}
-        named += style.line(ax, line, name, stroke, detail=recipe, **look)
+        ends, patterns = style.line(ax, line, name, stroke, detail=recipe, **look)
+        named += ends
+        spots += patterns
         marks = published[published.method.isin([method, "dense"])]
-        named += style.crosses(ax, marks, look["color"])
-    return named
+        spots += style.crosses(ax, marks, look["color"])
+    return [*named, *thinned(spots)]
 
 
 def _protocol(settings: Mapping[str, Any]) -> str:

@@ -24,11 +24,12 @@ def draw(study: Study) -> Iterable[Drawn]:
 def _regrowth(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
     rows = rows[rows.seed == rows.seed.min()].sort_values("step", kind="stable")
     models = study.present(rows)
-    figure, axes = style.panels(models, sharey=True)
+    variants = rows[["method", "scope", "recipe", "sparsity"]].drop_duplicates()
+    figure, axes = style.panels(models, height=style.height(len(variants)), sharey=True)
     ends: Points = {}
-    several = len(style.groups(rows)) > 1
+    telling = [column for column in ("method", "scope") if variants[column].nunique() > 1]
     for ax, model in zip(axes, models, strict=True):
-        ends[ax] = _panel(ax, rows[rows.model == model], several)
+        ends[ax] = _panel(ax, rows[rows.model == model], telling)
         ax.set_xlim(-0.1, int(rows.step.max()) * 1.2)
     name_points(figure, ends)
     axes[0].set_ylabel("Measured sparsity of the scope")
@@ -45,11 +46,11 @@ def _regrowth(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
     return Drawn(f"regrowth-{task}", "Task quality", caption, figure)
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, several: bool) -> list[Point]:
-    """The lines of one model; returns their starts, to be named. `several`: names say method and scope."""
+def _panel(ax: Axes, rows: pd.DataFrame, telling: list[str]) -> list[Point]:
+    """The lines of one model; returns their starts, to be named by the columns that tell them apart."""
     named = []
     variants = rows.groupby(["recipe", "method", "scope", "sparsity"], sort=True)
-    for number, ((recipe, method, scope, sparsity), line) in enumerate(variants):
+    for number, ((recipe, _, _, sparsity), line) in enumerate(variants):
         colour = mpl.colors.to_hex(mpl.colormaps["viridis"](0.85 * number / max(len(variants) - 1, 1)))
         start = sparsity.fraction
         ax.plot([0, *line.step], [start, *line.measured_sparsity], marker="o", markersize=3, color=colour)
@@ -57,7 +58,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, several: bool) -> list[Point]:
         ax.plot(
             epochs.step.astype(int), epochs.measured_sparsity, linestyle="", marker="s", color=colour, **style.HOLLOW
         )
-        names = [*([method, scope] if several else []), *([recipe] if recipe != "released" else [])]
+        names = [*(str(line[column].iloc[0]) for column in telling), *([recipe] if recipe != "released" else [])]
         named.append((0.0, start, " ".join([*names, style.short(sparsity)]), colour))
     ax.plot([], [], linestyle="", marker="o", markersize=3, color=style.INK, label="within the first epoch")
     ax.plot([], [], linestyle="", marker="s", color=style.INK, label="after an epoch", **style.HOLLOW)

@@ -8,7 +8,7 @@ from matplotlib.ticker import PercentFormatter
 
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import Drawn, Study
-from llm_sparsity.reporting.figures.labels import Point, Points, name_points
+from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
 from llm_sparsity.reporting.tables import are_patterns, fractions
 
 CAPTION = (
@@ -27,7 +27,9 @@ def draw(study: Study) -> Iterable[Drawn]:
     for ax, (method, scope) in zip(axes, groups, strict=True):
         group = style.with_dense(rows, method, scope)
         models = study.present(group[group.method == method])
-        ends[ax] = [point for model in models for point in _line(ax, study, group[group.model == model], model)]
+        drawn = [_line(ax, study, group[group.model == model], model) for model in models]
+        spots = [point for _, patterns in drawn for point in patterns]
+        ends[ax] = [*(point for named, _ in drawn for point in named), *thinned(spots)]
         style.reference_line(ax, 1, "dense file", (-2, 3), ha="right", linestyle="--")
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.set_ylim(0, 1.1)
@@ -37,8 +39,8 @@ def draw(study: Study) -> Iterable[Drawn]:
     yield Drawn("size", "Cost", CAPTION, figure)
 
 
-def _line(ax: Axes, study: Study, rows: pd.DataFrame, model: str) -> list[Point]:
-    """One model; returns the points to be named."""
+def _line(ax: Axes, study: Study, rows: pd.DataFrame, model: str) -> tuple[list[Point], list[Point]]:
+    """One model; returns the points to be named, of the line and of patterns."""
     look = style.look(study.models, model)
     named = style.line(ax, rows.assign(value=rows.ratio), model, {}, **look)
     bound = rows[~are_patterns(rows)].dropna(subset=["bound_bytes"]).sort_values("sparsity")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import Drawn, Study
-from llm_sparsity.reporting.figures.labels import Point, Points, name_points
+from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
 from llm_sparsity.reporting.tables import are_patterns, fractions
 
 EXECUTIONS = ("dense", "sparse", "2of4")
@@ -30,9 +30,10 @@ def _speed(study: Study, batch: int, rows: pd.DataFrame) -> Drawn:
     ends: Points = {}
     for ax, (method, scope) in zip(axes, groups, strict=True):
         group = style.with_dense(rows, method, scope)
-        ends[ax] = []
-        for model in study.present(group[group.method == method]):
-            ends[ax] += _lines(ax, study, group[group.model == model], method, model)
+        models = study.present(group[group.method == method])
+        drawn = [_lines(ax, study, group[group.model == model], method, model) for model in models]
+        spots = [point for _, patterns in drawn for point in patterns]
+        ends[ax] = [*(point for named, _ in drawn for point in named), *thinned(spots)]
         style.reference_line(ax, 1, "as fast as dense", (2, -10))
         ax.set_ylim(0, max(1.2, float(rows.speedup_high.max()) * 1.08))
         style.sparsity_axis(ax, group)
@@ -48,16 +49,17 @@ def _speed(study: Study, batch: int, rows: pd.DataFrame) -> Drawn:
     return Drawn(f"speed-batch-{batch}", "Cost", caption, figure)
 
 
-def _lines(ax: Axes, study: Study, rows: pd.DataFrame, method: str, model: str) -> list[Point]:
-    """A line for each execution of one model, and its break-even; returns the points to be named."""
+def _lines(ax: Axes, study: Study, rows: pd.DataFrame, method: str, model: str) -> tuple[list[Point], list[Point]]:
+    """A line for each execution of one model, and its break-even; returns the points to be named, and the patterns."""
     named: list[Point] = []
+    patterns: list[Point] = []
     look = style.look(study.models, model)
     executions = [name for name in EXECUTIONS if ((rows.execution == name) & (rows.method == method)).any()]
     for name in executions:
         line = rows[(rows.execution == name) | (rows.method == "dense")].sort_values("sparsity", kind="stable")
         hollow = name == "dense" and "sparse" in executions
         spots = _errorbars(ax, line[are_patterns(line)], {**look, **style.HOLLOW, "linestyle": ""})
-        named += [(x, y, f"{pattern}, {name}", colour) for x, y, pattern, colour in spots]
+        patterns += [(x, y, f"{pattern}, {name}", colour) for x, y, pattern, colour in spots]
         line = line[~are_patterns(line)]
         points = _errorbars(ax, line, {**look, **({"linestyle": "--", **style.HOLLOW} if hollow else {})})
         if (line.method == method).any():
@@ -65,7 +67,7 @@ def _lines(ax: Axes, study: Study, rows: pd.DataFrame, method: str, model: str) 
             named.append((x, y, f"{model}, {name}", colour))
             if name == "sparse" and (even := _crossing(fractions(line).to_numpy(), line.speedup.to_numpy())):
                 _break_even(ax, even, colour)
-    return named
+    return named, patterns
 
 
 def _errorbars(ax: Axes, rows: pd.DataFrame, look: dict[str, Any]) -> list[Point]:

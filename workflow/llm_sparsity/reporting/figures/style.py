@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from llm_sparsity.reporting.figures.labels import Point
 from llm_sparsity.reporting.intervals import margin
@@ -51,6 +51,11 @@ def panels(names: Sequence[str], width: float = 4.4, height: float = 3.4, **kwar
     return figure, list(axes.flat)[: len(names)]
 
 
+def height(names: int) -> float:
+    """The height of a panel, in inches, in which so many lines are named."""
+    return max(3.4, 1 + 0.15 * names)
+
+
 def look(names: Sequence[Any], name: Any) -> dict[str, Any]:
     """The colour and marker of a model among models, or of a method among methods."""
     number = names.index(name)
@@ -72,12 +77,12 @@ def short(sparsity: Sparsity) -> str:
 def groups(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """The pairs (method, scope) with pruned rows; ("dense", "") if there are none.
 
-    Parts that were pruned at one sparsity only, beside scopes with several, are left to the figure of parts.
+    Parts that were pruned at one fraction only, beside scopes with several, are left to the figure of parts.
     """
     pruned = rows[rows.method != "dense"]
-    counts = pruned.groupby("scope")["sparsity"].nunique()
-    if len(counts) > 2 and (counts > 1).any():
-        pruned = pruned[pruned.scope.map(counts) > 1]
+    counts = pruned[~are_patterns(pruned)].groupby("scope")["sparsity"].nunique()
+    if pruned.scope.nunique() > 2 and (counts > 1).any():
+        pruned = pruned[pruned.scope.isin(counts.index[counts > 1])]
     return list(dict.fromkeys(zip(pruned.method, pruned.scope, strict=True))) or [("dense", "")]
 
 
@@ -102,9 +107,10 @@ def sparsity_axis(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set_xlabel("Sparsity of the scope (% of weights removed)")
 
 
-def log_perplexity(axis: Any) -> None:
-    """Whole numbers on a logarithmic axis."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+def log_perplexity(axis: Any, subs: tuple[int, ...] = (1, 3)) -> None:
+    """Plain numbers on a logarithmic axis. `subs`: the ticks of a decade."""
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:.6g}"))
     axis.set_minor_locator(NullLocator())
 
 
@@ -128,7 +134,7 @@ def reference_line(ax: Axes, value: float, name: str, where: tuple[float, float]
 
 def line(
     ax: Axes, rows: pd.DataFrame, name: str, stroke: Mapping[str, Any], detail: str = "", **look: Any
-) -> list[Point]:
+) -> tuple[list[Point], list[Point]]:
     """Draw values by sparsity: seeds as points, their mean as a line, its 95 % t-interval as a band.
 
     Args:
@@ -140,7 +146,7 @@ def line(
         look: colour and marker.
 
     Returns:
-        The points to be named: the last one of the line, and each pattern.
+        The points to be named: the last one of the line, and the patterns.
     """
     spots = patterns(ax, rows, detail=detail, **look)
     swept = rows[~are_patterns(rows)]
@@ -158,8 +164,8 @@ def line(
     if high != low:
         ax.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
     if at[-1] == 0 and spots:  # nothing but dense and patterns: the name belongs to them
-        return [(x, y, f"{name}, {pattern}", colour) for x, y, pattern, colour in spots]
-    return [*spots, (at[-1], means[-1], name, look["color"])]
+        return [(x, y, f"{name}, {pattern}", colour) for x, y, pattern, colour in spots], []
+    return [(at[-1], means[-1], name, look["color"])], spots
 
 
 def patterns(ax: Axes, rows: pd.DataFrame, value: str = "value", detail: str = "", **look: Any) -> list[Point]:
