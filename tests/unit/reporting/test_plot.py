@@ -4,7 +4,7 @@ import dataclasses
 import html
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +40,8 @@ def study_of(folder: Path, config: dict[str, Any]) -> Study:
 
 def drawn(kind: ModuleType, study: Study, name: str) -> Drawn:
     """One figure of a kind."""
-    return next(figure for figure in kind.draw(study) if figure.name == name)
+    figures: Iterable[Drawn] = kind.draw(study)
+    return next(figure for figure in figures if figure.name == name)
 
 
 def lines_of(figure: Drawn, panel: int = 0) -> set[tuple[float, ...]]:
