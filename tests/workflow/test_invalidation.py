@@ -310,6 +310,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         [*GPT2, *END],
     ),
     "claims of an earlier study": (appended("studies/report/claims.yaml", "\n"), END),
+    "numbers of an earlier study": (appended("studies/report/numbers.csv", "\n"), END),
     "published values": (appended("studies/published.csv", "\n"), ["plot"]),
     "revision of one model": (
         config(lambda values: values["models"]["bart-base"]["source"].update(revision="0" * 40)),

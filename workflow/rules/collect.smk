@@ -15,9 +15,10 @@ rule collect:
         [f"results/{model}/{variant}/weights.parquet" for model, variant in CELLS.variants],
         [f"results/{model}/{variant}/sparsity.csv" for model, variant in CELLS.variants if not variant.is_dense],
         [f"results/{model}/{variant}/cost.json" for model, variant in CELLS.measured],
-        [evaluation.folder / "metrics.json" for evaluation in CELLS.evaluations],
-        [run.folder / "metrics.json" for run in CELLS.runs],
+        [cell.folder / name for cell in (*CELLS.evaluations, *CELLS.runs) for name in ("metrics.json", "runtime.json")],
+        [run.folder / "history.csv" for run in CELLS.runs],
         claims=named_file("claims"),
+        numbers=claims_numbers(),
     output:
         tables=report(
             expand("reports/{study}/tables/{table}.csv", study=STUDY.name, table=TABLES),

@@ -111,6 +111,13 @@ def named_file(key):
     sys.exit(f"error: config: {key}: found {value!r}, which is no file; correct the path")
 
 
+def claims_numbers():
+    """The table of an earlier study's numbers, which the file of its claims names: its line `numbers: FILE`."""
+    claims = named_file("claims")
+    found = re.search(r"^ *numbers: *(\S+)", Path(claims).read_text(encoding="utf-8"), re.MULTILINE) if claims else None
+    return str(Path(claims).parent / found[1]) if found else []
+
+
 # --- params ---
 
 

@@ -16,6 +16,7 @@ rule plot:
         manifest=rules.collect.output.manifest,
         tables=ancient(rules.collect.output.tables),
         claims=named_file("claims"),
+        numbers=claims_numbers(),
         published=named_file("published"),
     output:
         figures=report(

@@ -29,6 +29,3 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "versions": {**libraries, "python": python_version()},
     }
-
-
-machine = environment  # the name before; callers are being renamed

@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.data.tokens import tokenize
-from llm_sparsity.jobs.environment import machine
+from llm_sparsity.jobs.environment import environment
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.container import WEIGHTS
@@ -101,7 +101,7 @@ def _report(trainer: Trainer, output: Path) -> None:
         {
             **{f"{part}_seconds": value for part, value in seconds.items()},
             "samples_per_second": len(tokens.train) * settings.epochs / seconds["train"],
-            **machine(accelerator.device, accelerator.num_processes),
+            **environment(accelerator.device, accelerator.num_processes),
         },
     )
     last = state.history[-1]
