@@ -147,7 +147,7 @@ def finished(root: Path, hub: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
-    """A copy of the finished project: its weights are left behind, as nothing pending may need them."""
+    """A copy of the finished project, without the cache of its runs."""
     folder = tmp_path / "project"
-    shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("*.safetensors", "work"))
+    shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("work"))
     return Project(folder, finished.hub)

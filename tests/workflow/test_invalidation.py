@@ -278,7 +278,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
             *(job for job in [*MRPC, *SST2] if "dense" not in job), *END,
         ],
     ),
-    "code of plot": (appended(f"{LIBRARY}reporting/plot.py", "\nCHANGED = 1\n"), ["plot"]),
+    "code of plot": (replaced(f"{LIBRARY}reporting/figures/style.py", "#0072B2", "#0072B3"), ["plot"]),
     "template of the report": (appended("workflow/report/report.html.jinja", "\n"), ["plot"]),
     "code of evaluate": (replaced(f"{LIBRARY}evaluation/evaluate.py", "CHUNK = 256", "CHUNK = 255"), [*EVALUATE, *END]),
     "windows that perplexity is measured on": (

@@ -35,5 +35,5 @@ rule collect:
         settings=settings(study=STUDY.name, grids=STUDY.grids(), stages=STUDY.stages()),
         code=code("collect"),
     shell:
-        'python "$LLM_SPARSITY"/scripts/collect.py --output "$(dirname {output.manifest:q})" --claims {input.claims:q}'
+        'python "$LLM_SPARSITY/scripts/collect.py" --output "$(dirname {output.manifest:q})" --claims {input.claims:q}'
         " --settings {params.settings:q} > {log:q} 2>&1"

@@ -25,10 +25,11 @@ from llm_sparsity.study.fingerprint import code_hash
 # Jobs run this Python with the library beside this file, so that the hashed code is the code that runs. The paths are
 # variables of the environment, not part of the commands: a moved checkout makes nothing run again.
 # TQDM_MININTERVAL: one progress line every ten seconds keeps logs short.
-shell.prefix(
+EXPORTS = (
     f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" TQDM_MININTERVAL=10'
     f" LLM_SPARSITY={shlex.quote(str(WORKFLOW))} PYTHONPATH={shlex.quote(str(WORKFLOW / 'workflow'))}; "
 )
+shell.prefix(EXPORTS.replace("{", "{{").replace("}", "}}"))
 
 try:
     STUDY = study_config.load(config)
@@ -136,8 +137,10 @@ def code(stage, modules=(), symbols=(), files=()):
 def model_code(stage, modules=lambda wildcards: ()):
     """The hash of the code of a stage, with only the family of the job's model: a new family affects no other model."""
 
-    def hashed(wildcards, input):
-        family = family_name(read_json(Path(input.model))["model_type"])  # no such file yet: Snakemake asks again
+    # Snakemake does not compare the value of a function that has an argument `input`; this one's value counts.
+    def hashed(wildcards, **job):
+        manifest = read_json(Path(job["input"].model))  # does not exist yet: Snakemake asks again after it is made
+        family = family_name(manifest["model_type"])
         return code(stage, modules(wildcards), [f"llm_sparsity.models.families.{family}"])
 
     return hashed

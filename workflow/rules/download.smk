@@ -27,7 +27,7 @@ rule download_model:
         settings=lambda wildcards: settings(**STUDY.download_settings("model", wildcards.model)),
         code=code("download"),
     shell:
-        'python "$LLM_SPARSITY"/scripts/download.py model --output "$(dirname {output.manifest:q})"'
+        'python "$LLM_SPARSITY/scripts/download.py" model --output "$(dirname {output.manifest:q})"'
         " --settings {params.settings:q} > {log:q} 2>&1"
 
 
@@ -45,7 +45,7 @@ rule download_task:
         settings=lambda wildcards: settings(**STUDY.download_settings("task", wildcards.task)),
         code=code("download"),
     shell:
-        'python "$LLM_SPARSITY"/scripts/download.py task --output "$(dirname {output:q})" --harness {input.harness:q}'
+        'python "$LLM_SPARSITY/scripts/download.py" task --output "$(dirname {output:q})" --harness {input.harness:q}'
         " --settings {params.settings:q} > {log:q} 2>&1"
 
 
@@ -62,6 +62,6 @@ rule download_harness:
         code=code("download"),
         lock=sha256(HARNESS_LOCK),  # not an input: its path is that of the checkout
     shell:
-        'python "$LLM_SPARSITY"/scripts/download.py harness --output "$(dirname {output:q})"'
-        ' --lock "$LLM_SPARSITY"/envs/requirements-zero-shot.txt'
+        'python "$LLM_SPARSITY/scripts/download.py" harness --output "$(dirname {output:q})"'
+        ' --lock "$LLM_SPARSITY/envs/requirements-zero-shot.txt"'
         " --settings {params.settings:q} > {log:q} 2>&1"

@@ -26,6 +26,6 @@ rule evaluate:
         settings=evaluate_settings,
         code=model_code("evaluate"),
     shell:
-        'python "$LLM_SPARSITY"/scripts/evaluate.py --model "$(dirname {input.model:q})"'
+        'python "$LLM_SPARSITY/scripts/evaluate.py" --model "$(dirname {input.model:q})"'
         ' --task "$(dirname {input.task:q})" --output "$(dirname {output.metrics:q})"'
         " --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log:q} 2>&1"

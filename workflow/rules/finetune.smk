@@ -40,7 +40,7 @@ rule finetune:
         settings=finetune_settings,
         code=model_code("finetune"),
     shell:
-        'python "$LLM_SPARSITY"/scripts/finetune.py --model "$(dirname {input.model:q})"'
+        'python "$LLM_SPARSITY/scripts/finetune.py" --model "$(dirname {input.model:q})"'
         ' --task "$(dirname {input.task:q})" --output "$(dirname {output.metrics:q})" --work work'
         " --text {input.text:q} --dense {input.dense:q} --save-minutes {resources.save_minutes}"
         " --gpus {resources.gpu} --accelerate {resources.accelerate} --code {params.code} --threads {threads}"

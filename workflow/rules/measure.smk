@@ -24,6 +24,6 @@ rule measure:
         settings=settings(**STUDY.measure.model_dump()),
         code=model_code("measure"),
     shell:
-        'python "$LLM_SPARSITY"/scripts/measure.py --model "$(dirname {input.model:q})"'
+        'python "$LLM_SPARSITY/scripts/measure.py" --model "$(dirname {input.model:q})"'
         ' --dense "$(dirname {input.dense:q})" --output "$(dirname {output:q})"'
         " --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log:q} 2>&1"

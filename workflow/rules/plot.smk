@@ -40,6 +40,6 @@ rule plot:
         ),
         code=code("plot", files=[WORKFLOW / "workflow/report/report.html.jinja"]),
     shell:
-        'python "$LLM_SPARSITY"/scripts/plot.py --tables "$(dirname {input.manifest:q})"'
+        'python "$LLM_SPARSITY/scripts/plot.py" --tables "$(dirname {input.manifest:q})"'
         ' --output "$(dirname {output.page:q})" --claims {input.claims:q} --published {input.published:q}'
         " --settings {params.settings:q} > {log:q} 2>&1"

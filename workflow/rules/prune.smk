@@ -26,6 +26,6 @@ rule prune:
         settings=prune_settings,
         code=model_code("prune", prune_modules),
     shell:
-        'python "$LLM_SPARSITY"/scripts/prune.py --model "$(dirname {input.model:q})" --text {input.text:q}'
+        'python "$LLM_SPARSITY/scripts/prune.py" --model "$(dirname {input.model:q})" --text {input.text:q}'
         ' --output "$(dirname {output.sparsity:q})" --threads {threads} --gpus {resources.gpu}'
         " --settings {params.settings:q} > {log:q} 2>&1"

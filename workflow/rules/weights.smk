@@ -20,5 +20,5 @@ rule weights:
         settings=settings(),
         code=model_code("weights"),
     shell:
-        'python "$LLM_SPARSITY"/scripts/weights.py --model "$(dirname {input.model:q})" --output {output:q}'
+        'python "$LLM_SPARSITY/scripts/weights.py" --model "$(dirname {input.model:q})" --output {output:q}'
         " --settings {params.settings:q} > {log:q} 2>&1"

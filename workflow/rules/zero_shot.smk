@@ -27,7 +27,7 @@ rule zero_shot:
         settings=evaluate_settings,
         code=model_code("zero_shot"),
     shell:
-        'python "$LLM_SPARSITY"/scripts/zero_shot.py --model "$(dirname {input.model:q})"'
+        'python "$LLM_SPARSITY/scripts/zero_shot.py" --model "$(dirname {input.model:q})"'
         ' --task "$(dirname {input.task:q})" --harness "$(dirname {input.harness:q})"'
         ' --output "$(dirname {output.metrics:q})" --threads {threads} --gpus {resources.gpu}'
         " --settings {params.settings:q} > {log:q} 2>&1"
