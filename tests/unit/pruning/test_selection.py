@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.pruning import scores
 from llm_sparsity.pruning.selection import lowest, shares
+from llm_sparsity.pruning.structured import _kept
 from llm_sparsity.storage.container import load
 from llm_sparsity.study.sparsity import Sparsity
 from tests.tiny import model_of, query
@@ -60,7 +61,7 @@ def test_min_density_keeps_a_part_of_every_tensor(tmp_path: Path) -> None:
     scale=st.sampled_from([1.0, 10.0]),
     few=st.booleans(),
 )
-def test_min_density_changes_no_count(
+def test_min_density_changes_no_count_that_it_allows(
     rows: list[int], sparsity: int, min_density: int, scale: float, few: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("min_density")
@@ -77,8 +78,31 @@ def test_min_density_changes_no_count(
         min_density=min_density / 100,
     )
     zeros = {name: int((weight == 0).sum()) for name, weight in load(folder / "model").items()}
-    assert sum(zeros.values()) == Sparsity(level).count(sum(weight.numel() for weight in tensors.values()))
-    assert all(zeros[name] <= -(-weight.numel() * (100 - min_density) // 100) for name, weight in tensors.items())
+    limits = {name: weight.numel() * (100 - min_density) // 100 for name, weight in tensors.items()}
+    count = Sparsity(level).count(sum(weight.numel() for weight in tensors.values()))
+    assert sum(zeros.values()) == min(count, sum(limits.values()))
+    assert all(zeros[name] <= limit for name, limit in limits.items())
+
+
+@pytest.mark.parametrize("method", ["magnitude", "uniform", "structured"])
+@pytest.mark.parametrize(("rows", "floor", "removed"), [(10, 0.25, 7), (7, 0.5, 3)])
+def test_min_density_is_not_violated_by_one_weight(
+    method: str, rows: int, floor: float, removed: int, tmp_path: Path
+) -> None:
+    """0.75 of 10 is 7.5 and 0.5 of 7 is 3.5, which round to 8 and to 4."""
+    if method == "structured":
+        scores = torch.arange(1.0, rows + 1)
+        assert len(_kept("encoder.0.mlp", scores, Sparsity(str(1 - floor)), floor)) == rows - removed
+        return
+    model = model_of({query(0): torch.arange(1.0, rows + 1).reshape(1, rows)}, tmp_path / "model")
+    prune(model, {str(1 - floor): tmp_path / "out"}, method=method, scope="linear", min_density=floor)
+    assert int((load(tmp_path / "out/model")[query(0)] == 0).sum()) == removed
+
+
+def test_a_pattern_that_contradicts_min_density_is_refused(tmp_path: Path) -> None:
+    model = model_of({query(0): torch.ones(4, 4)}, tmp_path / "model")
+    with pytest.raises(UserError, match=r"sparsity 1of4: min_density 0.5 keeps this fraction"):
+        prune(model, {"1of4": tmp_path / "out"}, method="magnitude", scope="linear", min_density=0.5)
 
 
 def test_a_sparsity_that_contradicts_min_density_is_refused(tmp_path: Path) -> None:

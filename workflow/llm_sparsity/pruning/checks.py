@@ -1,11 +1,14 @@
 """Checks before anything is written: can a method prune these tensors to these sparsities?"""
 
+import math
 from collections.abc import Sequence
+from decimal import Decimal
 
 import torch
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.pruning.scores import ScoredTensors
+from llm_sparsity.pruning.selection import removable
 from llm_sparsity.study.sparsity import Sparsity
 
 
@@ -27,13 +30,15 @@ def check(tensors: ScoredTensors, sparsities: Sequence[Sparsity], *, min_density
                 f"sparsity {sparsity}: a pattern removes the same fraction of every layer, but layerwise is "
                 f"{layerwise}; choose a fraction, or layerwise uniform"
             )
-        if not sparsity.is_pattern and sparsity.fraction > 1 - min_density:
+        if Decimal(str(sparsity.fraction)) > 1 - Decimal(str(min_density)):
             raise UserError(
                 f"sparsity {sparsity}: min_density {min_density} keeps this fraction of every tensor; lower one of them"
             )
     for name in tensors.roles:
         _check_values(tensors, name)
         _check_shape(tensors, name, sparsities)
+        if tensors.is_calibrated and layerwise == "uniform":
+            _check_density(tensors, name, sparsities, min_density)
 
 
 def _check_values(tensors: ScoredTensors, name: str) -> None:
@@ -75,6 +80,17 @@ def _check_shape(tensors: ScoredTensors, name: str, sparsities: Sequence[Sparsit
                     f"sparsity {sparsity}: {group} does not divide the input dimension of tensor {name}, which is "
                     f"{size}; choose scope linear, or another pattern"
                 )
+
+
+def _check_density(tensors: ScoredTensors, name: str, sparsities: Sequence[Sparsity], min_density: float) -> None:
+    """Refuse a sparsity that rounds to more weights of a matrix than `min_density` allows to remove."""
+    size = math.prod(tensors.reader.shape(name))
+    for sparsity in sparsities:
+        if sparsity.count(size) > removable(size, min_density):
+            raise UserError(
+                f"sparsity {sparsity}: removes {sparsity.count(size)} of {size} weights of tensor {name}, but "
+                f"min_density {min_density} allows {removable(size, min_density)}; lower one of them"
+            )
 
 
 def _name(tensors: ScoredTensors) -> str:

@@ -87,7 +87,7 @@ def prune(
         elif tensors.granularity:
             pruner = UnstructuredPruner(tensors, sparsities, min_density)
         else:
-            pruner = StructuredPruner(tensors, sparsities)
+            pruner = StructuredPruner(tensors, sparsities, min_density)
         rows = _write_weights(tensors, pruner, outputs)
     settings: dict[str, Any] = {"method": method, "scope": scope, "seed": seed, "min_density": min_density}
     if tensors.is_calibrated:

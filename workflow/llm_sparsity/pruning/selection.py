@@ -63,24 +63,30 @@ def thresholds(
     Args:
         tensors: the tensors of the scope.
         sparsities: fractions, no patterns.
-        min_density: the fraction of every tensor that is kept, if scores are compared across the scope.
+        min_density: the fraction of every tensor that is kept. Where it forbids the rounded number, fewer are removed.
 
     Returns:
         (sparsity, name) -> threshold.
     """
     unit = math.prod(tensors.granularity or (1, 1))
     sizes = {name: math.prod(tensors.reader.shape(name)) // unit for name in tensors.roles}
+    limits = {name: removable(size, min_density) for name, size in sizes.items()}
     across = tensors.method.COMPARISON == "scope"
     found: dict[tuple[Sparsity, str], Threshold] = {}
     for names in [list(sizes)] if across else [[name] for name in sizes]:
-        counts = [sparsity.count(sum(sizes[name] for name in names)) for sparsity in sparsities]
+        size, limit = (sum(numbers[name] for name in names) for numbers in (sizes, limits))
+        counts = [min(sparsity.count(size), limit) for sparsity in sparsities]
         for sparsity, count, threshold in zip(sparsities, counts, _solve(tensors, names, counts), strict=True):
             chosen = dict.fromkeys(names, threshold)
             if min_density and across:
-                limits = {name: math.ceil(size * (1 - Decimal(str(min_density)))) for name, size in sizes.items()}
                 chosen = _limited(tensors, limits, count, threshold)
             found |= {(sparsity, name): threshold for name, threshold in chosen.items()}
     return found
+
+
+def removable(size: int, min_density: float) -> int:
+    """The largest number of `size` weights that may be removed if the fraction `min_density` of them is kept."""
+    return math.floor(size * (1 - Decimal(str(min_density))))
 
 
 def _solve(tensors: ScoredTensors, names: Sequence[str], counts: Sequence[int]) -> list[Threshold]:

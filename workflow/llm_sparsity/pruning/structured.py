@@ -15,6 +15,7 @@ from llm_sparsity.models.families import PrunableAxis
 from llm_sparsity.models.narrowing import narrowed_config
 from llm_sparsity.pruning.pruner import PrunedTensor, Pruner, tensor_row
 from llm_sparsity.pruning.scores import ScoredTensors
+from llm_sparsity.pruning.selection import removable
 from llm_sparsity.study.sparsity import Sparsity
 
 
@@ -24,18 +25,19 @@ class StructuredPruner(Pruner):
     Args:
         tensors: the tensors of the scope.
         sparsities: fractions, no patterns.
+        min_density: the fraction of the heads and of the neurons of every layer that is kept.
 
     Raises:
         UserError: a sparsity would remove all heads or all neurons of a layer.
     """
 
-    def __init__(self, tensors: ScoredTensors, sparsities: Sequence[Sparsity]) -> None:
+    def __init__(self, tensors: ScoredTensors, sparsities: Sequence[Sparsity], min_density: float = 0.0) -> None:
         self._tensors, self._sparsities = tensors, sparsities
         names = tensors.reader.names
         self._axes = {name: axis for name in names if (axis := tensors.model.axis(name))}
         self._scores = self._block_scores()
         self._kept = {
-            (sparsity, block): _kept(block, scores, sparsity)
+            (sparsity, block): _kept(block, scores, sparsity, min_density)
             for sparsity in sparsities
             for block, scores in self._scores.items()
         }
@@ -78,10 +80,10 @@ class StructuredPruner(Pruner):
         return scores
 
 
-def _kept(block: str, scores: Tensor, sparsity: Sparsity) -> Tensor:
+def _kept(block: str, scores: Tensor, sparsity: Sparsity, min_density: float) -> Tensor:
     """The positions of the heads or neurons of a block that are kept, in order; among equal scores the last ones."""
     units = len(scores)
-    count = sparsity.count(units)
+    count = min(sparsity.count(units), removable(units, min_density))
     if count == units:
         word = "heads" if "attention" in block else "neurons"
         raise UserError(
