@@ -3,7 +3,7 @@ import math
 import evaluate
 import pytest
 
-from llm_sparsity.evaluation.metrics import majority, perplexity, score
+from llm_sparsity.evaluation.metrics import majority, overflow_note, perplexity, score
 
 
 def test_by_hand() -> None:
@@ -40,4 +40,6 @@ def test_nothing_is_written_outside_the_temporary_folder(monkeypatch: pytest.Mon
 def test_perplexity() -> None:
     assert perplexity(0.0) == 1
     assert perplexity(math.log(50)) == pytest.approx(50)
-    assert perplexity(1e4) == math.inf
+    assert perplexity(1e4) is None
+    assert overflow_note({"perplexity": None})["note"].startswith("perplexity: null")
+    assert overflow_note({"perplexity": 3.0}) == overflow_note({"accuracy": 0.5}) == {}

@@ -342,7 +342,7 @@ def test_two_machines_do_what_one_does(variant: Make, task: TaskFolder, tmp_path
         done = start(*command, *where, folder=tmp_path, root=root, **environment)
         assert done.returncode == 0, done.stderr[-3000:]
         assert read_json(tmp_path / name / "out/runtime.json")["processes"] == 2
-        assert ("--num_machines 2" in done.stderr) == (name == "machines")
+        assert ("2 machines" in done.stderr) == (name == "machines")
     for file in ("out/metrics.json", "out/history.csv"):
         assert (tmp_path / "machine" / file).read_bytes() == (tmp_path / "machines" / file).read_bytes()
     one, other = (next((tmp_path / name / "work").glob("*/epoch-1")) for name in ("machine", "machines"))
@@ -381,8 +381,8 @@ def test_weights_spread_over_processes_do_what_whole_ones_do(
     if kind == "llama":
         task, settings = text, settings | {"evaluation": WINDOWS, "batch_size": 7}
     one = run(model, task, tmp_path / "1", **settings)
-    command = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", 2]
-    command += [root / "tests/sharded.py", model.path, task.path, "out", "work"]
+    command = ["-m", "llm_sparsity.training.launch", "--config", root / "profiles/accelerate/cpu.yaml"]
+    command += ["--processes", 2, root / "tests/sharded.py", model.path, task.path, "out", "work"]
     assert start(*command, json.dumps(settings), 4, folder=tmp_path, root=root).returncode != 0
     assert read_json(next(tmp_path.glob("work/*/progress.json")))["step"] == 3
     done = start(*command, json.dumps(settings), 0, folder=tmp_path, root=root)

@@ -5,7 +5,8 @@ and cut into non-overlapping windows of `sequence_length` tokens; an incomplete 
 predicted from the preceding tokens of its window, so the first token of a window is not predicted. Perplexity is the
 exponential of the mean negative log-likelihood (nats) over all predicted tokens. With the hub's raw test split of
 WikiText-2 and sequence_length 2048 this is the protocol of the pruning papers (Frantar & Alistarh 2023,
-arXiv:2301.00774; Sun et al. 2023, arXiv:2306.11695).
+arXiv:2301.00774; Sun et al. 2023, arXiv:2306.11695). Weights and activations are float32, on a GPU too, as in the
+evaluation that ends fine-tuning.
 """
 
 import math
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from llm_sparsity.data import tokens
 from llm_sparsity.data.tasks import TaskFolder
-from llm_sparsity.evaluation.metrics import perplexity
+from llm_sparsity.evaluation.metrics import overflow_note, perplexity
 from llm_sparsity.jobs.environment import environment
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
@@ -73,7 +74,8 @@ def evaluate(
     times = {"setup_seconds": setup, "eval_seconds": seconds, "tokens_per_second": predicted / seconds}
     write_json(output / "runtime.json", {**times, **environment(device)})
     metrics = {"perplexity": perplexity(nll), "nll": nll}
-    write_json(output / "metrics.json", {"metrics": metrics, "tokens": predicted, "settings": settings})
+    facts = {"metrics": metrics, **overflow_note(metrics), "tokens": predicted, "settings": settings}
+    write_json(output / "metrics.json", facts)
 
 
 @torch.inference_mode()

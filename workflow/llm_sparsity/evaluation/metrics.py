@@ -5,17 +5,25 @@ compute nodes have no network.
 """
 
 import math
-import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import datasets
 import evaluate
 from sklearn.metrics import accuracy_score, f1_score
 
+LARGEST_NLL = 700  # nats; its exponential is close to the largest float
+
 
 class _LabelMetric(evaluate.Metric):  # type: ignore[misc]
-    """A metric of integer labels."""
+    """A metric of integer labels, kept in memory."""
+
+    def __init__(self, config_name: str | None = None) -> None:
+        super().__init__(config_name, keep_in_memory=True)
+
+    def _build_data_dir(self) -> str:
+        """No folder: evaluate would make an empty one in the home folder, which may not be writable."""
+        return ""
 
     def _info(self) -> evaluate.MetricInfo:
         labels = {"predictions": datasets.Value("int32"), "references": datasets.Value("int32")}
@@ -47,13 +55,8 @@ def score(predictions: Sequence[int], references: Sequence[int], labels: int = 2
     Returns:
         accuracy, f1, and combined, the mean of both.
     """
-    # evaluate creates its cache folder (by default in the home folder) even if it keeps everything in memory.
-    with tempfile.TemporaryDirectory() as cache:
-        metrics = [
-            Accuracy(keep_in_memory=True, cache_dir=cache),
-            F1("binary" if labels == 2 else "macro", keep_in_memory=True, cache_dir=cache),
-        ]
-        result: dict[str, float] = evaluate.combine(metrics).compute(predictions=predictions, references=references)
+    metrics = evaluate.combine([Accuracy(), F1("binary" if labels == 2 else "macro")])
+    result: dict[str, float] = metrics.compute(predictions=predictions, references=references)
     return {**result, "combined": (result["accuracy"] + result["f1"]) / 2}
 
 
@@ -69,6 +72,13 @@ def majority(training: Sequence[int], references: Sequence[int], labels: int = 2
     return score([label] * len(references), references, labels)
 
 
-def perplexity(nll: float) -> float:
-    """The exponential of a mean negative log-likelihood in nats; inf above 700, close to the largest float."""
-    return math.exp(nll) if nll < 700 else math.inf
+def perplexity(nll: float) -> float | None:
+    """The exponential of a mean negative log-likelihood in nats; None if no float is as large, above 700."""
+    return math.exp(nll) if nll < LARGEST_NLL else None
+
+
+def overflow_note(metrics: Mapping[str, float | None]) -> dict[str, str]:
+    """The entry `note` of metrics.json that says why a perplexity is null; empty if it is a number."""
+    if metrics.get("perplexity", 0) is not None:
+        return {}
+    return {"note": f"perplexity: null, as the loss is above {LARGEST_NLL} nats a token and no float is as large"}

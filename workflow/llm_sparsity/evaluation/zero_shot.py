@@ -19,6 +19,8 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal
 from llm_sparsity.storage.files import write_json
 
+SCORED = ("multiple_choice", "loglikelihood")  # the harness's output types
+
 
 def zero_shot(model: ModelFolder, task: TaskFolder, output: Path, *, batch_size: int, packages: Path) -> None:
     """Measure the zero-shot accuracy of a model on a task of the harness.
@@ -31,8 +33,8 @@ def zero_shot(model: ModelFolder, task: TaskFolder, output: Path, *, batch_size:
         packages: folder of the harness, see `harness.install`.
 
     Raises:
-        UserError: the harness is missing, its version is not the one that the task was prepared for, or a likelihood is
-            not finite.
+        UserError: the harness is missing, its version is not the one that the task was prepared for, the task asks a
+            model to write text, or a likelihood is not finite.
     """
     begin = time.perf_counter()
     version, facts = harness.load(packages), task.manifest["harness"]
@@ -45,8 +47,8 @@ def zero_shot(model: ModelFolder, task: TaskFolder, output: Path, *, batch_size:
     from lm_eval.models.huggingface import HFLM
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    runner = HFLM(pretrained=load_causal(model).to(device), tokenizer=model.tokenizer, batch_size=batch_size)
     harness_task = _harness_task(packages, task)
+    runner = HFLM(pretrained=load_causal(model).to(device), tokenizer=model.tokenizer, batch_size=batch_size)
     setup = time.perf_counter() - begin
 
     begin = time.perf_counter()
@@ -85,7 +87,13 @@ def _harness_task(packages: Path, task: TaskFolder) -> Any:
         **{key: None for key in ("validation_split", "test_split") if key != f"{split}_split"},
     }
     manager = TaskManager(include_defaults=False, include_path=str((packages / harness.SITE / facts["file"]).parent))
-    return manager.load({"group": "one", "task": [{"task": facts["task"], **changes}]})["tasks"][facts["task"]]
+    made = manager.load({"group": "one", "task": [{"task": facts["task"], **changes}]})["tasks"][facts["task"]]
+    if made.OUTPUT_TYPE not in SCORED:
+        raise UserError(
+            f"{task}: the task {facts['task']} of lm-evaluation-harness has output_type {made.OUTPUT_TYPE}, but only "
+            f"likelihoods of given answers are scored ({', '.join(SCORED)}); choose another task"
+        )
+    return made
 
 
 def _metrics(result: dict[str, Any]) -> dict[str, float]:

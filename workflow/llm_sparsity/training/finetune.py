@@ -12,6 +12,7 @@ from typing import Any
 
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.data.tokens import tokenize
+from llm_sparsity.evaluation.metrics import overflow_note
 from llm_sparsity.jobs.environment import environment
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
@@ -105,10 +106,12 @@ def _report(trainer: Trainer, output: Path) -> None:
         },
     )
     last = state.history[-1]
+    metrics = {key: last[key] for key in METRICS if key in last}
     write_json(
         output / "metrics.json",
         {
-            "metrics": {key: last[key] for key in METRICS if key in last},
+            "metrics": metrics,
+            **overflow_note(metrics),
             "baseline": trainer.objective.baseline(),
             "measured_sparsity": last["measured_sparsity"],
             "examples": {"train": len(tokens.train), "validation": len(tokens.validation)},

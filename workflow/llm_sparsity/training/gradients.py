@@ -15,6 +15,7 @@ from llm_sparsity.data.tokens import TokenSplit
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.training.distillation import Teacher
 from llm_sparsity.training.objective import Objective, summed_loss
+from llm_sparsity.training.setup import autocast
 
 
 def accumulate_gradients(
@@ -46,7 +47,7 @@ def accumulate_gradients(
         last = number == len(pieces) - 1
         with (
             _memory_advice(split, piece, size),
-            accelerator.autocast(),
+            autocast(accelerator.device),
             nullcontext() if last else accelerator.no_sync(net),
         ):
             inputs, labels = device_batch(objective, split, piece, accelerator.device)

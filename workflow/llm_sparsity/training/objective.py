@@ -1,12 +1,14 @@
 """Training objectives and their metrics: the label of a sentence, or each next token of a window.
 
 A classifier is scored by accuracy, F1 and their mean. A language model is scored by perplexity, with the protocol of
-`evaluate`: windows do not overlap, and each is predicted from its own tokens only.
+`evaluate`: windows do not overlap, and each is predicted from its own tokens only, in float32.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import cross_entropy
@@ -34,17 +36,16 @@ class Labels:
         """Whether a parameter belongs to the new head."""
         return not name.startswith(f"{net.base_model_prefix}.")
 
-    def predictions(self, logits: Tensor, labels: Tensor) -> list[Any]:
-        """The predicted label of each sequence of a batch."""
+    def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The predicted label of each sequence of a batch, (batch,), float64; NaN where a logit is not finite."""
         del labels
-        found: list[Any] = logits.argmax(-1).tolist()
-        return found
+        return logits.argmax(-1).double().where(logits.isfinite().all(-1), math.nan)
 
-    def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
+    def metrics(self, predictions: Sequence[float]) -> dict[str, float | None]:
         """Metrics of the predictions for the validation split, in its order."""
         from llm_sparsity.evaluation.metrics import score
 
-        return score(predictions, self._validation, self._num_labels)
+        return {**score([int(label) for label in predictions], self._validation, self._num_labels)}
 
     def baseline(self) -> dict[str, float]:
         """Metrics of the most frequent training label."""
@@ -68,11 +69,12 @@ class NextTokens:
         del net, name
         return False
 
-    def predictions(self, logits: Tensor, labels: Tensor) -> list[Any]:
-        """The mean negative log-likelihood of each window, nats."""
-        return [float(summed_loss(*window)) for window in zip(logits.split(1), labels.split(1), strict=True)]
+    def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean negative log-likelihood of each window, nats, (batch,), float64."""
+        windows = zip(logits.split(1), labels.split(1), strict=True)
+        return torch.stack([summed_loss(*window) for window in windows]).double()
 
-    def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
+    def metrics(self, predictions: Sequence[float]) -> dict[str, float | None]:
         """Perplexity; windows are equally long, so the mean over windows is that over tokens."""
         from llm_sparsity.evaluation.metrics import perplexity
 

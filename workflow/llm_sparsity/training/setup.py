@@ -23,14 +23,22 @@ def is_main_process() -> bool:
 
 
 def make_accelerator() -> Accelerator:
-    """CPU or GPU, one process or several; bfloat16 autocast where the GPU supports it; deterministic."""
-    gpu = torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else None, cpu=not gpu)
+    """CPU or GPU, one process or several; deterministic.
+
+    accelerate's mixed precision is off: it wraps the model, so that evaluation would use it too. See `autocast`.
+    """
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     # torch.use_deterministic_algorithms would import the whole compiler, which takes a second.
     torch.set_deterministic_debug_mode("warn")
     # That mode also fills new tensors with NaN, a safeguard that costs a pass over all of them.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return accelerator
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """The precision of a training step: bfloat16 autocast on a GPU that supports it, else float32."""
+    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def initial_model(

@@ -5,13 +5,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from llm_sparsity.training.lora import PARTS, factors, merged, updated_modules
-from llm_sparsity.training.mask import Mask
+from llm_sparsity.training.mask import Mask, local
 from llm_sparsity.training.run_cache import RunCache
 from llm_sparsity.training.schedule import MOVEMENT, GradualSchedule
 from llm_sparsity.training.scope import PrunedScope
@@ -89,6 +90,12 @@ class TrainState:
         if self.schedule:
             self.schedule.restore(saved.state)
             self.mask.remove_zeros(self.optimizer)
+
+    def is_finite(self, accelerator: Accelerator) -> bool:
+        """Whether all that is trained or saved is finite, in all processes; a collective call."""
+        tensors = [*(weight.detach() for weight in self.net.parameters()), *self._other_tensors().values()]
+        broken = sum((~local(tensor).isfinite().all()).float().to(accelerator.device) for tensor in tensors)
+        return not float(accelerator.reduce(broken, "sum"))
 
     def sparsity(self) -> float:
         """The measured sparsity of the pruned scope."""

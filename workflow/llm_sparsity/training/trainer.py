@@ -2,6 +2,9 @@
 
 A step covers `batch_size` sequences, however they are split over processes and micro-batches, and draws its random
 numbers from the seed and its own number. So an interrupted run continues from its cache and leaves the same bytes.
+
+Training steps use bfloat16 autocast on a GPU. Evaluation, of classifiers and of language models, computes in float32,
+as `evaluate` does before training: a difference of the two is an effect of training.
 """
 
 import math
@@ -12,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -161,30 +163,44 @@ class Trainer:
         return loss, due, stop
 
     def save(self, ended_epoch: int | None) -> None:
-        """Save the state; the weights after an epoch (from 1) stay."""
+        """Save the state; the weights after an epoch (from 1) stay.
+
+        Raises:
+            UserError: a weight or moment is not finite; the last save stays.
+        """
         begun = time.perf_counter()
+        if not self.state.is_finite(self.accelerator):
+            raise self.diverged("a weight or moment is not finite after")
         self.state.save(self.cache, ended_epoch=ended_epoch)
         self.saved_at = time.monotonic()
         self.state.seconds.save += time.perf_counter() - begun
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics of the validation split; batches of similar length, split over the processes."""
+    def evaluate(self) -> dict[str, float | None]:
+        """Metrics of the validation split; batches of similar length, split over the processes.
+
+        Raises:
+            UserError: a prediction is not finite.
+        """
         accelerator, split = self.accelerator, self.tokens.validation
         batches = split.by_length(self.evaluation_batch_size())
-        found: list[tuple[int, Any]] = []
+        found = torch.zeros(len(split), dtype=torch.float64, device=accelerator.device)
         self.wrapped.eval()
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad():
             for start in range(0, len(batches), accelerator.num_processes):
                 if self.terminated():
                     sigterm.leave(accelerator)
                 # Every process takes as many batches, which FSDP needs: the last batch may be computed several times.
-                batch = batches[min(start + accelerator.process_index, len(batches) - 1)]
+                number = start + accelerator.process_index
+                batch = batches[min(number, len(batches) - 1)]
                 inputs, labels = device_batch(self.objective, split, batch, accelerator.device)
                 predictions = self.objective.predictions(self.wrapped(**inputs).logits, labels)
-                found += zip(batch.tolist(), predictions, strict=True)
+                if number < len(batches):
+                    found[torch.from_numpy(batch).to(found.device)] = predictions
         self.wrapped.train()
-        predicted = dict(gather_object(found))
-        return self.objective.metrics([predicted[index] for index in range(len(split))])
+        found = accelerator.reduce(found, "sum")  # a sequence is predicted by one process; tensors, as pickle runs code
+        if not found.isfinite().all():
+            raise self.diverged("a prediction is not finite after")
+        return self.objective.metrics(found.tolist())
 
     def evaluation_batch_size(self) -> int:
         """Sequences at once in evaluation; of a language model, as many tokens as in training."""
@@ -196,8 +212,16 @@ class Trainer:
     def check_loss(self, loss: float, step: int) -> None:
         """Raise UserError unless the loss of a step is finite."""
         if not math.isfinite(loss):
-            raise UserError(
-                f"loss: is {loss} at step {step} of {self.steps}; lower learning_rate (now "
-                f"{self.settings.learning_rate}). {self.cache.folder} holds the run up to step "
-                f"{self.cache.saved_step()}"
-            )
+            raise self.diverged(f"is {loss} at", step)
+
+    def diverged(self, found: str, step: int | None = None) -> UserError:
+        """The error of a run whose numbers are not finite.
+
+        Args:
+            found: ends in a preposition, for the step.
+            step: default: the last one.
+        """
+        return UserError(
+            f"loss: {found} step {step or self.state.step} of {self.steps}; lower learning_rate (now "
+            f"{self.settings.learning_rate}). {self.cache.folder} holds the run up to step {self.cache.saved_step()}"
+        )
