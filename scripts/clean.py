@@ -1,9 +1,11 @@
-"""List cached checkpoints that no study refers to, and remove them with --delete.
+"""List cached checkpoints that nothing refers to, and remove them with --delete.
 
-Run it where the studies run: beside work/, results/ and resources/.
+Name the config of every study whose caches are to be kept. Without --all, caches of other studies stay as well, unless
+a finished run made their results anew or their results are gone.
 """
 
 import argparse
+from importlib.metadata import version
 from pathlib import Path
 
 from llm_sparsity.jobs.command import run
@@ -14,10 +16,10 @@ ROOT = Path(__file__).parent.parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    studies = [ROOT / "config.yaml", *sorted((ROOT / "studies").glob("*.yaml"))]
-    parser.add_argument("studies", type=Path, nargs="*", default=studies, help="config files (default: all that ship)")
-    parser.add_argument("--work", type=Path, default=Path("work"), help="folder of cached checkpoints")
+    parser.add_argument("studies", type=Path, nargs="+", help="config files of studies")
+    parser.add_argument("--work", type=Path, default=Path("work"), help="folder of caches, beside results/")
     parser.add_argument("--delete", action="store_true", help="remove what is listed")
+    parser.add_argument("--all", action="store_true", help="list caches of studies that are not named here, too")
     args = parser.parse_args()
 
     import yaml
@@ -25,25 +27,32 @@ def main() -> None:
     from llm_sparsity.models.families import family_name
     from llm_sparsity.storage.files import MANIFEST, read_json
     from llm_sparsity.study.clean import leftovers, remove
-    from llm_sparsity.study.config import load
+    from llm_sparsity.study.config import Config, load
     from llm_sparsity.study.fingerprint import code_hash
 
     if not args.work.is_dir():
         raise UserError(f"{args.work}: no such folder; run this where the studies run, or give --work")
 
-    def code(model: str) -> str:
-        manifest = Path("resources/models") / model / MANIFEST
-        family = family_name(read_json(manifest)["model_type"]) if manifest.exists() else None
-        symbols = (f"llm_sparsity.models.families.{family}",) if family else ()
-        return code_hash(ROOT / "scripts/finetune.py", symbols=symbols)
+    def study(path: Path) -> Config:
+        try:
+            return load(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{path}: no config of a study: {' '.join(str(error).split())}") from None
 
-    configs = [load(yaml.safe_load(path.read_text(encoding="utf-8"))) for path in args.studies]
-    total = 0
-    for leftover in leftovers(args.work, configs, code):
+    def code(model: str) -> str | None:
+        manifest = args.work.absolute().parent / "resources/models" / model / MANIFEST
+        if not manifest.exists():
+            return None
+        family = family_name(read_json(manifest)["model_type"])
+        return code_hash(ROOT / "scripts/finetune.py", symbols=(f"llm_sparsity.models.families.{family}",))
+
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    found = leftovers(args.work, map(study, args.studies), code, versions, others=args.all)
+    for leftover in found:
         print(f"{leftover.bytes / 1e6:10.1f} MB  {leftover.path}  {leftover.reason}")
-        total += leftover.bytes
-        if args.delete:
-            remove(leftover)
+    if args.delete:
+        remove(args.work, found)
+    total = sum(leftover.bytes for leftover in found)
     print(f"{total / 1e6:10.1f} MB  {'removed' if args.delete else 'in all; --delete removes them'}")
 
 

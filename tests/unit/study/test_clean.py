@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,10 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_sparsity.storage.files import sha256, write_json
-from llm_sparsity.study import clean
-from llm_sparsity.study.clean import leftovers
+from llm_sparsity.jobs.lock import this_process
+from llm_sparsity.storage.files import sha256, write_csv, write_json
+from llm_sparsity.study.clean import leftovers, remove
 from llm_sparsity.study.config import Config, load
+
+WORK = Path("work")
+TODAY = {"torch": "2"}
 
 
 @pytest.fixture
@@ -19,73 +26,174 @@ def study(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config
 
 
 @pytest.fixture
-def cached(study: Config, tmp_path: Path) -> Callable[..., str]:
-    """`cached("name")` -> the name of a cached run of the study's first cell, with changes."""
+def cached(study: Config) -> Callable[..., Path]:
+    """`cached("name")` -> a finished cache of the study's first run, with changes."""
     run = study.cells().runs[0]
 
-    def make(name: str, **changes: Any) -> str:
-        folder = tmp_path / "work" / name
+    def make(name: str, *, finished: bool = True, **changes: Any) -> Path:
+        folder = WORK / name
         settings = study.run_settings(run.task, run.recipe, run.seed) | changes.pop("settings", {})
-        facts = {"settings": settings, "code": "now", "output": str(run.folder), "inputs": {}, "tokens": "t"}
-        write_json(folder / "run.json", facts | changes)
+        facts = {"settings": settings, "code": "now", "output": str(run.folder), "inputs": {}, "versions": TODAY}
+        cached = facts | {"tokens": "t"} | changes
+        write_json(folder / "run.json", cached)
+        write_json(folder / "progress.json", {"weights": f"epoch-{settings['epochs']}" if finished else "step-1"})
         (folder / "epoch-1").mkdir()
         (folder / "epoch-1/model.safetensors").write_bytes(b"x" * 1000)
-        return name
+        index = WORK / "runs" / f"{cached['output'].replace('/', '-')}.json"
+        write_json(index, [*(json.loads(index.read_text()) if index.exists() else []), name])
+        return folder
 
     return make
 
 
-def found(study: Config) -> dict[str, str]:
-    return {leftover.path.name: leftover.reason for leftover in leftovers(Path("work"), [study], lambda model: "now")}
+def made(study: Config, cache: str, output: Path | None = None) -> None:
+    """The results of the first run, made from a cache."""
+    folder = output or study.cells().runs[0].folder
+    write_csv(folder / "checkpoints.csv", [{"epoch": 1, "path": f"work/{cache}/epoch-1"}])
 
 
-def test_what_a_study_refers_to_stays(study: Config, cached: Callable[..., str]) -> None:
-    cached("same")
-    assert found(study) == {}
+def found(*studies: Config, others: bool = False) -> dict[str, str]:
+    listed = leftovers(WORK, studies, lambda model: "now", TODAY, others=others)
+    return {leftover.path.name: leftover.reason for leftover in listed}
 
 
-def test_what_no_study_refers_to_is_listed_with_the_reason(study: Config, cached: Callable[..., str]) -> None:
-    cached("same")
-    cached("settings", settings={"epochs": 99})
+def test_what_a_study_would_continue_from_stays(study: Config, cached: Callable[..., Path]) -> None:
+    cached("finished")
+    cached("begun", finished=False)
+    assert found(study) == found(study, others=True) == {}
+
+
+def test_what_a_study_has_and_would_not_continue_from_is_listed(study: Config, cached: Callable[..., Path]) -> None:
+    cached("settings", settings={"epochs": 99}, finished=False)
     cached("code", code="then")
-    cached("cell", output="results/gone/dense/sst2/kept/seed-0")
-    assert found(study) == {
-        "settings": "another epochs",
-        "code": "another code",
-        "cell": "no study has results/gone/dense/sst2/kept/seed-0",
-    }
+    assert found(study) == {"settings": "another epochs", "code": "another code"}
 
 
-def test_other_inputs_are_found_where_they_exist(study: Config, cached: Callable[..., str]) -> None:
+def test_other_inputs_are_found_where_they_exist(study: Config, cached: Callable[..., Path]) -> None:
     model = Path(f"resources/models/{study.cells().runs[0].model}/manifest.json")
-    write_json(model, {})
+    write_json(model, {"source": {"hub": "a/b"}})
     cached("old", inputs={"model": "0"})
     cached("new", inputs={"model": sha256(model)})
     assert found(study) == {"old": "another model"}
 
 
-def test_a_run_that_is_going_on_stays(study: Config, cached: Callable[..., str], tmp_path: Path) -> None:
+def test_what_the_fine_tuned_dense_model_is_counts(study: Config, cached: Callable[..., Path]) -> None:
+    run = next(run for run in study.cells().runs if study.recipe(run.recipe).needs_dense)
+    dense = Path(f"results/{run.model}/dense/{run.task}/kept/seed-{run.seed}/model/manifest.json")
+    write_json(dense, {})
+    settings = study.run_settings(run.task, run.recipe, run.seed)
+    cached("old", output=str(run.folder), settings=settings, inputs={"dense": "0"})
+    cached("new", output=str(run.folder), settings=settings, inputs={"dense": sha256(dense)})
+    assert found(study) == {"old": "another dense"}
+
+
+def test_results_keep_the_cache_that_they_were_made_from(study: Config, cached: Callable[..., Path]) -> None:
     cached("code", code="then")
-    (tmp_path / "work/code/lock").touch()
+    made(study, "code")
     assert found(study) == {}
+    assert found(study, others=True) == {"code": "another code"}
+    cached("new")
+    made(study, "new")
+    assert found(study) == {"code": "another code"}
 
 
-def test_tokens_stay_as_long_as_a_run_uses_them(study: Config, cached: Callable[..., str], tmp_path: Path) -> None:
+def test_a_study_that_is_not_given_loses_nothing(study: Config, cached: Callable[..., Path]) -> None:
+    output = Path("results/mine/dense/task/kept/seed-0")
+    cached("begun", output=str(output), finished=False)
+    assert found(study) == found() == {}
+    cached("finished", output=str(output))
+    made(study, "finished", output)
+    assert found(study) == {"begun": f"{output} was made anew"}
+    assert set(found(study, others=True)) == {"begun", "finished"}
+
+
+def test_a_finished_cache_without_study_and_results_is_listed(study: Config, cached: Callable[..., Path]) -> None:
+    cached("gone", output="results/gone/dense/sst2/kept/seed-0")
+    assert found(study) == {"gone": "no study has results/gone/dense/sst2/kept/seed-0"}
+
+
+def test_of_two_studies_with_one_path_both_keep_their_caches(study: Config, cached: Callable[..., Path]) -> None:
+    values = study.model_dump(exclude_none=True)
+    longer = study.model_copy(update={"finetune": study.finetune.model_copy(update={"epochs": 9})})
+    assert values["finetune"]["epochs"] != 9
+    cached("short")
+    cached("long", settings={"epochs": 9})
+    assert found(study, longer) == found(longer, study) == {}
+    assert found(longer) == {"short": "another epochs"}
+
+
+def test_versions_of_libraries_count_once_the_results_were_made_anew(
+    study: Config, cached: Callable[..., Path]
+) -> None:
+    cached("old", versions={"torch": "1"})
+    assert found(study) == {}
+    cached("new")
+    made(study, "new")
+    assert found(study) == {"old": f"{study.cells().runs[0].folder} was made anew"}
+
+
+def test_a_model_that_is_not_downloaded_hides_no_cache(study: Config, cached: Callable[..., Path]) -> None:
+    cached("code", code="then")
+    assert leftovers(WORK, [study], lambda model: None, TODAY) == []
+
+
+def test_the_weights_that_a_model_is_made_of_stay(study: Config, cached: Callable[..., Path]) -> None:
+    cached("branch", code="then")
+    cached("downloaded", code="then")
+    values = yaml.safe_load((Path(__file__).parents[2] / "config.yaml").read_text())
+    values["models"]["more"] = {"architecture": "decoder", "source": {"folder": "work/branch/epoch-1"}}
+    write_json(Path("resources/models/x/manifest.json"), {"source": {"folder": "work/downloaded/epoch-1"}})
+    assert found(load(values)) == {}
+    assert set(found(study)) == {"branch"}
+
+
+def test_a_run_that_is_going_on_stays(study: Config, cached: Callable[..., Path]) -> None:
+    lock = cached("code", code="then") / "lock"
+    (WORK / "tokens/new").mkdir(parents=True)
+    lock.write_text(this_process())
+    assert found(study, others=True) == {}  # nor its tokens, which it has not named yet
+    os.utime(lock, (time.time() - 2 * 86400,) * 2)
+    assert set(found(study)) == {"code", "new"}
+    lock.write_text(json.dumps(json.loads(this_process()) | {"started": "1"}))  # killed
+    assert set(found(study)) == {"code", "new"}
+
+
+def test_tokens_stay_as_long_as_a_run_uses_them(study: Config, cached: Callable[..., Path]) -> None:
     cached("same", tokens="used")
     cached("code", code="then", tokens="unused")
     for name in ("used", "unused"):
-        (tmp_path / "work/tokens" / name).mkdir(parents=True)
-    (tmp_path / "work/tokens/used.lock").touch()
+        (WORK / "tokens" / name).mkdir(parents=True)
     assert set(found(study)) == {"code", "unused"}
 
 
-def test_removing_removes_what_is_listed(study: Config, cached: Callable[..., str], tmp_path: Path) -> None:
-    cached("same")
-    cached("code", code="then")
-    (leftover,) = leftovers(Path("work"), [study], lambda model: "now")
-    assert leftover.bytes == 1000 + (leftover.path / "run.json").stat().st_size
-    clean.remove(leftover)
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["same"]
+def test_removing_removes_what_is_listed_and_all_that_speaks_of_it(study: Config, cached: Callable[..., Path]) -> None:
+    cached("same", tokens="used")
+    cached("code", code="then", tokens="unused")
+    cached("cell", output="results/gone/dense/sst2/kept/seed-0", tokens="unused")
+    for name in ("used", "unused"):
+        (WORK / "tokens" / name).mkdir(parents=True)
+        (WORK / f"tokens/{name}.lock").touch()
+    listed = leftovers(WORK, [study], lambda model: "now", TODAY)
+    assert listed[0].bytes == sum(path.stat().st_size for path in listed[0].path.rglob("*") if path.is_file())
+    remove(WORK, listed)
+    assert sorted(path.name for path in WORK.iterdir()) == ["runs", "same", "tokens"]
+    assert sorted(path.name for path in (WORK / "tokens").iterdir()) == ["used", "used.lock"]
+    assert [json.loads(path.read_text()) for path in (WORK / "runs").iterdir()] == [["same"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "required: studies"), (["none.yaml"], "none.yaml: no config of a study"), (["bad.yaml"], "bad.yaml: no con")],
+)
+def test_the_script_needs_the_studies(arguments: list[str], said: str, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "bad.yaml").write_text("name: [")
+    done = subprocess.run(
+        [sys.executable, root / "scripts/clean.py", "--delete", *arguments], cwd=tmp_path,
+        env={"PYTHONPATH": str(root / "workflow")}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert said in done.stderr.splitlines()[-1]
 
 
 def test_settings_are_compared_as_they_were_written(study: Config) -> None:

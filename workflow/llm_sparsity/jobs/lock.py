@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llm_sparsity.jobs.errors import UserError
@@ -35,8 +35,9 @@ def locked(path: Path, patience: float = PATIENCE) -> Iterator[Callable[[], None
     Raises:
         UserError: by the yielded function, if another process has taken the lock over.
     """
-    owner = json.dumps({"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())})
+    owner = this_process()
     _acquire(path, owner, patience)
+    _remove_left(path)
 
     def assert_held() -> None:
         try:
@@ -57,6 +58,20 @@ def locked(path: Path, patience: float = PATIENCE) -> Iterator[Callable[[], None
             pass
 
 
+def this_process() -> str:
+    """This process as the owner of a lock: host, process id and start time, as JSON."""
+    return json.dumps({"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())})
+
+
+def is_dead(owner: str) -> bool:
+    """Whether the owner of a lock has certainly ended; False if it belongs to another machine."""
+    try:
+        found = json.loads(owner)
+    except ValueError:
+        return False  # the file is being written
+    return found["host"] == _host() and found["started"] is not None and _started(found["pid"]) != found["started"]
+
+
 def _acquire(path: Path, owner: str, patience: float) -> None:
     """Create the lock file; wait for its owner, and take the lock over if the owner is dead."""
     seen, since, reported = None, time.monotonic(), False
@@ -73,7 +88,7 @@ def _acquire(path: Path, owner: str, patience: float) -> None:
             continue
         if found != seen:
             seen, since = found, time.monotonic()
-        if _is_dead(found[0]) or time.monotonic() - since > patience:
+        if is_dead(found[0]) or time.monotonic() - since > patience:
             _take_over(path, found[0])
             continue
         if not reported:
@@ -115,9 +130,17 @@ def _take_over(path: Path, dead: str) -> None:
     except FileNotFoundError:
         return
     if mine.read_text() == dead:
-        mine.unlink()
+        mine.unlink(missing_ok=True)
     else:
         mine.rename(path)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what processes have left that were killed while they took the lock over."""
+    for left in path.parent.glob(f"{path.name}.*"):
+        with suppress(FileNotFoundError):
+            if is_dead(left.read_text()):
+                left.unlink()
 
 
 def _host() -> str:
@@ -133,12 +156,3 @@ def _started(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]
-
-
-def _is_dead(owner: str) -> bool:
-    """Whether the owner of a lock has certainly ended; False if it belongs to another machine."""
-    try:
-        found = json.loads(owner)
-    except ValueError:
-        return False  # the file is being written
-    return found["host"] == _host() and found["started"] is not None and _started(found["pid"]) != found["started"]

@@ -1,72 +1,159 @@
-"""Cached runs that no study refers to, and their removal.
+"""Cached runs that nothing refers to, and their removal.
 
-A study refers to a cached run that was made for one of its cells with the settings, code and inputs that it would use
-today: no job would ever read another one.
+A cache is kept while a process works in it, while a study would continue from it, and while a result was made from it:
+its `checkpoints.csv` names the weights in the cache. A cache is also kept if it may belong to a study that was not
+given: its run is not finished, or its results folder exists.
 """
 
+import csv
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_sparsity.storage.files import MANIFEST, read_json, sha256
-from llm_sparsity.study.cells import Run
+from llm_sparsity.jobs.lock import is_dead
+from llm_sparsity.storage.files import MANIFEST, read_json, sha256, write_json
+from llm_sparsity.study.cells import DENSE, Run
 from llm_sparsity.study.config import Config
+
+DAY = 24 * 3600  # seconds; a lock's owner touches it every few
 
 
 class Leftover(NamedTuple):
-    """A folder that no study refers to: its size in bytes, and the reason."""
+    """A folder that nothing refers to: its size in bytes, and the reason."""
 
     path: Path
     bytes: int
     reason: str
 
 
-def leftovers(work: Path, studies: Iterable[Config], code: Callable[[str], str]) -> Iterator[Leftover]:
-    """The cached runs and tokens in `work` that no study refers to; those of a run that is in progress are left out.
+def leftovers(
+    work: Path,
+    studies: Iterable[Config],
+    code: Callable[[str], str | None],
+    versions: dict[str, str],
+    *,
+    others: bool = False,
+) -> list[Leftover]:
+    """The cached runs and tokens that nothing refers to.
 
     Args:
-        work: the folder of caches.
+        work: the folder of caches; the folders of results and resources lie beside it.
         studies: the studies whose caches are kept.
-        code: model -> the hash of the code that fine-tunes it.
+        code: model -> the hash of the code that fine-tunes it; None if the model is not downloaded.
+        versions: library -> version that a run would use today.
+        others: list caches of studies that were not given, too.
     """
-    cells = {str(run.folder): (study, run) for study in studies for run in study.cells().runs}
-    tokens: set[str] = set()
+    studies, home = list(studies), work.absolute().parent
+    cells: dict[str, list[tuple[Config, Run]]] = defaultdict(list)
+    for study in studies:
+        for run in study.cells().runs:
+            cells[str(run.folder)].append((study, run))
+    sources = _sources(home, studies)
+    found, tokens, in_use = [], set[str](), False
     for folder in sorted(path.parent for path in work.glob("*/run.json")):
         cached = read_json(folder / "run.json")
-        study, run = cells.get(cached["output"], (None, None))
-        reason = _reason(cached, study, run, code)
-        if reason and not (folder / "lock").exists():
-            yield _leftover(folder, reason)
+        reason = None
+        if _is_locked(folder / "lock"):
+            in_use = True
+        elif not any(source.is_relative_to(folder.resolve()) for source in sources):
+            reason = _reason(folder, cached, cells.get(cached["output"], []), code, versions, others)
+        if reason:
+            found.append(_leftover(folder, reason))
         else:
             tokens.add(cached.get("tokens", ""))
-    for folder in sorted(path for path in (work / "tokens").glob("*") if path.is_dir()):
-        if folder.name not in tokens:
-            yield _leftover(folder, "no cached run that is kept uses it")
+    if not in_use:  # a run that starts has not written down yet which tokens it reads
+        for folder in sorted(path for path in (work / "tokens").glob("*") if path.is_dir()):
+            if folder.name not in tokens:
+                found.append(_leftover(folder, "no cached run that is kept uses it"))
+    return found
 
 
-def remove(leftover: Leftover) -> None:
-    """Remove one."""
-    shutil.rmtree(leftover.path)
+def remove(work: Path, found: Iterable[Leftover]) -> None:
+    """Remove leftovers, and what speaks of them: the locks of tokens, the entries of work/runs."""
+    for leftover in found:
+        shutil.rmtree(leftover.path)
+        if leftover.path.parent.name == "tokens":
+            leftover.path.with_name(f"{leftover.path.name}.lock").unlink(missing_ok=True)
+    for index in (work / "runs").glob("*.json"):
+        keys = read_json(index)
+        kept = [key for key in keys if (work / key).is_dir()]
+        if not kept:
+            index.unlink()
+        elif kept != keys:
+            write_json(index, kept)
 
 
 def _leftover(folder: Path, reason: str) -> Leftover:
     return Leftover(folder, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), reason)
 
 
-def _reason(cached: dict[str, Any], study: Config | None, run: Run | None, code: Callable[[str], str]) -> str | None:
-    """Why no study refers to a cached run; None if one does."""
-    if study is None or run is None:
-        return f"no study has {cached['output']}"
-    settings = json.loads(json.dumps(study.run_settings(run.task, run.recipe, run.seed)))
-    if cached["settings"] != settings:
-        names = [key for key in sorted(settings) if settings[key] != cached["settings"].get(key)]
-        return f"another {', '.join(names)}" if names else "other settings"
-    if cached["code"] != code(run.model):
+def _is_locked(lock: Path) -> bool:
+    """Whether a process works here: the lock's owner is not known to be dead, and has touched it within a day."""
+    try:
+        return not is_dead(lock.read_text()) and time.time() - lock.stat().st_mtime < DAY
+    except FileNotFoundError:
+        return False
+
+
+def _sources(home: Path, studies: Iterable[Config]) -> list[Path]:
+    """The folders that models are made of, by the studies and by what is downloaded."""
+    named = [model.source.folder for study in studies for model in study.models.values()]
+    downloaded = [read_json(path)["source"].get("folder") for path in home.glob(f"resources/models/*/{MANIFEST}")]
+    return [(home / Path(folder).expanduser()).resolve() for folder in [*named, *downloaded] if folder]
+
+
+def _reason(
+    folder: Path,
+    cached: dict[str, Any],
+    cells: list[tuple[Config, Run]],
+    code: Callable[[str], str | None],
+    versions: dict[str, str],
+    others: bool,
+) -> str | None:
+    """Why nothing refers to a cached run; None if something does."""
+    home = folder.absolute().parents[1]
+    output = home / cached["output"]
+    anew = _makers(output) - {folder.name}
+    differences = [_difference(cached, study, run, code, home) for study, run in cells]
+    if None in differences and (not anew or cached.get("versions") == versions):
+        return None
+    if not anew and not others and (output.exists() or not (cells or _is_finished(folder, cached))):
+        return None
+    difference = next(filter(None, differences), None)
+    return difference or (f"{cached['output']} was made anew" if anew else f"no study has {cached['output']}")
+
+
+def _makers(output: Path) -> set[str]:
+    """The names of the caches that a run's results were made from; empty if there are no results."""
+    try:
+        with (output / "checkpoints.csv").open(newline="", encoding="utf-8") as table:
+            return {Path(row["path"]).parent.name for row in csv.DictReader(table)}
+    except (FileNotFoundError, KeyError):
+        return set()
+
+
+def _is_finished(folder: Path, cached: dict[str, Any]) -> bool:
+    try:
+        return bool(read_json(folder / "progress.json")["weights"] == f"epoch-{cached['settings']['epochs']}")
+    except (FileNotFoundError, KeyError):
+        return False
+
+
+def _difference(
+    cached: dict[str, Any], study: Config, run: Run, code: Callable[[str], str | None], home: Path
+) -> str | None:
+    """How a cached run differs from a study's, such as "another epochs"; None if the study would continue from it."""
+    made, wanted = cached["settings"], json.loads(json.dumps(study.run_settings(run.task, run.recipe, run.seed)))
+    if names := [key for key in sorted(made.keys() | wanted.keys()) if made.get(key) != wanted.get(key)]:
+        return f"another {', '.join(names)}"
+    if code(run.model) not in (cached["code"], None):
         return "another code"
     for name, manifest in _inputs(study, run).items():
-        if manifest.exists() and sha256(manifest) != cached["inputs"].get(name):
+        if (home / manifest).exists() and sha256(home / manifest) != cached["inputs"].get(name):
             return f"another {name}"
     return None
 
@@ -78,4 +165,6 @@ def _inputs(study: Config, run: Run) -> dict[str, Path]:
     inputs = {"model": model / MANIFEST, "task": Path("resources/tasks") / run.task / MANIFEST}
     if text := study.tasks[run.task].train_on:
         inputs["text"] = Path("resources/tasks") / text / MANIFEST
+    if study.recipe(run.recipe).needs_dense:
+        inputs["dense"] = Run(run.model, DENSE, run.task, "kept", run.seed).folder / "model" / MANIFEST
     return inputs
