@@ -75,3 +75,12 @@ def test_of_two_that_take_over_one_gives_back(tmp_path: Path) -> None:
     lock._take_over(path, "old owner")
     assert path.read_text() == "new owner"
     assert [found.name for found in tmp_path.iterdir()] == ["lock"]
+
+
+def test_what_a_process_left_that_was_killed_while_it_took_over_is_removed(tmp_path: Path) -> None:
+    dead, alive = tmp_path / "lock.here.1", tmp_path / "lock.there.2"
+    dead.write_text(json.dumps({"host": lock._host(), "pid": os.getpid(), "started": "1"}))
+    alive.write_text(json.dumps({"host": "elsewhere", "pid": 2, "started": "1"}))
+    with locked(tmp_path / "lock"):
+        assert not dead.exists()
+        assert alive.exists()  # its owner may live: a lock that is about to be put back

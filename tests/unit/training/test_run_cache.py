@@ -1,7 +1,10 @@
 import errno
+import io
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -117,6 +120,7 @@ def test_what_a_killed_attempt_left_half_written_is_removed(made: Callable[..., 
         save(run, 4)
     left = [run.folder / "step-5/.model.safetensors.1.tmp", tmp_path / "out/.metrics.json.1.tmp"]
     left.append(tmp_path / "out/model/.config.json.1.tmp")
+    left.append(next((tmp_path / "work/runs").iterdir()) / ".caches.json.1.tmp")
     for path in left:
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text("half")
@@ -145,3 +149,42 @@ def test_an_owner_that_lost_its_lock_saves_nothing_more(made: Callable[..., RunC
             save(run, 6)
     assert read_json(run.folder / "progress.json")["step"] == 4
     assert (run.folder / "lock").exists()  # the other's
+
+
+def test_two_runs_into_one_results_folder_wait_for_each_other(made: Callable[..., RunCache]) -> None:
+    """With other settings they have other caches, but write the same files."""
+    order: list[str] = []
+    entered = threading.Event()
+
+    def first() -> None:
+        with made().opened():
+            entered.set()
+            time.sleep(0.5)
+            order.append("first has ended")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    entered.wait()
+    with made(code="b").opened():
+        order.append("second begins")
+    thread.join()
+    assert order == ["first has ended", "second begins"]
+
+
+def test_opening_reads_as_much_however_many_runs_have_ended(
+    made: Callable[..., RunCache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(50):
+        with made(f"out-{number}").opened():
+            pass
+        (tmp_path / f"work/{number:016x}").mkdir()
+        (tmp_path / f"work/{number:016x}/run.json").write_text("{}")
+    run, listed, read = made(code="b"), [], []
+    scandir, opened = os.scandir, io.open
+    monkeypatch.setattr(os, "scandir", lambda path=".": (listed.append(Path(path)), scandir(path))[1])
+    monkeypatch.setattr(io, "open", lambda path, *args, **kwargs: (read.append(path), opened(path, *args, **kwargs))[1])
+    with run.opened():
+        pass
+    shared = {tmp_path / "work", tmp_path / "work/runs"}
+    assert not shared & set(listed)
+    assert len(read) < 20

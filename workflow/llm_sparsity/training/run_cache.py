@@ -7,7 +7,9 @@
       epoch-{n}/            a whole model folder: the weights after an epoch, in the sparse container
       step-{n}/             weights within an epoch; removed after the next save
       state-{n}/            everything else to continue after step n, such as the optimizer's moments; the newest only
-    work/runs/{hash}.json   the caches of one results folder
+    work/runs/{hash}/       of one results folder
+      caches.json           its caches
+      lock                  held by the process that writes results there
 
 A folder counts once progress.json names it, and progress.json is replaced atomically. Random numbers are not saved:
 each step seeds its own.
@@ -79,17 +81,20 @@ class RunCache:
         }
         self._work, self._output, self._model, self._main = work, output, model, main
         self.folder = work / _hash(json.dumps(self._run, sort_keys=True))
+        self._of_output = work / "runs" / _hash(str(output))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Lock the cache, and remove what killed attempts have left."""
+        """Lock the cache and the results folder, and remove what killed attempts have left in both."""
         if not self._main:
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / "lock") as self._assert_locked:
-            partial = [self.folder.rglob(".*.tmp"), self._output.glob(".*.tmp"), self._output.glob("model/.*.tmp")]
-            for path in (path for paths in partial for path in paths):
+        self._of_output.mkdir(parents=True, exist_ok=True)
+        # Another run may use the same cache, as another study's, or the same results folder, as with other settings.
+        with locked(self.folder / "lock") as self._assert_locked, locked(self._of_output / "lock"):
+            ours = [self.folder, self._of_output, self._output, self._output / "model"]
+            for path in [*self.folder.glob("*/.*.tmp"), *(path for folder in ours for path in folder.glob(".*.tmp"))]:
                 path.unlink()
             if (self.folder / "progress.json").exists():
                 self._remove_old(read_json(self.folder / "progress.json"))
@@ -204,7 +209,7 @@ class RunCache:
 
     def _register(self) -> None:
         """Add this cache to those of its results folder, and say why the others are not used."""
-        index = self._work / "runs" / f"{_hash(str(self._output))}.json"
+        index = self._of_output / "caches.json"
         others = read_json(index) if index.exists() else []
         others = [key for key in others if (self._work / key / "run.json").exists()]
         for key in others:
