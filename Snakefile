@@ -34,6 +34,7 @@ rule all:
 
 
 onstart:
+    driver.record()
     refuse_unreachable_sources()
     show_plan()
 
@@ -41,3 +42,7 @@ onstart:
 onsuccess:
     if Path(rules.plot.output.summary).exists():
         print(Path(rules.plot.output.summary).read_text())
+
+
+onerror:
+    show_failures()

@@ -5,18 +5,27 @@
 #
 # Snakemake compares these two and the inputs. Nothing else makes a job run again.
 
+import atexit
+import functools
+import hashlib
 import json
+import os
 import re
-import shlex
 import sys
 from pathlib import Path
+
+import yaml
+from snakemake.io import contains_wildcard
 
 WORKFLOW = Path(str(workflow.current_basedir)).resolve().parents[1]
 sys.path.insert(0, str(WORKFLOW / "workflow"))
 
+from llm_sparsity.data.model_files import MODEL_FILES, matching
+from llm_sparsity.jobs import driver
+from llm_sparsity.jobs.command import quoted
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.families import family_name
-from llm_sparsity.storage.files import read_json, sha256
+from llm_sparsity.storage.files import read_json, sha256, write_text
 from llm_sparsity.study import config as study_config
 from llm_sparsity.study import footprint, methods, plan
 from llm_sparsity.study.cells import DENSE, Run, Variant
@@ -25,11 +34,15 @@ from llm_sparsity.study.fingerprint import code_hash
 # Jobs run this Python with the library beside this file, so that the hashed code is the code that runs. The paths are
 # variables of the environment, not part of the commands: a moved checkout makes nothing run again.
 # TQDM_MININTERVAL: one progress line every ten seconds keeps logs short.
-EXPORTS = (
-    f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" TQDM_MININTERVAL=10'
-    f" LLM_SPARSITY={shlex.quote(str(WORKFLOW))} PYTHONPATH={shlex.quote(str(WORKFLOW / 'workflow'))}; "
+shell.prefix(
+    f'export PATH={quoted(Path(sys.executable).parent)}:"$PATH" TQDM_MININTERVAL=10'
+    f" LLM_SPARSITY={quoted(WORKFLOW)} PYTHONPATH={quoted(WORKFLOW / 'workflow')}; "
 )
-shell.prefix(EXPORTS.replace("{", "{{").replace("}", "}}"))
+if ":" in str(WORKFLOW):
+    sys.exit(f"error: {WORKFLOW}: PYTHONPATH cannot hold a folder with a colon in its name; rename it")
+
+LONGEST = 1 << 16  # bytes of a quoted string in a command, of which the kernel takes twice as many
+LARGE = 1 << 28  # bytes of a file that is hashed at every start, in a fraction of a second
 
 try:
     STUDY = study_config.load(config)
@@ -101,30 +114,81 @@ def dense_run(file):
     return path
 
 
-def named_file(key):
-    """A file that the config names, relative to the working directory or to this workflow; nothing if it names none."""
+def found_file(key):
+    """A file that the config names, relative to the working directory or to this workflow; None if it names none."""
     value = getattr(STUDY, key)
     if value is None:
-        return []
+        return None
     for path in (Path(value), WORKFLOW / value):
         if path.is_file():
-            return str(path)
+            return path
     sys.exit(f"error: config: {key}: found {value!r}, which is no file; correct the path")
 
 
+def literal(path):
+    """A path as an input. One that Snakemake or a script would misread leads through a link to its folder."""
+    if not contains_wildcard(str(path)) and not str(path).startswith("-"):
+        return str(path)
+    if contains_wildcard(path.name):
+        sys.exit(f"error: {path}: Snakemake takes the braces in this file's name for a wildcard; rename the file")
+    folder = path.absolute().parent
+    link = Path(".snakemake/folders") / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(folder)
+    return str(link / path.name)
+
+
+def named_file(key):
+    """`found_file` as an input."""
+    path = found_file(key)
+    return literal(path) if path else []
+
+
 def claims_numbers():
-    """The table of an earlier study's numbers, which the file of its claims names: its line `numbers: FILE`."""
-    claims = named_file("claims")
-    found = re.search(r"^ *numbers: *(\S+)", Path(claims).read_text(encoding="utf-8"), re.MULTILINE) if claims else None
-    return str(Path(claims).parent / found[1]) if found else []
+    """The table of an earlier study's numbers, which the file of its claims names, as an input."""
+    claims = found_file("claims")
+    try:
+        named = yaml.safe_load(claims.read_text(encoding="utf-8"))["source"]["numbers"] if claims else None
+    except (ValueError, TypeError, LookupError, yaml.YAMLError):
+        return []  # there is none, or collect says what is wrong with the file
+    return literal(claims.parent / str(named)) if named else []
 
 
 # --- params ---
 
 
 def settings(**values):
-    """The values that a job uses, as one string: Snakemake compares what the script reads."""
-    return json.dumps(values, sort_keys=True)
+    """The values that a job uses, as one string: Snakemake compares what the script reads.
+
+    A long string would be no argument of a command: it lies in a file named by its hash.
+    """
+    text = json.dumps(values, sort_keys=True)
+    if len(quoted(text)) <= LONGEST:
+        return text
+    path = Path(".snakemake/settings") / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+    if not path.exists():
+        write_text(path, text)
+    return f"@{path}"
+
+
+@functools.cache
+def folder_content(kind, name):
+    """A hash of the files on this machine that a model or a task is made of; "" if its source is no folder.
+
+    Files that take long to read count by their size and time.
+    """
+    entry = (STUDY.models if kind == "model" else STUDY.tasks)[name]
+    if entry.source.folder is None:
+        return ""
+    folder = Path(entry.source.folder).expanduser()
+    named = [] if kind == "model" else [folder / file for file in (*entry.files.values(), "README.md")]
+    content = []
+    for path in named or matching(folder, MODEL_FILES):
+        if path.is_file():
+            size, time = path.stat().st_size, path.stat().st_mtime_ns
+            content.append([str(path.relative_to(folder)), time if size > LARGE else sha256(path), size])
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def code(stage, modules=(), symbols=(), files=()):
@@ -224,7 +288,7 @@ def disk(stage):
     return space(footprint.disk_mb, stage)
 
 
-# --- before the first job ---
+# --- before the first job, and after the last ---
 
 
 def show_plan():
@@ -248,16 +312,43 @@ def refuse_unreachable_sources():
 
     lines = {
         missing_offline(entry.source.model_dump(exclude_none=True), kind, list(getattr(entry, "files", {}).values()))
-        for kind, entry in wanted_entries()
+        for kind, name, entry in wanted_entries()
+        if not (Path(f"resources/{kind}s/{name}/manifest.json")).exists()
+    }
+    lines |= {
+        f"{kind}s.{name}.source.folder: found {entry.source.folder!r}, which is no folder; correct the path, or put the "
+        "folder back: its content decides whether what was made of it is up to date"
+        for kind, name, entry in wanted_entries()
+        if entry.source.folder is not None and not Path(entry.source.folder).expanduser().is_dir()
     }
     if lines - {None}:
         sys.exit("\n".join(sorted(f"error: {line}" for line in lines if line)))
 
 
 def wanted_entries():
-    """The models and tasks of the study that are not downloaded yet."""
+    """The models and tasks of the study."""
     models = {model for model, _ in CELLS.variants}
     for kind, names, entries in (("model", models, STUDY.models), ("task", STUDY.wanted_tasks(), STUDY.tasks)):
         for name in sorted(names):
-            if not Path(f"resources/{kind}s/{name}/manifest.json").exists():
-                yield kind, entries[name]
+            yield kind, name, entries[name]
+
+
+def show_failures():
+    """Print the reason and the log of each failed job, one line each, below all that Snakemake still has to say."""
+    jobs = [(" ".join([job.name, *map(str, job.wildcards or [])]), list(job.log)) for job in workflow.scheduler.failed]
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    lines = "\n".join(f"{red}{line}{plain}" for line in sorted(driver.failures(jobs)))
+    atexit.register(print, lines, file=sys.stderr)
+
+
+# --- locks ---
+
+if workflow.is_main_process:
+    driver.unlock()
+    # `./run` says in one line what Snakemake says in five, with the advice to remove the locks.
+    slots = workflow.resource_settings.cores or workflow.resource_settings.nodes  # nothing else than jobs needs them
+    alone = "LLM_SPARSITY_RUN" in os.environ and slots and not workflow.output_settings.dryrun
+    if alone and (holder := driver.holder()):
+        sys.exit(
+            f"error: {holder} computes in this folder; wait for it or stop it (if it ended unseen: ./run --unlock)"
+        )

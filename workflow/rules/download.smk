@@ -25,6 +25,7 @@ rule download_model:
         disk_mb=disk("download"),
     params:
         settings=lambda wildcards: settings(**STUDY.download_settings("model", wildcards.model)),
+        folder=lambda wildcards: folder_content("model", wildcards.model),
         code=code("download"),
     shell:
         'python "$LLM_SPARSITY/scripts/download.py" model --output "$(dirname {output.manifest:q})"'
@@ -43,6 +44,7 @@ rule download_task:
         disk_mb=disk("download"),
     params:
         settings=lambda wildcards: settings(**STUDY.download_settings("task", wildcards.task)),
+        folder=lambda wildcards: folder_content("task", wildcards.task),
         code=code("download"),
     shell:
         'python "$LLM_SPARSITY/scripts/download.py" task --output "$(dirname {output:q})" --harness {input.harness:q}'

@@ -1,14 +1,19 @@
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from snakemake.shell import shell
+from snakemake.utils import format as snakemake_format
 
-from llm_sparsity.jobs.command import arguments, parse_and_lease, run
+from llm_sparsity.jobs.command import arguments, parse_and_lease, quoted, run
 from llm_sparsity.jobs.errors import UserError, storage_message
 from llm_sparsity.storage.files import write_json
 
@@ -31,6 +36,52 @@ def test_settings_that_are_no_object(text: str, message: str, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         arguments("A script.").parse_args(["--settings", text])
     assert message in capsys.readouterr().err
+
+
+ODD = [
+    "it's",
+    "{wildcards}",
+    "{{",
+    "$HOME",
+    "`id`",
+    "$(id)",
+    'a"b',
+    "a\nb",
+    "-x",
+    "--",
+    " a  b ",
+    "日本",
+    "%s",
+    "a\\",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_odd_text_reaches_a_program_as_it_is(text: str, tmp_path: Path) -> None:
+    """By `quoted`, and by the format `:q` of rules, here in the shell that runs jobs."""
+    heard = tmp_path / "heard.json"
+    code = "import json, sys; json.dump(sys.argv[2:], open(sys.argv[1], 'w'))"
+    program = f"{quoted(sys.executable)} -c {quoted(code)} {quoted(heard)}"
+    shell(f"{program} {quoted(text)} {{text:q}}")
+    assert json.loads(heard.read_text()) == [text, text]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
+@example("{a!r:>{b}} ' \" $ \n -")
+def test_any_text_is_one_word(text: str) -> None:
+    assert shlex.split(snakemake_format(quoted(text))) == [text]
+    assert shlex.split(snakemake_format("{text:q}", text=text)) == ([text] if text else [])  # no value, no word
+
+
+def test_settings_may_lie_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "it's a file.json"
+    write_json(path, {"labels": ["ü"] * 50_000})
+    assert arguments("A script.").parse_args(["--settings", f"@{path}"]).settings == {"labels": ["ü"] * 50_000}
+    with pytest.raises(SystemExit):
+        arguments("A script.").parse_args(["--settings", f"@{path}.gone"])
+    assert "No such file or directory; repeat the snakemake command" in capsys.readouterr().err
 
 
 def test_a_user_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

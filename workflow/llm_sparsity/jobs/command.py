@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,19 +25,26 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
         type=_settings,
         default={},
         metavar="JSON",
-        help="settings of this job as one JSON object (the rule's params.settings)",
+        help="settings of this job as one JSON object, or @FILE with one (the rule's params.settings)",
     )
     return parser
 
 
 def _settings(text: str) -> dict[str, Any]:
     try:
-        settings = json.loads(text)
+        settings = json.loads(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}; repeat the snakemake command") from None
     except json.JSONDecodeError as error:
         raise argparse.ArgumentTypeError(f"not JSON ({error}): {text[:80]!r}") from None
     if not isinstance(settings, dict):
         raise argparse.ArgumentTypeError(f"expected a JSON object, found {text[:80]!r}")
     return settings
+
+
+def quoted(value: object) -> str:
+    """A value as one word of a command, for the shell and for Snakemake's format strings alike."""
+    return shlex.quote(str(value)).replace("{", "{{").replace("}", "}}")
 
 
 def run(main: Callable[[], None]) -> None:
