@@ -39,22 +39,8 @@ def test_settings_that_are_no_object(text: str, message: str, capsys: pytest.Cap
 
 
 ODD = [
-    "it's",
-    "{wildcards}",
-    "{{",
-    "$HOME",
-    "`id`",
-    "$(id)",
-    'a"b',
-    "a\nb",
-    "-x",
-    "--",
-    " a  b ",
-    "日本",
-    "%s",
-    "a\\",
-    "",
-]
+    "it's", "{wildcards}", "{{", "$HOME", "`id`", "$(id)", 'a"b', "a\nb", "-x", "--", " a  b ", "日本", "%s", "a\\",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ODD)
