@@ -113,13 +113,31 @@ def test_missing_shard_is_named(tiny_model: Callable[[str], Path], tmp_path: Pat
 
 def test_shards_without_an_indexed_tensor(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     shutil.copytree(tiny_model("bert"), tmp_path / "m")
+    shard(tmp_path / "m", 2)
     index = tmp_path / "m/model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"absent.weight": "model.safetensors"}}))
+    shards = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": shards | {"absent.weight": "model-00001-of-00002.safetensors"}}))
     with pytest.raises(UserError, match=r"index\.json: names absent\.weight, which no shard holds"):
         download_model(tmp_path / "model", source={"folder": str(tmp_path / "m")}, architecture="encoder")
-    index.write_text("[]")
-    with pytest.raises(UserError, match="no index of a transformers model"):
+    index.write_text(json.dumps({"weight_map": shards | {"absent.weight": "../other/model.safetensors"}}))
+    with pytest.raises(UserError, match=r"weight_map: found '\.\./other/model\.safetensors', which is outside"):
         download_model(tmp_path / "model", source={"folder": str(tmp_path / "m")}, architecture="encoder")
+    for damaged in ("[]", "{", '{"weight_map": []}'):
+        index.write_text(damaged)
+        with pytest.raises(UserError, match="no index of a transformers model"):
+            download_model(tmp_path / "model", source={"folder": str(tmp_path / "m")}, architecture="encoder")
+
+
+def test_an_index_beside_a_single_file_is_stale(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """As transformers reads it: shards of an earlier model may lie beside one that was saved over them."""
+    shutil.copytree(tiny_model("bert"), tmp_path / "m")
+    weights = load_file(tmp_path / "m/model.safetensors")
+    old = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    save_file(old, tmp_path / "m/model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(old, "model-00001-of-00001.safetensors")}
+    (tmp_path / "m/model.safetensors.index.json").write_text(json.dumps(index))
+    download_model(tmp_path / "model", source={"folder": str(tmp_path / "m")}, architecture="encoder")
+    assert sha256(tmp_path / "model/model.safetensors") == sha256(tiny_model("bert") / "model.safetensors")
 
 
 @pytest.mark.parametrize(

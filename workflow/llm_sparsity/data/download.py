@@ -13,6 +13,7 @@ is complete and checked; manifest.json is written last.
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,11 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from llm_sparsity.data.harness import task_facts
 from llm_sparsity.data.hub import Source, card_licence, snapshot
-from llm_sparsity.data.model_files import MODEL_FILES, check_model, copy_model, matching
+from llm_sparsity.data.model_files import MODEL_FILES, check_files, check_tokenizer, copy_model, matching
 from llm_sparsity.data.packages import unpacked
 from llm_sparsity.data.preparation import TaskSettings, prepare
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.families import BUFFERS
 from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import check_checkpoint
 from llm_sparsity.storage.files import MANIFEST, write_manifest
 
 if TYPE_CHECKING:
@@ -42,20 +45,22 @@ def download_model(folder: Path, *, source: Source, architecture: str) -> None:
         architecture: "encoder", "decoder" or "encoder-decoder", as the config states; compared with the model.
 
     Raises:
-        UserError: the source is not available or damaged, has only pickles, or has another architecture.
+        UserError: the source is not available or damaged, has only pickles, is quantised, or has another architecture;
+            tensors and configuration do not fit each other; or the tokenizer cannot be used.
     """
     name = _name(source)
     with fetched(source, "model", MODEL_FILES) as (found, licence), replacing(folder, MODEL_FILES) as fresh:
-        check_model(found, name)
+        check_files(found, name)
         model = ModelFolder(found)
         if model.family.architecture != architecture:
             raise UserError(
                 f"architecture: found {architecture!r}, but {name} is an {model.family.architecture} "
                 f"({model.model_type}); correct the model's entry"
             )
-        with model.open() as reader:
+        check_tokenizer(model, check_checkpoint(model))
+        copy_model(model, fresh, link="folder" not in source)  # users edit their folders, nobody edits the hub's cache
+        with ModelFolder(fresh).open() as reader:
             parameters = count_parameters(reader, model.family)
-        copy_model(found, fresh, link="folder" not in source)  # users edit their folders, nobody edits the hub's cache
         facts: dict[str, Any] = {}
         if source.get("converted"):
             facts["conversion"] = found.name  # the commit
@@ -169,12 +174,8 @@ def replacing(folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
 def count_parameters(reader: "Reader", family: "Family") -> int:
     """The number of parameters of a checkpoint, without the buffers in old files, such as GPT-2's causal masks."""
 
-    def is_buffer(name: str) -> bool:
-        mask = name.endswith("bias") and len(reader.shape(name)) != 1
-        return mask or name.endswith("inv_freq") or not reader.dtype(name).is_floating_point
-
     names = family.without_aliases(reader.names)
-    return sum(math.prod(reader.shape(name)) for name in names if not is_buffer(name))
+    return sum(math.prod(reader.shape(name)) for name in names if not re.search(BUFFERS, name))
 
 
 def _name(source: Source) -> str:

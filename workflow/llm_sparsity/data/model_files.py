@@ -1,13 +1,16 @@
 """The files of a model folder: selection, checks, and the copy with a single weight file."""
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.storage.files import read_json
+from llm_sparsity.models.families import CLASSIFIERS
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.storage.files import MANIFEST, read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 COMPANIONS = (
@@ -23,7 +26,7 @@ def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
 
 
-def check_model(folder: Path, name: str) -> None:
+def check_files(folder: Path, name: str) -> None:
     """Check that a folder holds configuration, weights and tokenizer, and that an index agrees with its shards.
 
     Args:
@@ -33,7 +36,7 @@ def check_model(folder: Path, name: str) -> None:
     Raises:
         UserError: a file is missing or damaged, or the weights are pickles only.
     """
-    from llm_sparsity.storage.container import INDEX, Reader
+    from llm_sparsity.storage.container import INDEX, WEIGHTS, Reader
 
     if not (folder / "config.json").exists():
         raise UserError(f"{name}: no config.json; expected the folder of a transformers model")
@@ -47,38 +50,82 @@ def check_model(folder: Path, name: str) -> None:
         )
     if not matching(folder, TOKENIZER_FILES):
         raise UserError(f"{name}: no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
-    if (folder / INDEX).exists():
+    _check_dtypes(folder)
+    with Reader(folder) as reader:
+        if (folder / WEIGHTS).exists():
+            return
+        if absent := sorted(set(read_json(folder / INDEX)["weight_map"]) - set(reader.names)):
+            raise UserError(f"{folder / INDEX}: names {absent[0]}, which no shard holds; download it again")
+
+
+def _check_dtypes(folder: Path) -> None:
+    """Refuse weights in dtypes that only quantised models use, such as F8_E4M3."""
+    from safetensors import SafetensorError, safe_open
+
+    from llm_sparsity.storage.container import weight_files
+
+    for path in weight_files(folder):
         try:
-            indexed = set(read_json(folder / INDEX)["weight_map"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{folder / INDEX}: no index of a transformers model; download it again") from None
-        with Reader(folder) as reader:
-            if absent := sorted(indexed - set(reader.names)):
-                raise UserError(f"{folder / INDEX}: names {absent[0]}, which no shard holds; download it again")
+            with safe_open(path, framework="pt") as file:
+                dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118, not a dict
+        except SafetensorError as error:
+            raise UserError(f"{path}: not a whole safetensors file ({error}); make or download it again") from None
+        if quantised := [name for name, dtype in dtypes.items() if dtype.startswith(("F8", "F6", "F4"))]:
+            raise UserError(
+                f"{path}: {quantised[0]} is {dtypes[quantised[0]]}, a quantised weight; "
+                "choose the unquantised checkpoint"
+            )
 
 
-def copy_model(folder: Path, target: Path, *, link: bool) -> None:
+def check_tokenizer(model: ModelFolder, embeddings: int) -> None:
+    """Check that a model's tokenizer loads, and gives no token that the model does not know.
+
+    Args:
+        model: a model folder.
+        embeddings: number of tokens that the model has embeddings for.
+
+    Raises:
+        UserError: it does not; see also `ModelFolder.tokenizer`.
+    """
+    token, last = max(model.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if last >= embeddings:
+        raise UserError(
+            f"{model}: the tokenizer has token {last}, {token!r}, but the model has embeddings for {embeddings} "
+            "tokens; choose the tokenizer that it was trained with, or call resize_token_embeddings and save both"
+        )
+    end = model.config.get("eos_token_id")
+    if model.family.architecture == "encoder-decoder" and end not in model.tokenizer("a")["input_ids"]:
+        raise UserError(
+            f"{model}: the tokenizer does not end a text with token {end}, `eos_token_id` of config.json, at which "
+            f"{model.model_type} classifies; add it to the `post_processor` in tokenizer.json"
+        )
+
+
+def copy_model(model: ModelFolder, target: Path, *, link: bool) -> None:
     """Copy a model folder; the copy has a single weight file, `model.safetensors`.
 
     A single weight file keeps its bytes, so a sparse container stays one. Shards are merged into plain safetensors, one
-    tensor in memory at a time.
+    tensor in memory at a time. A classification head is left out, because it is of another task, unless the folder has
+    the manifest of this program, which trained it then.
 
     Args:
-        folder: of a transformers model that `check_model` accepts.
+        model: a folder that `check_files` accepts.
         target: existing folder.
         link: make hard links where the file system allows it, for sources that nobody edits.
     """
-    from llm_sparsity.storage.container import WEIGHTS, Reader, Writer, weight_files
+    from llm_sparsity.storage.container import WEIGHTS, Reader, Writer, is_sparse, weight_files
 
-    for path in matching(folder, COMPANIONS):
+    for path in matching(model.path, COMPANIONS):
         _copy(path, target / path.name, link=link)
-    files = weight_files(folder)
-    if len(files) == 1:
-        _copy(files[0], target / WEIGHTS, link=link)
-        return
-    with Reader(folder) as reader, Writer(target, sparse=False) as writer:
-        for name in reader.names:
-            writer.add(name, reader.tensor(name))
+    files, own = weight_files(model.path), (model.path / MANIFEST).exists()
+    with Reader(model.path) as reader:
+        names = [name for name in reader.names if own or not re.search(CLASSIFIERS, name)]
+        if len(files) == 1 and names == reader.names:
+            _copy(files[0], target / WEIGHTS, link=link)
+            return
+        with Writer(target, sparse=is_sparse(model.path)) as writer:
+            for name in names:
+                writer.add(name, reader.tensor(name))
 
 
 def _copy(path: Path, target: Path, *, link: bool) -> None:

@@ -197,13 +197,37 @@ def _sentence_splits(model: ModelFolder, task: TaskFolder, max_length: int) -> "
     splits = datasets.DatasetDict()
     for split in SPLITS:
         examples = _checked(task, split)
-        found = model.tokenizer(examples.texts, examples.pairs, truncation=True, max_length=max_length)
+        found = _encode(model.tokenizer, examples, max_length)
         columns = {"input_ids": found["input_ids"], "labels": examples.labels}
-        if "token_type_ids" in model.tokenizer.model_input_names and "token_type_ids" in found:
+        named = "token_type_ids" in model.tokenizer.model_input_names and "token_type_ids" in found
+        if named and model.token_types > 1:
             columns["token_type_ids"] = found["token_type_ids"]
         features = datasets.Features({name: types[name] for name in columns})
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     return splits
+
+
+def _encode(tokenizer: Any, examples: Examples, max_length: int) -> Any:
+    """Token ids of sentences or pairs, truncated to `max_length`.
+
+    A special token that a text spells is text, as in scraped web pages: `</s>` within a sentence does not end it.
+    """
+    texts, pairs, special = examples.texts, examples.pairs, [*filter(None, tokenizer.all_special_tokens)]
+    options = {"truncation": True, "max_length": max_length}
+    if not any(token in text for text in [*texts, *(pairs or [])] for token in special):
+        return tokenizer(texts, pairs, **options)
+    options |= {"split_special_tokens": True, "return_special_tokens_mask": True}
+    found = tokenizer(texts, pairs, **options)
+    reserved = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    rows = zip(found["input_ids"], found["special_tokens_mask"], strict=True)
+    if any(token in reserved and not added for row in rows for token, added in zip(*row, strict=True)):
+        # Vocabularies of whole words, and those of sentencepiece, hold special tokens as ordinary pieces too.
+        for token in special:
+            apart = f"{token[0]} {token[1:]}"
+            texts = [text.replace(token, apart) for text in texts]
+            pairs = pairs and [text.replace(token, apart) for text in pairs]
+        found = tokenizer(texts, pairs, **options)
+    return found
 
 
 def _checked(task: TaskFolder, split: str) -> Examples:

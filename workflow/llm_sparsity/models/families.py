@@ -25,6 +25,15 @@ PARTS_OF_SCOPE = {
 
 # Poolers, and the heads of pretraining and of tasks. They belong to no scope.
 HEADS = r"pooler|lm_head|classifi|score|^cls\.|qa_outputs|^vocab_|_predictions\."
+# Heads of classification, which belong to a task.
+CLASSIFIERS = r"^((pre_)?classif|score\b)"
+# Output layers that a configuration may tie to the input embeddings.
+OUTPUT_LAYERS = r"^(lm_head(\.decoder)?|embed_out|cls\.predictions\.decoder|vocab_projector|generator_lm_head)\.weight$"
+# Buffers that old checkpoints hold; models compute them.
+BUFFERS = (
+    r"(^|\.)(position_ids|token_type_ids|masked_bias|inv_freq|(cos|sin)_cached|version|(cross)?(attn|attention)\.bias)$"
+    r"|^final_logits_bias$"
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,8 @@ class Family:
 
     types: values of `model_type` in config.json.
     architecture: "encoder", "decoder" or "encoder-decoder".
-    layer: matches the prefix of a layer; its group is the layer's number.
+    layer: matches a layer's name after the base model's prefix; its group is the layer's number.
+    words: the input embeddings, without the base model's prefix.
     attention, mlp, embeddings, norm: match the tensors of each part.
     inner: matches the matrices whose outputs are heads or neurons. The other matrices take them as inputs.
     transposed: whether matrices are stored as (in, out), as GPT-2's Conv1D does.
@@ -85,6 +95,7 @@ class Family:
     types: tuple[str, ...]
     architecture: str
     layer: str
+    words: str
     attention: str
     mlp: str
     embeddings: str
@@ -137,6 +148,22 @@ class Family:
         """The names of the transformer blocks among the names of a model's modules, in order."""
         return [name for name in modules if (found := re.search(self.layer, f"{name}.")) and found.end() >= len(name)]
 
+    def module_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Name in the model -> name in a checkpoint, for each tensor of the checkpoint.
+
+        They are the same but for two kinds of files. Old ones call the weight and bias of a norm gamma and beta. And of
+        tied tensors a file may keep any: if the input embeddings are absent, a copy stands for them.
+        """
+        found = {re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", _norm_parameter, name): name for name in names}
+        layers = (re.search(self.layer, name) for name in found)
+        prefix = next((layer.string[: layer.start()] for layer in layers if layer), "")
+        words = f"{prefix}{self.words}.weight"
+        copies = [name for name in found if re.search(self.alias, name.removesuffix(".weight"))]
+        copies += [name for name in found if re.search(OUTPUT_LAYERS, name)]
+        if words not in found and copies:
+            found[words] = found.pop(copies[0])
+        return found
+
     def without_aliases(self, names: list[str]) -> list[str]:
         """The names of a checkpoint's tensors, with tied tensors listed once."""
         if not any(name.endswith("shared.weight") for name in names):
@@ -144,10 +171,15 @@ class Family:
         return [name for name in names if not re.search(self.alias, name.removesuffix(".weight"))]
 
 
+def _norm_parameter(old: re.Match[str]) -> str:
+    return {"gamma": "weight", "beta": "bias"}[old.group()]
+
+
 BERT = Family(
     types=("bert", "roberta", "xlm-roberta", "electra"),
     architecture="encoder",
     layer=r"encoder\.layer\.(\d+)",
+    words="embeddings.word_embeddings",
     attention=r"attention\.self\.(query|key|value)$|attention\.output\.dense$",
     mlp=r"(intermediate|layer\.\d+\.output)\.dense$",
     embeddings=r"embeddings\.\w+_embeddings$|embeddings_project$",
@@ -159,6 +191,7 @@ DISTILBERT = Family(
     types=("distilbert",),
     architecture="encoder",
     layer=r"transformer\.layer\.(\d+)",
+    words="embeddings.word_embeddings",
     attention=r"attention\.(q|k|v|out)_lin$",
     mlp=r"ffn\.lin[12]$",
     embeddings=r"embeddings\.\w+_embeddings$",
@@ -169,7 +202,8 @@ DISTILBERT = Family(
 GPT2 = Family(
     types=("gpt2",),
     architecture="decoder",
-    layer=r"(?:^|\.)h\.(\d+)\.",
+    layer=r"\bh\.(\d+)\.",
+    words="wte",
     attention=r"attn\.c_(attn|proj)$",
     mlp=r"mlp\.c_(fc|proj)$",
     embeddings=r"(^|\.)w[tp]e$",
@@ -183,6 +217,7 @@ LLAMA = Family(
     types=("llama", "mistral", "qwen2", "qwen3"),
     architecture="decoder",
     layer=r"layers\.(\d+)\.",
+    words="embed_tokens",
     attention=r"self_attn\.[qkvo]_proj$",
     mlp=r"mlp\.(gate|up|down)_proj$",
     embeddings=r"embed_tokens$",
@@ -193,7 +228,8 @@ LLAMA = Family(
 OPT = Family(
     types=("opt",),
     architecture="decoder",
-    layer=r"layers\.(\d+)\.",
+    layer=r"decoder\.layers\.(\d+)\.",
+    words="decoder.embed_tokens",
     attention=r"self_attn\.([qkv]|out)_proj$",
     mlp=r"layers\.\d+\.fc[12]$",
     embeddings=r"embed_(tokens|positions)$|project_(in|out)$",
@@ -205,6 +241,7 @@ GPT_NEOX = Family(
     types=("gpt_neox",),
     architecture="decoder",
     layer=r"layers\.(\d+)\.",
+    words="embed_in",
     attention=r"attention\.(query_key_value|dense)$",
     mlp=r"mlp\.dense_(h_to_4h|4h_to_h)$",
     embeddings=r"embed_in$",
@@ -215,7 +252,8 @@ GPT_NEOX = Family(
 BART = Family(
     types=("bart", "mbart"),
     architecture="encoder-decoder",
-    layer=r"layers\.(\d+)\.",
+    layer=r"(?:encoder|decoder)\.layers\.(\d+)\.",
+    words="shared",
     attention=r"(self|encoder)_attn\.([qkv]|out)_proj$",
     mlp=r"layers\.\d+\.fc[12]$",
     embeddings=r"shared$|embed_(tokens|positions)$",

@@ -10,7 +10,7 @@ from llm_sparsity.models.families import Family, PrunableAxis, TensorRole, famil
 from llm_sparsity.storage.files import read_json, read_manifest, weight_bytes
 
 if TYPE_CHECKING:
-    from llm_sparsity.storage.container import Reader
+    from llm_sparsity.models.checkpoint import ModelReader
 
 
 class ModelFolder:
@@ -26,7 +26,7 @@ class ModelFolder:
         family: the names of its tensors.
 
     Raises:
-        UserError: there is no config.json, or no family covers its model type.
+        UserError: there is no config.json, no family covers its model type, or its weights are quantised.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,6 +42,11 @@ class ModelFolder:
             self.family: Family = family_of(model_type)
         except UserError as error:
             raise UserError(f"{path}/config.json: {error}") from None
+        if kind := _quantisation(self.config):
+            raise UserError(
+                f"{path}/config.json: a quantised checkpoint ({kind}), whose weights are codes; "
+                "choose the unquantised checkpoint that it was made from"
+            )
 
     def __str__(self) -> str:
         return str(self.path)
@@ -80,11 +85,11 @@ class ModelFolder:
         """Bytes of the weight files."""
         return weight_bytes(self.manifest)
 
-    def open(self) -> "Reader":
-        """A reader of its tensors."""
-        from llm_sparsity.storage.container import Reader
+    def open(self) -> "ModelReader":
+        """A reader of its tensors, by the names that they have in the model."""
+        from llm_sparsity.models.checkpoint import ModelReader
 
-        return Reader(self.path)
+        return ModelReader(self.path, self.family)
 
     def role(self, name: str) -> TensorRole | None:
         """The role of a tensor; None if it is never pruned."""
@@ -135,11 +140,54 @@ class ModelFolder:
             raise UserError(f"{key}: found {value}, but {self.name} allows {self.max_length} tokens at most; lower it")
 
     @cached_property
-    def tokenizer(self) -> Any:
-        """The tokenizer, with a padding token: a decoder that has none pads with its end-of-text token."""
+    def token_types(self) -> int:
+        """The number of token types (segments) that the model has embeddings for; 0 if it knows none."""
         import transformers
 
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self.path)
-        if tokenizer.pad_token is None:
+        config = transformers.AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+        return int(getattr(config, "type_vocab_size", 0))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, with a padding token: a decoder that has none pads with its end-of-text token.
+
+        Raises:
+            UserError: transformers cannot load it, or it has neither token.
+        """
+        import transformers
+
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+        except Exception as error:  # each tokenizer class fails in its own way
+            raise UserError(f"{self.path}: {_tokenizer_problem(self.path, error)}") from error
+        if tokenizer.pad_token_id is None:
+            if tokenizer.eos_token_id is None:
+                raise UserError(
+                    f"{self.path}: the tokenizer has neither a padding nor an end token; "
+                    "set `pad_token` in tokenizer_config.json to one of its tokens"
+                )
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+
+def _quantisation(config: dict[str, Any]) -> str | None:
+    """The kind of quantisation that a configuration states, such as "gptq, 4 bits"; None if it states none."""
+    keys = ("quantization_config", "compression_config", "quantization")  # the last one is MLX's
+    entry = next((config[key] for key in keys if config.get(key)), None)
+    if entry is None:
+        return None
+    found = entry if isinstance(entry, dict) else {"quant_method": entry}
+    kind = next((str(found[key]) for key in ("quant_method", "format", "quant_type") if found.get(key)), "unknown kind")
+    bits = found.get("bits") or next((bits for bits in (4, 8) if found.get(f"load_in_{bits}bit")), None)
+    return f"{kind}, {bits} bits" if bits else kind
+
+
+def _tokenizer_problem(path: Path, error: Exception) -> str:
+    """Why a tokenizer cannot be loaded, and what to do."""
+    if not (path / "tokenizer.json").exists() and (models := sorted(path.glob("*.model"))):
+        return (
+            f"{models[0].name} is a sentencepiece file, and there is no tokenizer.json; convert it once, where "
+            "sentencepiece and protobuf are installed: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"transformers cannot load the tokenizer: {reason[:300]}; save it with `save_pretrained`"

@@ -1,62 +1,107 @@
 """How a model folder, dense or pruned, becomes a transformers model."""
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
-from llm_sparsity.models.families import HEADS
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.families import CLASSIFIERS, HEADS
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.narrowing import resize_to_checkpoint
 
 
-def load_model(auto_class: Any, folder: ModelFolder, **kwargs: Any) -> Any:
+def load_model(auto_class: Any, folder: ModelFolder, *, fresh_head: bool = False, **kwargs: Any) -> Any:
     """transformers' `from_pretrained` for any model folder, sparse or plain.
 
     Args:
         auto_class: a class with `from_pretrained`, such as AutoModelForSequenceClassification.
         folder: a model folder.
+        fresh_head: draw the classification head anew, also if the folder holds one.
         kwargs: fields of the model's configuration, such as `num_labels`.
 
     Returns:
         The model in float32, in evaluation mode. Weights that the folder does not hold (a new head) are drawn from
         torch's generator.
+
+    Raises:
+        UserError: the folder's tensors are not those of the model, see `checkpoint.check`.
     """
     import torch
-    import transformers
 
-    from llm_sparsity.storage.container import load
+    from llm_sparsity.models.checkpoint import check
 
-    config = transformers.AutoConfig.from_pretrained(folder.path, **kwargs)
-    tensors = load(folder.path)
-    with torch.device("meta"):
-        model_class = type(auto_class.from_config(config))
+    empty = _empty(auto_class, folder, **kwargs)
+    with folder.open() as reader:
+        if fresh_head:
+            reader.names = [name for name in reader.names if not re.search(CLASSIFIERS, name)]
+        stored = check(empty, folder.family, reader, folder)
+        tensors = {name: reader.tensor(known) for name, known in stored.items()}
+    model_class, shapes = type(empty), {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def make(self: Any, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, *args, **kwargs)
-        resize_to_checkpoint(self, folder.family, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        resize_to_checkpoint(self, folder.family, shapes)
 
     # The same class, whose layers are made as narrow as the tensors that they will hold.
     fitted: Any = type(model_class.__name__, (model_class,), {"__init__": make, "__module__": model_class.__module__})
-    model = fitted.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
+    model = fitted.from_pretrained(None, config=empty.config, state_dict=tensors, dtype=torch.float32)
     model.__class__ = model_class
     return model
 
 
-def load_classifier(folder: ModelFolder, *, labels: int, seed: int) -> Any:
-    """A model with a new classification head, drawn from the seed alone.
+def check_checkpoint(folder: ModelFolder) -> int:
+    """Check that a folder holds all that is pretrained of a model, without reading its weights.
 
-    Decoders classify at the last token that is not padding. Dropout follows the model's configuration.
+    That is the body; of a decoder, which is scored, also the output layer, unless the folder holds a classifier.
+
+    Returns:
+        The number of tokens that have embeddings.
+
+    Raises:
+        UserError: see `checkpoint.check`; or transformers cannot make the model from its configuration.
+    """
+    import transformers
+
+    from llm_sparsity.models.checkpoint import check
+
+    with folder.open() as reader:
+        scored = folder.family.architecture == "decoder" and not any(re.search(CLASSIFIERS, n) for n in reader.names)
+        empty = _empty(transformers.AutoModelForCausalLM if scored else transformers.AutoModel, folder)
+        check(empty, folder.family, reader, folder)
+    return int(empty.get_input_embeddings().weight.shape[0])
+
+
+def _empty(auto_class: Any, folder: ModelFolder, **kwargs: Any) -> Any:
+    """A model whose parameters and buffers are on the meta device."""
+    import torch
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, **kwargs)
+        with torch.device("meta"):
+            return auto_class.from_config(config)
+    except Exception as error:  # each class checks its configuration in its own way
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}/config.json: transformers cannot make the model: {reason}; correct it") from error
+
+
+def load_classifier(folder: ModelFolder, *, labels: int, seed: int) -> Any:
+    """A model with a classification head: the folder's own, or a new one, drawn from the seed alone.
+
+    A head in a folder of this program is one that it trained (`download_model` leaves others out), so training goes on
+    with it. It gives way to a new one if it has another number of labels. Decoders classify at the last token that is
+    not padding. Dropout follows the model's configuration.
 
     Args:
         folder: a model folder.
         labels: number of labels.
-        seed: of the head's initial weights.
+        seed: of a new head's initial weights.
     """
     import torch
 
+    held = len(folder.config.get("id2label") or range(2))  # transformers omits the default, 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _load("AutoModelForSequenceClassification", folder, num_labels=labels)
+        model = _load("AutoModelForSequenceClassification", folder, fresh_head=held != labels, num_labels=labels)
     model.config.pad_token_id = folder.tokenizer.pad_token_id
     return model
 
@@ -86,16 +131,6 @@ def load_skeleton(folder: ModelFolder) -> Any:
         if re.search(HEADS, name):
             setattr(model, name, None)
     return model.eval()
-
-
-def stored_names(model: Any, names: Iterable[str]) -> dict[str, str]:
-    """Parameter name in the model -> name in the file, which may have a prefix or the names of an old BERT."""
-    old = {"gamma": "weight", "beta": "bias"}
-    found = {}
-    for name in names:
-        path, _, kind = name.removeprefix(model.base_model_prefix + ".").rpartition(".")
-        found[f"{path}.{old.get(kind, kind)}"] = name
-    return found
 
 
 def _load(auto_class: str, folder: ModelFolder, **kwargs: Any) -> Any:

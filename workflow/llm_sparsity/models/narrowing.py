@@ -37,14 +37,12 @@ def resize_to_checkpoint(model: Any, family: Family, shapes: Mapping[str, Sequen
     Args:
         model: a transformers model, on any device. Resized parameters lose their values.
         family: its family.
-        shapes: name -> shape, with or without the base model's prefix.
+        shapes: name in the model -> shape.
     """
     import torch
 
-    prefix = model.base_model_prefix + "."
     for name, old in list(model.named_parameters()):
-        names = (name, name.removeprefix(prefix), prefix + name)
-        shape = next((shapes[known] for known in names if known in shapes), None)
+        shape = shapes.get(name)
         if shape is None or tuple(shape) == tuple(old.shape) or family.axis(name) is None:
             continue
         path, _, field = name.rpartition(".")

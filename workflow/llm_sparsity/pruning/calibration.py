@@ -20,8 +20,9 @@ from torch.nn import Module, Parameter
 
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.checkpoint import stored_names
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.models.loading import load_skeleton, stored_names
+from llm_sparsity.models.loading import load_skeleton
 from llm_sparsity.storage.container import Reader
 
 TOKENS = 2048  # tokens in a batch, which has at least one sequence

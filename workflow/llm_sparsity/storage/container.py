@@ -27,6 +27,7 @@ from torch import Tensor
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.codec import decode, encode, lossless_dtype
 from llm_sparsity.storage.files import MANIFEST, atomic, read_json
+from llm_sparsity.storage.paths import inside
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -41,18 +42,30 @@ _TORCH = {name: dtype for dtype, name in _SAFETENSORS.items()}
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder.
+    """The files that hold a model's weights, as transformers chooses them: `model.safetensors`, or an index's shards.
+
+    So an index is ignored beside `model.safetensors`, and an adapter's or any other file is none of them.
 
     Raises:
-        UserError: the folder has no weights, has only pickles, or lacks a shard.
+        UserError: the folder has no weights, has only pickles, lacks a shard, or its index is damaged.
     """
-    if (folder / INDEX).exists():
-        shards = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-        if missing := [shard for shard in shards if not (folder / shard).exists()]:
-            raise UserError(f"{folder}: shard {missing[0]} of {INDEX} is missing; download the model again")
-        return [folder / shard for shard in shards]
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
+    if (folder / INDEX).exists():
+        try:
+            shards = sorted({str(shard) for shard in read_json(folder / INDEX)["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{folder / INDEX}: no index of a transformers model; download it again") from None
+        paths = [inside(folder, shard, f"{folder / INDEX}: weight_map") for shard in shards]
+        if missing := [path.name for path in paths if not path.exists()]:
+            raise UserError(f"{folder}: shard {missing[0]} of {INDEX} is missing; download the model again")
+        if paths:
+            return paths
+    if (folder / "adapter_model.safetensors").exists():
+        raise UserError(
+            f"{folder}: an adapter alone, and no {WEIGHTS}; merge it into its base model "
+            "(peft: merge_and_unload()) and save that"
+        )
     if pickles := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
         raise UserError(
             f"{folder}: {pickles[0].name} is a pickle, which can run code when loaded, and there is no {WEIGHTS}; "

@@ -1,0 +1,168 @@
+"""The tensors of a checkpoint, under the names that they have in the model, and whether they are its parameters.
+
+Names and shapes are compared before a value is read, because transformers draws parameters that it does not find.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.families import BUFFERS, HEADS, Family
+from llm_sparsity.storage.container import Reader
+
+SHOWN = 3  # names in a message
+# What a name or an absence tells of how a file was saved: pattern of names -> what to do.
+CAUSES = {
+    r"(^|\.)_orig_mod\.": "saved from a compiled model (torch.compile): save its `_orig_mod`",
+    r"^module\.": "saved from a parallel model (DataParallel): save its `module`",
+    r"\.base_layer\.|\.lora_|^base_model\.model\.": "an adapter that is not merged (peft): save `merge_and_unload()`",
+    r"\.(qweight|qzeros|scales?|weight_scale\w*|weight_packed|absmax|SCB|quant_state\S*|\w*zero_point)$": (
+        "a quantised checkpoint: choose the unquantised one"
+    ),
+}
+
+
+class ModelReader(Reader):
+    """Reads the tensors of a model folder by the names that they have in the model, see `Family.module_names`.
+
+    Args:
+        folder: of the model.
+        family: its family.
+    """
+
+    def __init__(self, folder: Any, family: Family) -> None:
+        super().__init__(folder)
+        self._stored_names = family.module_names(self.names)
+        self.names = sorted(self._stored_names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        return super().shape(self._stored_names[name])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor, without reading it."""
+        return super().dtype(self._stored_names[name])
+
+    def tensor(self, name: str) -> Tensor:
+        """Read a tensor, of the shape and dtype that were written."""
+        return super().tensor(self._stored_names[name])
+
+
+def stored_names(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """Parameter or buffer of a model -> name in the checkpoint, with or without the base model's prefix.
+
+    Args:
+        model: a transformers model, on any device.
+        names: of the checkpoint's tensors, as a `ModelReader` gives them.
+    """
+    own, prefix = model.state_dict().keys(), f"{model.base_model_prefix}."
+    found: dict[str, str] = {}
+    for name in names:
+        new = re.sub(r"^embed_out\.", "lm_head.", name)  # GPT-NeoX's output layer, in the files of all its checkpoints
+        known = next((known for known in (new, prefix + new, new.removeprefix(prefix)) if known in own), None)
+        if known:
+            found.setdefault(known, name)
+    return found
+
+
+def check(model: Any, family: Family, reader: Reader, where: object) -> dict[str, str]:
+    """Check that a checkpoint holds the parameters of a model, no others, in their shapes.
+
+    Poolers and new heads may be absent, but not the output layer of a language model. Heads of other tasks and old
+    buffers may be there. Layers may be narrower, as structured pruning makes them.
+
+    Args:
+        model: a transformers model, best on the meta device.
+        family: its family.
+        reader: of the checkpoint.
+        where: the checkpoint, for the message.
+
+    Returns:
+        What `stored_names` gives.
+
+    Raises:
+        UserError: it does not; the message names tensors and the usual cause.
+    """
+    stored = stored_names(model, reader.names)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    quantised = [name for known, name in stored.items() if known in parameters and not _is_plain(reader.dtype(name))]
+    if quantised:
+        kind = str(reader.dtype(quantised[0])).removeprefix("torch.")
+        raise UserError(f"{where}: {quantised[0]} is {kind}, a quantised weight; choose the unquantised checkpoint")
+    missing = _missing(model, parameters, stored)
+    known_names = set(stored.values())
+    unexpected = [name for name in reader.names if name not in known_names and not _is_harmless(model, name, stored)]
+    shapes = {known: reader.shape(name) for known, name in stored.items() if known in parameters}
+    misshapen = [stored[known] for known in _misshapen(parameters, family, shapes)]
+    if missing or unexpected or misshapen:
+        kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+        found = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names)
+        raise UserError(f"{where}: tensors do not fit config.json: {found}; {_cause(model, reader.names, missing)}")
+    return stored
+
+
+def _missing(model: Any, parameters: Mapping[str, Tensor], stored: Mapping[str, str]) -> list[str]:
+    """The parameters that a checkpoint has to hold and does not; of tied ones, it holds any."""
+    held = {id(parameters[name]) for name in stored if name in parameters}
+    output = model.get_output_embeddings()
+    scored = {id(weight) for weight in output.parameters()} if output else set()
+    return [
+        name
+        for name, weight in model.named_parameters()
+        if id(weight) not in held and (id(weight) in scored or not re.search(HEADS, name))
+    ]
+
+
+def _misshapen(parameters: Mapping[str, Tensor], family: Family, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The parameters whose shape is another one; all tensors of a block may be narrower by the same share."""
+    shares: dict[str, Fraction] = {}
+    wrong = []
+    for name, shape in shapes.items():
+        own, axis = tuple(parameters[name].shape), family.axis(name)
+        fits = shape == own
+        if axis and len(shape) == len(own):
+            share = Fraction(shape[axis.dim], own[axis.dim])
+            narrowed = (*own[: axis.dim], shape[axis.dim], *own[axis.dim + 1 :])
+            fits = shape == narrowed and 0 < share <= 1 and share == shares.setdefault(axis.block, share)
+        if not fits:
+            wrong.append(name)
+    return wrong
+
+
+def _is_harmless(model: Any, name: str, stored: Mapping[str, str]) -> bool:
+    """Whether a tensor that the model has no parameter for is an old buffer, a pooler or the head of another task."""
+    if re.search(BUFFERS, name):
+        return True
+    prefix = f"{model.base_model_prefix}."
+    inner = name.removeprefix(prefix)
+    part = inner.partition(".")[0]
+    if any(part in dict(module.named_children()) for module in (model, model.base_model)):
+        return False
+    outside = name == inner and any(other.startswith(prefix) for other in stored.values())
+    return outside or re.search(HEADS, inner) is not None
+
+
+def _is_plain(dtype: torch.dtype) -> bool:
+    """Whether weights of a dtype are values, not the codes of a quantised model."""
+    return dtype.is_floating_point and dtype.itemsize > 1
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _cause(model: Any, names: Iterable[str], missing: list[str]) -> str:
+    """What may have gone wrong, and what to do."""
+    for pattern, cause in CAUSES.items():
+        if any(re.search(pattern, name) for name in names):
+            return cause
+    output = model.get_output_embeddings()
+    layer = {id(weight) for weight in output.parameters()} if output else set()
+    if missing and all(id(model.get_parameter(name)) in layer for name in missing):
+        return "a body that was saved without its output layer: save the model of AutoModelForCausalLM"
+    return "weights and configuration of two models, or not saved by transformers: save both with `save_pretrained`"
