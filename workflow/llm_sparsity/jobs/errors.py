@@ -1,15 +1,16 @@
 """User errors: one line that names the key, the value found and the fix."""
 
 import errno
+import os
+from pathlib import Path
 
 
 class UserError(Exception):
     """An error that the user can fix. The message is one line: key or file, value found, fix."""
 
 
+_FULL = {errno.ENOSPC: "no space is left on the disk", errno.EDQUOT: "the disk quota is used up"}
 _FIXES = {
-    errno.ENOSPC: "no space is left on the disk; free some and run the same command again",
-    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.EROFS: "the file system is read-only; choose a working directory that can be written to",
     errno.EACCES: "permission denied; choose a folder that can be read and written",
     errno.EPERM: "permission denied; choose a folder that can be read and written",
@@ -18,5 +19,23 @@ _FIXES = {
 
 def storage_message(error: OSError) -> str | None:
     """The one-line message of a storage error (full, over quota, read-only, forbidden); None for any other error."""
+    name = error.filename or "disk"
+    if full := _FULL.get(error.errno or 0):
+        return f"{name}: {full}{_file_system(error.filename)}; free some space and run the same command again"
     fix = _FIXES.get(error.errno or 0)
-    return fix and f"{error.filename or 'disk'}: {fix}"
+    return fix and f"{name}: {fix}"
+
+
+def _file_system(name: object) -> str:
+    """The file system of a file, which need not exist, and what is free on it; "" if that is not known."""
+    if not isinstance(name, str | os.PathLike):
+        return ""
+    try:
+        path = Path(os.path.abspath(name))  # noqa: PTH100, keeps links, unlike resolve()
+        path = next(folder for folder in (path, *path.parents) if folder.exists()).resolve()
+        mount = next(folder for folder in (path, *path.parents) if folder.is_mount())
+        found = os.statvfs(path)
+    except (OSError, StopIteration):
+        return ""
+    files = f" and {found.f_favail:,} files" if found.f_files else ""  # a file system can run out of either
+    return f" (file system {mount}: {found.f_bavail * found.f_frsize:,} bytes{files} free)"

@@ -9,11 +9,14 @@ A tensor is flattened and cut into chunks of 2^20 values. A chunk is a header an
 
 A value counts as zero if all of its bits are zero, so -0.0 is stored. Byte planes are separated because signs and
 exponents compress well and mantissas do not. Each part is a zstd frame, or uncompressed if its two lengths are equal.
+docs/container.md specifies all of it.
 """
 
+import itertools
 import struct
 from collections.abc import Iterator
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CHUNK = 1 << 20  # values
+BLOCK = 1 << 18  # values of a chunk whose positions are in memory at once, a multiple of 8
 MAX_MASK_DENSITY = 0.97  # above it, a bitmask takes more bytes than the zeros that it saves
 # Weights contain no repeated strings: coding a match found by chance takes more bytes than coding its symbols.
 ENTROPY = zstandard.ZstdCompressionParameters.from_level(1, strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6)
@@ -65,6 +69,9 @@ def encode(flat: Tensor, dtype: torch.dtype) -> Iterator[bytes]:
 def decode(blob: Bytes, size: int, dtype: torch.dtype) -> Tensor:
     """The inverse of `encode`.
 
+    Nothing of the tensor's size is allocated before all chunks are known to hold exactly `size` values. Besides the
+    tensor, memory holds the uncompressed parts of one chunk and the positions of a block of values.
+
     Args:
         blob: (bytes,).
         size: number of values.
@@ -72,33 +79,122 @@ def decode(blob: Bytes, size: int, dtype: torch.dtype) -> Tensor:
 
     Returns:
         (size,), of `dtype`.
+
+    Raises:
+        ValueError: the bytes do not encode `size` values.
     """
     width = dtype.itemsize
+    for _ in _chunks(blob.data, size, width):
+        pass
     decompressor = zstandard.ZstdDecompressor()
     out = np.zeros(size, _UNSIGNED[width])
-    view = blob.data
-    at = 0
-    for start in range(0, size, CHUNK):
+    for start, chunk in zip(range(0, size, CHUNK), _chunks(blob.data, size, width), strict=True):
         bits = out[start : start + CHUNK]
-        kind, count = struct.unpack_from("<BI", view, at)
-        parts = width + (kind != _DENSE)
-        lengths = struct.unpack_from(f"<{2 * parts}I", view, at + 5)
-        at += 5 + 8 * parts
-        raws = []
-        for raw, small in zip(lengths[::2], lengths[1::2], strict=True):
-            data = view[at : at + small]
-            raws.append(np.frombuffer(data if raw == small else decompressor.decompress(data, raw), np.uint8))
-            at += small
-        values = bits if kind == _DENSE else np.empty(count, _UNSIGNED[width])
-        planes = values.view(np.uint8).reshape(-1, width)
-        for plane in range(width):
-            planes[:, plane] = raws[plane - width]
-        if kind == _MASK:
-            present = np.unpackbits(raws[0], count=len(bits)).view(bool)
-            bits[np.flatnonzero(present)] = values  # six times as fast as indexing by the mask
-        elif kind == _GAPS:
-            bits[_positions(raws[0])] = values
+        parts = [_uncompressed(decompressor, data, length) for data, length in chunk.parts]
+        positions, planes = parts[:-width], parts[-width:]
+        if chunk.kind == _DENSE:
+            _join(planes, bits)
+        elif chunk.kind == _MASK:
+            _scatter(bits, positions[0], planes)
+        else:
+            where = _positions(positions[0])
+            if len(where) != chunk.kept or (chunk.kept and where[-1] >= len(bits)):
+                raise ValueError("gaps that do not fit their chunk")
+            bits[where] = _join(planes, np.empty(chunk.kept, bits.dtype))
     return torch.from_numpy(out.view(np.uint8)).view(dtype)
+
+
+def most_values(length: int, dtype: torch.dtype) -> int:
+    """The largest number of values that a blob of `length` bytes can hold: its chunks have at least a header."""
+    return CHUNK * (length // (5 + 8 * dtype.itemsize))
+
+
+def is_blob(data: Bytes) -> bool:
+    """Whether bytes begin as the coding of a tensor does."""
+    for width in _UNSIGNED:
+        with suppress(ValueError):
+            chunk = _chunk(data.data, width)
+            if chunk.kept or chunk.kind == _GAPS:  # zeros could be dense chunks of no value
+                return True
+    return False
+
+
+class _Chunk(NamedTuple):
+    kind: int
+    kept: int  # number of values stored
+    parts: list[tuple[memoryview, int]]  # stored bytes, uncompressed length
+    length: int  # in bytes, with the header
+
+
+def _chunk(view: memoryview, width: int) -> _Chunk:
+    """The chunk at the beginning of some bytes; ValueError if there is none."""
+    try:
+        kind, count = struct.unpack_from("<BI", view)
+        parts = width + (kind != _DENSE)
+        lengths = struct.unpack_from(f"<{2 * parts}I", view, 5)
+    except struct.error:
+        raise ValueError("a chunk that is cut off") from None
+    raw, stored = lengths[::2], lengths[1::2]
+    ends = list(itertools.accumulate(stored, initial=5 + 8 * parts))
+    if kind > _GAPS or set(raw[-width:]) != {count} or ends[-1] > len(view):
+        raise ValueError("an impossible chunk")
+    if any(small > whole for whole, small in zip(raw, stored, strict=True)):
+        raise ValueError("a part that is longer than its content")
+    data = [view[start:end] for start, end in itertools.pairwise(ends)]
+    return _Chunk(kind, count, list(zip(data, raw, strict=True)), ends[-1])
+
+
+def _chunks(view: memoryview, size: int, width: int) -> Iterator[_Chunk]:
+    """The chunks of `size` values; ValueError unless counts and lengths are possible and they fill the bytes."""
+    for start in range(0, size, CHUNK):
+        chunk = _chunk(view, width)
+        values, count, positions = min(CHUNK, size - start), chunk.kept, chunk.parts[0][1]
+        if not (
+            (chunk.kind == _DENSE and count == values)
+            or (chunk.kind == _MASK and count <= values and positions == (values + 7) // 8)
+            or (chunk.kind == _GAPS and 8 * count <= values and 0 <= positions - count <= (values - count) // 255)
+        ):
+            raise ValueError(f"a chunk of another size than {values} values")
+        yield chunk
+        view = view[chunk.length :]
+    if len(view):
+        raise ValueError(f"{len(view)} bytes after the last chunk")
+
+
+def _uncompressed(decompressor: zstandard.ZstdDecompressor, data: memoryview, length: int) -> Bytes:
+    """A part of `length` bytes."""
+    if len(data) == length:
+        return np.frombuffer(data, np.uint8)
+    try:
+        if zstandard.frame_content_size(data) == length:  # zstandard allocates what the frame says
+            return np.frombuffer(decompressor.decompress(data, allow_extra_data=False), np.uint8)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"zstd: {error}") from None
+    raise ValueError("a part of another length than its zstd frame")
+
+
+def _join(planes: list[Bytes], out: NDArray[Any]) -> NDArray[Any]:
+    """Write values, given as byte planes, to `out`, and return it."""
+    to = out.view(np.uint8).reshape(-1, len(planes))
+    for number, plane in enumerate(planes):
+        to[:, number] = plane
+    return out
+
+
+def _scatter(bits: NDArray[Any], mask: Bytes, planes: list[Bytes]) -> None:
+    """Write the stored values to the positions of a bitmask, block by block, which bounds the memory of positions."""
+    at, count = 0, len(planes[0])
+    for start in range(0, len(bits), BLOCK):
+        block = bits[start : start + BLOCK]
+        present = np.unpackbits(mask[start // 8 : (start + BLOCK) // 8], count=len(block)).view(bool)
+        where = np.flatnonzero(present)  # six times as fast as indexing by the mask
+        end = at + len(where)
+        if end > count:
+            break
+        block[where] = _join([plane[at:end] for plane in planes], np.empty(len(where), bits.dtype))
+        at = end
+    if at != count or end > count:
+        raise ValueError("a bitmask of another number of values")
 
 
 def _chunk_parts(bits: NDArray[Any]) -> tuple[int, int, list[bytes]]:
@@ -135,4 +231,5 @@ def _gaps(where: NDArray[np.int64]) -> Bytes:
 def _positions(gaps: Bytes) -> NDArray[np.int64]:
     """The inverse of `_gaps`."""
     where: NDArray[np.int64] = np.cumsum(gaps, dtype=np.int64)[gaps != 255]
-    return where + np.arange(len(where))
+    where += np.arange(len(where))
+    return where

@@ -4,15 +4,14 @@ Plain safetensors stores a pruned tensor's zeros, so its file is as large as the
 the positions and values of the nonzero weights. It is a valid safetensors file in an ordinary transformers folder:
 
     model.safetensors   each tensor a blob of bytes (uint8, see codec.py), or uncoded where the blob is not smaller
-      __metadata__      {"format": "llm-sparsity", "version": "1", "tensors": {name: dtype, shape, stored, crc32}}
+      __metadata__      version, checksum of the header, checksum of each tensor, what each blob encodes (see header.py)
 
-`stored` is the dtype of the blob's values, or "raw". float32 values that float16 or bfloat16 represent exactly are
-stored so. A tensor is read back with every bit as it was written.
+float32 values that float16 or bfloat16 represent exactly are stored so. A tensor is read back with every bit as it was
+written, or refused in one line. docs/container.md specifies the file.
 """
 
-import json
+import math
 import shutil
-import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,20 +24,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.storage.codec import decode, encode, lossless_dtype
-from llm_sparsity.storage.files import MANIFEST, atomic, read_json
-from llm_sparsity.storage.paths import inside
+from llm_sparsity.storage.codec import decode, encode, is_blob, lossless_dtype
+from llm_sparsity.storage.files import MANIFEST, atomic, read_json, remove_partial, temporary_path
+from llm_sparsity.storage.header import DTYPES, Blob, Entry, damaged, read_entries, write_header
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-FORMAT, VERSION = "llm-sparsity", "1"
 MAX_MAPPED = 1 << 28  # bytes read from a mapped file before it is mapped again, which frees its pages
 
-_SAFETENSORS = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-_TORCH = {name: dtype for dtype, name in _SAFETENSORS.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -83,9 +77,10 @@ class Reader:
     Attributes:
         files: the safetensors files.
         names: the names of the tensors, sorted.
+        sparse: whether a file is a sparse container.
 
     Raises:
-        UserError: a file is missing, truncated, damaged (the message names the tensor) or of a newer version.
+        UserError: a file is missing, truncated, damaged (the message names the tensor) or of another version.
     """
 
     _file: Any  # the mapped file; one at a time
@@ -95,21 +90,19 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Path] = {}
         self._stored: dict[str, tuple[tuple[int, ...], str]] = {}
-        self._sparse: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, Entry] = {}
         self.files = weight_files(folder)
         for path in self.files:
             self._map(path)
-            metadata = self._file.metadata() or {}
-            if metadata.get("format") == FORMAT:
-                if metadata["version"] != VERSION:
-                    raise UserError(
-                        f"{path}: container version {metadata['version']}, but this program reads {VERSION}; update it"
-                    )
-                self._sparse |= json.loads(metadata["tensors"])
+            stored: dict[str, tuple[tuple[int, ...], str]] = {}
             for name in self._file.keys():  # noqa: SIM118, not a dict
                 entry = self._file.get_slice(name)
-                self._files[name], self._stored[name] = path, (tuple(entry.get_shape()), entry.get_dtype())
+                stored[name] = tuple(entry.get_shape()), entry.get_dtype()
+            self._entries |= read_entries(path, self._file.metadata() or {}, stored)
+            self._stored |= stored
+            self._files |= dict.fromkeys(stored, path)
         self.names = sorted(self._files)
+        self.sparse = bool(self._entries)
 
     def __enter__(self) -> Self:
         return self
@@ -119,37 +112,55 @@ class Reader:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
-        return tuple(self._sparse[name]["shape"]) if name in self._sparse else self._stored[name][0]
+        blob = self._blob(name)
+        return blob.shape if blob else self._stored[name][0]
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a tensor, without reading it."""
-        return _TORCH[self._sparse[name]["dtype"] if name in self._sparse else self._stored[name][1]]
+        blob = self._blob(name)
+        dtype = blob.dtype if blob else self._stored[name][1]
+        if dtype not in DTYPES:
+            raise UserError(
+                f"{self._files[name]}: tensor {name} has dtype {dtype}; expected one of {', '.join(DTYPES)}"
+            )
+        return DTYPES[dtype]
 
     def tensor(self, name: str) -> Tensor:
         """Read a tensor, of the shape and dtype that were written."""
-        path = self._files[name]
+        path, blob = self._files[name], self._blob(name)
         if path != self._path or self._read > MAX_MAPPED:
             self._map(path)
-        stored: Tensor = self._file.get_tensor(name)
+        try:
+            stored: Tensor = self._file.get_tensor(name)
+        except (SafetensorError, TypeError, RuntimeError) as error:
+            raise damaged(path, error, name) from None
         self._read += stored.nbytes
-        if name not in self._sparse:
+        if name not in self._entries:
+            if stored.dtype == torch.uint8 and stored.dim() == 1 and is_blob(stored.numpy()):
+                raise damaged(path, "its bytes are encoded, but the metadata that say how are missing", name)
             return stored
-        entry = self._sparse[name]
-        blob = stored.reshape(-1).view(torch.uint8).numpy()
-        if zlib.crc32(blob.data) != entry["crc32"]:
-            raise UserError(f"{path}: tensor {name} is damaged (its checksum differs); make or download it again")
-        if entry["stored"] == "raw":
+        data = stored.reshape(-1).view(torch.uint8).numpy()
+        if zlib.crc32(data.data) != self._entries[name].crc32:
+            raise damaged(path, "its checksum differs", name)
+        if blob is None:
             return stored
-        size = int(np.prod(entry["shape"], dtype=np.int64))
-        values = decode(blob, size, _TORCH[entry["stored"]])
-        return values.to(_TORCH[entry["dtype"]]).reshape(entry["shape"])
+        try:
+            values = decode(data, math.prod(blob.shape), DTYPES[blob.stored])
+        except ValueError as error:
+            raise damaged(path, error, name) from None
+        return values.to(DTYPES[blob.dtype]).reshape(blob.shape)
+
+    def _blob(self, name: str) -> Blob | None:
+        """What a tensor's bytes encode; None if they are the tensor."""
+        return self._entries[name].blob if name in self._entries else None
 
     def _map(self, path: Path) -> None:
         """Map a file instead of the previous one, whose memory is freed with the last tensor read from it."""
         try:
             self._file = safe_open(path, framework="pt").__enter__()
         except SafetensorError as error:
-            raise UserError(f"{path}: not a whole safetensors file ({error}); make or download it again") from None
+            reason = str(error).partition("\n")[0][:200]
+            raise UserError(f"{path}: not a whole safetensors file ({reason}); make or download it again") from None
         self._path, self._read = path, 0
 
 
@@ -171,14 +182,17 @@ class Writer:
         self._end = 0
 
     def __enter__(self) -> Self:
+        remove_partial(self._target.parent)
         self._atomic = atomic(self._target)
         self._temporary = self._atomic.__enter__()
-        self._data_path = self._temporary.with_suffix(".data.tmp")
+        self._data_path = temporary_path(self._target.with_suffix(".data"))
         self._data = self._data_path.open("wb")
         return self
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Append a tensor of any shape and of any dtype that safetensors supports."""
+        """Append a tensor of any shape, of a floating-point, integer or boolean dtype."""
+        if tensor.dtype not in _NAMES:
+            raise UserError(f"{self._target}: tensor {name} has {tensor.dtype}; expected one of {', '.join(DTYPES)}")
         tensor = tensor.detach().contiguous().cpu()
         flat = tensor.reshape(-1)
         start, crc = self._end, 0
@@ -188,17 +202,17 @@ class Writer:
                 self._write(part)
                 crc = zlib.crc32(part, crc)
             if self._end - start < flat.nbytes:
+                blob = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "stored": _NAMES[stored]}
+                self._entries[name] = {"crc32": crc, "blob": blob}
                 self._add_header(name, "U8", [self._end - start], start)
-                self._add_entry(name, tensor, _SAFETENSORS[stored], crc)
                 return
             self._data.seek(start)
             self._data.truncate()
             self._end = start
         raw = flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
         self._write(raw.data)
-        self._add_header(name, _SAFETENSORS[tensor.dtype], list(tensor.shape), start)
-        if self._sparse:
-            self._add_entry(name, tensor, "raw", zlib.crc32(raw.data))
+        self._entries[name] = {"crc32": zlib.crc32(raw.data)}
+        self._add_header(name, _NAMES[tensor.dtype], list(tensor.shape), start)
 
     def _write(self, part: bytes | memoryview) -> None:
         self._data.write(part)
@@ -206,10 +220,6 @@ class Writer:
 
     def _add_header(self, name: str, dtype: str, shape: list[int], start: int) -> None:
         self._header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, self._end]}
-
-    def _add_entry(self, name: str, tensor: Tensor, stored: str, crc: int) -> None:
-        dtype = _SAFETENSORS[tensor.dtype]
-        self._entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "stored": stored, "crc32": crc}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -226,13 +236,8 @@ class Writer:
         self._atomic.__exit__(kind, error, trace)
 
     def _finish(self) -> None:
-        metadata = {"format": "pt"}
-        if self._sparse:
-            metadata = {"format": FORMAT, "version": VERSION, "tensors": json.dumps(self._entries)}
-        header = json.dumps({"__metadata__": metadata, **self._header}).encode()
-        header += b" " * (-len(header) % 8)  # safetensors requires aligned data
         with self._temporary.open("wb") as file, self._data_path.open("rb") as data:
-            file.write(struct.pack("<Q", len(header)) + header)
+            file.write(write_header(self._header, self._entries if self._sparse else None))
             shutil.copyfileobj(data, file, 1 << 24)
 
 
@@ -251,8 +256,8 @@ def save(folder: Path, tensors: Mapping[str, Tensor], *, sparse: bool = True) ->
 
 def is_sparse(folder: Path) -> bool:
     """Whether the weights of a model folder are in the sparse container."""
-    with safe_open(weight_files(folder)[0], framework="pt") as file:
-        return (file.metadata() or {}).get("format") == FORMAT
+    with Reader(folder) as reader:
+        return reader.sparse
 
 
 def to_plain(folder: Path, output: Path) -> None:

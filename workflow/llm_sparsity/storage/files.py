@@ -8,26 +8,33 @@ import csv
 import hashlib
 import json
 import os
+import re
+import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from llm_sparsity.jobs.errors import UserError
 
 MANIFEST = "manifest.json"
+ABANDONED = 24 * 3600  # seconds without a write after which a temporary file of another host is removed
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it to `path`, on an error remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # write() names no file, and which disk is full depends on it
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -35,6 +42,42 @@ def atomic(path: Path) -> Iterator[Path]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def temporary_path(path: Path) -> Path:
+    """The name beside `path` under which this process writes it: `.{name}.{pid}@{host}.tmp`."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")
+
+
+def remove_partial(folder: Path, *, alone: bool = False) -> None:
+    """Remove the temporary files in a folder (not below it) whose writers were killed.
+
+    A process id says something on its own host only, so another host's file is removed after `ABANDONED` seconds.
+
+    Args:
+        folder: need not exist.
+        alone: whether the caller holds a lock, so that nobody else writes here: every temporary file is removed.
+    """
+    for path in folder.glob(".*.tmp"):
+        name = re.fullmatch(r"\..*\.(\d+)@(.*)\.tmp", path.name, re.DOTALL)
+        with suppress(FileNotFoundError):  # its writer has just finished, or another process has removed it
+            if name and name[2] == socket.gethostname():
+                left = not _runs(int(name[1]))
+            else:
+                left = time.time() - path.stat().st_mtime > ABANDONED
+            if path.is_file() and (alone or left):
+                path.unlink()
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process of this host has not ended."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -49,8 +92,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file; ValueError if it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply") from None
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = None) -> None:
@@ -80,6 +126,7 @@ def write_manifest(folder: Path, **facts: Any) -> None:
 
     Call it last: a folder with a manifest is complete.
     """
+    remove_partial(folder)
     files: dict[str, dict[str, Any]] = {
         str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))
@@ -93,13 +140,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read `folder/manifest.json`.
 
     Raises:
-        UserError: the folder has no manifest, so the stage that makes it has not finished.
+        UserError: the folder has no manifest, so the stage that makes it has not finished, or a damaged one.
     """
     try:
         manifest = read_json(folder / MANIFEST)
     except FileNotFoundError:
         raise UserError(f"{folder}: no {MANIFEST}, so this folder is not complete; make it with its stage") from None
-    assert isinstance(manifest, dict)
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{folder / MANIFEST}: damaged, no JSON object; delete it and make it with its stage")
     return manifest
 
 

@@ -1,0 +1,129 @@
+"""The header of the sparse container: written with a checksum, and checked before anything is read by it.
+
+docs/container.md specifies it. A flipped bit, a wrong type or a size that the file cannot hold is one UserError.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.storage.codec import most_values
+
+FORMAT, VERSION = "llm-sparsity", "2"
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+# A checked header begins so; 64 digits follow. The checksum is of all bytes after them.
+_BEGIN = f'{{"__metadata__": {{"format": "{FORMAT}", "version": "{VERSION}", "sha256": "'.encode()
+_NARROWER = {("F32", "F16"), ("F32", "BF16")}  # dtypes that may be stored in a narrower one
+MAX_DIMENSIONS = 64
+
+Float = Literal["F64", "F32", "F16", "BF16"]
+Stored = Mapping[str, tuple[tuple[int, ...], str]]  # name -> shape and dtype in the safetensors header
+
+
+class Blob(BaseModel):
+    """The tensor that a blob encodes, and the dtype of the values in it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    dtype: Float
+    shape: tuple[Annotated[int, Field(ge=1, strict=True)], ...] = Field(strict=False, max_length=MAX_DIMENSIONS)
+    stored: Float
+
+
+class Entry(BaseModel):
+    """What the metadata say of a tensor: the checksum of its bytes, and what they encode unless they are the tensor."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    crc32: int = Field(ge=0, lt=1 << 32)
+    blob: Blob | None = None
+
+
+_ENTRIES = TypeAdapter(dict[str, Entry])
+
+
+def damaged(path: Path, reason: object, tensor: str | None = None) -> UserError:
+    """The error of a damaged file: one line, whatever the file holds."""
+    part = "its header" if tensor is None else f"tensor {tensor}"
+    line = f"{path}: {part} is damaged ({reason}); make or download it again"
+    return UserError("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+
+
+def write_header(tensors: Mapping[str, Any], entries: Mapping[str, Any] | None) -> bytes:
+    """The first bytes of a file, up to the data.
+
+    Args:
+        tensors: name -> dtype, shape and data_offsets, as safetensors defines them.
+        entries: name -> `Entry`, as JSON values; None for plain safetensors.
+    """
+    metadata = {"format": "pt"}
+    if entries is not None:
+        metadata = {"format": FORMAT, "version": VERSION, "sha256": "0" * 64, "tensors": json.dumps(entries)}
+    header = json.dumps({"__metadata__": metadata, **tensors}).encode()
+    header += b" " * (-len(header) % 8)  # safetensors requires aligned data
+    if entries is not None:
+        header = _BEGIN + _checksum(header) + header[len(_BEGIN) + 64 :]
+    return struct.pack("<Q", len(header)) + header
+
+
+def read_entries(path: Path, metadata: Mapping[str, str], stored: Stored) -> dict[str, Entry]:
+    """Check the header of a file, and read its entries; none of plain safetensors.
+
+    Args:
+        path: the file.
+        metadata: of its safetensors header.
+        stored: the tensors of its safetensors header, which safetensors has compared with the file's size.
+
+    Raises:
+        UserError: the file is damaged, or of another version.
+    """
+    if not (metadata.get("format") == FORMAT or {"sha256", "tensors"} & metadata.keys()):
+        return {}
+    version = metadata.get("version", "")
+    if version != VERSION and version.isdecimal() and metadata.get("format") == FORMAT:
+        if len(version) == 1 and version < VERSION:
+            raise UserError(f"{path}: made by an older version (container {version}, not {VERSION}): make it again")
+        raise UserError(f"{path}: container version {version[:9]}, but this program reads {VERSION}; update it")
+    with path.open("rb") as file:
+        header = file.read(struct.unpack("<Q", file.read(8))[0])
+    if not header.startswith(_BEGIN) or header[len(_BEGIN) : len(_BEGIN) + 64] != _checksum(header):
+        raise damaged(path, "its checksum differs")
+    try:
+        entries = _ENTRIES.validate_json(metadata["tensors"])
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise damaged(path, f"tensors: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if names := entries.keys() ^ stored.keys():
+        raise damaged(path, "it has no data or no checksum", min(names))
+    for name, entry in entries.items():
+        if entry.blob and (reason := _impossible(entry.blob, *stored[name])):
+            raise damaged(path, reason, name)
+    return entries
+
+
+def _checksum(header: bytes) -> bytes:
+    return hashlib.sha256(memoryview(header)[len(_BEGIN) + 64 :]).hexdigest().encode()
+
+
+def _impossible(blob: Blob, shape: Iterable[int], dtype: str) -> str | None:
+    """Why bytes of this shape and dtype cannot encode the tensor."""
+    lengths = tuple(shape)
+    if dtype != "U8" or len(lengths) != 1:
+        return "a blob that is no row of bytes"
+    if blob.stored != blob.dtype and (blob.dtype, blob.stored) not in _NARROWER:
+        return f"{blob.dtype} stored as {blob.stored}"
+    if math.prod(blob.shape) > most_values(lengths[0], DTYPES[blob.stored]):
+        return f"{lengths[0]} bytes cannot hold its shape"
+    return None
