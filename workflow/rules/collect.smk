@@ -10,9 +10,19 @@ localrules:
     collect,
 
 
+def manifest_of(model, variant):
+    """The manifest of a variant's folder."""
+    folder = f"resources/models/{model}" if variant.is_dense else f"results/{model}/{variant}/model"
+    return f"{folder}/manifest.json"
+
+
 rule collect:
     input:
-        [f"results/{model}/{variant}/weights.parquet" for model, variant in CELLS.variants],
+        # Weight statistics of dense models alone: no figure and no claim reads those of pruned ones.
+        [f"results/{model}/{variant}/weights.parquet" for model, variant in CELLS.variants if variant.is_dense],
+        # Manifests hold the sizes of weight files.
+        [manifest_of(model, variant) for model, variant in CELLS.variants],
+        [run.folder / "model/manifest.json" for run in CELLS.runs],
         [f"results/{model}/{variant}/sparsity.csv" for model, variant in CELLS.variants if not variant.is_dense],
         [f"results/{model}/{variant}/cost.json" for model, variant in CELLS.measured],
         [cell.folder / name for cell in (*CELLS.evaluations, *CELLS.runs) for name in ("metrics.json", "runtime.json")],

@@ -88,6 +88,53 @@ def test_a_margin_by_hand() -> None:
     assert row.margin == pytest.approx(np.hypot(12.7062 * 0.01, split), rel=1e-4)
 
 
+def test_the_margin_of_a_dip_weighs_its_neighbours_by_a_quarter() -> None:
+    """Equal over seeds, so the interval is that of the split: a^2 + (b^2 + c^2) / 4, not a^2 + b^2 + c^2."""
+    rows = runs_of({"0": [0.9] * 3, "0.9": [0.8] * 3, "0.95": [0.7] * 3, "0.99": [0.75] * 3}, "gpt2", "mrpc")
+    row = judged(rows).set_index("claim").loc["On MRPC GPT-2 dips at 95 %"]
+    at, below, above = 0.7 * 0.3 / 408, 0.8 * 0.2 / 408, 0.75 * 0.25 / 408
+    assert row.value == pytest.approx(-0.075)
+    assert row.margin == pytest.approx(1.95996 * np.sqrt(at + (below + above) / 4), rel=1e-5)
+
+
+def test_a_dip_of_seeds_is_paired() -> None:
+    """Dips .00, -.02: mean -.01, t-interval 12.706 x .01, whatever the level of the seeds."""
+    rows = runs_of({"0": [0.9] * 2, "0.9": [0.8, 0.6], "0.95": [0.8, 0.58], "0.99": [0.8, 0.6]}, "gpt2", "mrpc")
+    row = judged(rows).set_index("claim").loc["On MRPC GPT-2 dips at 95 %"]
+    split = 1.96 * np.sqrt((0.69 * 0.31 + 0.7 * 0.3 / 2) / 408)
+    assert row.margin == pytest.approx(np.hypot(12.7062 * 0.01, split), rel=1e-3)
+
+
+def test_the_best_of_three_is_corrected_for() -> None:
+    """Intervals of 1 - .05 / 3 hold together: 2.394 standard errors; the upper end is the highest of the three."""
+    claim = "On MRPC models are at the majority class from 90 % on"
+    rows = runs_of({"0": [0.9] * 3, "0.9": [0.7] * 3, "0.95": [0.69] * 3, "0.99": [0.68] * 3}, "gpt2", "mrpc")
+    row = judged(rows).set_index("claim").loc[claim]
+    assert row.value == pytest.approx(0.7 - 279 / 408)
+    assert row.margin == pytest.approx(2.39398 * np.sqrt(0.7 * 0.3 / 408), rel=1e-4)
+    spread = runs_of({"0": [0.9] * 3, "0.9": [0.7] * 3, "0.95": [0.6, 0.9, 0.58], "0.99": [0.6] * 3}, "gpt2", "mrpc")
+    row = judged(spread).set_index("claim").loc[claim]
+    assert row.value == pytest.approx(0.7 - 279 / 408)
+    assert row.value + row.margin > 0.69333 + 7.649 * 0.1 - 279 / 408  # t(2) at 1 - .05 / 6 x the error of the mean
+
+
+def test_one_seed_has_no_interval_and_decides_nothing() -> None:
+    found = judged(runs_of({"0": [0.95], "0.1": [0.5], "0.9": [0.4], "0.95": [0.4], "0.99": [0.4]}, "gpt2", "mrpc"))
+    found = found[found.quantity.str.contains("accuracy")]
+    known = found[found.verdict != "not studied"]
+    assert len(known) == 3
+    assert known.margin.isna().all()
+    assert (known.seeds == 1).all()
+    assert (known.verdict == "undecided").all()
+
+
+def test_what_is_counted_has_no_seeds() -> None:
+    rows = weights_of("gpt2", np.random.default_rng(0).normal(0, 0.1, 1000), {})
+    row = judged({"weights": rows}).set_index("claim").loc["GPT-2's weights lie within ±.5"]
+    assert row.margin == 0
+    assert pd.isna(row.seeds)
+
+
 def test_a_pattern_is_not_the_fraction_that_it_removes() -> None:
     accuracies = {"0": [0.9, 0.91, 0.9], "0.5": [0.89, 0.9, 0.88]}
     claim = "Removing 50 % costs some accuracy"
@@ -120,9 +167,9 @@ def test_one_run_decides_nothing_about_time() -> None:
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.0, "holds"), (0.1, "does not hold")])
 def test_size(ratio: float, verdict: str) -> None:
     sizes = [
-        {"model": "gpt2", "method": "dense", "scope": "", "sparsity": "0", "ratio": 1.0},
-        {"model": "gpt2", "method": "magnitude", "scope": "all", "sparsity": "0.5", "ratio": 0.6},
-        {"model": "gpt2", "method": "magnitude", "scope": "all", "sparsity": "0.9", "ratio": ratio},
+        {"model": "gpt2", "method": "dense", "scope": "", "sparsity": "0", "plain_ratio": 1.0, "ratio": 1.0},
+        {"model": "gpt2", "method": "magnitude", "scope": "all", "sparsity": "0.5", "plain_ratio": 0.6},
+        {"model": "gpt2", "method": "magnitude", "scope": "all", "sparsity": "0.9", "plain_ratio": ratio, "ratio": 0.9},
     ]
     found = judged({"sizes": sizes})
     assert found[found.claim == "Pruning does not change the size"].verdict.item() == verdict

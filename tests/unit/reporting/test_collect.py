@@ -10,7 +10,7 @@ import pytest
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.reporting.collect import collect
 from llm_sparsity.reporting.tables import COLUMNS, INFERENCE, read
-from llm_sparsity.storage.files import write_csv, write_json
+from llm_sparsity.storage.files import read_json, write_csv, write_json
 from llm_sparsity.study.cells import Variant, expand
 from llm_sparsity.study.sparsity import Sparsity
 from tests.tables import CLAIMS
@@ -42,8 +42,9 @@ def root(tmp_path: Path) -> Path:
         tensor = {"name": "a.weight", "stack": "encoder", "layer": 0, "part": "mlp", "shape": "10x100", "size": 1000}
         tensor |= {"removed": 499, "zeros": 500, "sparsity": 0.5, "error": 0.25, "block_error": 0.125}
         write_csv(folder / "sparsity.csv", [tensor])
-        row = {"level": "overall", "name": "", "stack": "", "layer": -1, "part": "", "statistic": "count", "x": 0.0}
-        pd.DataFrame([row | {"value": 100.0}]).to_parquet(folder / "weights.parquet")
+        if variant.is_dense:
+            row = {"level": "overall", "name": "", "stack": "", "layer": -1, "part": "", "statistic": "count", "x": 0.0}
+            pd.DataFrame([row | {"value": 100.0}]).to_parquet(folder / "weights.parquet")
         files = {"model.safetensors": {"bytes": 1000 if variant.is_dense else 400}, "config.json": {"bytes": 7}}
         pruned = {"measured_sparsity": 0.4999, "size": 1000, "removed": 499}
         facts = {"files": files} if variant.is_dense else {"files": files, "pruned": pruned}
@@ -52,6 +53,7 @@ def root(tmp_path: Path) -> Path:
     for model, variant in cells.measured:
         row = dict.fromkeys(INFERENCE, 1) | {"execution": "dense", "memory_bytes": None}
         cost = {"plain_bytes": 800, "bound_bytes": 300, "load_seconds": 0.1, "device": "cpu", "threads": 1}
+        cost |= {"container_bytes": 800 if variant.is_dense else 400}
         cost |= {"speed": [row, row | {"execution": "sparse", "speedup": 2.5}], "versions": VERSIONS}
         write_json(tmp_path / "results" / model / str(variant) / "cost.json", cost)
     for evaluation in cells.evaluations:
@@ -72,6 +74,7 @@ def root(tmp_path: Path) -> Path:
             ["train_seconds", "eval_seconds", "setup_seconds", "samples_per_second", "peak_memory_bytes", "threads"], 1
         )
         write_json(folder / "runtime.json", {**seconds, "device": "cpu", "processes": 1, "versions": VERSIONS})
+        write_json(folder / "model/manifest.json", {"files": {"model.safetensors": {"bytes": 600 + run.seed}}})
         write_csv(
             folder / "history.csv", [{"epoch": 1, "step": 5, "train_loss": 0.1, **metrics, "measured_sparsity": 0.5}]
         )
@@ -89,7 +92,8 @@ def test_every_table_has_its_columns_and_rows(root: Path) -> None:
     runs = 2 * (2 + 2 * 2 * 2)  # models x (dense seeds + sparsities x recipes x seeds)
     assert len(found["runs"]) == len(found["history"]) == runs
     assert len(found["metrics"]) == 3 * runs + 2 * 2
-    assert len(found["sizes"]) == len(found["weights"]) == 6
+    assert len(found["sizes"]) == 6
+    assert found["weights"].method.tolist() == ["dense"] * 2  # no figure or claim reads those of pruned models
     assert len(found["baselines"]) == 3
     assert len(found["tensors"]) == 4
     assert found["claims"].empty
@@ -144,12 +148,70 @@ def test_a_row_says_what_it_is(root: Path) -> None:
 def test_sizes_are_those_of_the_weight_files(root: Path) -> None:
     sizes = tables(root)["sizes"].set_index(["model", "sparsity"])
     assert sizes.loc[("minilm", "0.5"), "bytes"] == 400
-    assert sizes.loc[("minilm", "0.5"), "ratio"] == 0.4
     assert sizes.loc[("minilm", "0.5"), "measured_sparsity"] == 0.4999
-    assert sizes.loc[("minilm", "0"), "ratio"] == 1
     measured = sizes.loc[("minilm", "0.5"), ["weights", "removed", "plain_bytes", "bound_bytes"]]
     assert measured.astype(int).tolist() == [1000, 499, 800, 300]
     assert sizes.loc[("minilm", "0"), "weights"] == ""
+
+
+def test_ratios_compare_like_with_like(root: Path) -> None:
+    """The dense file of 1,000 bytes takes 800 in the container, so pruning saves half, not six tenths."""
+    sizes = tables(root)["sizes"].set_index(["model", "sparsity"])
+    columns = ["bytes", "dense_bytes", "container_bytes", "ratio", "plain_ratio"]
+    assert sizes.loc[("minilm", "0.5"), columns].astype(float).tolist() == [400, 1000, 400, 0.5, 0.4]
+    assert sizes.loc[("minilm", "0"), columns].astype(float).tolist() == [1000, 1000, 800, 1, 1]
+
+
+def test_a_study_that_does_not_measure_has_the_plain_ratio_alone(root: Path) -> None:
+    collect(root / "tables", root=root, **{**STUDY, "grids": [STUDY["grids"][1]]})
+    sizes = read(root / "tables")["sizes"].set_index("sparsity")
+    assert sizes.ratio.isna().all()
+    assert sizes.plain_ratio.tolist() == [1, 0.4]
+    assert sizes.container_bytes.isna().tolist() == [True, False]
+
+
+def test_a_run_has_the_bytes_of_its_own_file(root: Path) -> None:
+    runs = tables(root)["runs"]
+    assert (runs["bytes"] == 600 + runs.seed).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [("metrics.json", "metrics.accuracy"), ("metrics.json", "measured_sparsity"), ("runtime.json", "train_seconds")],
+)
+def test_a_number_that_is_not_finite_is_no_result(file: str, key: str, value: float, root: Path) -> None:
+    path = root / expand(STUDY["grids"], STUDY["stages"]).runs[3].folder / file
+    result = read_json(path)
+    *parents, last = key.split(".")
+    place = result[parents[0]] if parents else result
+    place[last] = value
+    write_json(path, result)
+    with pytest.raises(UserError) as caught:
+        collect(root / "tables", root=root, **STUDY)
+    assert str(caught.value).startswith(f"{path}: {key}: found {value}, which is no result; delete this file")
+    assert not (root / "tables").exists()
+
+
+def test_infinite_speed_is_no_result(root: Path) -> None:
+    path = root / "results/gpt2/dense/cost.json"
+    cost = read_json(path)
+    cost["speed"][1]["speedup"] = float("inf")
+    write_json(path, cost)
+    with pytest.raises(UserError, match=r"cost\.json: speed\.1\.speedup: found inf"):
+        collect(root / "tables", root=root, **STUDY)
+
+
+def test_a_model_that_diverged_has_no_value(root: Path) -> None:
+    folder = root / next(each.folder for each in expand(STUDY["grids"], STUDY["stages"]).evaluations)
+    write_json(folder / "metrics.json", {"metrics": {"perplexity": None, "nll": None}, "note": "diverged"})
+    run = root / expand(STUDY["grids"], STUDY["stages"]).runs[0].folder
+    history = (run / "history.csv").read_text()
+    (run / "history.csv").write_text(history.replace("0.1", "inf", 1))
+    found = tables(root)
+    assert found["metrics"].value[found["metrics"].metric == "perplexity"].tolist() == ["", "30.0"]
+    assert found["history"].train_loss.tolist()[:2] == ["", "0.1"]
+    assert read(root / "tables")["metrics"].value.isna().sum() == 2
 
 
 def test_speed_has_a_row_for_each_execution(root: Path) -> None:

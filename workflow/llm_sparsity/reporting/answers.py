@@ -5,65 +5,82 @@ from typing import Any
 
 import pandas as pd
 
-from llm_sparsity.reporting.intervals import margin
-from llm_sparsity.reporting.tables import CELL, LIBRARIES, UNTRAINED, Tables, dense, majority
-from llm_sparsity.reporting.wording import how, part_of, percent, resolution, scope_name, shown
+from llm_sparsity.reporting.intervals import sampled_margin
+from llm_sparsity.reporting.tables import (
+    CELL,
+    LIBRARIES,
+    UNTRAINED,
+    Tables,
+    dense,
+    examples,
+    majority,
+    scored,
+    with_errors,
+)
+from llm_sparsity.reporting.tolerance import QUALITY, compare, furthest
+from llm_sparsity.reporting.wording import how, number_of, part_of, percent, resolution, scope_name, shown
 
-QUALITY = {  # metric -> its sign, and the tolerance of "as good as dense"
-    "accuracy": (1, "2 points of accuracy"),
-    "perplexity": (-1, "10 % of perplexity"),
-}
 WHOLE = ("all", "linear")  # scopes that are whole models, not parts
 NAMED = 4  # models that a sentence can name; of more, it names the extremes
 
 
 def answers(data: Tables) -> list[str]:
-    """The answer of the study, in five sentences at most."""
+    """The answer of the study, in five sentences at most. Cells that diverged have no part in it."""
+    data = {**data, "metrics": scored(data["metrics"])}
     found = [_quality(data, "accuracy"), _quality(data, "perplexity"), _choice(data), _cost(data), _training(data)]
     return [line for line in found if line]
 
 
-def _means(data: Tables, metric: str) -> pd.DataFrame:
-    """Means over seeds, one row a cell, the best first. Cells with a released mask are dense models, and left out."""
+def _held(data: Tables, metric: str) -> pd.DataFrame:
+    """The rows of a metric. Cells with a released mask are dense models, and left out."""
     rows = data["metrics"]
-    rows = rows[(rows.metric == metric) & (rows["mask"] != "released")]
+    return rows[(rows.metric == metric) & (rows["mask"] != "released")]
+
+
+def _means(data: Tables, metric: str) -> pd.DataFrame:
+    """Means over seeds, one row a cell, the best first."""
+    rows = _held(data, metric)
     means = rows.groupby(["task", *CELL, "recipe"], sort=False).value.mean().reset_index()
     return means.sort_values("value", ascending=QUALITY[metric][0] < 0, kind="stable")
 
 
 def _quality(data: Tables, metric: str) -> str:
     """The highest sparsity of each model, of all its matrices or weights, that is still as good as dense."""
-    means = _means(data, metric)
-    if means.scope.isin(WHOLE).any():
-        means = means[means.scope.isin(["", *WHOLE])]
+    rows = _held(data, metric)
+    if rows.scope.isin(WHOLE).any():
+        rows = rows[rows.scope.isin(["", *WHOLE])]
     sentences = []
     for task in dict.fromkeys(data["metrics"].task):
-        found = []
-        for model in dict.fromkeys(data["metrics"].model):
-            rows = means[(means.task == task) & (means.model == model)]
-            if (rows.method != "dense").any():
-                found.append(_free(data, metric, task, model, rows))
-        if len(found) > NAMED:
-            found = [max(found), min(found)]
-        if found:
-            sentences.append(f"on {task} {', '.join(text for _, text in found)}")
+        found = [
+            _free(data, metric, task, model, rows[(rows.task == task) & (rows.model == model)])
+            for model in dict.fromkeys(data["metrics"].model)
+        ]
+        told = [each for each in found if each]
+        if len(told) > NAMED:
+            told = [max(told), min(told)]
+        if told:
+            sentences.append(f"on {task} {', '.join(text for _, text in told)}")
     return f"What can go within {QUALITY[metric][1]} of dense: {'; '.join(sentences)}." if sentences else ""
 
 
-def _free(data: Tables, metric: str, task: str, model: str, rows: pd.DataFrame) -> tuple[float, str]:
-    """A rank, and the text: how much of one model can go on one task."""
-    sign, _ = QUALITY[metric]
-    pruned = rows[rows.method != "dense"]
-    pruned = pruned.assign(dense=[dense(rows, recipe).value.mean() for recipe in pruned.recipe])
-    limit = pruned.dense - 0.02 if sign > 0 else pruned.dense * 1.1
-    free = pruned[sign * (pruned.value - limit) >= 0]
-    if sign > 0 and pruned.dense.max() < majority(data, task, metric) + 0.02:
+def _free(data: Tables, metric: str, task: str, model: str, rows: pd.DataFrame) -> tuple[float, str] | None:
+    """A rank, and the text: how much of one model can go on one task. None if nothing can be compared."""
+    points = compare(data, metric, task, rows)
+    if not points:
+        return None
+    if metric == "accuracy" and max(point.dense for point in points) < majority(data, task, metric) + 0.02:
         return -1.0, f"{model} is uninformative (the dense model is at the majority baseline)"
-    best = _at(pruned, min(pruned.sparsity)) if free.empty else _at(free, max(free.sparsity))
+    proven, near = (furthest(points, good) for good in (lambda point: point.inside is True, lambda point: point.near))
+    undecided = [point for point in points if point.inside is None]
+    best = proven or near or min(undecided or points, key=lambda point: point.sparsity)
     found = f"{how(best)}: {shown(metric, best.value)}, dense {shown(metric, best.dense)}"
-    if free.empty:
-        return 0.0, f"nothing of {model} (at {best.sparsity.label} by {found})"
-    return best.sparsity.fraction, f"{part_of(best.sparsity, model)} ({found})"
+    if proven:
+        return proven.sparsity.fraction, f"{part_of(proven.sparsity, model)} ({found})"
+    if best.inside is False:
+        return -0.5, f"nothing of {model} (at {best.sparsity.label} by {found})"
+    size = [number_of(examples(data, task), "example")] if metric == "accuracy" else []
+    chance = ", ".join([*size, number_of(best.seeds, "seed")])
+    return 0.0, f"{model} is not decided by this study of {chance} (at {best.sparsity.label} by {found})"
 
 
 def _at(rows: pd.DataFrame, sparsity: Any) -> Any:
@@ -105,11 +122,14 @@ def _cost(data: Tables) -> str:
     """The smallest file, and the fastest execution."""
     sizes, speed, sentences = data["sizes"], data["speed"], []
     if (sizes.method != "dense").any():
-        row = sizes.loc[sizes.ratio.idxmin()]
+        alike = bool(sizes.ratio.notna().all())
+        ratio = sizes.ratio if alike else sizes.plain_ratio
+        row, share = sizes.loc[ratio.idxmin()], float(ratio.min())
+        whole = row.container_bytes / row.ratio if alike else row.dense_bytes
+        text = "the dense model in the same file format" if alike else "its dense file, which is not compressed"
         sentences.append(
             f"Bytes: {row.model} at {row.sparsity.label} ({row.method}, {scope_name(row.scope)}) takes "
-            f"{percent(round(float(row.ratio), 3))} of its dense file: {row.bytes / 1e6:,.1f} of "
-            f"{row.dense_bytes / 1e6:,.1f} MB"
+            f"{percent(round(share, 3))} of {text}: {row.bytes / 1e6:,.1f} of {whole / 1e6:,.1f} MB"
         )
     pruned = speed[speed.method != "dense"]
     if len(pruned):
@@ -170,15 +190,17 @@ def _regrown(data: Tables) -> str:
 def results(data: Tables) -> list[dict[str, Any]]:
     """For each task and metric a small table: a row a model, method, scope and recipe; a column a sparsity.
 
-    An entry is the mean over seeds, with half the width of its 95 % t-interval if there are several.
+    An entry is the mean over seeds, with half the width of its 95 % interval, or "diverged" if a seed has no value. A
+    single seed has no interval, unless lm-evaluation-harness reports the standard error over examples.
     """
     metrics = data["metrics"]
-    metrics = metrics[(metrics.metric != "nll") & ~metrics.metric.str.endswith("_stderr")]
-    return [
-        _result(data, task, metric, metrics[(metrics.task == task) & (metrics.metric == metric)])
-        for task in dict.fromkeys(metrics.task)
-        for metric in dict.fromkeys(metrics.metric[metrics.task == task])
+    names = [name for name in dict.fromkeys(metrics.metric) if name != "nll" and not name.endswith("_stderr")]
+    found = ((metric, with_errors(metrics, metric)) for metric in names)
+    tables = [
+        _result(data, task, metric, rows[rows.task == task]) for metric, rows in found for task in rows.task.unique()
     ]
+    order = list(dict.fromkeys(metrics.task))
+    return sorted(tables, key=lambda table: order.index(table["task"]))
 
 
 def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[str, Any]:
@@ -188,7 +210,7 @@ def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[st
     pruned = rows[rows.method != "dense"].groupby(["model", "method", "scope", "recipe"], sort=False)
     for (model, method, scope, recipe), group in pruned:
         baseline = dense(rows[rows.model == model], recipe)
-        values = dict(list(pd.concat([baseline, group]).groupby("sparsity").value))
+        values = dict(list(pd.concat([baseline, group]).groupby("sparsity")))
         cells = [_interval(metric, values[sparsity]) if sparsity in values else "" for sparsity in sparsities]
         lines.append([model, method, scope_name(scope), recipe or untrained, *cells])
     return {
@@ -200,9 +222,11 @@ def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[st
     }
 
 
-def _interval(metric: str, values: "pd.Series[float]") -> str:
-    mean = shown(metric, values.mean())
-    return mean if len(values) == 1 else f"{mean} ± {shown(metric, margin(values))}"
+def _interval(metric: str, rows: pd.DataFrame) -> str:
+    mean = rows.value.mean(skipna=False)
+    about = sampled_margin(rows.value, rows.stderr)
+    text = shown(metric, mean)
+    return text if math.isnan(mean) or math.isnan(about) else f"{text} ± {shown(metric, about)}"
 
 
 def versions(data: Tables) -> str:

@@ -1,8 +1,9 @@
 """Claims of an earlier study, judged by the tables of this one.
 
 A claim is a quantity (see `quantities`) and the range in which the claim is true. If the 95 % interval of the quantity
-lies inside the range, the claim holds; outside, it does not hold; across an edge, it is undecided. A claim whose data
-this study lacks is not studied. The claims are data: a YAML file that the config of a study names.
+lies inside the range, the claim holds; outside, it does not hold; across an edge, it is undecided. So is a claim with
+data of a single seed, which has no interval. A claim whose data this study lacks is not studied. The claims are data: a
+YAML file that the config of a study names.
 
     source:
       name: the study by A. Author       # in sentences: "Claims of {name}"
@@ -242,7 +243,7 @@ def _judged(claim: Claim, claims: Claims, tables: Tables) -> Iterable[dict[str, 
 
 
 def _verdict(claim: Claim, found: Estimate) -> str:
-    low, high = found.value - found.margin, found.value + found.margin
+    low, high = found.value - found.margin, found.value + found.margin  # NaN, which decides nothing, of one seed
     if claim.low <= low and high <= claim.high:
         return "holds"
     return "does not hold" if high < claim.low or low > claim.high else "undecided"

@@ -2,9 +2,11 @@
 
 A dense model has the method "dense", no scope and sparsity 0; its one fine-tuning, by the recipe kept, is the baseline
 of every recipe. `sparsity` is the target from the config, `measured_sparsity` the share of zeros in the saved scope.
+A metric that is null is that of a model that diverged: its value is missing. NaN and infinity are no results.
 """
 
 import csv
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from llm_sparsity.reporting import claims as earlier
 from llm_sparsity.reporting import tables
 from llm_sparsity.reporting.tables import LIBRARIES, MACHINE, SECONDS, VERSIONS
 from llm_sparsity.storage.files import read_json, read_manifest, weight_bytes, write_manifest
-from llm_sparsity.study.cells import Cells, Evaluation, Run, Variant, expand
+from llm_sparsity.study.cells import DENSE, Cells, Evaluation, Run, Variant, expand
 from llm_sparsity.study.sparsity import Sparsity
 
 Row = dict[str, Any]
@@ -42,7 +44,7 @@ def collect(
         root: the folder of `results/` and `resources/`.
 
     Raises:
-        UserError: a result of the study is missing, or the claims file is wrong.
+        UserError: a result of the study is missing or not finite, or the claims file is wrong.
     """
     to_judge = earlier.load(claims) if claims else None
     cells = expand(grids, stages)
@@ -50,22 +52,23 @@ def collect(
         found = _tables(cells, root)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: missing; run the study {study} first") from None
-    tables.write(output, {**found, "claims": earlier.judge(to_judge, found)})
+    judged = earlier.judge(to_judge, {**found, "metrics": tables.scored(found["metrics"])})
+    tables.write(output, {**found, "claims": judged})
     write_manifest(output, kind="tables", study=study)
 
 
 def _tables(cells: Cells, root: Path) -> dict[str, pd.DataFrame]:
     """Every table but claims, in the order of `tables.COLUMNS`."""
     results = [_run(run, root) for run in cells.runs]
-    costs = {cell: read_json(root / "results" / cell[0] / str(cell[1]) / "cost.json") for cell in cells.measured}
+    costs = {cell: _json(root / "results" / cell[0] / str(cell[1]) / "cost.json") for cell in cells.measured}
     rows: dict[str, Iterable[Row] | pd.DataFrame] = {
         "metrics": [row for cell in cells.evaluations for row in _evaluation(cell, root)]
         + [row for result in results for row in result["metrics"]],
         "runs": [row for result in results for row in result["runs"]],
         "history": [row for result in results for row in result["history"]],
-        "sizes": [_size(model, variant, root, costs.get((model, variant), {})) for model, variant in cells.variants],
+        "sizes": [_size(model, variant, root, costs) for model, variant in cells.variants],
         "speed": [row for (model, variant), cost in costs.items() for row in _speed(model, variant, cost)],
-        "weights": pd.concat([_weights(model, variant, root) for model, variant in cells.variants]),
+        "weights": pd.concat([_weights(model, root) for model, variant in cells.variants if variant.is_dense]),
         "tensors": [row for model, variant in cells.variants for row in _tensors(model, variant, root)],
         "baselines": pd.DataFrame([row for result in results for row in result["baselines"]]).drop_duplicates(),
     }
@@ -75,13 +78,14 @@ def _tables(cells: Cells, root: Path) -> dict[str, pd.DataFrame]:
 def _run(run: Run, root: Path) -> dict[str, list[Row]]:
     """The rows of one fine-tuning, by table."""
     folder = root / run.folder
-    result, runtime = read_json(folder / "metrics.json"), read_json(folder / "runtime.json")
+    result, runtime = _json(folder / "metrics.json"), _json(folder / "runtime.json")
     cell = _variant(run.model, run.variant)
     cell |= {"task": run.task, "recipe": run.recipe, "mask": result["settings"]["mask"], "seed": run.seed}
     facts = {
         "epochs": result["settings"]["epochs"],
         "validation_examples": result["examples"]["validation"],
         "measured_sparsity": result["measured_sparsity"],
+        "bytes": weight_bytes(read_manifest(folder / "model")),
     }
     measured = {key: runtime[key] for key in [*SECONDS, *MACHINE]}
     return {
@@ -98,7 +102,7 @@ def _evaluation(cell: Evaluation, root: Path) -> list[Row]:
     """The metrics of one evaluation without training."""
     folder = root / cell.folder
     head = _variant(cell.model, cell.variant) | {"task": cell.task, "recipe": tables.UNTRAINED}
-    return _metrics(head, read_json(folder / "metrics.json"), read_json(folder / "runtime.json"))
+    return _metrics(head, _json(folder / "metrics.json"), _json(folder / "runtime.json"))
 
 
 def _metrics(cell: Row, result: Mapping[str, Any], runtime: Mapping[str, Any]) -> list[Row]:
@@ -106,11 +110,19 @@ def _metrics(cell: Row, result: Mapping[str, Any], runtime: Mapping[str, Any]) -
     return [{**cell, "metric": metric, "value": value, **versions} for metric, value in result["metrics"].items()]
 
 
-def _size(model: str, variant: Variant, root: Path, cost: Mapping[str, Any]) -> Row:
+def _size(model: str, variant: Variant, root: Path, costs: Mapping[tuple[str, Variant], Any]) -> Row:
+    """The bytes of one variant.
+
+    `ratio` compares like with like: the container compresses the weights of a dense model too. The container of a dense
+    model is measured, not written, so there is no such ratio in a study that does not measure.
+    """
     dense = read_manifest(root / "resources/models" / model)
     manifest = dense if variant.is_dense else read_manifest(root / "results" / model / str(variant) / "model")
     size, dense_size = weight_bytes(manifest), weight_bytes(dense)
+    dense_container = costs.get((model, DENSE), {}).get("container_bytes")
+    container = dense_container if variant.is_dense else size
     pruned = manifest.get("pruned", {"measured_sparsity": 0.0, "size": None, "removed": 0})
+    cost = costs.get((model, variant), {})
     return {
         **_variant(model, variant),
         "measured_sparsity": pruned["measured_sparsity"],
@@ -118,7 +130,9 @@ def _size(model: str, variant: Variant, root: Path, cost: Mapping[str, Any]) -> 
         "removed": pruned["removed"],
         "bytes": size,
         "dense_bytes": dense_size,
-        "ratio": size / dense_size,
+        "container_bytes": container,
+        "ratio": container / dense_container if dense_container else None,
+        "plain_ratio": size / dense_size,
         "plain_bytes": cost.get("plain_bytes"),
         "bound_bytes": cost.get("bound_bytes"),
     }
@@ -130,9 +144,10 @@ def _speed(model: str, variant: Variant, cost: Mapping[str, Any]) -> list[Row]:
     return [{**_variant(model, variant), **row, **shared, **versions} for row in cost["speed"]]
 
 
-def _weights(model: str, variant: Variant, root: Path) -> pd.DataFrame:
-    path = root / "results" / model / str(variant) / "weights.parquet"
-    return pd.read_parquet(path).assign(**_variant(model, variant))
+def _weights(model: str, root: Path) -> pd.DataFrame:
+    """The statistics of a dense model; no figure or claim reads those of pruned ones."""
+    path = root / "results" / model / str(DENSE) / "weights.parquet"
+    return pd.read_parquet(path).assign(**_variant(model, DENSE))
 
 
 def _tensors(model: str, variant: Variant, root: Path) -> list[Row]:
@@ -142,9 +157,35 @@ def _tensors(model: str, variant: Variant, root: Path) -> list[Row]:
     return [row | {"measured_sparsity": row["sparsity"]} | _variant(model, variant) for row in found]
 
 
+def _json(path: Path) -> Any:
+    """A result.
+
+    Raises:
+        UserError: a number in it is not finite.
+    """
+    found = read_json(path)
+    for key, value in _numbers(found):
+        if not math.isfinite(value):
+            raise UserError(f"{path}: {key}: found {value}, which is no result; delete this file and run again")
+    return found
+
+
+def _numbers(value: Any, key: str = "") -> Iterable[tuple[str, float]]:
+    """The floats in a JSON value, with their keys joined by dots."""
+    if isinstance(value, float):
+        yield key, value
+    elif isinstance(value, dict | list):
+        for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(each, f"{key}.{name}" if key else str(name))
+
+
 def _rows(path: Path) -> list[Row]:
+    """The rows of a CSV file, where numbers that are not finite are missing: a run that diverged has a history too."""
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [
+            {key: "" if value.lower() in ("nan", "inf", "-inf") else value for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def _variant(model: str, variant: Variant) -> Row:

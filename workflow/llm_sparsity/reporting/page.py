@@ -10,13 +10,15 @@ import jinja2
 import pandas as pd
 import yaml
 
-from llm_sparsity.reporting.answers import QUALITY, answers, results, versions
+from llm_sparsity.reporting.answers import answers, results, versions
 from llm_sparsity.reporting.claims import Claims
-from llm_sparsity.reporting.tables import MACHINE, VERSIONS, Tables
-from llm_sparsity.reporting.wording import scope_name
+from llm_sparsity.reporting.tables import CELL, MACHINE, SECONDS, VERSIONS, Tables
+from llm_sparsity.reporting.tolerance import QUALITY
+from llm_sparsity.reporting.wording import number_of, scope_name
 
 TEMPLATE = Path(__file__).parents[2] / "report" / "report.html.jinja"
-LONG = ("weights", "history", "tensors")  # tables that the page leaves out
+FILES = ("metrics", "claims", "weights", "history", "tensors")  # on the page as links: two have sections of their own
+ROWS = 1000  # of a table on the page: browsers show so many at once
 VERDICTS = {"holds": "hold", "does not hold": "do not hold", "undecided": "are undecided"}
 
 
@@ -44,8 +46,14 @@ def page(
         answers=answers(data),
         sections={name: figures for name, figures in sections.items() if figures},
         results=results(data),
+        rows=ROWS,
         claims=_claims(data["claims"], claims) if claims else None,
-        tables={name: _html_table(table) for name, table in data.items() if name not in LONG},
+        tables={
+            name: _html_table(_means(table) if name == "runs" else table)
+            for name, table in data.items()
+            if name not in FILES
+        },
+        files=list(data),
         config=yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False, default_flow_style=None, width=110),
         methods=methods,
         machines=_machines(data),
@@ -93,7 +101,7 @@ def _claims(table: pd.DataFrame, claims: Claims) -> dict[str, Any]:
                 "claim": row.claim,
                 "place": ", ".join(filter(None, [row.model, row.task, scope_name(row.scope), row.recipe])),
                 "quantity": row.quantity,
-                "here": _with_margin(row.value, row.margin, points=points),
+                "here": _with_margin(row.value, row.margin, points=points) + _seeds(row.seeds),
                 "earlier": "" if pd.isna(row.earlier) else _with_margin(row.earlier, 0, points=points),
                 "range": _range(row.low, row.high, points=points),
                 "verdict": row.verdict,
@@ -107,9 +115,13 @@ def _claims(table: pd.DataFrame, claims: Claims) -> dict[str, Any]:
 def _with_margin(value: float, about: float, *, points: bool) -> str:
     """A value, ± half the width of its interval; of accuracies in percentage points."""
     number = (f"{100 * value:+.1f}" if points else f"{value:.3g}").replace("-", "\N{MINUS SIGN}")
-    if math.isinf(about):
-        return f"{number} (one run)"
-    return number + (f" ± {100 * about:.1f}" if points and about else f" ± {about:.2g}" if about else "")
+    if math.isnan(about) or not about:
+        return number
+    return f"{number} ± {100 * about:.1f}" if points else f"{number} ± {about:.2g}"
+
+
+def _seeds(seeds: Any) -> str:
+    return "" if pd.isna(seeds) else f" ({number_of(int(seeds), 'seed')})"
 
 
 def _range(low: float, high: float, *, points: bool) -> str:
@@ -131,14 +143,22 @@ def _machines(data: Tables) -> list[str]:
     return [", ".join(f"{key} {value}" for key, value in row.items()) for row in runs]
 
 
+def _means(runs: pd.DataFrame) -> pd.DataFrame:
+    """The table of runs for the page: means over seeds."""
+    cells = runs.groupby(["task", *CELL, "recipe"], sort=False)
+    means = cells[[*SECONDS, "measured_sparsity", "bytes"]].mean()
+    return means.assign(seeds=cells.size()).reset_index()
+
+
 def _html_table(table: pd.DataFrame) -> dict[str, Any]:
-    """A table for the page: heads, rows as text, and which columns are numeric."""
+    """The first rows of a table for the page: heads, rows as text, which columns are numeric, the number of all."""
     formats: dict[str, Callable[[Any], str]] = {
         column: (lambda value: f"{value:.6g}") if table[column].dtype == float else str for column in table
     }
-    rows: Iterable[Any] = table.itertuples(index=False)
+    rows: Iterable[Any] = table.head(ROWS).itertuples(index=False)
     return {
         "heads": list(table),
+        "count": len(table),
         "rows": [
             ["" if pd.isna(value) else formats[column](value) for column, value in zip(table, row, strict=True)]
             for row in rows

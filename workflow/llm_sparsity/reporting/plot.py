@@ -52,8 +52,9 @@ def plot(
     Raises:
         UserError: one of the two files is wrong.
     """
+    found = data.read(tables)
     study = Study(
-        tables=data.read(tables),
+        tables={**found, "metrics": data.scored(found["metrics"])},
         models=list(dict.fromkeys(model for grid in config["study"] for model in grid["models"])),
         config=config,
         published=read_numbers(published, PUBLISHED) if published else pd.DataFrame(columns=PUBLISHED),
@@ -62,5 +63,5 @@ def plot(
     with mpl.rc_context(STYLE):
         drawn = [save(figure, output / "figures") for kind in KINDS for figure in kind.draw(study)]
     sections = {name: [figure for figure in drawn if figure["section"] == name] for name in SECTIONS}
-    write_text(output / "summary.txt", summary(study.tables, output, study.claims))
-    write_text(output / "report.html", page(study.tables, config, methods, sections, study.claims))
+    write_text(output / "summary.txt", summary(found, output, study.claims))
+    write_text(output / "report.html", page(found, config, methods, sections, study.claims))

@@ -1,8 +1,7 @@
 """The quantities that a claim can be about: named functions of one cell of a study.
 
-A quantity of accuracies has a 95 % interval with two sources of error, added in squares: the seeds (Student's t) and
-the size of the validation split (normal approximation of the binomial). Training time of a single run has an infinite
-margin. A quantity whose data the study lacks is None.
+A quantity of accuracies has a 95 % interval with two sources of error, the seeds and the size of the validation split;
+see `intervals.combined`. A single seed has no interval. A quantity whose data the study lacks is None.
 """
 
 import inspect
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llm_sparsity.reporting.intervals import Estimate, margin
+from llm_sparsity.reporting.intervals import Estimate, combined, margin
 from llm_sparsity.reporting.tables import Tables
 from llm_sparsity.study.sparsity import DENSE, Sparsity
 
@@ -71,14 +70,12 @@ class Cell:
         rows = self.rows(table, method=self.method, scope=self.scope, recipe=self.recipe)
         return max((found for found in rows.sparsity if not found.is_pattern), default=None)
 
-    def estimate(self, values: "pd.Series[float]", *accuracies: "pd.Series[float]") -> Estimate | None:
-        """The mean of values, one a seed, that were computed from accuracies on one validation split."""
-        values = values.dropna()
-        if values.empty:
+    def estimate(self, *terms: tuple[float, "pd.Series[float]"], comparisons: int = 1) -> Estimate | None:
+        """A weighted sum of accuracies on the validation split of the task; see `intervals.combined`."""
+        if any(accuracy.empty for _, accuracy in terms):
             return None
         examples = int(self.rows("runs").validation_examples.iloc[0])
-        split = sum(float(accuracy.mean() * (1 - accuracy.mean())) / examples for accuracy in accuracies)
-        return Estimate(float(values.mean()), math.hypot(margin(values), 1.96 * math.sqrt(split)), len(values))
+        return combined(terms, examples, comparisons)
 
 
 @dataclass(frozen=True)
@@ -132,26 +129,31 @@ def _quantity(
 @_quantity("change of accuracy from {against} to {sparsity}")
 def accuracy_change(cell: Cell, sparsity: Sparsity, against: Sparsity = DENSE) -> Estimate | None:
     """Accuracy at a sparsity, less that at another one (default: of the dense model)."""
-    before, after = cell.accuracy(against), cell.accuracy(sparsity)
-    return cell.estimate(after - before, before, after)
+    return cell.estimate((1, cell.accuracy(sparsity)), (-1, cell.accuracy(against)))
 
 
 @_quantity("best accuracy at {sparsities}, less that of the majority class")
 def best_above_majority(cell: Cell, sparsities: tuple[Sparsity, ...]) -> Estimate | None:
-    """The best accuracy at any of the sparsities, less that of always predicting the most frequent label."""
-    found = [cell.accuracy(sparsity) for sparsity in sparsities]
-    if any(values.empty for values in found):
+    """The best accuracy at any of the sparsities, less that of always predicting the most frequent label.
+
+    The best of several is high by chance: the intervals of all hold together (Bonferroni), and the upper end of the
+    result is the highest of theirs.
+    """
+    found = [cell.estimate((1, cell.accuracy(sparsity)), comparisons=len(sparsities)) for sparsity in sparsities]
+    known = [estimate for estimate in found if estimate]
+    if len(known) < len(sparsities):
         return None
-    best = max(found, key=lambda values: float(values.mean()))
-    majority = cell.rows("baselines", metric="accuracy").value.iloc[0]
-    return cell.estimate(best - float(majority), best)
+    best = max(known, key=lambda estimate: estimate.value)
+    upper = float(np.max([estimate.value + estimate.margin for estimate in known]))  # NaN if one has no interval
+    majority = float(cell.rows("baselines", metric="accuracy").value.iloc[0])
+    return Estimate(best.value - majority, upper - best.value, best.seeds)
 
 
 @_quantity("accuracy at {sparsity}, less the mean of that at {below} and {above}")
 def accuracy_dip(cell: Cell, sparsity: Sparsity, below: Sparsity, above: Sparsity) -> Estimate | None:
     """Accuracy at a sparsity, less the mean of those at a lower and a higher one."""
     low, at, high = (cell.accuracy(each) for each in (below, sparsity, above))
-    return cell.estimate(at - (low + high) / 2, low, at, high)
+    return cell.estimate((1, at), (-0.5, low), (-0.5, high))
 
 
 @_quantity("training seconds at the highest sparsity / dense", table="runs")
@@ -167,14 +169,14 @@ def time_ratio(cell: Cell) -> Estimate | None:
     ratios = (pruned / dense).dropna()
     if ratios.empty:
         return None
-    return Estimate(float(ratios.mean()), margin(ratios) if len(ratios) > 1 else math.inf, len(ratios))
+    return Estimate(float(ratios.mean()), margin(ratios), len(ratios))
 
 
 @_quantity("bytes of the weight file at the highest sparsity / dense", table="sizes", over=("model", "scope"))
 def size_ratio(cell: Cell) -> Estimate | None:
-    """Bytes of the weight file at the highest sparsity, as a share of the dense file."""
+    """Bytes of the weight file at the highest sparsity, as a share of the dense file, which is plain."""
     highest = cell.highest("sizes")
-    return None if highest is None else Estimate(float(cell.rows("sizes", highest).ratio.iloc[0]))
+    return None if highest is None else Estimate(float(cell.rows("sizes", highest).plain_ratio.iloc[0]))
 
 
 def _cumulative(cell: Cell) -> "pd.Series[float]":

@@ -5,7 +5,7 @@
     history.csv    one epoch of one fine-tuning; rows within the first epoch have epoch 0 and hold the sparsity alone
     sizes.csv      one variant: bytes of the weight file, of the dense one, and of an ideal coder
     speed.csv      one variant, execution and batch size: seconds, speed-up over dense, memory
-    weights.csv    one statistic of the weights of a variant
+    weights.csv    one statistic of the weights of a dense model
     tensors.csv    one pruned tensor: removed weights, and the output errors that calibrated methods report
     baselines.csv  one metric of one task: the score of always predicting the most frequent label
     claims.csv     one claim in one cell, and the verdict; only the header without a claims file
@@ -33,6 +33,7 @@ MACHINE = ["device", "threads", "processes"]
 LIBRARIES = ["torch", "transformers"]  # whose versions can change a result
 VERSIONS = [*LIBRARIES, "accelerate", "python"]
 WEIGHTS = ["weights", "removed"]
+BYTES = ["bytes", "dense_bytes", "container_bytes"]
 MEASURED_BYTES = ["plain_bytes", "bound_bytes"]
 INFERENCE = [
     "execution", "batch_size", "sequence_length", "seconds", "seconds_low", "seconds_high", "speedup", "speedup_low",
@@ -41,9 +42,9 @@ INFERENCE = [
 TENSOR = ["name", "stack", "layer", "part", "shape", "size", "removed", "measured_sparsity", "error", "block_error"]
 COLUMNS = {
     "metrics": [*RUN, "metric", "value", *LIBRARIES],
-    "runs": [*RUN, *SECONDS, "epochs", "validation_examples", "measured_sparsity", *MACHINE, *VERSIONS],
+    "runs": [*RUN, *SECONDS, "epochs", "validation_examples", "measured_sparsity", "bytes", *MACHINE, *VERSIONS],
     "history": [*RUN, "epoch", "step", "train_loss", "accuracy", "f1", "combined", "perplexity", "measured_sparsity"],
-    "sizes": [*VARIANT, "measured_sparsity", *WEIGHTS, "bytes", "dense_bytes", "ratio", *MEASURED_BYTES],
+    "sizes": [*VARIANT, "measured_sparsity", *WEIGHTS, *BYTES, "ratio", "plain_ratio", *MEASURED_BYTES],
     "speed": [*VARIANT, *INFERENCE, "load_seconds", "device", "threads", *LIBRARIES],
     "weights": [*VARIANT, "level", "name", "stack", "layer", "part", "statistic", "x", "value"],
     "tensors": [*VARIANT, *TENSOR],
@@ -60,7 +61,7 @@ TEXT = {
 }  # fmt: skip
 INTEGERS = {
     "calibration_seed", "seed", "peak_memory_bytes", "epochs", "validation_examples", "threads", "processes", "epoch",
-    "step", *WEIGHTS, "bytes", "dense_bytes", *MEASURED_BYTES, "batch_size", "sequence_length", "sparse_layers",
+    "step", *WEIGHTS, *BYTES, *MEASURED_BYTES, "batch_size", "sequence_length", "sparse_layers",
     "memory_bytes", "layer", "size", "seeds",
 }  # fmt: skip
 # Every other column is a float.
@@ -129,6 +130,30 @@ def are_patterns(rows: pd.DataFrame) -> "pd.Series[bool]":
 def dense(rows: pd.DataFrame, recipe: str) -> pd.DataFrame:
     """The rows of dense models that a recipe is compared with: trained, by `kept`, if the recipe trains."""
     return rows[(rows.method == "dense") & (rows.recipe == (UNTRAINED if recipe == UNTRAINED else "kept"))]
+
+
+def scored(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The rows of metrics of cells that did not diverge.
+
+    A cell of which one seed has no value is left out: a mean over the other seeds would flatter it.
+    """
+    lost = metrics[metrics.value.isna()][["task", "metric", *CELL, "recipe"]].drop_duplicates()
+    if lost.empty:
+        return metrics
+    known = metrics.merge(lost, how="left", indicator="lost").lost == "left_only"
+    return metrics[known.to_numpy()]
+
+
+def with_errors(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of a metric, and in `stderr` the standard error over examples that lm-evaluation-harness reports."""
+    errors = metrics[metrics.metric == f"{metric}_stderr"][[*RUN, "value"]].rename(columns={"value": "stderr"})
+    return metrics[metrics.metric == metric].merge(errors.drop(columns="fraction"), how="left")
+
+
+def examples(data: Tables, task: str) -> int:
+    """Examples of the validation split of a task."""
+    runs = data["runs"]
+    return int(runs.validation_examples[runs.task == task].iloc[0])
 
 
 def majority(data: Tables, task: str, metric: str) -> float:

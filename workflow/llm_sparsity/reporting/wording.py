@@ -3,12 +3,15 @@
 import math
 from typing import Any
 
-from llm_sparsity.reporting.tables import Tables
+from llm_sparsity.reporting.intervals import quantile
+from llm_sparsity.reporting.tables import Tables, examples
 from llm_sparsity.study.sparsity import Sparsity
 
 
 def shown(metric: str, value: float) -> str:
-    """A value with the digits that its metric supports."""
+    """A value with the digits that its metric supports; a missing one is that of a model that diverged."""
+    if math.isnan(value):
+        return "diverged"
     return f"{value:,.1f}" if metric == "perplexity" else f"{value:.3f}"
 
 
@@ -39,13 +42,20 @@ def how(row: Any) -> str:
     return f"{row.method}, {scope_name(row.scope)}{recipe}"
 
 
+def number_of(count: int, noun: str) -> str:
+    """A number with its noun: "one seed", "3 seeds"."""
+    return f"one {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def resolution(data: Tables, task: str) -> str:
     """The precision of an accuracy on the validation split of a task: the 95 % interval of a binomial."""
-    metrics, runs = data["metrics"], data["runs"]
+    metrics = data["metrics"]
     dense = metrics[(metrics.task == task) & (metrics.metric == "accuracy") & (metrics.method == "dense")]
-    examples, accuracy = int(runs.validation_examples[runs.task == task].iloc[0]), float(dense.value.mean())
-    band = 196 * math.sqrt(accuracy * (1 - accuracy) / examples)
+    count, accuracy = examples(data, task), float(dense.value.mean())
+    if math.isnan(accuracy):
+        return f"The validation split has {count} examples."
+    band = 100 * quantile() * math.sqrt(accuracy * (1 - accuracy) / count)
     return (
-        f"The validation split has {examples} examples: near the dense accuracy of {accuracy:.2f}, the 95 % interval "
-        f"of one seed is ±{band:.1f} points."
+        f"The validation split has {count} examples: near the dense accuracy of {accuracy:.2f}, their number alone "
+        f"leaves ±{band:.1f} points of chance (95 %); seeds add theirs."
     )

@@ -34,7 +34,7 @@ def _noise(data: Tables, task: str) -> str:
     """What a reader must know about chance before comparing two points."""
     seeds = data["runs"][data["runs"].task == task].seed.nunique()
     points = (
-        "One seed: points without a band"
+        "One seed, which has no interval"
         if seeds == 1
         else f"{seeds} seeds: small points; line and band are their mean and its 95 % t-interval"
     )

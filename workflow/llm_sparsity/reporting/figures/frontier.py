@@ -41,24 +41,32 @@ def draw(study: Study) -> Iterable[Drawn]:
             f"What to pick on {task}: every variant with a kept mask, by cost and quality; "
             f"{'recipes' if perplexity else 'recipes other than plain fine-tuning'} are named. The grey line joins the "
             "variants that no other beats in both. If there are many points, only those on the line are named. "
+            "Bytes: of the weight file that was scored; an untrained dense model's is as downloaded, not compressed. "
             "Latency: that of the dense model, divided by the speed-up measured side by side."
         )
         yield Drawn(f"frontier-{task}", "What to pick", caption, figure)
 
 
 def _cells(data: Tables) -> pd.DataFrame:
-    """Quality (mean over seeds), bytes and seconds of every cell. `random` is a control, and left out."""
-    metrics, sizes, speed = data["metrics"], data["sizes"], data["speed"]
+    """Quality and bytes (means over seeds) and seconds of every cell. `random` is a control, and left out.
+
+    Bytes are those of the file that was scored: training changes the weights, and with them what compression saves.
+    """
+    metrics, runs, speed = data["metrics"], data["runs"], data["speed"]
     quality = metrics[metrics.metric.isin(["accuracy", "perplexity"]) & (metrics["mask"] != "released")]
     quality = quality[quality.method != "random"]
     cells = quality.groupby(["task", "metric", *CELL, "recipe"], sort=False).value.mean().reset_index()
-    cells = cells.merge(sizes[[*CELL, "bytes"]], on=CELL)
+    trained = runs.groupby(["task", *CELL, "recipe"])["bytes"].mean().reset_index()
+    untrained = (
+        data["sizes"][[*CELL, "bytes"]].assign(recipe=UNTRAINED).merge(cells.task.drop_duplicates(), how="cross")
+    )
+    cells = cells.merge(pd.concat([trained, untrained]), how="left")
     single = speed[speed.batch_size == speed.batch_size.min()]
     dense = single[single.method == "dense"].groupby("model").seconds.min()
     fastest = single.groupby(CELL).speedup.max().reset_index()
     fastest.loc[fastest.method == "dense", "speedup"] = 1.0
     cells = cells.merge(fastest, on=CELL, how="left")
-    return cells.assign(seconds=cells.model.map(dense) / cells.speedup)
+    return cells.assign(seconds=cells.model.map(dense).astype(float) / cells.speedup)
 
 
 def _panel(ax: Axes, rows: pd.DataFrame, study: Study, metric: str) -> list[Point]:

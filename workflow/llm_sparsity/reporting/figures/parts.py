@@ -22,7 +22,7 @@ def draw(study: Study) -> Iterable[Drawn]:
             for (model, method, sparsity), group in rows[rows.method != "dense"].groupby(
                 ["model", "method", "sparsity"], sort=False
             )
-            if group.scope.nunique() > 2
+            if group.scope.nunique() > 2 and ((rows.model == model) & (rows.method == "dense")).any()
         ]
         if not bars:
             continue

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from llm_sparsity.reporting.figures.labels import Point
-from llm_sparsity.reporting.intervals import margin
+from llm_sparsity.reporting.intervals import margin, sampled_margin
 from llm_sparsity.reporting.tables import are_patterns, fractions
 from llm_sparsity.reporting.wording import scope_name
 from llm_sparsity.study.sparsity import Sparsity
@@ -135,11 +135,12 @@ def reference_line(ax: Axes, value: float, name: str, where: tuple[float, float]
 def line(
     ax: Axes, rows: pd.DataFrame, name: str, stroke: Mapping[str, Any], detail: str = "", **look: Any
 ) -> tuple[list[Point], list[Point]]:
-    """Draw values by sparsity: seeds as points, their mean as a line, its 95 % t-interval as a band.
+    """Draw values by sparsity: seeds as points, their mean as a line, its 95 % interval as a band.
 
     Args:
         ax: the axes.
-        rows: with the columns sparsity and value, those of a dense model among them. A pattern is drawn apart.
+        rows: with the columns sparsity and value, those of a dense model among them, and stderr if the standard errors
+            of values are known. A pattern is drawn apart.
         name: of the line.
         stroke: linestyle, and markers where they differ.
         detail: what the names of patterns say besides, such as the recipe.
@@ -153,7 +154,7 @@ def line(
     at, means, low, high = [], [], [], []
     for sparsity, group in swept.groupby("sparsity"):
         values = group["value"].astype(float)
-        about = margin(values)
+        about = _margin(group)
         at.append(sparsity.fraction)
         if len(values) > 1:
             ax.plot(at[-1:] * len(values), values, linestyle="", alpha=0.45, **{**look, "markersize": 3})
@@ -161,20 +162,26 @@ def line(
         low.append(means[-1] - about)
         high.append(means[-1] + about)
     ax.plot(at, means, **look, **stroke)
-    if high != low:
+    if any(top > bottom for top, bottom in zip(high, low, strict=True)):  # NaN where there is one seed
         ax.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
     if at[-1] == 0 and spots:  # nothing but dense and patterns: the name belongs to them
         return [(x, y, f"{name}, {pattern}", colour) for x, y, pattern, colour in spots], []
     return [(at[-1], means[-1], name, look["color"])], spots
 
 
-def patterns(ax: Axes, rows: pd.DataFrame, value: str = "value", detail: str = "", **look: Any) -> list[Point]:
-    """Draw patterns as hollow points, with their 95 % t-intervals over rows; returns the points to be named."""
+def _margin(rows: pd.DataFrame) -> float:
+    """Half the width of the 95 % interval of the mean of rows; NaN if there is none."""
+    values = rows["value"].astype(float)
+    return sampled_margin(values, rows["stderr"]) if "stderr" in rows else margin(values)
+
+
+def patterns(ax: Axes, rows: pd.DataFrame, detail: str = "", **look: Any) -> list[Point]:
+    """Draw patterns as hollow points, with their 95 % intervals over rows; returns the points to be named."""
     spots = []
     for sparsity, group in rows[are_patterns(rows)].groupby("sparsity"):
-        values = group[value].astype(float)
-        at, mean = sparsity.fraction, float(values.mean())
-        if about := margin(values):
+        values = group["value"].astype(float)
+        at, mean, about = sparsity.fraction, float(values.mean()), _margin(group)
+        if about > 0:
             ax.errorbar(at, mean, about, capsize=2, elinewidth=1, color=look["color"])
         ax.plot(at, mean, linestyle="", **{**look, **HOLLOW})
         spots.append((at, mean, ", ".join(filter(None, [str(sparsity), detail])), look["color"]))

@@ -1,10 +1,13 @@
 """Zero-shot accuracy by sparsity: the mean over the tasks of lm-evaluation-harness."""
 
+import math
 from collections.abc import Iterable
+
+import pandas as pd
 
 from llm_sparsity.reporting.figures.by_sparsity import by_sparsity
 from llm_sparsity.reporting.figures.drawing import Drawn, Study
-from llm_sparsity.reporting.tables import CELL
+from llm_sparsity.reporting.tables import CELL, with_errors
 
 
 def draw(study: Study) -> Iterable[Drawn]:
@@ -12,8 +15,19 @@ def draw(study: Study) -> Iterable[Drawn]:
     found = dict(study.metric("acc"))
     if not found:
         return
-    rows = study.tables["metrics"]
-    means = rows[rows.metric == "acc"].groupby([*CELL, "calibration_seed"], sort=False).value.mean().reset_index()
-    means = means.assign(recipe="kept", mask="")
-    caption = f"Mean over {', '.join(found)}, by lm-evaluation-harness, without examples in the prompt and untrained."
+    rows = with_errors(study.tables["metrics"], "acc")
+    means = rows.groupby([*CELL, "calibration_seed"], sort=False).agg(
+        value=("value", "mean"), stderr=("stderr", _error)
+    )
+    means = means.reset_index().assign(recipe="kept", mask="")
+    caption = (
+        f"Mean over {', '.join(found)}, by lm-evaluation-harness, without examples in the prompt and untrained. Bands "
+        "are 95 % intervals, from the standard errors that the harness reports, and of several draws of calibration "
+        "text from their differences too."
+    )
     yield by_sparsity(study, "zero-shot", "Task quality", means, "Zero-shot accuracy", caption)
+
+
+def _error(errors: "pd.Series[float]") -> float:
+    """The standard error of a mean over tasks from those of the tasks; NaN if one is unknown."""
+    return math.sqrt(float((errors**2).sum(skipna=False))) / len(errors)
