@@ -27,6 +27,7 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.codec import decode, encode, is_blob, lossless_dtype
 from llm_sparsity.storage.files import MANIFEST, atomic, read_json, remove_partial, temporary_path
 from llm_sparsity.storage.header import DTYPES, Blob, Entry, damaged, read_entries, write_header
+from llm_sparsity.storage.paths import inside
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
