@@ -14,7 +14,9 @@ rule measure:
         "results/{model}/{variant}/cost.json",
     log:
         "logs/measure/{model}/{variant}.log",
-    threads: 1
+    # All cores: no other job of this workflow runs beside it, whose share of memory and caches would show in seconds. A
+    # batch system's driver has no number of cores: there a job has a GPU slot of its own.
+    threads: lambda wildcards: workflow.resource_settings.cores or 1
     resources:
         gpu=1,
         runtime=runtime("measure"),
@@ -26,4 +28,4 @@ rule measure:
     shell:
         'python "$LLM_SPARSITY/scripts/measure.py" --model "$(dirname {input.model:q})"'
         ' --dense "$(dirname {input.dense:q})" --output "$(dirname {output:q})"'
-        " --threads {threads} --gpus {resources.gpu} --settings {params.settings:q} > {log:q} 2>&1"
+        " --threads 1 --gpus {resources.gpu} --settings {params.settings:q} > {log:q} 2>&1"

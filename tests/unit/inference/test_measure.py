@@ -1,16 +1,22 @@
-"""The measured cost of tiny models: all figures are present and consistent; speed itself is not tested."""
+"""The measured cost of tiny models with RANDOM weights: figures are present and consistent; speed is not tested."""
 
-from collections.abc import Callable
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llm_sparsity.inference import sparse_layers, timing
-from llm_sparsity.inference.measure import measure
+from llm_sparsity.inference.measure import dtype_of, measure
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.storage.container import to_plain
+from llm_sparsity.models.loading import load_base
+from llm_sparsity.storage.container import load, save, to_plain
 from llm_sparsity.storage.files import read_json
 from tests.unit.inference.conftest import Variant
 
@@ -29,6 +35,7 @@ def test_a_sparse_variant(variant: Variant, dense: Dense, tmp_path: Path) -> Non
         assert row["error"] <= 1e-4 and row["sequence_length"] == 16
     assert rows["dense", 1]["sparse_layers"] == 0 and rows["sparse", 1]["sparse_layers"] == 12
     assert cost["load_seconds"] > 0 and cost["device"] == "cpu" and cost["notes"] == []
+    assert cost["dtype"] == "float32" and cost["versions"]["numba"] == version("numba")
 
 
 def test_bytes(variant: Variant, dense: Dense, tmp_path: Path) -> None:
@@ -39,7 +46,7 @@ def test_bytes(variant: Variant, dense: Dense, tmp_path: Path) -> None:
     assert cost["bytes"] == (sparse.path / "model.safetensors").stat().st_size
     header = 8 + int.from_bytes((tmp_path / "plain" / "model.safetensors").read_bytes()[:8], "little")
     assert cost["plain_bytes"] == (tmp_path / "plain" / "model.safetensors").stat().st_size - header
-    assert cost["bound_bytes"] < cost["bytes"] < cost["plain_bytes"]
+    assert cost["bound_bytes"] < cost["bytes"] == cost["container_bytes"] < cost["plain_bytes"]
 
 
 def test_a_structured_variant_is_dense_and_smaller(variant: Variant, dense: Dense, tmp_path: Path) -> None:
@@ -58,17 +65,29 @@ def test_why_an_execution_cannot_run_is_noted(variant: Variant, dense: Dense, tm
     ]
 
 
-def test_only_faster_layers_run_sparse_in_fastest(
+def test_fastest_is_chosen_for_each_batch(
     variant: Variant, dense: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(model: object, family: object, inputs: object) -> dict[str, float]:
-        names = sparse_layers.layers_with_zeros(model, family)  # type: ignore[arg-type]
-        return {name: 2.0 if number % 2 else 0.5 for number, name in enumerate(names)}
+    """With one sequence a layer gains, with two the others do, with three all gain, with four none."""
 
-    monkeypatch.setattr(timing, "layer_speedups", half)
-    measure(variant("0.9"), dense("bert"), tmp_path, **SETTINGS)
-    layers = {row["execution"]: row["sparse_layers"] for row in read_json(tmp_path / "cost.json")["speed"]}
-    assert layers == {"dense": 0, "sparse": 12, "fastest": 6}
+    def gains(model: Any, family: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        size, names = len(inputs["input_ids"]), sparse_layers.layers_with_zeros(model, family)
+        first = {1: 2.0, 2: 0.5, 3: 2.0, 4: 1.0}[size]
+        others = {1: 0.5, 2: 2.0, 3: 2.0, 4: 1.0}[size]
+        return {name: others if number else first for number, name in enumerate(names)}
+
+    monkeypatch.setattr(timing, "layer_speedups", gains)
+    sparse = variant("0.9")
+    measure(sparse, dense("bert"), tmp_path, batch_sizes=[1, 2, 3, 4], sequence_length=8, repeats=1)
+    rows = read_json(tmp_path / "cost.json")["speed"]
+    names = sparse_layers.layers_with_zeros(load_base(sparse), sparse.family)
+    assert {(row["batch_size"], row["execution"]): row["layers"] for row in rows} == {
+        **{(size, "dense"): [] for size in (1, 2, 3, 4)},
+        **{(size, "sparse"): names for size in (1, 2, 3, 4)},
+        (1, "fastest"): names[:1],
+        (2, "fastest"): names[1:],
+    }
+    assert all(row["sparse_layers"] == len(row["layers"]) for row in rows)
 
 
 def test_a_wrong_execution_is_not_timed(
@@ -86,3 +105,69 @@ def test_a_wrong_execution_is_not_timed(
 def test_a_sequence_longer_than_the_model_allows(dense: Dense, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"measure.sequence_length: found 600, but .* allows 64 tokens at most"):
         measure(dense("bert"), dense("bert"), tmp_path, **SETTINGS | {"sequence_length": 600})
+
+
+def changed(folder: ModelFolder, output: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> ModelFolder:
+    """A copy of a model with changed tensors."""
+    shutil.copytree(folder.path, output)
+    save(output, {name: change(name, tensor) for name, tensor in load(folder.path).items()}, sparse=False)
+    return ModelFolder(output)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "bart"])
+def test_a_model_that_is_all_zero(kind: str, dense: Dense, tmp_path: Path) -> None:
+    zero = changed(dense(kind), tmp_path / "zero", lambda _, tensor: torch.zeros_like(tensor))
+    measure(zero, dense(kind), tmp_path, batch_sizes=[1], sequence_length=8, repeats=1)
+    cost = read_json(tmp_path / "cost.json")
+    rows = {row["execution"]: row for row in cost["speed"]}
+    assert rows["sparse"]["sparse_layers"] > 0
+    assert rows["dense"]["error"] == rows["sparse"]["error"] == cost["bound_bytes"] == 0
+    assert all(math.isfinite(row["speedup"]) and row["seconds"] > 0 for row in cost["speed"])
+
+
+def test_a_model_without_zeros_has_the_dense_execution_alone(dense: Dense, tmp_path: Path) -> None:
+    full = changed(dense("bert"), tmp_path / "full", lambda _, tensor: torch.where(tensor == 0, 0.5, tensor))
+    measure(full, dense("bert"), tmp_path, batch_sizes=[2], sequence_length=8, repeats=1)
+    assert [row["execution"] for row in read_json(tmp_path / "cost.json")["speed"]] == ["dense"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bias_that_is_not_finite_is_refused_by_name(value: float, dense: Dense, tmp_path: Path) -> None:
+    name = "encoder.layer.1.output.dense.bias"
+    broken = changed(dense("bert"), tmp_path / "m", lambda known, t: t.fill_(value) if known.endswith(name) else t)
+    with pytest.raises(UserError, match=f"{name} has NaN or infinite weights"):
+        measure(broken, dense("bert"), tmp_path, **SETTINGS)
+    with pytest.raises(UserError, match=r"outputs of layer encoder\.layer\.1\.output\.dense are NaN or infinite"):
+        measure(dense("bert"), broken, tmp_path, **SETTINGS)
+    assert not (tmp_path / "cost.json").exists()
+
+
+def test_infinite_activations_are_refused_by_layer(dense: Dense, tmp_path: Path) -> None:
+    name = "encoder.layer.0.intermediate.dense"
+    large = changed(dense("bert"), tmp_path / "m", lambda known, t: t.fill_(3e38) if f"{name}.weight" in known else t)
+    with pytest.raises(UserError, match=f"outputs of layer {name} are NaN or infinite in float32"):
+        measure(large, dense("bert"), tmp_path, **SETTINGS)
+
+
+def test_a_model_of_few_tokens(dense: Dense, tmp_path: Path) -> None:
+    def few(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[:5].clone() if name.endswith("word_embeddings.weight") else tensor
+
+    small = changed(dense("bert"), tmp_path / "m", few)
+    config = small.config | {"vocab_size": 5}
+    (small.path / "config.json").write_text(json.dumps(config))
+    measure(ModelFolder(small.path), ModelFolder(small.path), tmp_path, **SETTINGS)
+    assert (tmp_path / "cost.json").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_dtype_of_measuring(dtype: torch.dtype, dense: Dense, tmp_path: Path) -> None:
+    """Most of the weights decide; the norms of half-precision models are often float32."""
+
+    def cast(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if "LayerNorm" in name else tensor.to(dtype)
+
+    folder = changed(dense("bert"), tmp_path / "m", cast)
+    assert dtype_of(folder, torch.device("cpu")) == torch.float32
+    half = torch.float16 if dtype == torch.float32 else dtype
+    assert dtype_of(folder, torch.device("cuda")) == half

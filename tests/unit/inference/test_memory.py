@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.sparse import SparseSemiStructuredTensorCUTLASS
 
 from llm_sparsity.inference.memory import CLEAR_REFS, inference_bytes
 
@@ -19,3 +20,19 @@ def test_memory_is_that_of_weights_and_activations() -> None:
     memory = inference_bytes(Wide(), {"x": torch.ones(1)}, torch.device("cpu"))
     assert memory is not None
     assert 150 << 20 < memory < 240 << 20
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor")
+def test_2of4_matrices_take_their_values_and_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says that such a matrix lies at address 0 and is as large as the dense one."""
+
+    def matrix() -> torch.nn.Parameter:
+        parts = {"packed": torch.zeros(32, 32), "meta": torch.zeros(32, 4, dtype=torch.int16)}
+        others = dict.fromkeys(("packed_t", "meta_t", "compressed_swizzled_bitmask"))
+        whole = SparseSemiStructuredTensorCUTLASS(torch.Size([32, 64]), **parts, **others)
+        return torch.nn.Parameter(whole, requires_grad=False)
+
+    model = torch.nn.Module()
+    model.first, model.second, model.bias = matrix(), matrix(), torch.nn.Parameter(torch.zeros(32))
+    monkeypatch.setattr("llm_sparsity.inference.memory._process_peak", lambda *_: 5)
+    assert inference_bytes(model, {}, torch.device("cpu")) == 2 * (4 * 32 * 32 + 2 * 32 * 4) + 4 * 32 + 5

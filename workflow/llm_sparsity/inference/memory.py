@@ -1,13 +1,14 @@
 """How much memory inference takes, and how glibc is to treat it."""
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 resets the peak of this process's memory (Linux)
 STATUS = Path("/proc/self/status")
@@ -31,11 +32,21 @@ def inference_bytes(model: Module, inputs: Mapping[str, Tensor], device: torch.d
     Returns:
         Bytes; None where the system does not report peaks (Linux and CUDA do).
     """
-    weights = {tensor.data_ptr(): tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]}
+    tensors = [part for tensor in [*model.parameters(), *model.buffers()] for part in _parts(tensor)]
+    weights = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
     peak = _cuda_peak if device.type == "cuda" else _process_peak
     with torch.inference_mode():
         activations = peak(model, inputs, device)
     return None if activations is None else sum(weights.values()) + activations
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that hold a tensor's data: of a 2:4 matrix, its values and their positions."""
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _parts(getattr(tensor, name))
+    else:
+        yield tensor
 
 
 def _cuda_peak(model: Module, inputs: Mapping[str, Tensor], device: torch.device) -> int:

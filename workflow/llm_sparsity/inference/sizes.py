@@ -1,28 +1,65 @@
-"""How many bytes a model's weights take: plain, and at the bound of an ideal coder."""
+"""How many bytes a model's weights take: plain, in the sparse container, and at the bound of an ideal coder."""
+
+import io
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.codec import lossless_dtype
+from llm_sparsity.storage.container import Writer
+from llm_sparsity.storage.header import write_header
 
 
-def plain_and_bound_bytes(model: ModelFolder) -> tuple[int, int]:
-    """Bytes of the weights as plain safetensors, and a lower bound for coders that treat weights as independent.
+def weight_sizes(model: ModelFolder) -> dict[str, int]:
+    """The bytes of a model's weights in three forms. One tensor is in memory at a time, and nothing is written.
 
-    The bound adds the entropy of the positions of zeros, given the density of each tensor, and the entropy of each byte
-    of the remaining values, given that byte's distribution in the tensor (Shannon 1948).
+    Returns:
+        plain_bytes: plain safetensors, without its header.
+        container_bytes: the file of the sparse container, with its header. A pruned model's file is one, so it has this
+            size; a dense model's is plain.
+        bound_bytes: a lower bound for coders that treat weights as independent. It adds the entropy of the positions of
+            zeros, given the density of each tensor, and the entropy of each byte of the remaining values, given that
+            byte's distribution in the tensor (Shannon 1948).
+
+    Raises:
+        UserError: a weight is NaN or infinite; the message names the tensor.
     """
-    plain, bits = 0, 0.0
+    plain, bits, container = 0, 0.0, ContainerSize()
     with model.open() as reader:
         for name in reader.names:
-            flat = reader.tensor(name).reshape(-1)
-            plain += flat.nbytes
-            flat = flat.to(lossless_dtype(flat))
-            values = flat[flat != 0].contiguous().view(torch.uint8).view(-1, flat.element_size())
-            bits += flat.numel() * _entropy(torch.tensor([len(values), flat.numel() - len(values)]))
-            bits += sum(len(values) * _entropy(torch.bincount(plane, minlength=256)) for plane in values.t())
-    return plain, round(bits / 8)
+            tensor = reader.tensor(name)
+            if not tensor.isfinite().all():
+                raise UserError(f"{model}: tensor {name} has NaN or infinite weights; use a sound checkpoint")
+            plain += tensor.nbytes
+            container.add(name, tensor)
+            bits += _bound_bits(tensor.reshape(-1))
+    return {"plain_bytes": plain, "container_bytes": container.total, "bound_bytes": round(bits / 8)}
+
+
+class ContainerSize(Writer):
+    """A writer of the sparse container that counts bytes and keeps none."""
+
+    def __init__(self) -> None:
+        super().__init__(Path())
+        self._data = io.BytesIO()  # type: ignore[assignment]  # stays empty
+
+    @property
+    def total(self) -> int:
+        """The size of the file, in bytes."""
+        return len(write_header(self._header, self._entries)) + self._end
+
+    def _write(self, part: bytes | memoryview) -> None:
+        self._end += len(part)
+
+
+def _bound_bits(flat: Tensor) -> float:
+    flat = flat.to(lossless_dtype(flat))
+    values = flat[flat != 0].contiguous().view(torch.uint8).view(-1, flat.element_size())
+    bits = flat.numel() * _entropy(torch.tensor([len(values), flat.numel() - len(values)]))
+    return bits + sum(len(values) * _entropy(torch.bincount(plane, minlength=256)) for plane in values.t())
 
 
 def _entropy(counts: Tensor) -> float:

@@ -4,26 +4,62 @@ import copy
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Linear, Module, Parameter
+from transformers.pytorch_utils import Conv1D
 
 from llm_sparsity.inference.sparse_layers import layers_with_zeros
 from llm_sparsity.models.families import Family
 
 
-def with_sparse_tensor_cores(model: Module, family: Family) -> Module:
-    """A float16 copy of a model on a GPU, whose 2:4 matrices run on sparse tensor cores through torch.
+def with_sparse_tensor_cores(model: Module, family: Family) -> tuple[Module, list[str], dict[str, str]]:
+    """A copy of a half-precision model on a GPU, whose 2:4 matrices run on sparse tensor cores through torch.
+
+    It shares all other weights with the model.
+
+    Returns:
+        The copy, the names of its layers that run sparse, and for each other layer with zeros the reason why it does
+        not: it has more than two weights in four, or torch's kernels do not support its shape.
+    """
+    model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    sparse, refused = [], {}
+    for name in layers_with_zeros(model, family):
+        try:
+            model.set_submodule(name, _sparse_linear(model.get_submodule(name)))
+            sparse.append(name)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError) as error:  # torch refuses shapes by RuntimeErrors
+            refused[name] = " ".join(str(error).split())
+    return model, sparse, refused
+
+
+def _sparse_linear(dense: Any) -> Linear:
+    """A Linear with the weights of a Linear, or of GPT-2's Conv1D, as a 2:4 matrix.
 
     Raises:
-        RuntimeError: from torch, if the kernels do not support the shape of a matrix.
+        ValueError: it is no 2:4 matrix.
+        RuntimeError: from torch, if the kernels do not support its shape.
     """
     from torch.sparse import to_sparse_semi_structured
 
-    model = copy.deepcopy(model).half()
-    for name in layers_with_zeros(model, family):
-        layer: Any = model.get_submodule(name)
-        if isinstance(layer, Linear) and bool((layer.weight.view(-1, 4).count_nonzero(dim=1) <= 2).all()):
-            layer.weight = Parameter(to_sparse_semi_structured(layer.weight), requires_grad=False)
-    return model
+    weight = dense.weight.detach()
+    if isinstance(dense, Conv1D):
+        weight = weight.t().contiguous()
+    if not is_two_of_four(weight):
+        raise ValueError("more than two weights in four consecutive inputs")
+    outputs, inputs = weight.shape
+    layer = Linear(inputs, outputs, bias=False, device="meta")
+    layer.weight = Parameter(to_sparse_semi_structured(weight), requires_grad=False)
+    layer.bias = dense.bias
+    return layer.eval()
+
+
+def is_two_of_four(weight: Tensor) -> bool:
+    """Whether each four consecutive inputs of each output have at most two weights: (outputs, inputs)."""
+    if weight.shape[1] % 4:
+        return False
+    return bool((weight.unflatten(1, (-1, 4)).count_nonzero(dim=2) <= 2).all())
 
 
 def unsupported_reason(device: torch.device) -> str | None:

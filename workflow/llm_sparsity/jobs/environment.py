@@ -21,7 +21,8 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     )  # Linux counts KiB
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
-    libraries = {name: version(name) for name in ("torch", "transformers", "accelerate")}
+    names = ["torch", "transformers", "accelerate", *({"numba"} & sys.modules.keys())]  # numba compiles sparse layers
+    libraries = {name: version(name) for name in names}
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processes": processes,
