@@ -164,6 +164,7 @@ def settings(**values):
     A long string would be no argument of a command: it lies in a file named by its hash.
     """
     text = json.dumps(values, sort_keys=True)
+    text = re.sub(r"\{(?=\s*\w)", r"\\u007b", text)  # "{name}" in a value is no wildcard; JSON reads the same text
     if len(quoted(text)) <= LONGEST:
         return text
     path = Path(".snakemake/settings") / f"{hashlib.sha256(text.encode()).hexdigest()}.json"

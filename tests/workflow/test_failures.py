@@ -1,0 +1,170 @@
+"""After a failure or a kill: the reason is on the terminal, the same command goes on. Names of any kind do no harm."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .conftest import COPIED, Project
+
+pytestmark = pytest.mark.workflow
+
+ODD = 'it\'s {odd} $HOME `x` "y" ü;&'
+DOWNLOAD = "resources/models/m/manifest.json"
+WAIT = "    import time; time.sleep(60)\n"
+
+
+@pytest.fixture
+def small(root: Path, hub: Path, tiny_model: Callable[[str], Path], tmp_path: Path) -> Project:
+    """A study of one tiny model with RANDOM weights, which lies in a folder of this machine; nothing has run yet."""
+    folder = tmp_path / ODD
+    folder.mkdir()
+    for name in COPIED:
+        if (root / name).is_dir():
+            shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(root / name, folder / name)
+    shutil.copytree(tiny_model("roberta"), folder / "mine" / ODD)
+    project = Project(folder, hub)
+    study = {
+        "name": "small",
+        "study": [{"models": ["m"], "sparsities": [0.5], "measure": False}],
+        "models": {"m": {"architecture": "encoder", "source": {"folder": f"mine/{ODD}"}}},
+        "tasks": {},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(study, allow_unicode=True))
+    return project
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stdout + done.stderr
+
+
+def test_a_whole_study_with_odd_names(small: Project, tmp_path: Path) -> None:
+    (tmp_path / f"{ODD} temporary").mkdir()
+    (small.folder / f"-{ODD}").mkdir()
+    for file, target in (
+        ("report/claims.yaml", "-claims.yaml"),
+        ("report/numbers.csv", "-{numbers.csv"),
+        ("published.csv", "-p.csv"),
+    ):
+        shutil.copy(small.folder / "studies" / file, small.folder / f"-{ODD}" / target)
+    small.edit(f"-{ODD}/-claims.yaml", lambda text: text.replace("numbers: numbers.csv", "numbers: '-{numbers.csv'"))
+    small.configure(lambda values: values.update(claims=f"-{ODD}/-claims.yaml", published=f"-{ODD}/-p.csv"))
+    done = small.snakemake("--cores", "2", TMPDIR=str(tmp_path / f"{ODD} temporary"))
+    assert done.returncode == 0, said(done)[-5000:]
+    assert small.pending() == []
+    assert "Removing 10 % costs nothing" in (small.folder / "reports/small/tables/claims.csv").read_text()
+    numbers = small.folder / f"-{ODD}/-{{numbers.csv"
+    numbers.write_text(numbers.read_text() + "\n")
+    assert small.pending() == ["collect", "plot"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--cores", "1"), ("--cores", "1", "--quiet", "rules"), ("--profile", "profiles/node")]
+)
+@pytest.mark.parametrize("fault", ["message", "traceback", "killed"])
+def test_the_reason_of_a_failed_job_is_the_last_line(fault: str, arguments: tuple[str, ...], small: Project) -> None:
+    code, reason = {
+        "message": (
+            "    from llm_sparsity.jobs.errors import UserError; raise UserError('m: {no} 100%')\n",
+            "m: {no} 100%",
+        ),
+        "traceback": ("    1 / 0\n", "ZeroDivisionError: division by zero"),
+        "killed": ("    import os; os.kill(os.getpid(), 9)\n", "it ended without a message"),
+    }[fault]
+    small.edit(
+        "scripts/download.py", lambda source: source.replace("def main() -> None:\n", f"def main() -> None:\n{code}")
+    )
+    done = small.snakemake("--configfile", "config.yaml", *arguments)
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: download_model m: {reason}")
+    assert last.endswith("; see logs/download/models/m.log")
+
+
+def test_after_a_kill_the_same_command_goes_on(small: Project) -> None:
+    small.edit(
+        "scripts/download.py", lambda source: source.replace("def main() -> None:\n", f"def main() -> None:\n{WAIT}")
+    )
+    command = ("--configfile", "config.yaml", "--cores", "1", DOWNLOAD)
+    with subprocess.Popen(
+        [sys.executable, "-m", "snakemake", *command], cwd=small.folder, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    ) as driver:  # fmt: skip
+        try:
+            until(lambda: list((small.folder / ".snakemake/locks").glob("owner-*")))
+            until((small.folder / "logs/download/models/m.log").exists)
+            refused = small.snakemake(*command, LLM_SPARSITY_RUN="1")  # as ./run starts it
+            assert refused.returncode != 0
+            assert re.findall("^error: .*|^.*LockException.*", said(refused), re.MULTILINE) == [
+                f"error: process {driver.pid} on {os.uname().nodename} computes in this folder; "
+                "wait for it or stop it (if it ended unseen: ./run --unlock)"
+            ]
+            assert small.snakemake("-n", *command, LLM_SPARSITY_RUN="1").returncode == 0
+            assert "LockException" in said(small.snakemake(*command))
+        finally:
+            os.killpg(driver.pid, signal.SIGKILL)
+    small.edit("scripts/download.py", lambda source: source.replace(WAIT, ""))
+    (small.folder / "resources/models/m").mkdir(parents=True, exist_ok=True)
+    (small.folder / "resources/models/m/model.safetensors").write_bytes(b"half")  # of the killed job
+    done = small.snakemake(*command)
+    assert done.returncode == 0, said(done)[-4000:]
+    assert f"unlocked: process {driver.pid} of an earlier run" in done.stderr
+    assert json.loads((small.folder / DOWNLOAD).read_text())["kind"] == "model"
+
+
+def until(condition: Callable[[], object]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def test_a_folder_of_a_model_counts_by_what_is_read_of_it(small: Project) -> None:
+    assert small.snakemake("--configfile", "config.yaml", "--cores", "2").returncode == 0
+    source = small.folder / "mine" / ODD
+    assert small.pending() == []
+    (source / "notes.txt").write_text("not read")
+    for path in source.iterdir():
+        os.utime(path)
+    assert small.pending() == []
+    config = source / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_name": "edited"}))
+    os.utime(config, (0, 0))  # a file that was moved here keeps its old time
+    assert small.pending() == [
+        "collect", "download_model model=m", "plot", "prune model=m pruned=magnitude-all-0.5",
+        "weights model=m variant=dense",
+    ]  # fmt: skip
+
+
+def test_a_folder_that_is_gone_ends_before_any_job(small: Project) -> None:
+    (small.folder / "mine").rename(small.folder / "yours")
+    done = small.snakemake("--configfile", "config.yaml", "--cores", "1")
+    assert done.returncode != 0
+    assert f"error: models.m.source.folder: found {f'mine/{ODD}'!r}, which is no folder" in said(done)
+    assert not (small.folder / "logs").exists()
+
+
+def test_settings_of_any_length(small: Project) -> None:
+    labels = [f"it's label {number}" for number in range(3000)]
+    (small.folder / "mine/rows.csv").write_text("text,label\n" + "".join(f"text,{label}\n" for label in labels))
+    task = {
+        "kind": "classification", "source": {"folder": "mine"}, "text": "text", "label": "label", "labels": labels,
+        "files": {"train": "rows.csv", "validation": "rows.csv"},
+    }  # fmt: skip
+    small.configure(lambda values: values.update(tasks={"t": task}))
+    command = ("--configfile", "config.yaml", "--cores", "1", "resources/tasks/t/manifest.json")
+    done = small.snakemake(*command)
+    assert done.returncode == 0, said(done)[-4000:]
+    assert "Nothing to be done" in said(small.snakemake(*command))
