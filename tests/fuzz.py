@@ -218,7 +218,7 @@ def _written(fields: dict[str, Any], data: bytes) -> bytes:
 def _edit(value: Any, generator: random.Random) -> None:
     """Replace, remove or rename one value at a random depth of nested dicts and lists."""
     while True:
-        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
         if not keys:
             return
         key = generator.choice(keys)

@@ -1,10 +1,26 @@
+import errno
 import json
+import os
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.storage.files import atomic, read_manifest, sha256, write_csv, write_json, write_manifest, write_text
+from llm_sparsity.jobs.errors import UserError, storage_message
+from llm_sparsity.storage import files
+from llm_sparsity.storage.files import (
+    atomic,
+    read_json,
+    read_manifest,
+    remove_partial,
+    sha256,
+    temporary_path,
+    write_csv,
+    write_json,
+    write_manifest,
+    write_text,
+)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
@@ -43,3 +59,78 @@ def test_a_manifest_holds_the_hash_of_every_file(tmp_path: Path) -> None:
 def test_a_folder_without_manifest_is_not_complete(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no manifest\.json"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "[" * 100_000])
+def test_a_damaged_manifest_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json: damaged, no JSON object"):
+        read_manifest(tmp_path)
+
+
+def test_deep_json_is_a_value_error(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep\.json|nested"):
+        read_json(tmp_path / "deep.json")
+
+
+def left_by(folder: Path, pid: int, host: str, age: float = 0) -> Path:
+    """A temporary file that a process has left."""
+    path = folder / f".model.safetensors.{pid}@{host}.tmp"
+    path.write_text("half")
+    os.utime(path, (path.stat().st_atime - age, path.stat().st_mtime - age))
+    return path
+
+
+def test_temporary_files_of_ended_writers_are_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    here = socket.gethostname()
+    day = files.ABANDONED
+    gone = [left_by(tmp_path, ended.pid, here), left_by(tmp_path, 7, "other.host", age=day + 60)]
+    gone.append(left_by(tmp_path, 10**30, here))
+    kept = [left_by(tmp_path, os.getpid(), here, age=2 * day), left_by(tmp_path, ended.pid, "other.host")]
+    kept.append(tmp_path / ".hidden")
+    kept[-1].write_text("of the user")
+    (tmp_path / ".folder.tmp").mkdir()
+    remove_partial(tmp_path)
+    assert not any(path.exists() for path in gone)
+    assert all(path.exists() for path in kept)
+    remove_partial(tmp_path, alone=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".folder.tmp", ".hidden"]
+    remove_partial(tmp_path / "absent")
+
+
+def test_a_temporary_name_tells_process_and_host(tmp_path: Path) -> None:
+    with atomic(tmp_path / "a.b") as temporary:
+        assert temporary == temporary_path(tmp_path / "a.b")
+        assert temporary.name == f".a.b.{os.getpid()}@{socket.gethostname()}.tmp"
+        temporary.write_text("")
+        remove_partial(tmp_path)
+        assert temporary.exists()
+
+
+def test_a_manifest_removes_what_killed_writers_left(tmp_path: Path) -> None:
+    left = left_by(tmp_path, 10**30, socket.gethostname())
+    write_manifest(tmp_path)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named(number: int, tmp_path: Path) -> None:
+    """A write names no file in its error; the message still names the file system."""
+    with pytest.raises(OSError) as full, atomic(tmp_path / "result.json"):
+        raise OSError(number, "full")
+    message = storage_message(full.value)
+    mount = next(folder for folder in tmp_path.resolve().parents if folder.is_mount())
+    assert message
+    assert message.startswith(f"{tmp_path / 'result.json'}: ")
+    assert f"(file system {mount}: " in message
+    assert "bytes" in message
+    assert "\n" not in message
+
+
+def test_a_full_disk_of_no_name() -> None:
+    assert storage_message(OSError(errno.ENOSPC, "full")) == (
+        "disk: no space is left on the disk; free some space and run the same command again"
+    )

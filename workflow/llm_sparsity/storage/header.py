@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -108,7 +108,7 @@ def read_entries(path: Path, metadata: Mapping[str, str], stored: Stored) -> dic
     if names := entries.keys() ^ stored.keys():
         raise damaged(path, "it has no data or no checksum", min(names))
     for name, entry in entries.items():
-        if entry.blob and (reason := _impossible(entry.blob, *stored[name])):
+        if reason := _impossible(entry.blob, *stored[name]):
             raise damaged(path, reason, name)
     return entries
 
@@ -117,13 +117,14 @@ def _checksum(header: bytes) -> bytes:
     return hashlib.sha256(memoryview(header)[len(_BEGIN) + 64 :]).hexdigest().encode()
 
 
-def _impossible(blob: Blob, shape: Iterable[int], dtype: str) -> str | None:
-    """Why bytes of this shape and dtype cannot encode the tensor."""
-    lengths = tuple(shape)
-    if dtype != "U8" or len(lengths) != 1:
+def _impossible(blob: Blob | None, shape: tuple[int, ...], dtype: str) -> str | None:
+    """Why the header's tensor of this shape and dtype is none, or cannot encode another."""
+    if blob is None:
+        return None if dtype in DTYPES else f"its dtype is {dtype}"
+    if dtype != "U8" or len(shape) != 1:
         return "a blob that is no row of bytes"
     if blob.stored != blob.dtype and (blob.dtype, blob.stored) not in _NARROWER:
         return f"{blob.dtype} stored as {blob.stored}"
-    if math.prod(blob.shape) > most_values(lengths[0], DTYPES[blob.stored]):
-        return f"{lengths[0]} bytes cannot hold its shape"
+    if math.prod(blob.shape) > most_values(shape[0], DTYPES[blob.stored]):
+        return f"{shape[0]} bytes cannot hold its shape"
     return None
