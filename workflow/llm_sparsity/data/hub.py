@@ -1,5 +1,6 @@
 """Hub folders: pinned snapshots of models and data sets, through huggingface_hub and its cache."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from llm_sparsity.data.model_files import TOKENIZER_FILES, matching
 from llm_sparsity.jobs.errors import UserError, storage_message
 from llm_sparsity.storage.files import read_json, sha256
+from llm_sparsity.storage.paths import inside
 
 CONVERTER = "SFconvertbot"  # the hub's account that proposes safetensors for repositories that have only pickles
+LICENCE = 200  # characters of a stated licence
 Source = Mapping[str, Any]
 
 
@@ -50,11 +53,24 @@ def snapshot(source: Source, kind: str, patterns: Sequence[str]) -> Path:
         if cached is None:
             raise UserError(_unreachable(source, error)) from None
         folder = cached
-    for path in folder.glob("*.safetensors"):
-        blob = path.resolve().name  # the cache names large files by their sha256; the library compares none of them
-        if re.fullmatch("[0-9a-f]{64}", blob) and sha256(path) != blob:
-            raise UserError(f"{path.resolve()}: damaged in the hub's cache; delete this file and run again")
+    for path in matching(folder, patterns):
+        blob = inside(folder, str(path.relative_to(folder)), "the hub's cache").resolve()
+        if not _is_whole(blob):
+            raise UserError(f"{blob}: damaged in the hub's cache; delete this file and run again")
     return folder
+
+
+def _is_whole(blob: Path) -> bool:
+    """Whether a file of the cache has the hash that is its name; the library compares none of them.
+
+    Large files are named by their sha256, others by git's hash of them.
+    """
+    if re.fullmatch("[0-9a-f]{64}", blob.name):
+        return sha256(blob) == blob.name
+    if re.fullmatch("[0-9a-f]{40}", blob.name):
+        data = blob.read_bytes()
+        return hashlib.sha1(b"blob %d\0%s" % (len(data), data), usedforsecurity=False).hexdigest() == blob.name
+    return True
 
 
 def missing_offline(source: Source, kind: str, files: Sequence[str] = ()) -> str | None:
@@ -68,9 +84,11 @@ def missing_offline(source: Source, kind: str, files: Sequence[str] = ()) -> str
     Returns:
         The error message, in one line; None if the source is available.
     """
-    if "hub" not in source or _cached(source, kind, files):
+    if "hub" not in source:
         return None
     try:
+        if _cached(source, kind, files):
+            return None
         HfApi().repo_info(source["hub"], repo_type=_repo_type(kind), revision=source["revision"], timeout=10)
         _commit(source)
     except UserError as error:
@@ -83,11 +101,14 @@ def missing_offline(source: Source, kind: str, files: Sequence[str] = ()) -> str
 def card_licence(path: Path) -> str | None:
     """The licence in the model or data card (README.md) of a folder, or of the folder that holds a file."""
     card = (path if path.is_dir() else path.parent) / "README.md"
+    if not card.is_file():
+        return None
     try:
-        licence = (metadata_load(card) or {}).get("license") if card.exists() else None
+        licence = (metadata_load(inside(card.parent, card.name, "README.md")) or {}).get("license")
     except Exception:  # cards are written by hand; an unreadable one states no licence
         return None
-    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+    named = [name for name in (licence if isinstance(licence, list) else [licence]) if isinstance(name, str)]
+    return " ".join(", ".join(named).split())[:LICENCE] or None
 
 
 def _repo_type(kind: str) -> str:
@@ -112,9 +133,9 @@ def _cached(source: Source, kind: str, files: Sequence[str]) -> Path | None:
         if kind == "model":
             shards = [read_json(index)["weight_map"].values() for index in folder.glob("*.safetensors.index.json")]
             files = ["config.json", *(name for names in shards for name in names)]
-    except (LocalEntryNotFoundError, ValueError, KeyError):
+        complete = all(inside(folder, file, "weight_map" if kind == "model" else "files").exists() for file in files)
+    except (LocalEntryNotFoundError, ValueError, KeyError, TypeError, AttributeError):  # an index is anyone's JSON
         return None
-    complete = all((folder / file).exists() for file in files)
     if kind == "model":
         complete &= all(matching(folder, patterns) for patterns in (("*.safetensors",), TOKENIZER_FILES))
     return folder if complete else None

