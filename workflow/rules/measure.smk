@@ -14,9 +14,9 @@ rule measure:
         "results/{model}/{variant}/cost.json",
     log:
         "logs/measure/{model}/{variant}.log",
-    # All cores: no other job of this workflow runs beside it, whose share of memory and caches would show in seconds. A
-    # batch system's driver has no number of cores: there a job has a GPU slot of its own.
-    threads: lambda wildcards: workflow.resource_settings.cores or 1
+    # On this machine all cores: a job of this workflow beside it would show in its seconds. Elsewhere a job has a slot,
+    # with a GPU of its own.
+    threads: lambda wildcards: (workflow.local_exec and workflow.resource_settings.cores) or 1
     resources:
         gpu=1,
         runtime=runtime("measure"),

@@ -69,8 +69,9 @@ def test_nothing_runs_beside_it(options: tuple[str, ...], tmp_path: Path) -> Non
         assert end <= begin or stop <= start or "cost.json" not in (one.name, other.name), (one, other)
 
 
-def test_a_dry_run_needs_no_number_of_cores(tmp_path: Path) -> None:
-    assert "measure" in snakemake(tmp_path, "-n")
+@pytest.mark.parametrize("option", ["-n", "--summary", "--rulegraph"])
+def test_to_look_needs_no_number_of_cores(option: str, tmp_path: Path) -> None:
+    snakemake(tmp_path, option)
 
 
 def outputs(folder: Path) -> list[Path]:

@@ -1,9 +1,15 @@
 """Sparse layers compute what dense layers compute."""
 
+import math
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import Linear
 from transformers.pytorch_utils import Conv1D
 
@@ -20,26 +26,61 @@ def layer(inputs: int, outputs: int, density: float, bias: bool = True) -> Linea
     return made
 
 
-@settings(max_examples=60, deadline=None)
+SHAPES = [(), (0,), (1,), (7,), (0, 5), (3, 0), (3, 5), (1, 63), (2, 64), (3, 100), (1, 200), (1, 257), (2, 2, 3)]
+LAYOUTS: dict[str, Callable[[tuple[int, ...], int], Tensor]] = {
+    "contiguous": lambda shape, inputs: torch.randn(*shape, inputs),
+    "transposed": lambda shape, inputs: torch.randn(inputs, *shape).movedim(0, -1),
+    "every second": lambda shape, inputs: torch.randn(*shape, 2 * inputs)[..., ::2],
+    "part": lambda shape, inputs: torch.randn(*shape, inputs + 3)[..., 3:],
+    "repeated": lambda shape, inputs: torch.randn(inputs).expand(*shape, inputs),
+}
+KEPT: dict[str, Callable[[int, int], Tensor]] = {
+    "none": torch.zeros,
+    "one": lambda rows, columns: (torch.arange(rows * columns) == rows * columns // 2).view(rows, columns),
+    "few": lambda rows, columns: torch.rand(rows, columns) < 0.05,
+    "half": lambda rows, columns: torch.rand(rows, columns) < 0.5,
+    "some rows": lambda rows, columns: (torch.rand(rows, 1) < 0.4).expand(rows, columns),
+    "some columns": lambda rows, columns: (torch.rand(columns) < 0.4).expand(rows, columns),
+    "fours of rows": lambda rows, columns: (torch.rand(rows // 4 + 1, columns) < 0.4).repeat_interleave(4, 0)[:rows],
+    "all": torch.ones,
+}
+
+
+@settings(max_examples=150, deadline=None)
 @given(
-    inputs=st.integers(1, 70),
-    outputs=st.integers(1, 40),
-    density=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
-    shape=st.sampled_from([(1,), (7,), (3, 5), (2, 64), (3, 100), (1, 200), (2, 2, 3)]),
+    inputs=st.integers(1, 70) | st.sampled_from([16, 48, 128]),
+    outputs=st.integers(1, 40) | st.sampled_from([16, 48, 128]),
+    kept=st.sampled_from(sorted(KEPT)),
+    scale=st.sampled_from([1e-20, 1.0, 1e15]),
+    shape=st.sampled_from(SHAPES),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    conv=st.booleans(),
     bias=st.booleans(),
     keep_layout=st.booleans(),
+    threads=st.sampled_from([1, 2]),
 )
-def test_a_sparse_layer_computes_what_the_dense_one_does(
-    inputs: int, outputs: int, density: float, shape: tuple[int, ...], bias: bool, keep_layout: bool
-) -> None:
-    dense = layer(inputs, outputs, density, bias)
-    x = torch.randn(*shape, inputs)
-    with torch.inference_mode():
+def test_a_sparse_layer_computes_what_float64_does(
+    inputs: int, outputs: int, kept: str, scale: float, shape: tuple[int, ...], layout: str, conv: bool, bias: bool,
+    keep_layout: bool, threads: int,
+) -> None:  # fmt: skip
+    """Within the rounding error of float32 sums, (inputs + 1) times half a bit of the sum of absolute values."""
+    torch.manual_seed(inputs * outputs)
+    weight = torch.randn(outputs, inputs) * scale * KEPT[kept](outputs, inputs)
+    dense: Any = Conv1D(outputs, inputs) if conv else Linear(inputs, outputs, bias)
+    dense.weight.data = weight.t() if conv else weight
+    offset = torch.zeros(outputs) if dense.bias is None else dense.bias.detach()
+    x = LAYOUTS[layout](shape, inputs)
+    with patch("torch.get_num_threads", return_value=threads), patch("torch.empty", poisoned), torch.inference_mode():
         found = SparseLinear(dense, keep_layout)(x)
-        assert found.shape == (*shape, outputs)
-        torch.testing.assert_close(found, dense(x), rtol=1e-4, atol=1e-5)
-        if not keep_layout:
-            assert found.is_contiguous()
+    assert found.shape == (*shape, outputs) and (keep_layout or found.is_contiguous())
+    expected = x.double() @ weight.double().t() + offset.double()
+    bound = (inputs + 1) * 2**-24 * (x.double().abs() @ weight.double().abs().t() + offset.double().abs()) + 1e-40
+    assert ((found.double() - expected).abs() <= bound).all()  # no NaN either
+
+
+def poisoned(*shape: int) -> Tensor:
+    """What `torch.empty` may return."""
+    return torch.full(shape, math.nan)
 
 
 def test_by_hand() -> None:
