@@ -1,22 +1,35 @@
-"""Kill a fine-tuning run with SIGKILL at random moments, resume it each time, and compare its files at the end.
+"""Kill jobs with SIGKILL at random moments, resume them by the same command, and compare the files at the end.
 
-    PYTHONPATH=workflow:. python tests/kill.py                 50 kills
-    PYTHONPATH=workflow:. python tests/kill.py --script        the same with scripts/finetune.py, started anew each time
+    PYTHONPATH=workflow:. python tests/kill.py                      50 kills of one fine-tuning run
+    PYTHONPATH=workflow:. python tests/kill.py --script             the same with scripts/finetune.py, started anew
+    PYTHONPATH=workflow:. python tests/kill.py --all --kills 500    kills of every stage and recipe but zero_shot
 
 A tiny model with RANDOM weights saves after every step. Attempts run in forks of a process that has all imports, so
-kills hit training, saving, evaluating and reporting. An attempt that ends before its kill ends a run. Its files are
-compared with those of the undisturbed run, and the next attempt starts anew.
+kills hit the work of a job. An attempt that ends before its kill ends a run. Its files are compared with those of the
+undisturbed run, and the next attempt starts anew.
+
+With `--all`, Snakemake runs a small study once, and the command and the products of every job are recorded. Each run
+then removes the products of one job from a copy of the study and repeats its command until it ends. All files of the
+study have to be the same, none more and none less; of those that differ between two undisturbed runs (seconds, dates),
+the names. The home folder cannot be written, and a job finds its temporary folder in the study.
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +37,8 @@ if TYPE_CHECKING:
     from llm_sparsity.data.tasks import TaskFolder
     from llm_sparsity.models.folder import ModelFolder
 
-SCRIPT = Path(__file__).parent.parent / "scripts/finetune.py"
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts/finetune.py"
 SETTINGS: dict[str, Any] = {
     "mask": "kept", "seed": 0, "epochs": 3, "learning_rate": 5e-3, "batch_size": 16, "micro_batch_size": 8,
     "max_length": 32, "weight_decay": 0.01, "warmup_ratio": 0.1, "max_grad_norm": 1.0, "freeze_embeddings": False,
@@ -44,7 +58,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--script", action="store_true", help="start the script anew for every attempt")
+    parser.add_argument("--all", action="store_true", help="kill every stage of a small study")
+    parser.add_argument("--stage", help="with --all, only stages whose name starts so")
     args = parser.parse_args()
+    if args.all:
+        with tempfile.TemporaryDirectory() as name:
+            kill_all(Path(name), args.kills, seed=args.seed, stage=args.stage or "")
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         task = TaskFolder(save_mood_task(folder / "task"))
@@ -105,17 +125,208 @@ def _attempt(model: "ModelFolder", task: "TaskFolder", place: Path, seconds: flo
                 code = 0
             finally:
                 os._exit(code)
+    return _killed(child, seconds, place / "log")
+
+
+def _killed(child: int, seconds: float | None, log: Path) -> bool:
+    """Wait for a process until its end, or kill it and its children after `seconds`; whether it was killed."""
     end = time.monotonic() + (seconds if seconds is not None else 600)
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            assert os.waitstatus_to_exitcode(status) == 0, (place / "log").read_text()[-2000:]
+            assert os.waitstatus_to_exitcode(status) == 0, log.read_text()[-2000:]
             return False
         if time.monotonic() > end:
+            with suppress(ProcessLookupError):  # no group of its own
+                os.killpg(child, signal.SIGKILL)
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return True
         time.sleep(0.002)
+
+
+def kill_all(folder: Path, kills: int, *, seed: int, stage: str = "") -> None:
+    """Kill the jobs of a small study at `kills` random moments, all jobs about equally often.
+
+    Raises:
+        AssertionError: a job did not go on, or left other files than the undisturbed study has.
+    """
+    generator = random.Random(seed)
+    study = folder / "study"
+    jobs = [job for job in _recorded(study) if job.stage.startswith(stage)]
+    _import_all()
+    for job in jobs:
+        begun = time.monotonic()
+        again = _without(study, job.products, folder / "again")
+        assert not _forked(job.command, again, None), job.stage
+        job.seconds = time.monotonic() - begun
+        ours, others = _files(study), _files(again)
+        assert ours.keys() == others.keys(), (job.stage, sorted(ours.keys() ^ others.keys()))
+        job.changing = {name for name in ours if ours[name] != others[name]}
+        shutil.rmtree(again)
+    done: Counter[str] = Counter()
+    runs: Counter[str] = Counter()
+    expected = _files(study)
+    while done.total() < kills:
+        job = min(jobs, key=lambda job: (done[job.name], runs[job.name]))
+        place = _without(study, job.products, folder / "again")
+        runs[job.name] += 1
+        left = min(generator.randint(1, 3), kills - done.total())  # most jobs begin anew and would never end
+        while _forked(job.command, place, generator.uniform(0, job.seconds) if left else None):
+            done[job.name] += 1
+            left -= 1
+        found = _files(place)
+        assert found.keys() == expected.keys(), (job.name, sorted(found.keys() ^ expected.keys()))
+        other = [name for name in found if found[name] != expected[name] and name not in job.changing]
+        assert not other, (job.name, other)
+        shutil.rmtree(place)
+    for job in jobs:
+        print(f"{done[job.name]:4} kills in {runs[job.name]:3} runs: {job.name}")
+    print(f"{done.total()} kills in {runs.total()} runs: all files are those of the undisturbed study, and no others")
+
+
+@dataclass
+class Job:
+    """A job of the study: its command, the files that it made, its duration, and the files that differ each time."""
+
+    command: list[str]
+    products: list[str]
+    seconds: float = 0.0
+    changing: set[str] = field(default_factory=set)
+
+    @property
+    def stage(self) -> str:
+        """The name of its script."""
+        return Path(self.command[0]).stem
+
+    @property
+    def name(self) -> str:
+        """The stage and the folder that it writes."""
+        return f"{self.stage} {self.command[self.command.index('--output') + 1]}"
+
+
+RECORDER = r"""
+python() {
+    record=$(mktemp -d "$RECORDS/XXXXXX")
+    printf '%s\0' "$@" > "$record/command"
+    find . -type f -not -path './.snakemake/*' | sort > "$record/before"
+    command python "$@" || return
+    find . -type f -not -path './.snakemake/*' | sort > "$record/after"
+}
+"""
+STUDY = """
+name: kill
+study:
+  - {models: [bert], methods: [magnitude], scopes: [linear], sparsities: [0, 0.9], tasks: [mood],
+     recipes: [kept, released, gradual, lora, taught]}
+  - {models: [llama], methods: [wanda, structured], scopes: [linear], sparsities: [0, 0.5], tasks: [text]}
+  - {models: [llama], methods: [uniform], scopes: [linear], sparsities: [0, 2of4], tasks: [text], recipes: [lora]}
+recipes:
+  taught: {schedule: {end: 0.7}, distill: {hidden: 1}}
+calibration: {task: text, samples: 4, sequence_length: 32}
+models:
+  bert: {architecture: encoder, source: {folder: inputs/bert}}
+  llama: {architecture: decoder, source: {folder: inputs/llama}}
+tasks:
+  mood:
+    kind: classification
+    source: {folder: inputs/mood}
+    files: {train: train.jsonl, validation: validation.jsonl}
+    label: label
+    labels: [bad, good]
+  text: {kind: language-model, source: {folder: inputs/text}, files: {train: train.jsonl, test: test.jsonl}}
+finetune: {epochs: 2, learning_rate: 1.0e-3, batch_size: 16, micro_batch_size: 8, max_length: 32}
+measure: {batch_sizes: [1], sequence_length: 32, repeats: 3}
+evaluate: {sequence_length: 32, max_tokens: 512}
+"""
+
+
+def _recorded(study: Path) -> list[Job]:
+    """Run the small study by Snakemake; its jobs, in the order in which they ran."""
+    from tests.tiny import save_mood_task, save_text_task, save_tiny_model
+
+    for kind in ("bert", "llama"):
+        save_tiny_model(kind, study / "inputs" / kind)
+    save_mood_task(study / "inputs/mood")
+    save_text_task(study / "inputs/text")
+    (study / "tmp").mkdir()
+    (study / "study.yaml").write_text(STUDY)
+    with tempfile.TemporaryDirectory() as name:
+        records, recorder = Path(name), Path(name, "recorder.sh")
+        recorder.write_text(RECORDER)
+        command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--configfile", "study.yaml"]
+        done = subprocess.run(
+            [*command, "--cores", "1"], cwd=study, text=True, capture_output=True, check=False,
+            env=os.environ | {"BASH_ENV": str(recorder), "RECORDS": name, "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        shutil.rmtree(study / ".snakemake")
+        jobs = []
+        for record in sorted(records.glob("*/command"), key=lambda path: path.stat().st_mtime_ns):
+            before, after = ((record.parent / part).read_text().splitlines() for part in ("before", "after"))
+            argv = record.read_text().split("\0")[:-1]
+            if "--save-minutes" in argv:
+                argv[argv.index("--save-minutes") + 1] = str(EVERY_STEP)
+            jobs.append(Job(argv, sorted(set(after) - set(before))))
+        return jobs
+
+
+def _without(study: Path, products: list[str], place: Path) -> Path:
+    """A copy of the study without the products of a job, and without the folders that only they were in."""
+    shutil.copytree(study, place)
+    for product in products:
+        (place / product).unlink()
+        for parent in Path(product).parents[:-1]:
+            if not any((place / parent).iterdir()):
+                (place / parent).rmdir()
+    return place
+
+
+def _files(place: Path) -> dict[str, bytes]:
+    """The files of a study but the logs, and its empty folders."""
+    paths = [
+        path for path in place.rglob("*") if "logs" not in path.parts and (path.is_file() or not [*path.iterdir()])
+    ]
+    return {str(path.relative_to(place)): path.read_bytes() if path.is_file() else b"" for path in paths}
+
+
+def _import_all() -> None:
+    """Import what the scripts use; a fork then takes no time."""
+    import datasets  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import torch
+
+    for path in sorted((ROOT / "workflow/llm_sparsity").glob("*/*.py")):
+        if path.stem not in ("__init__", "zero_shot"):
+            importlib.import_module(f"llm_sparsity.{path.parent.name}.{path.stem}")
+    torch.set_num_threads(1)  # a fork would lose other threads
+
+
+def _forked(command: list[str], place: Path, seconds: float | None) -> bool:
+    """Run a script's command until the end, or until the kill after `seconds`; whether it was killed."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setsid()
+            os.chdir(place)
+            (place / "logs").mkdir(exist_ok=True)
+            for descriptor in (1, 2):
+                os.dup2(os.open("logs/attempt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+            os.environ |= {"TMPDIR": str(place / "tmp"), "HOME": "/proc/none"}
+            tempfile.tempdir = None  # read TMPDIR anew
+            sys.argv[:] = command
+            runpy.run_path(command[0], run_name="__main__")
+            code = 0
+        except SystemExit as error:
+            print(error.code)
+            code = int(bool(error.code))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return _killed(child, seconds, place / "logs/attempt")
 
 
 def _left(place: Path) -> dict[str, bytes]:
