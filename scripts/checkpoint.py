@@ -11,8 +11,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
 
+    from llm_sparsity.models.folder import ModelFolder
+    from llm_sparsity.models.plain import check_plain
     from llm_sparsity.storage.container import to_plain
 
+    check_plain(ModelFolder(args.model))
     to_plain(args.model, args.output)
 
 
