@@ -1,6 +1,7 @@
 """Models and tasks from a hub: its local cache, its refusals, its conversions."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import yaml
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from llm_sparsity.data.download import download_model, download_task
-from llm_sparsity.data.hub import CONVERTER, missing_offline
+from llm_sparsity.data.hub import CONVERTER, card_licence, missing_offline
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.files import read_manifest, sha256
 from tests.standin_hub import Hub, serving
@@ -292,3 +293,46 @@ def test_no_conversion(source: dict[str, Any], message: str, pickled: dict[str, 
         done = run_download(endpoint, {"hub": "owner/name", "revision": "a" * 40} | source, tmp_path / "m")
     assert done.returncode == 1 and re.search(message, done.stderr.splitlines()[-1])
     assert not (tmp_path / "m").exists()
+
+
+def test_damaged_task_in_the_cache(hub: Path, tmp_path: Path) -> None:
+    """The cache names large files by their sha256, small files by git's hash of them: every pinned file is compared."""
+    content = b"text,label\n" + b"a,0\nb,1\n" * 9
+    folder = snapshot(hub, "some/table", "datasets")
+    (blobs := folder.parent.parent / "blobs").mkdir()
+    for name in (
+        hashlib.sha256(content).hexdigest(),
+        hashlib.sha1(b"blob %d\0%s" % (len(content), content), usedforsecurity=False).hexdigest(),
+    ):
+        (folder / "t.csv").unlink(missing_ok=True)
+        (folder / "t.csv").symlink_to(blobs / name)
+        options: dict[str, Any] = {"source": source("some/table"), "files": {"train": "t.csv"}, "label": "label"}
+        options |= {"kind": "classification", "split": {"validation": 4}}
+        (blobs / name).write_bytes(content)
+        download_task(tmp_path / "task", **options)
+        (blobs / name).write_bytes(content.replace(b"a,0", b"a,1"))
+        with pytest.raises(UserError, match=f"{name}: damaged in the hub's cache; delete this file and run again"):
+            download_task(tmp_path / "task", **options)
+
+
+@pytest.mark.parametrize("where", ["/etc/passwd", "../../../../secret.safetensors"])
+def test_index_in_the_cache_that_names_files_outside(
+    where: str, hub: Path, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = snapshot(hub, "some/bert")
+    link_blobs(tiny_model("bert"), folder)
+    (tmp_path / "secret.safetensors").touch()
+    (folder / "model.safetensors").rename(folder / "decoy.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": where}}))
+    assert "outside its folder" in (missing_offline(source("some/bert"), "model") or "")
+    with pytest.raises(UserError, match="outside its folder"):
+        download_model(tmp_path / "model", source=source("some/bert"), architecture="encoder")
+
+
+@pytest.mark.parametrize(
+    ("licence", "found"),
+    [("mit", "mit"), ("[a, b]", "a, b"), ("{a: b}", None), ("[[a], b]", "b"), ('"a\\nb"', "a b"), ("3", None)],
+)
+def test_licence_of_a_card_is_one_line(licence: str, found: str | None, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    assert card_licence(tmp_path) == found
