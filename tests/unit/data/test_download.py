@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from llm_sparsity.data.download import download_model
@@ -163,3 +164,77 @@ def test_buffers_are_not_counted_as_parameters(tiny_model: Callable[[str], Path]
     save_file(weights | buffers, tmp_path / "old/model.safetensors")
     download_model(tmp_path / "model", source={"folder": str(tmp_path / "old")}, architecture="decoder")
     assert read_manifest(tmp_path / "model")["parameters"] == sum(weight.numel() for weight in weights.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
+def test_quantised_weights_are_refused(dtype: torch.dtype, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(tiny_model("llama"), tmp_path / "m")
+    weights = load_file(tmp_path / "m/model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(weights | {name: weights[name].to(dtype)}, tmp_path / "m/model.safetensors")
+    with pytest.raises(UserError, match=rf"{name} is \w+, a quantised weight; choose the unquantised checkpoint"):
+        download_model(tmp_path / "model", source={"folder": str(tmp_path / "m")}, architecture="decoder")
+
+
+def test_an_adapter_alone_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(tiny_model("llama"), tmp_path / "m")
+    (tmp_path / "m/model.safetensors").rename(tmp_path / "m/adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"an adapter alone, and no model\.safetensors; merge it"):
+        download_model(tmp_path / "model", source={"folder": str(tmp_path / "m")}, architecture="decoder")
+
+
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def without_special(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", bos_token=None, eos_token=None)
+
+
+def sentencepiece_only(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+
+
+def with_more_tokens(folder: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["one", "two"])
+    tokenizer.save_pretrained(folder)
+
+
+def without_end(folder: Path) -> None:
+    edit_json(folder / "tokenizer.json", post_processor=None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("gpt2", without_special, "neither a padding nor an end token; set `pad_token` in tokenizer_config.json"),
+        ("llama", sentencepiece_only, r"tokenizer\.model is a sentencepiece file, and there is no tokenizer\.json;"),
+        ("gpt2", with_more_tokens, r"has token 27, 'two', but the model has embeddings for 26 tokens; choose"),
+        ("bart", without_end, "does not end a text with token 5, `eos_token_id` of config.json, at which bart"),
+        ("bert", lambda folder: (folder / "tokenizer.json").write_text("{"), "transformers cannot load the tokenizer"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_cannot_be_used_is_refused_at_download(
+    kind: str, change: Callable[[Path], object], message: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model(kind), tmp_path / "m")
+    change(tmp_path / "m")
+    architecture = {"bart": "encoder-decoder", "bert": "encoder"}.get(kind, "decoder")
+    with pytest.raises(UserError, match=message) as error:
+        download_model(tmp_path / "model", source={"folder": str(tmp_path / "m")}, architecture=architecture)
+    assert "\n" not in str(error.value)
+
+
+def test_a_classification_head_is_left_out(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """It is of another task; the rest, heads of pretraining included, stays bit by bit."""
+    shutil.copytree(tiny_model("roberta"), tmp_path / "m", ignore=shutil.ignore_patterns("manifest.json"))
+    weights = load_file(tmp_path / "m/model.safetensors")
+    head = {"classifier.dense.weight": torch.ones(32, 32), "classifier.out_proj.bias": torch.ones(3)}
+    save_file(weights | head, tmp_path / "m/model.safetensors")
+    download_model(tmp_path / "model", source={"folder": str(tmp_path / "m")}, architecture="encoder")
+    found = load_file(tmp_path / "model/model.safetensors")
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)

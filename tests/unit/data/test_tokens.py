@@ -7,10 +7,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import transformers
 from transformers import DataCollatorWithPadding
 
 from llm_sparsity.data import tokens
-from llm_sparsity.data.tasks import TaskFolder
+from llm_sparsity.data.tasks import Examples, TaskFolder
 from llm_sparsity.data.tokens import TokenSplit, tokenize
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
@@ -74,7 +75,7 @@ def test_processes_that_tokenise_at_once_leave_one_whole_folder(
 ) -> None:
     code = f"""
 from pathlib import Path
-from llm_sparsity.data.tasks import TaskFolder
+from llm_sparsity.data.tasks import Examples, TaskFolder
 from llm_sparsity.data.tokens import tokenize
 from llm_sparsity.models.folder import ModelFolder
 made = tokenize(ModelFolder(Path({str(model)!r})), TaskFolder(Path({str(task)!r})), Path("."), max_length=6, code="")
@@ -115,6 +116,44 @@ def test_pairs_keep_their_types(model: ModelFolder, tmp_path: Path) -> None:
     inputs, _ = train.batch(np.array([0, 2]))
     assert inputs["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]]
     assert inputs["attention_mask"].tolist() == [[1] * 6, [1] * 5 + [0]]
+
+
+def test_token_types_are_for_models_that_have_them(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """GPT-2 adds the embeddings of words that the types name: its tokenizer may give them all the same."""
+    for name in tokens.SPLITS:
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "good film", "text_pair": "bad", "label": 0}\n')
+    write_manifest(tmp_path, kind="task", task="classification", labels=["no", "yes"])
+    for kind in ("gpt2", "distilbert", "bart", "bert"):
+        model = ModelFolder(tiny_model(kind))
+        model.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+        inputs, _ = tokenize(model, TaskFolder(tmp_path), tmp_path, max_length=9, code="").train.batch(np.array([0]))
+        assert ("token_type_ids" in inputs) == (kind == "bert")
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "bart"])
+def test_a_special_token_in_a_text_is_text(kind: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """So that a sentence holds as many of them as any other: BART cannot classify a batch otherwise."""
+    tokenizer = ModelFolder(tiny_model(kind)).tokenizer
+    plain = Examples(["good film", "bad"], ["the movie", "it was"], [0, 1])
+    expected = tokens._encode(tokenizer, plain, 30)["input_ids"]
+    special = tokenizer.all_special_tokens
+    spelled = Examples(
+        [*plain.texts, f"good {' '.join(special)} film", special[0]], [*plain.pairs, "a", special[-1]], [0] * 4
+    )
+    found = tokens._encode(tokenizer, spelled, 30)["input_ids"]
+    assert found[:2] == expected  # other rows are as before
+    counts = {tuple(row.count(number) for number in tokenizer.all_special_ids) for row in found}
+    assert len(counts) == 1
+
+
+@pytest.mark.parametrize("tokenizer_class", [transformers.MBartTokenizer, transformers.XLMRobertaTokenizer])
+def test_a_special_token_that_is_a_piece_of_the_vocabulary_is_text_too(tokenizer_class: type) -> None:
+    """The unigram model of sentencepiece finds `</s>` in a text although special tokens are split."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁good", "▁film", "▁", "<", "/", "s", ">"]
+    tokenizer = tokenizer_class(vocab=[(piece, -float(number)) for number, piece in enumerate(pieces)])
+    found = tokens._encode(tokenizer, Examples(["good film", "good </s> film"], None, [0, 1]), 30)["input_ids"]
+    assert found[0] == tokenizer("good film")["input_ids"]
+    assert [row.count(tokenizer.eos_token_id) for row in found] == [1, 1]
 
 
 def test_a_label_that_the_task_does_not_have(model: ModelFolder, task: TaskFolder, tmp_path: Path) -> None:

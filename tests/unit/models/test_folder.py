@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,30 @@ def test_a_folder_is_read_without_heavy_imports(root: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(root / "workflow")}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq, 4 bits"),
+        ({"quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}}, "fp8"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "bitsandbytes, 8 bits"),
+        ({"quantization_config": {"quant_method": "compressed-tensors", "format": "x"}}, "compressed-tensors"),
+        ({"compression_config": {"format": "pack-quantized"}}, "pack-quantized"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "unknown kind, 4 bits"),
+    ],
+)
+def test_quantised_checkpoints_are_refused(config: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    with pytest.raises(UserError, match=rf"a quantised checkpoint \({kind}\).*; choose the unquantised checkpoint"):
+        ModelFolder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": None}))
+    ModelFolder(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "types"), [("bert", 2), ("roberta", 2), ("distilbert", 0), ("gpt2", 0), ("bart", 0)])
+def test_token_types(kind: str, types: int, tiny_model: Callable[[str], Path]) -> None:
+    assert ModelFolder(tiny_model(kind)).token_types == types
 
 
 @pytest.mark.parametrize(("kind", "longest"), [("bert", 64), ("roberta", 65), ("gpt2", 64), ("bart", 64)])

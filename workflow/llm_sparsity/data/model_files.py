@@ -27,17 +27,15 @@ def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def check_files(folder: Path, name: str) -> None:
-    """Check that a folder holds configuration, weights and tokenizer, and that an index agrees with its shards.
+    """Check that a folder holds configuration, weights and tokenizer.
 
     Args:
         folder: of a transformers model.
         name: of the source, for messages.
 
     Raises:
-        UserError: a file is missing or damaged, or the weights are pickles only.
+        UserError: a file is missing, or the weights are pickles only.
     """
-    from llm_sparsity.storage.container import INDEX, WEIGHTS, Reader
-
     if not (folder / "config.json").exists():
         raise UserError(f"{name}: no config.json; expected the folder of a transformers model")
     if not matching(folder, ("*.safetensors",)):
@@ -50,20 +48,19 @@ def check_files(folder: Path, name: str) -> None:
         )
     if not matching(folder, TOKENIZER_FILES):
         raise UserError(f"{name}: no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
-    _check_dtypes(folder)
-    with Reader(folder) as reader:
-        if (folder / WEIGHTS).exists():
-            return
-        if absent := sorted(set(read_json(folder / INDEX)["weight_map"]) - set(reader.names)):
-            raise UserError(f"{folder / INDEX}: names {absent[0]}, which no shard holds; download it again")
 
 
-def _check_dtypes(folder: Path) -> None:
-    """Refuse weights in dtypes that only quantised models use, such as F8_E4M3."""
+def check_weights(folder: Path) -> None:
+    """Check that weight files are whole, agree with their index, and hold no dtype of quantised models, as F8_E4M3.
+
+    Raises:
+        UserError: they are not.
+    """
     from safetensors import SafetensorError, safe_open
 
-    from llm_sparsity.storage.container import weight_files
+    from llm_sparsity.storage.container import INDEX, WEIGHTS, weight_files
 
+    held: set[str] = set()
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
@@ -75,6 +72,9 @@ def _check_dtypes(folder: Path) -> None:
                 f"{path}: {quantised[0]} is {dtypes[quantised[0]]}, a quantised weight; "
                 "choose the unquantised checkpoint"
             )
+        held |= dtypes.keys()
+    if not (folder / WEIGHTS).exists() and (absent := sorted(set(read_json(folder / INDEX)["weight_map"]) - held)):
+        raise UserError(f"{folder / INDEX}: names {absent[0]}, which no shard holds; download it again")
 
 
 def check_tokenizer(model: ModelFolder, embeddings: int) -> None:

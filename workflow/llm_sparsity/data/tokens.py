@@ -279,5 +279,5 @@ def _key(
     }
     versions = [version("tokenizers"), version("transformers")]
     texts = [sha256(folder.path / MANIFEST) for folder in (task, text) if folder]
-    parts = [files, texts, max_length, dict(evaluation or {}), code, versions]
+    parts = [files, model.token_types, texts, max_length, dict(evaluation or {}), code, versions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

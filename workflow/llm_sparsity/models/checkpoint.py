@@ -98,7 +98,10 @@ def check(model: Any, family: Family, reader: Reader, where: object) -> dict[str
     known_names = set(stored.values())
     unexpected = [name for name in reader.names if name not in known_names and not _is_harmless(model, name, stored)]
     shapes = {known: reader.shape(name) for known, name in stored.items() if known in parameters}
-    misshapen = [stored[known] for known in _misshapen(parameters, family, shapes)]
+    misshapen = [
+        f"{stored[known]}: {_size(shapes[known])} in place of {_size(parameters[known].shape)}"
+        for known in _misshapen(parameters, family, shapes)
+    ]
     if missing or unexpected or misshapen:
         kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
         found = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names)
@@ -150,6 +153,10 @@ def _is_harmless(model: Any, name: str, stored: Mapping[str, str]) -> bool:
 def _is_plain(dtype: torch.dtype) -> bool:
     """Whether weights of a dtype are values, not the codes of a quantised model."""
     return dtype.is_floating_point and dtype.itemsize > 1
+
+
+def _size(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape)) or "a number"
 
 
 def _some(names: list[str]) -> str:
