@@ -315,7 +315,7 @@ def speed(bench: Bench) -> Iterator[Check]:
         cost = json.loads((output / "cost.json").read_text())
         for row in cost["speed"]:
             name = f"{method} {sparsity}, {row['execution']}, batch {row['batch_size']}"
-            yield Check(f"{name}: speed-up over dense", f"{row['speedup']:.2f}", row["error"] < 0.05)
+            yield Check(f"{name}: speed-up over dense", f"{row['speedup']:.2f}", row["error"] < 0.1)
         yield from (Check(f"{method}: note", note) for note in cost["notes"])
 
 

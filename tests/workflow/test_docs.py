@@ -33,7 +33,7 @@ def test_the_rule_graph_is_drawn_from_the_code(root: Path) -> None:
 
 PAGES = [
     "README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/polaris.md", "docs/extending.md", "docs/outputs.md",
-    "docs/troubleshooting.md", "docs/reruns.md",
+    "docs/troubleshooting.md", "docs/reruns.md", "docs/container.md",
 ]  # fmt: skip
 
 
@@ -215,6 +215,7 @@ def test_every_command_is_run(page: str, finished: Project, root: Path, tmp_path
     (tmp_path / "my.yaml").write_text((root / "studies/embedded.yaml").read_text())
     ours = {
         "my.yaml": str(tmp_path / "my.yaml"), "RULE": "collect", "plain": str(tmp_path / "plain"),
+        "FOLDER": "results/gpt2/uniform-linear-0.5/model", "OUTPUT": str(tmp_path / "output"),
         "results/minilm/magnitude-linear-0.9/model": "results/roberta-base/magnitude-linear-0.5/model",
     }  # fmt: skip
     found = commands((root / page).read_text())

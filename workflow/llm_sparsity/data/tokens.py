@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,6 +197,8 @@ def _sentence_splits(model: ModelFolder, task: TaskFolder, max_length: int) -> "
     splits = datasets.DatasetDict()
     for split in SPLITS:
         examples = _checked(task, split)
+        if examples.pairs and model.family.architecture == "decoder" and (separator := task.manifest.get("separator")):
+            examples = replace(examples, texts=[text + separator for text in examples.texts])
         found = _encode(model.tokenizer, examples, max_length)
         columns = {"input_ids": found["input_ids"], "labels": examples.labels}
         named = "token_type_ids" in model.tokenizer.model_input_names and "token_type_ids" in found
