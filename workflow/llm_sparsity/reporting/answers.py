@@ -15,10 +15,12 @@ from llm_sparsity.reporting.tables import (
     examples,
     majority,
     scored,
+    start_of,
     with_errors,
 )
 from llm_sparsity.reporting.tolerance import QUALITY, compare, furthest
 from llm_sparsity.reporting.wording import how, number_of, part_of, percent, resolution, scope_name, shown
+from llm_sparsity.study.sparsity import DENSE
 
 WHOLE = ("all", "linear")  # scopes that are whole models, not parts
 NAMED = 4  # models that a sentence can name; of more, it names the extremes
@@ -206,13 +208,14 @@ def results(data: Tables) -> list[dict[str, Any]]:
 def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[str, Any]:
     sparsities = sorted(set(rows.sparsity))
     untrained = "not trained" if (rows.recipe != UNTRAINED).any() else ""  # only where it could be mistaken
+    cells = rows.groupby(["model", "method", "scope", "recipe", "sparsity"], sort=False)
+    texts = {key: _interval(metric, cell) for key, cell in cells}
     lines = []
-    pruned = rows[rows.method != "dense"].groupby(["model", "method", "scope", "recipe"], sort=False)
-    for (model, method, scope, recipe), group in pruned:
-        baseline = dense(rows[rows.model == model], recipe)
-        values = dict(list(pd.concat([baseline, group]).groupby("sparsity")))
-        cells = [_interval(metric, values[sparsity]) if sparsity in values else "" for sparsity in sparsities]
-        lines.append([model, method, scope_name(scope), recipe or untrained, *cells])
+    for line in dict.fromkeys(key[:4] for key in texts if key[1] != "dense"):
+        model, method, scope, recipe = line
+        start = texts.get((model, "dense", "", start_of(recipe), DENSE), "")
+        values = [start if sparsity.is_dense else texts.get((*line, sparsity), "") for sparsity in sparsities]
+        lines.append([model, method, scope_name(scope), recipe or untrained, *values])
     return {
         "task": task,
         "metric": metric,

@@ -1,5 +1,6 @@
 """The page of a study, one HTML file, and the summary that ends a run."""
 
+import base64
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +19,8 @@ from llm_sparsity.reporting.wording import number_of, scope_name
 
 TEMPLATE = Path(__file__).parents[2] / "report" / "report.html.jinja"
 FILES = ("metrics", "claims", "weights", "history", "tensors")  # on the page as links: two have sections of their own
-ROWS = 1000  # of a table on the page: browsers show so many at once
+ROWS = 500  # of a table on the page: browsers show so many at once
+FIGURES = 5e6  # bytes of SVG on the page; if a study has more, the page loads its figures from their files
 VERDICTS = {"holds": "hold", "does not hold": "do not hold", "undecided": "are undecided"}
 
 
@@ -35,7 +37,7 @@ def page(
         data: the tables of the study.
         config: of the study.
         methods: of the study: name -> what it does, and its paper.
-        sections: title -> figures: name, caption, width, height (pixels), svg (base64).
+        sections: title -> figures: name, caption, width, height (pixels), svg.
         claims: of an earlier study; None: the page has no such section.
     """
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
@@ -44,7 +46,7 @@ def page(
     html: str = template.render(
         name=config["name"],
         answers=answers(data),
-        sections={name: figures for name, figures in sections.items() if figures},
+        sections=_with_sources(sections),
         results=results(data),
         rows=ROWS,
         claims=_claims(data["claims"], claims) if claims else None,
@@ -60,6 +62,23 @@ def page(
         versions=versions(data),
     )
     return html
+
+
+def _with_sources(sections: Mapping[str, list[dict[str, str]]]) -> dict[str, list[dict[str, str]]]:
+    """The sections that have figures, and in `source` what a browser loads for each: the figure itself, or its file."""
+    alone = sum(len(figure["svg"]) for figures in sections.values() for figure in figures) <= FIGURES
+    return {
+        name: [
+            figure | {"source": _data_uri(figure["svg"]) if alone else f"figures/{figure['name']}.svg"}
+            for figure in figures
+        ]
+        for name, figures in sections.items()
+        if figures
+    }
+
+
+def _data_uri(svg: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def summary(data: Tables, output: Path, claims: Claims | None = None) -> str:

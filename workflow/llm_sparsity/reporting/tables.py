@@ -127,9 +127,14 @@ def are_patterns(rows: pd.DataFrame) -> "pd.Series[bool]":
     return pd.Series([sparsity.is_pattern for sparsity in rows.sparsity], rows.index, dtype=bool)
 
 
+def start_of(recipe: str) -> str:
+    """The recipe of the dense model that a recipe is compared with: trained, by `kept`, if the recipe trains."""
+    return UNTRAINED if recipe == UNTRAINED else "kept"
+
+
 def dense(rows: pd.DataFrame, recipe: str) -> pd.DataFrame:
-    """The rows of dense models that a recipe is compared with: trained, by `kept`, if the recipe trains."""
-    return rows[(rows.method == "dense") & (rows.recipe == (UNTRAINED if recipe == UNTRAINED else "kept"))]
+    """The rows of dense models that a recipe is compared with."""
+    return rows[(rows.method == "dense") & (rows.recipe == start_of(recipe))]
 
 
 def scored(metrics: pd.DataFrame) -> pd.DataFrame:

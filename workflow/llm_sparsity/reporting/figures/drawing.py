@@ -1,6 +1,5 @@
 """What every figure is drawn from, a drawn figure, and its files."""
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +60,9 @@ def save(drawn: Drawn, folder: Path) -> dict[str, str]:
         with atomic(folder / f"{drawn.name}.{suffix}") as temporary:
             drawn.figure.savefig(temporary, format=suffix, metadata=metadata)
     plt.close(drawn.figure)
-    svg = (folder / f"{drawn.name}.svg").read_bytes()
+    svg = (folder / f"{drawn.name}.svg").read_text(encoding="utf-8")
     width, height = drawn.figure.get_size_inches() * 96
     return {
         "name": drawn.name, "section": drawn.section, "caption": drawn.caption, "width": str(round(width)),
-        "height": str(round(height)), "svg": base64.b64encode(svg).decode(),
+        "height": str(round(height)), "svg": svg,
     }  # fmt: skip
