@@ -29,7 +29,7 @@ def runs(
 
 
 def pruned(model: str, variant: str) -> list[str]:
-    return [f"prune model={model} pruned={variant}", f"weights model={model} variant={variant}"]
+    return [f"prune model={model} pruned={variant}"]
 
 
 def measured(model: str, variant: str) -> list[str]:
@@ -73,7 +73,7 @@ MEASURED = [
     ("gpt2", "dense"), ("gpt2", "magnitude-all-0.9"), ("bart-base", "dense"), ("bart-base", "magnitude-all-0.9"),
 ]  # fmt: skip
 VARIANTS = [*MEASURED, *(("gpt2", variant) for variant in [*UNIFORM, *STRUCTURED, WANDA])]
-WEIGHTS = [f"weights model={model} variant={variant}" for model, variant in VARIANTS]
+WEIGHTS = [f"weights model={model} variant={variant}" for model, variant in VARIANTS if variant == "dense"]
 PRUNES = [f"prune model={model} pruned={variant}" for model, variant in VARIANTS if variant != "dense"]
 STAGES = [*PRUNES, *WEIGHTS, *(job for cell in MEASURED for job in measured(*cell)), *EVALUATE, *TRAINED]
 GPT2 = [job for job in STAGES if " model=gpt2 " in job]
@@ -104,6 +104,12 @@ def touched(project: Project) -> None:
 def replaced(file: str, old: str, new: str) -> Callable[[Project], None]:
     """An edit of the code: every occurrence of `old`."""
     return lambda project: project.edit(file, lambda source: source.replace(old, new))
+
+
+def edited(project: Project) -> None:
+    """Other rows in a file that the config names, with the time of a file that was moved there."""
+    project.edit("inputs/lines.txt", lambda text: text.upper())
+    os.utime(project.folder / "inputs/lines.txt", (0, 0))
 
 
 def cloned(project: Project) -> None:
@@ -290,7 +296,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     ),
     "code of weights": (
         replaced(f"{LIBRARY}evaluation/weights.py", "BINS = 201", "BINS = 203"),
-        [*(f"weights model={model} variant={variant}" for model, variant in VARIANTS), *END],
+        [*WEIGHTS, *END],
     ),
     "code of finetune": (
         replaced(f"{LIBRARY}training/trainer.py", "FIRST_STEPS = (1, 2, 5,", "FIRST_STEPS = (1, 2, 3, 5,"),
@@ -312,6 +318,13 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "claims of an earlier study": (appended("studies/report/claims.yaml", "\n"), END),
     "numbers of an earlier study": (appended("studies/report/numbers.csv", "\n"), END),
     "published values": (appended("studies/published.csv", "\n"), ["plot"]),
+    "rows of a task edited in place": (
+        edited,
+        [
+            "download_task task=lines", "download_task task=text", *pruned("gpt2", WANDA), *EVALUATE,
+            *(job for job in TEXT if job.startswith("finetune")), *END,
+        ],
+    ),
     "revision of one model": (
         config(lambda values: values["models"]["bart-base"]["source"].update(revision="0" * 40)),
         [
