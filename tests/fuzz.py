@@ -10,6 +10,7 @@ several lines, or a peak of memory above twice the bytes of the tensors (and a c
 """
 
 import argparse
+import copy
 import json
 import random
 import resource
@@ -233,7 +234,7 @@ def _edit(value: Any, generator: random.Random) -> None:
         elif action == 2 and isinstance(value[key], int) and not isinstance(value[key], bool):
             value[key] = value[key] + generator.choice([-1, 1, 7, 1 << 20, 1 << 40])
         else:
-            value[key] = generator.choice(ODD)
+            value[key] = copy.deepcopy(generator.choice(ODD))
         return
 
 
