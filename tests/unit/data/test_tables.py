@@ -51,7 +51,7 @@ def test_lines_of_text_keep_blanks(tmp_path: Path) -> None:
 
 
 def test_compressed_table(tmp_path: Path) -> None:
-    content = gzip.compress(b'{"text": "one", "url": "a"}\n{"text": "two", "url": "b"}\n')
+    content = gzip.compress(b'{"text": "one", "url": "a"}\n{"text": "two", "url": "b"}\n', mtime=0)
     assert [row["text"] for row in rows_of(tmp_path, "train.json.gz", content)] == ["one", "two"]
 
 
@@ -87,8 +87,13 @@ def test_compressed_table(tmp_path: Path) -> None:
         ("train.jsonl", b'{"a": ' + b"9" * 5000 + b"}", None, "not readable as jsonl (line 1: Exceeds the limit"),
         ("train.csv", b'a,b\n1,2\n3,"4\n5,6\n', None, "train.csv: a quotation mark in row 3 is never closed"),
         ("train.csv", b"a,b,a\n1,2,3\n", None, "train.csv: has 2 columns 'a'; rename them"),
-        ("train.csv.gz", gzip.compress(b"a\n1\n" * 99)[:-9], None, "train.csv.gz: is damaged (Compressed file ended"),
-        ("train.csv.gz", gzip.compress(b"a\n1\n" * 99)[:12] + b"\xff" * 30, None, "train.csv.gz: is damaged"),
+        (
+            "train.csv.gz",
+            gzip.compress(b"a\n1\n" * 99, mtime=0)[:-9],
+            None,
+            "train.csv.gz: is damaged (Compressed file ended",
+        ),
+        ("train.csv.gz", gzip.compress(b"a\n1\n" * 99, mtime=0)[:12] + b"\xff" * 30, None, "train.csv.gz: is damaged"),
         ("train.parquet", b"PAR1" + bytes(range(200)) + b"PAR1", None, "train.parquet: not readable as parquet"),
         ("train.dat", b"x", None, "train.dat: format unknown; add `format:`, one of csv, jsonl, parquet, text, tsv"),
     ],
@@ -108,7 +113,7 @@ def test_a_field_may_have_any_length(name: str, tmp_path: Path) -> None:
     document = "word " * 60_000
     content = {"tsv": f"text\tlabel\n{document}\t1\n", "jsonl": json.dumps({"text": document, "label": "1"})}
     data = content.get(name.partition(".")[2], f'text,label\n"{document}",1\n').encode()
-    rows = rows_of(tmp_path, name, gzip.compress(data) if name.endswith(".gz") else data)
+    rows = rows_of(tmp_path, name, gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
     assert rows == [{"text": document, "label": "1"}]
 
 
