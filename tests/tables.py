@@ -110,7 +110,7 @@ def _add_speed(rows: Rows, variant: dict[str, Any]) -> None:
 
 def _add_run(rows: Rows, cell: dict[str, Any], model: int, noise: float) -> None:
     share = cell["sparsity"].fraction
-    value = 0.9 - (0.1 if cell["recipe"] == "gradual" else 0.3) * _loss(cell["sparsity"]) - 0.02 * model + noise
+    value = 0.9 - (0.1 if cell["recipe"] == "gradual" else 0.3) * _loss(cell["sparsity"]) - 0.02 * min(model, 9) + noise
     rows["metrics"] += [cell | VERSIONS | {"metric": metric, "value": value} for metric in TASK_METRICS]
     facts: dict[str, Any] = {"epochs": 2, "validation_examples": 400}
     facts |= {"measured_sparsity": 0.01 if cell["mask"] == "released" else share}

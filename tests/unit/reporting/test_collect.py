@@ -214,6 +214,19 @@ def test_a_model_that_diverged_has_no_value(root: Path) -> None:
     assert read(root / "tables")["metrics"].value.isna().sum() == 2
 
 
+def test_a_claim_is_not_judged_by_the_seeds_that_did_not_diverge(root: Path) -> None:
+    run = next(
+        run for run in expand(STUDY["grids"], STUDY["stages"]).runs if str(run.variant) == "magnitude-linear-0.5"
+    )
+    result = read_json(root / run.folder / "metrics.json")
+    write_json(root / run.folder / "metrics.json", {**result, "metrics": dict.fromkeys(result["metrics"])})
+    collect(root / "tables", root=root, claims=CLAIMS, **STUDY)
+    claims = read(root / "tables")["claims"]
+    half = claims[claims.claim == "Removing 50 % costs some accuracy"]
+    assert (run.model, run.recipe) not in set(zip(half.model, half.recipe, strict=True))
+    assert len(half) == 3
+
+
 def test_speed_has_a_row_for_each_execution(root: Path) -> None:
     speed = tables(root)["speed"]
     assert len(speed) == 2 * 6

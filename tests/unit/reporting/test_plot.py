@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import itertools
+import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,8 +15,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from llm_sparsity.reporting import page as pages
+from llm_sparsity.reporting.answers import results
 from llm_sparsity.reporting.claims import load
-from llm_sparsity.reporting.figures import by_sparsity, frontier, layer_errors, parts, perplexity, size, speed
+from llm_sparsity.reporting.figures import (
+    by_sparsity,
+    frontier,
+    layer_errors,
+    parts,
+    perplexity,
+    size,
+    speed,
+    zero_shot,
+)
 from llm_sparsity.reporting.figures.drawing import Drawn, Study
 from llm_sparsity.reporting.figures.labels import name_points
 from llm_sparsity.reporting.figures.style import groups
@@ -128,6 +140,75 @@ def test_zero_shot_tasks_have_a_figure_of_their_mean(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "Mean over boolq, rte" in page
     assert "Acc_stderr" not in page
+
+
+def test_the_error_of_zero_shot_accuracy_is_drawn(tmp_path: Path) -> None:
+    """Two tasks of standard errors .03 and .04: their mean has .025, and the band ± 1.96 times that."""
+    config = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude"], seeds=0)
+    study = study_of(tmp_path, config)
+    text = study.tables["metrics"][study.tables["metrics"].metric == "perplexity"]
+    rows = [
+        text.assign(task=task, metric=metric, value=value)
+        for task, error in (("boolq", 0.03), ("rte", 0.04))
+        for metric, value in (("acc", 0.5), ("acc_stderr", error))
+    ]
+    study = dataclasses.replace(study, tables={**study.tables, "metrics": pd.concat(rows)})
+    figure = drawn(zero_shot, study, "zero-shot")
+    (band,) = figure.figure.axes[0].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((0.5 - 0.049, 0.5 + 0.049), abs=1e-5)
+    tables = {table["task"]: table["lines"][0][-1] for table in results(study.tables)}
+    assert tables == {"boolq": "0.500 ± 0.059", "rte": "0.500 ± 0.078"}
+
+
+def test_one_seed_has_no_band(tmp_path: Path) -> None:
+    for seeds, bands in ((1, 0), (3, 1)):
+        config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], seeds, text=False)
+        figure = drawn(by_sparsity, study_of(tmp_path, config), "accuracy-sst2")
+        assert len(figure.figure.axes[0].collections) == bands
+        assert ("One seed, which has no interval" in figure.caption) is (seeds == 1)
+
+
+def test_quality_is_drawn_against_the_bytes_of_the_file_that_has_it(tmp_path: Path) -> None:
+    """Made-up runs have files of 2,000 bytes and less, twice those of variants."""
+    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 2, sparsities=("0.5",), recovered=("kept",))
+    study = study_of(tmp_path, config)
+    study.tables["runs"].loc[study.tables["runs"].seed == 1, "bytes"] += 100
+    trained = drawn(frontier, study, "frontier-sst2").figure.axes[0]
+    assert {round(float(line.get_xdata()[0]) * 1e6) for line in trained.lines if len(line.get_xdata()) == 1} == {
+        1050, 2050,
+    }  # fmt: skip
+    untrained = drawn(frontier, study, "frontier-text").figure.axes[0]  # its runs have no rows here
+    assert {round(float(line.get_xdata()[0]) * 1e6) for line in untrained.lines if len(line.get_xdata()) == 1} == {
+        500, 1200,
+    }  # fmt: skip
+
+
+def test_sizes_are_drawn_like_for_like_where_the_dense_model_was_measured(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], seeds=0)
+    study = study_of(tmp_path, config)
+    alike = drawn(size, study, "size")
+    assert (1.0, 0.5, 0.1) in lines_of(alike)
+    assert "in the same compressed file format" in alike.caption
+    study.tables["sizes"][["ratio", "container_bytes"]] = np.nan
+    plain = drawn(size, study, "size")
+    assert (1.0, 0.42, 0.08) in lines_of(plain)
+    assert "The dense file is plain" in plain.caption
+
+
+def test_a_large_study_has_a_small_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_tables(tmp_path / "tables", ["a", "b", "c"], ["magnitude", "wanda"], 3, text=False)
+    monkeypatch.setattr(pages, "ROWS", 4)
+    monkeypatch.setattr(pages, "FIGURES", 1e4)
+    plot(tmp_path / "tables", tmp_path, config=config, methods={})
+    page = html.unescape((tmp_path / "report.html").read_text())
+    assert "runs (the first 4 of 15 rows)" in page  # 45 runs, three seeds each
+    assert "The first 4 of 6 rows." in page
+    assert page.count("<tr>") < 50
+    assert "data:image" not in page
+    for source in re.findall(r'src="(figures/[^"]+)"', page):
+        assert (tmp_path / source).is_file()
+    assert 'src="figures/accuracy-sst2.svg"' in page
 
 
 def test_a_study_whose_masks_are_all_released_has_a_page_and_nothing_to_pick(tmp_path: Path) -> None:
