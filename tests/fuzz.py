@@ -52,7 +52,7 @@ def main() -> None:
             f"{args.mutants} mutants": random_mutants(whole, args.mutants, args.seed),
         }.items():
             tally, peak = attack(folder, tensors, mutants)
-            print(f"{title}: {dict(tally)}, peak {peak / size(tensors):.2f} of the tensors' {size(tensors)} bytes")
+            print(f"{title}: {dict(tally)}, peak {peak:.2f} of the tensors' bytes ({size(tensors)})")
 
 
 def tiny_tensors(folder: Path) -> Tensors:
@@ -68,14 +68,14 @@ def tiny_tensors(folder: Path) -> Tensors:
     return {**tensors, **more, "zeros": torch.zeros(5000), "integers": torch.arange(7), "none": torch.zeros(0, 3)}
 
 
-def attack(folder: Path, tensors: Tensors, mutants: Iterator[tuple[str, bytes]]) -> tuple[Counter[str], int]:
+def attack(folder: Path, tensors: Tensors, mutants: Iterator[tuple[str, bytes]]) -> tuple[Counter[str], float]:
     """Read every mutant; AssertionError if one is read as something else, or fails otherwise than in one line.
 
     Returns:
-        Outcomes, and the largest peak of Python's and numpy's memory in bytes.
+        Outcomes, and the largest peak of Python's and numpy's memory as a multiple of the tensors' bytes.
     """
     tally: Counter[str] = Counter()
-    most, path = 0, folder / container.WEIGHTS
+    most, path = 0.0, folder / container.WEIGHTS
     tracemalloc.start()
     for kind, mutant in mutants:
         path.write_bytes(mutant)
@@ -97,7 +97,7 @@ def attack(folder: Path, tensors: Tensors, mutants: Iterator[tuple[str, bytes]])
                 valid = found
         peak = tracemalloc.get_traced_memory()[1] - before
         assert peak <= 2 * size(valid) + WORKSPACE, f"{kind}: {peak} bytes"
-        most = max(most, peak)
+        most = max(most, peak / max(1, size(valid)))
     tracemalloc.stop()
     return tally, most
 
