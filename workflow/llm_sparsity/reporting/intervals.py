@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import pandas as pd
 from scipy.stats import t as student
@@ -23,6 +24,7 @@ class Estimate:
     seeds: int | None = None
 
 
+@cache
 def quantile(freedom: float = math.inf, comparisons: int = 1) -> float:
     """Half the width of a 95 % interval, in standard errors, by Student's t with so many degrees of freedom.
 
