@@ -44,7 +44,7 @@ def test_every_page_is_known_here(root: Path) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_is_named_exists(page: str, root: Path) -> None:
     text = (root / page).read_text()
-    links = re.findall(r"\]\(([^)#]+)\)", text)
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     named = {
         *(str((root / page).parent.joinpath(link).resolve().relative_to(root)) for link in links),
         *re.findall(r"`((?:workflow|scripts|studies|tests|profiles|docs)/[\w./]+\.\w+)`", text),
