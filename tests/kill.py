@@ -11,7 +11,7 @@ undisturbed run, and the next attempt starts anew.
 With `--all`, Snakemake runs a small study once, and the command and the products of every job are recorded. Each run
 then removes the products of one job from a copy of the study and repeats its command until it ends. All files of the
 study have to be the same, none more and none less; of those that differ between two undisturbed runs (seconds, dates),
-the names. The home folder cannot be written, and a job finds its temporary folder in the study.
+the names. The home folder cannot be written. What killed jobs leave in the system's temporary folder is counted.
 """
 
 import argparse
@@ -153,6 +153,7 @@ def kill_all(folder: Path, kills: int, *, seed: int, stage: str = "") -> None:
     """
     generator = random.Random(seed)
     study = folder / "study"
+    _empty(folder / "tmp")
     jobs = [job for job in _recorded(study) if job.stage.startswith(stage)]
     _import_all()
     for job in jobs:
@@ -166,6 +167,7 @@ def kill_all(folder: Path, kills: int, *, seed: int, stage: str = "") -> None:
         shutil.rmtree(again)
     done: Counter[str] = Counter()
     runs: Counter[str] = Counter()
+    left_in_tmp: Counter[str] = Counter()
     expected = _files(study)
     while done.total() < kills:
         job = min(jobs, key=lambda job: (done[job.name], runs[job.name]))
@@ -175,14 +177,20 @@ def kill_all(folder: Path, kills: int, *, seed: int, stage: str = "") -> None:
         while _forked(job.command, place, generator.uniform(0, job.seconds) if left else None):
             done[job.name] += 1
             left -= 1
+        left_in_tmp[job.stage] += len([*(folder / "tmp").iterdir()])
+        _empty(folder / "tmp")
         found = _files(place)
         assert found.keys() == expected.keys(), (job.name, sorted(found.keys() ^ expected.keys()))
         other = [name for name in found if found[name] != expected[name] and name not in job.changing]
         assert not other, (job.name, other)
         shutil.rmtree(place)
+        print(f"{done.total()} kills: {job.name}", file=sys.stderr)
     for job in jobs:
         print(f"{done[job.name]:4} kills in {runs[job.name]:3} runs: {job.name}")
     print(f"{done.total()} kills in {runs.total()} runs: all files are those of the undisturbed study, and no others")
+    print(
+        "left in TMPDIR:", ", ".join(f"{count} by {name}" for name, count in left_in_tmp.items() if count) or "nothing"
+    )
 
 
 @dataclass
@@ -249,7 +257,6 @@ def _recorded(study: Path) -> list[Job]:
         save_tiny_model(kind, study / "inputs" / kind)
     save_mood_task(study / "inputs/mood")
     save_text_task(study / "inputs/text")
-    (study / "tmp").mkdir()
     (study / "study.yaml").write_text(STUDY)
     with tempfile.TemporaryDirectory() as name:
         records, recorder = Path(name), Path(name, "recorder.sh")
@@ -280,6 +287,12 @@ def _without(study: Path, products: list[str], place: Path) -> Path:
             if not any((place / parent).iterdir()):
                 (place / parent).rmdir()
     return place
+
+
+def _empty(folder: Path) -> None:
+    """Make a folder anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
 
 
 def _files(place: Path) -> dict[str, bytes]:
@@ -313,7 +326,7 @@ def _forked(command: list[str], place: Path, seconds: float | None) -> bool:
             (place / "logs").mkdir(exist_ok=True)
             for descriptor in (1, 2):
                 os.dup2(os.open("logs/attempt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-            os.environ |= {"TMPDIR": str(place / "tmp"), "HOME": "/proc/none"}
+            os.environ |= {"TMPDIR": str(place.parent / "tmp"), "HOME": "/proc/none"}
             tempfile.tempdir = None  # read TMPDIR anew
             sys.argv[:] = command
             runpy.run_path(command[0], run_name="__main__")

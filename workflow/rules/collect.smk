@@ -10,12 +10,6 @@ localrules:
     collect,
 
 
-def manifest_of(model, variant):
-    """The manifest of a variant's folder."""
-    folder = f"resources/models/{model}" if variant.is_dense else f"results/{model}/{variant}/model"
-    return f"{folder}/manifest.json"
-
-
 rule collect:
     input:
         # Weight statistics of dense models alone: no figure and no claim reads those of pruned ones.

@@ -155,6 +155,12 @@ def claims_numbers():
     return literal(claims.parent / str(named)) if named else []
 
 
+def manifest_of(model, variant):
+    """The manifest of a variant's folder."""
+    folder = f"resources/models/{model}" if variant.is_dense else f"results/{model}/{variant}/model"
+    return f"{folder}/manifest.json"
+
+
 # --- params ---
 
 
