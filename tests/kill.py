@@ -266,7 +266,7 @@ def _recorded(study: Path) -> list[Job]:
             [*command, "--cores", "1"], cwd=study, text=True, capture_output=True, check=False,
             env=os.environ | {"BASH_ENV": str(recorder), "RECORDS": name, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert done.returncode == 0, (done.returncode, done.stdout[-3000:] + done.stderr[-3000:])
         shutil.rmtree(study / ".snakemake")
         jobs = []
         for record in sorted(records.glob("*/command"), key=lambda path: path.stat().st_mtime_ns):
