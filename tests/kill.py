@@ -157,8 +157,8 @@ def kill_all(folder: Path, kills: int, *, seed: int, stage: str = "") -> None:
     jobs = [job for job in _recorded(study) if job.stage.startswith(stage)]
     _import_all()
     for job in jobs:
-        begun = time.monotonic()
         again = _without(study, job.products, folder / "again")
+        begun = time.monotonic()
         assert not _forked(job.command, again, None), job.stage
         job.seconds = time.monotonic() - begun
         ours, others = _files(study), _files(again)
@@ -228,7 +228,7 @@ study:
   - {models: [bert], methods: [magnitude], scopes: [linear], sparsities: [0, 0.9], tasks: [mood],
      recipes: [kept, released, gradual, lora, taught]}
   - {models: [llama], methods: [wanda, structured], scopes: [linear], sparsities: [0, 0.5], tasks: [text]}
-  - {models: [llama], methods: [uniform], scopes: [linear], sparsities: [0, 2of4], tasks: [text], recipes: [lora]}
+  - {models: [llama], methods: [uniform], scopes: [linear], sparsities: [2of4], tasks: [lines], recipes: [lora]}
 recipes:
   taught: {schedule: {end: 0.7}, distill: {hidden: 1}}
 calibration: {task: text, samples: 4, sequence_length: 32}
@@ -242,7 +242,12 @@ tasks:
     files: {train: train.jsonl, validation: validation.jsonl}
     label: label
     labels: [bad, good]
-  text: {kind: language-model, source: {folder: inputs/text}, files: {train: train.jsonl, test: test.jsonl}}
+  text: {kind: language-model, source: {folder: inputs/text}, files: {test: test.jsonl}}
+  lines:
+    kind: language-model
+    source: {folder: inputs/text}
+    files: {train: train.jsonl, test: test.jsonl}
+    finetune: {epochs: 1}
 finetune: {epochs: 2, learning_rate: 1.0e-3, batch_size: 16, micro_batch_size: 8, max_length: 32}
 measure: {batch_sizes: [1], sequence_length: 32, repeats: 3}
 evaluate: {sequence_length: 32, max_tokens: 512}

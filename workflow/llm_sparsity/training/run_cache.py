@@ -34,7 +34,7 @@ from llm_sparsity.jobs.errors import UserError, storage_message
 from llm_sparsity.jobs.lock import locked
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage import container
-from llm_sparsity.storage.files import MANIFEST, read_json, sha256, write_json, write_manifest
+from llm_sparsity.storage.files import MANIFEST, read_json, remove_partial, sha256, write_json, write_manifest
 
 Tensors = Mapping[str, Tensor]
 VERSIONED = ("torch", "transformers")  # libraries whose version is part of the key
@@ -94,8 +94,8 @@ class RunCache:
         # Another run may use the same cache, as another study's, or the same results folder, as with other settings.
         with locked(self.folder / "lock") as self._assert_locked, locked(self._of_output / "lock"):
             ours = [self.folder, self._of_output, self._output, self._output / "model"]
-            for path in [*self.folder.glob("*/.*.tmp"), *(path for folder in ours for path in folder.glob(".*.tmp"))]:
-                path.unlink()
+            for folder in [*ours, *self.folder.glob("*/")]:
+                remove_partial(folder, alone=True)
             if (self.folder / "progress.json").exists():
                 self._remove_old(read_json(self.folder / "progress.json"))
             if not (self.folder / "run.json").exists():
