@@ -208,7 +208,7 @@ def test_a_large_study_has_a_small_page(tmp_path: Path, monkeypatch: pytest.Monk
     assert "data:image" not in page
     for source in re.findall(r'src="(figures/[^"]+)"', page):
         assert (tmp_path / source).is_file()
-    assert 'src="figures/accuracy-sst2.svg"' in page
+    assert 'src="figures/accuracy-sst2.png"' in page
 
 
 def test_a_study_whose_masks_are_all_released_has_a_page_and_nothing_to_pick(tmp_path: Path) -> None:

@@ -65,11 +65,14 @@ def page(
 
 
 def _with_sources(sections: Mapping[str, list[dict[str, str]]]) -> dict[str, list[dict[str, str]]]:
-    """The sections that have figures, and in `source` what a browser loads for each: the figure itself, or its file."""
+    """The sections that have figures, and in `source` what a browser loads for each: the figure itself, or its file.
+
+    The file is the PNG: browsers take seconds to read an SVG of tens of thousands of points.
+    """
     alone = sum(len(figure["svg"]) for figures in sections.values() for figure in figures) <= FIGURES
     return {
         name: [
-            figure | {"source": _data_uri(figure["svg"]) if alone else f"figures/{figure['name']}.svg"}
+            figure | {"source": _data_uri(figure["svg"]) if alone else f"figures/{figure['name']}.png"}
             for figure in figures
         ]
         for name, figures in sections.items()
