@@ -231,7 +231,7 @@ study:
   - {models: [llama], methods: [uniform], scopes: [linear], sparsities: [2of4], tasks: [lines], recipes: [lora]}
 recipes:
   taught: {schedule: {end: 0.7}, distill: {hidden: 1}}
-calibration: {task: text, samples: 4, sequence_length: 32}
+calibration: {task: lines, samples: 4, sequence_length: 32}
 models:
   bert: {architecture: encoder, source: {folder: inputs/bert}}
   llama: {architecture: decoder, source: {folder: inputs/llama}}
