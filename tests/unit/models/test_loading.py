@@ -1,15 +1,20 @@
 import json
+import re
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as tf
+from safetensors.torch import save_file
+from transformers.core_model_loading import GLOBAL_WORKERS
 
 from llm_sparsity.data.download import download_model
+from llm_sparsity.models.checkpoint import ModelReader
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.models.loading import load_causal, load_classifier
+from llm_sparsity.models.loading import StoredTensor, load_base, load_causal, load_classifier, loading_dtype
 
 
 def test_the_head_depends_on_the_seed_alone(tiny_model: Callable[[str], Path]) -> None:
@@ -89,3 +94,51 @@ def test_a_head_that_this_program_trained_is_kept(tiny_model: Callable[[str], Pa
         assert load_classifier(kept, labels=2, seed=1).classifier.bias.tolist() == [7, 7]
         assert load_classifier(kept, labels=3, seed=1).classifier.bias.tolist() == [0, 0, 0]
         assert json.loads((kept.path / "config.json").read_text())["architectures"] == ["BertForSequenceClassification"]
+
+
+def half(folder: Path, target: Path, keep: str = "^$") -> ModelFolder:
+    """A copy of a model with its weights in bfloat16, except those whose names match `keep`."""
+    shutil.copytree(folder, target)
+    with ModelReader(folder, ModelFolder(folder).family) as reader:
+        tensors = {name: reader.tensor(name) for name in reader.names}
+    stored = {name: tensor if re.search(keep, name) else tensor.bfloat16() for name, tensor in tensors.items()}
+    save_file(stored, target / "model.safetensors", {"format": "pt"})
+    return ModelFolder(target)
+
+
+def test_a_gpu_gets_a_model_in_its_own_dtype(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """In which its weights are exact; the norms of half-precision models are often float32."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    plain, found = ModelFolder(tiny_model("llama")), half(tiny_model("llama"), tmp_path / "half")
+    mixed = half(tiny_model("llama"), tmp_path / "mixed", keep="norm")
+    assert [loading_dtype(folder, cpu) for folder in (plain, found, mixed)] == 3 * [torch.float32]
+    assert [loading_dtype(folder, cuda) for folder in (plain, found, mixed)] == [
+        torch.float32, torch.bfloat16, torch.float32
+    ]  # fmt: skip
+    for load in (load_base, load_causal):
+        narrow, wide = load(found, torch.bfloat16), load(found)
+        assert {weight.dtype for weight in narrow.parameters()} == {torch.bfloat16}
+        expected = dict(wide.named_parameters())
+        assert all(torch.equal(weight.float(), expected[name]) for name, weight in narrow.named_parameters())
+
+
+def test_loading_holds_the_model_and_a_few_tensors(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the tensors as they are stored, no more than one for each of transformers' threads is in memory at a time."""
+    folder, alive, most, read = (
+        half(tiny_model("llama"), tmp_path / "half"),
+        weakref.WeakSet(),
+        0,
+        StoredTensor.__getitem__,
+    )
+
+    def counted(self: StoredTensor, index: object) -> torch.Tensor:
+        nonlocal most
+        alive.add(tensor := read(self, index))
+        most = max(most, len(alive))
+        return tensor
+
+    monkeypatch.setattr(StoredTensor, "__getitem__", counted)
+    names = load_causal(folder).state_dict()
+    assert 0 < most <= GLOBAL_WORKERS < len(names) / 2

@@ -25,7 +25,7 @@ from llm_sparsity.evaluation.metrics import overflow_note, perplexity
 from llm_sparsity.jobs.environment import environment
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.models.loading import load_causal
+from llm_sparsity.models.loading import load_causal, loading_dtype
 from llm_sparsity.storage.files import write_json
 
 CHUNK = 256  # tokens whose logits are computed at a time: 50 MB for a vocabulary of 49,000
@@ -59,7 +59,7 @@ def evaluate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ids = tokens.windows(model.tokenizer, task, "test", sequence_length, key="sequence_length", max_tokens=max_tokens)
     windows = torch.from_numpy(ids.astype("int64"))
-    net = load_causal(model).to(device)
+    net = load_causal(model, loading_dtype(model, device)).to(device, torch.float32)
     setup = time.perf_counter() - begin
 
     begin = time.perf_counter()

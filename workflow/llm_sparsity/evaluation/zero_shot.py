@@ -1,7 +1,8 @@
 """Zero-shot accuracy of a causal language model by lm-evaluation-harness, without training.
 
 The harness's task file defines the prompt, the possible answers and the metrics. The rows are those that the stage
-`download` has pinned. The prompt contains no examples.
+`download` has pinned. The prompt contains no examples. On a GPU the model computes in the checkpoint's dtype, as by the
+harness's default; on a CPU, and if the checkpoint has several dtypes, in float32.
 """
 
 import math
@@ -16,10 +17,8 @@ from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.environment import environment
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.models.loading import load_causal
+from llm_sparsity.models.loading import load_causal, loading_dtype
 from llm_sparsity.storage.files import write_json
-
-SCORED = ("multiple_choice", "loglikelihood")  # the harness's output types
 
 
 def zero_shot(model: ModelFolder, task: TaskFolder, output: Path, *, batch_size: int, packages: Path) -> None:
@@ -48,7 +47,8 @@ def zero_shot(model: ModelFolder, task: TaskFolder, output: Path, *, batch_size:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     harness_task = _harness_task(packages, task)
-    runner = HFLM(pretrained=load_causal(model).to(device), tokenizer=model.tokenizer, batch_size=batch_size)
+    net = load_causal(model, loading_dtype(model, device)).to(device)
+    runner = HFLM(pretrained=net, tokenizer=model.tokenizer, batch_size=batch_size)
     setup = time.perf_counter() - begin
 
     begin = time.perf_counter()
@@ -88,10 +88,10 @@ def _harness_task(packages: Path, task: TaskFolder) -> Any:
     }
     manager = TaskManager(include_defaults=False, include_path=str((packages / harness.SITE / facts["file"]).parent))
     made = manager.load({"group": "one", "task": [{"task": facts["task"], **changes}]})["tasks"][facts["task"]]
-    if made.OUTPUT_TYPE not in SCORED:
+    if made.OUTPUT_TYPE not in harness.SCORED:
         raise UserError(
             f"{task}: the task {facts['task']} of lm-evaluation-harness has output_type {made.OUTPUT_TYPE}, but only "
-            f"likelihoods of given answers are scored ({', '.join(SCORED)}); choose another task"
+            f"likelihoods of given answers are scored ({', '.join(harness.SCORED)}); choose another task"
         )
     return made
 

@@ -57,7 +57,8 @@ def measure(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes = weight_sizes(model)
     keep_freed_memory()
-    loads = timing.take_turns([lambda: load_base(model)], LOADS)
+    dtype = dtype_of(model, device)
+    loads = timing.take_turns([lambda: load_base(model, dtype)], LOADS)
     reference, variant = (_prepared(folder, device) for folder in (dense, model))
     rows, notes = [], []
     for size in batch_sizes:
@@ -83,9 +84,9 @@ def measure(
 
 def _prepared(folder: ModelFolder, device: torch.device) -> Any:
     """A base model ready to be timed."""
-    model = load_base(folder)
+    model = load_base(folder, dtype_of(folder, device))
     model.config.use_cache = False
-    return model.to(device, dtype_of(folder, device))
+    return model.to(device)
 
 
 def dtype_of(folder: ModelFolder, device: torch.device) -> torch.dtype:

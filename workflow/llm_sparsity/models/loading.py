@@ -1,26 +1,56 @@
 """How a model folder, dense or pruned, becomes a transformers model."""
 
 import re
-from typing import Any
+import threading
+from typing import TYPE_CHECKING, Any
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.families import CLASSIFIERS, HEADS
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.narrowing import resize_to_checkpoint
 
+if TYPE_CHECKING:
+    import torch
 
-def load_model(auto_class: Any, folder: ModelFolder, *, fresh_head: bool = False, **kwargs: Any) -> Any:
+    from llm_sparsity.models.checkpoint import ModelReader
+
+
+class StoredTensor:
+    """A tensor of a checkpoint that is read when it is sliced, as transformers does with each once: `tensor[...]`.
+
+    So a model is loaded tensor by tensor. transformers reads in several threads, a reader in one at a time.
+    """
+
+    def __init__(self, reader: "ModelReader", name: str, turn: threading.Lock) -> None:
+        self._reader, self._name, self._turn = reader, name, turn
+
+    def __getitem__(self, index: Any) -> "torch.Tensor":
+        with self._turn:
+            return self._reader.tensor(self._name)[index]
+
+
+def load_model(
+    auto_class: Any,
+    folder: ModelFolder,
+    *,
+    dtype: "torch.dtype | None" = None,
+    fresh_head: bool = False,
+    **kwargs: Any,
+) -> Any:
     """transformers' `from_pretrained` for any model folder, sparse or plain.
+
+    The peak of memory is the model's weights, in `dtype`, and a few tensors as they are stored.
 
     Args:
         auto_class: a class with `from_pretrained`, such as AutoModelForSequenceClassification.
         folder: a model folder.
+        dtype: of the model's weights. Default: float32.
         fresh_head: draw the classification head anew, also if the folder holds one.
         kwargs: fields of the model's configuration, such as `num_labels`.
 
     Returns:
-        The model in float32, in evaluation mode. Weights that the folder does not hold (a new head) are drawn from
-        torch's generator.
+        The model, in evaluation mode. Weights that the folder does not hold (a new head) are drawn from torch's
+        generator.
 
     Raises:
         UserError: the folder's tensors are not those of the model, see `checkpoint.check`.
@@ -33,17 +63,18 @@ def load_model(auto_class: Any, folder: ModelFolder, *, fresh_head: bool = False
     with folder.open() as reader:
         if fresh_head:
             reader.names = [name for name in reader.names if not re.search(CLASSIFIERS, name)]
-        stored = check(empty, folder.family, reader, folder)
-        tensors = {name: reader.tensor(known) for name, known in stored.items()}
-    model_class, shapes = type(empty), {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        stored, turn = check(empty, folder.family, reader, folder), threading.Lock()
+        tensors = {name: StoredTensor(reader, known, turn) for name, known in stored.items()}
+        model_class, shapes = type(empty), {name: reader.shape(known) for name, known in stored.items()}
 
-    def make(self: Any, *args: Any, **kwargs: Any) -> None:
-        model_class.__init__(self, *args, **kwargs)
-        resize_to_checkpoint(self, folder.family, shapes)
+        def make(self: Any, *args: Any, **kwargs: Any) -> None:
+            model_class.__init__(self, *args, **kwargs)
+            resize_to_checkpoint(self, folder.family, shapes)
 
-    # The same class, whose layers are made as narrow as the tensors that they will hold.
-    fitted: Any = type(model_class.__name__, (model_class,), {"__init__": make, "__module__": model_class.__module__})
-    model = fitted.from_pretrained(None, config=empty.config, state_dict=tensors, dtype=torch.float32)
+        # The same class, whose layers are made as narrow as the tensors that they will hold.
+        members = {"__init__": make, "__module__": model_class.__module__}
+        fitted: Any = type(model_class.__name__, (model_class,), members)
+        model = fitted.from_pretrained(None, config=empty.config, state_dict=tensors, dtype=dtype or torch.float32)
     model.__class__ = model_class
     return model
 
@@ -106,14 +137,29 @@ def load_classifier(folder: ModelFolder, *, labels: int, seed: int) -> Any:
     return model
 
 
-def load_causal(folder: ModelFolder) -> Any:
-    """A model as a causal language model."""
-    return _load("AutoModelForCausalLM", folder)
+def load_causal(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> Any:
+    """A model as a causal language model; its weights in `dtype`, by default float32."""
+    return _load("AutoModelForCausalLM", folder, dtype=dtype)
 
 
-def load_base(folder: ModelFolder) -> Any:
-    """A model without a head: the part that all tasks share."""
-    return _load("AutoModel", folder)
+def load_base(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> Any:
+    """A model without a head, the part that all tasks share; its weights in `dtype`, by default float32."""
+    return _load("AutoModel", folder, dtype=dtype)
+
+
+def loading_dtype(folder: ModelFolder, device: "torch.device") -> "torch.dtype":
+    """The dtype in which a device holds a model's weights exactly: float32 on a CPU; on a GPU that of the checkpoint.
+
+    A checkpoint whose tensors have several dtypes is loaded in float32. So the host of a GPU needs no more memory for
+    the weights than they have bytes on disk.
+    """
+    import torch
+
+    with folder.open() as reader:
+        dtypes = {reader.dtype(name) for name in reader.names}
+    found = {dtype for dtype in dtypes if dtype.is_floating_point}
+    half = len(found) == 1 and found <= {torch.float16, torch.bfloat16}
+    return found.pop() if half and device.type != "cpu" else torch.float32
 
 
 def load_skeleton(folder: ModelFolder) -> Any:
