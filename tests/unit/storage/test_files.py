@@ -3,6 +3,7 @@ import json
 import os
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,9 +111,10 @@ def test_a_temporary_name_tells_process_and_host(tmp_path: Path) -> None:
         assert temporary.exists()
 
 
-def test_a_manifest_removes_what_killed_writers_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [write_manifest, lambda folder: write_json(folder / "metrics.json", {})])
+def test_a_write_removes_what_killed_writers_left(write: Callable[[Path], None], tmp_path: Path) -> None:
     left = left_by(tmp_path, 10**30, socket.gethostname())
-    write_manifest(tmp_path)
+    write(tmp_path)
     assert not left.exists()
 
 

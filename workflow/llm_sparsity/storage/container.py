@@ -25,7 +25,7 @@ from torch import Tensor
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.codec import decode, encode, is_blob, lossless_dtype
-from llm_sparsity.storage.files import MANIFEST, atomic, read_json, remove_partial, temporary_path
+from llm_sparsity.storage.files import MANIFEST, atomic, read_json, temporary_path
 from llm_sparsity.storage.header import DTYPES, Blob, Entry, damaged, read_entries, write_header
 from llm_sparsity.storage.paths import inside
 
@@ -183,7 +183,6 @@ class Writer:
         self._end = 0
 
     def __enter__(self) -> Self:
-        remove_partial(self._target.parent)
         self._atomic = atomic(self._target)
         self._temporary = self._atomic.__enter__()
         self._data_path = temporary_path(self._target.with_suffix(".data"))

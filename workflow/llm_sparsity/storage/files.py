@@ -24,8 +24,12 @@ ABANDONED = 24 * 3600  # seconds without a write after which a temporary file of
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success sync it and rename it to `path`, on an error remove it."""
+    """Yield a temporary path beside `path`; on success sync it and rename it to `path`, on an error remove it.
+
+    First, what killed writers have left in this folder is removed, see `remove_partial`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_partial(path.parent)
     temporary = temporary_path(path)
     try:
         yield temporary
@@ -126,7 +130,6 @@ def write_manifest(folder: Path, **facts: Any) -> None:
 
     Call it last: a folder with a manifest is complete.
     """
-    remove_partial(folder)
     files: dict[str, dict[str, Any]] = {
         str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))
