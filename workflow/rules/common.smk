@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 from snakemake.io import contains_wildcard
+from snakemake.logging import logger
 
 WORKFLOW = Path(str(workflow.current_basedir)).resolve().parents[1]
 sys.path.insert(0, str(WORKFLOW / "workflow"))
@@ -53,8 +54,8 @@ CELLS = STUDY.cells()
 
 wildcard_constraints:
     model=r"[A-Za-z0-9][\w.-]*",
-    variant=r"dense|[a-z]\w*-[a-z]+(\.\d+)*-[\w.]+(-\d+)?",
-    pruned=r"[a-z]\w*-[a-z]+(\.\d+)*-[\w.]+(-\d+)?",
+    variant=r"dense|[a-z]\w*(\+\w+)*-[a-z]+(\.\d+)*-[\w.]+(-\d+)?",
+    pruned=r"[a-z]\w*(\+\w+)*-[a-z]+(\.\d+)*-[\w.]+(-\d+)?",
     task=r"[A-Za-z0-9][\w.-]*",
     recipe=r"[A-Za-z0-9][\w.-]*",
     seed=r"\d+",
@@ -92,7 +93,7 @@ def harness_manifest(wildcards):
 
 def calibration_manifest(wildcards):
     """The text of a calibrated method."""
-    if Variant.parse(wildcards.pruned).method in methods.CALIBRATED:
+    if methods.is_calibrated(Variant.parse(wildcards.pruned).method):
         return f"resources/tasks/{STUDY.calibration.task}/manifest.json"
     return []
 
@@ -218,10 +219,8 @@ def model_code(stage, modules=lambda wildcards: ()):
 
 
 def prune_modules(wildcards):
-    """The modules that a method alone needs: a change in one method, or in calibration, affects no other method."""
-    method = Variant.parse(wildcards.pruned).method
-    calibrated = ["llm_sparsity.pruning.calibrated"] if method in methods.CALIBRATED else []
-    return [f"llm_sparsity.pruning.methods.{method}", *calibrated]
+    """The modules of a method and its steps alone: a change in one of them affects no variant without it."""
+    return methods.Chain(Variant.parse(wildcards.pruned).method).modules
 
 
 def prune_settings(wildcards):
@@ -254,7 +253,7 @@ def save_minutes(wildcards):
 
 
 def prune_gpus(wildcards):
-    return int(Variant.parse(wildcards.pruned).method in methods.CALIBRATED)
+    return int(methods.is_calibrated(Variant.parse(wildcards.pruned).method))
 
 
 def axes(wildcards):
@@ -299,7 +298,12 @@ def disk(stage):
 
 
 def show_plan():
-    """Print what a run on a batch system will take, before it asks for nodes."""
+    """Tell the line of progress how long jobs take; print what a run on a batch system takes, before it asks for nodes."""
+    minutes = {}
+    for job in plan.jobs(STUDY):
+        for rule in ("download_model", "download_task") if job.stage == "download" else (job.stage,):
+            minutes.setdefault(rule, []).append(job.minutes)
+    logger.info("", extra={"planned": {rule: sum(each) / len(each) for rule, each in minutes.items()}})
     if not workflow.local_exec:
         from snakemake_executor_plugin_parsl import advice
 
@@ -338,6 +342,12 @@ def wanted_entries():
     for kind, names, entries in (("model", models, STUDY.models), ("task", STUDY.wanted_tasks(), STUDY.tasks)):
         for name in sorted(names):
             yield kind, name, entries[name]
+
+
+def show_summary():
+    """Print what was found, below all that Snakemake still has to say."""
+    if Path(rules.plot.output.summary).exists():
+        atexit.register(print, Path(rules.plot.output.summary).read_text())
 
 
 def show_failures():

@@ -3,7 +3,7 @@
 # needs   reports/{study}/tables/*.csv
 # leaves  reports/{study}/figures/*.svg, *.png; report.html (one file, no network); summary.txt
 
-METHODS = sorted({variant.method for _, variant in CELLS.variants if not variant.is_dense})
+METHODS = sorted({part for _, variant in CELLS.variants if not variant.is_dense for part in variant.method.split("+")})
 
 
 localrules:
@@ -36,9 +36,10 @@ rule plot:
     params:
         settings=settings(
             config=STUDY.model_dump(exclude_none=True, exclude={"models": {"__all__": {"parameters"}}}),
-            methods={method: methods.METHOD_NOTES[method] for method in METHODS},
+            methods={method: methods.NOTES[method] for method in METHODS},
         ),
         code=code("plot", files=[WORKFLOW / "workflow/report/report.html.jinja"]),
+        named=contents(named_file("claims"), claims_numbers(), named_file("published")),
     shell:
         'python "$LLM_SPARSITY/scripts/plot.py" --tables "$(dirname {input.manifest:q})"'
         ' --output "$(dirname {output.page:q})" --claims {input.claims:q} --published {input.published:q}'

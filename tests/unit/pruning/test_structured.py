@@ -164,7 +164,7 @@ def test_a_matrix_that_blocks_do_not_divide_is_named(tmp_path: Path) -> None:
 
 
 def test_every_method_declares_its_granularity() -> None:
-    from llm_sparsity.study.config import METHODS
+    from llm_sparsity.study.methods import METHODS
 
     for method in METHODS:
         rule = importlib.import_module(f"llm_sparsity.pruning.methods.{method}")

@@ -1,13 +1,15 @@
-"""Calibrated pruning: the weights to remove depend on the inputs of their matrix on a calibration text.
+"""Calibrated pruning and repair: what happens to a weight depends on the inputs of its matrix on a calibration text.
 
 A block is loaded; the calibration sequences run through it while the inputs of its matrices are observed; the matrices
 are pruned; the sequences run through the pruned block, so that the next block sees the inputs it will get in the pruned
-model; the block is dropped (Frantar & Alistarh 2023, arXiv:2301.00774).
+model; the block is dropped (Frantar & Alistarh 2023, arXiv:2301.00774). A step that repairs a pruned model does the
+same, and changes the pruned weights instead of the dense ones.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
@@ -17,6 +19,7 @@ from llm_sparsity.pruning import layerwise as owl
 from llm_sparsity.pruning.calibration import Blocks, Observation, sequences
 from llm_sparsity.pruning.pruner import PrunedTensor, Pruner, tensor_row
 from llm_sparsity.pruning.scores import ScoredTensors
+from llm_sparsity.storage.container import Reader
 from llm_sparsity.study.sparsity import Sparsity
 
 
@@ -26,10 +29,10 @@ class CalibratedPruner(Pruner):
     Args:
         tensors: the tensors of the scope, all of them matrices of transformer blocks.
         sparsities: fractions and patterns.
-        min_density: the fraction of every tensor that is kept.
-        layerwise: "uniform" or "owl", see `layerwise`.
         text: the calibration text.
         calibration: samples, sequence_length and seed, see `calibration.sequences`.
+        min_density: the fraction of every tensor that is kept.
+        layerwise: "uniform" or "owl", see `layerwise`.
 
     Raises:
         UserError: the text is too short, or a sequence is longer than the model allows.
@@ -39,11 +42,11 @@ class CalibratedPruner(Pruner):
         self,
         tensors: ScoredTensors,
         sparsities: Sequence[Sparsity],
-        min_density: float,
         *,
-        layerwise: str,
         text: TaskFolder,
         calibration: Mapping[str, int],
+        min_density: float = 0.0,
+        layerwise: str = "uniform",
     ) -> None:
         self._tensors, self._sparsities, self._min_density = tensors, sparsities, min_density
         self._layerwise = layerwise
@@ -109,12 +112,17 @@ class CalibratedPruner(Pruner):
 
     def _prune_matrix(self, name: str, module: Any, prepared: Any, sparsity: Sparsity) -> Tensor:
         """Prune a matrix of the loaded block; the values to store, which the block then computes with."""
-        pruned = self._tensors.method.prune(self._oriented(name, module), prepared, sparsity)
+        pruned = self._changed(name, self._oriented(name, module), prepared, sparsity)
         if self._tensors.model.is_transposed(name):
             pruned = pruned.t()
         stored: Tensor = pruned.contiguous().to(self._tensors.reader.dtype(name)) + 0.0  # -0.0 becomes 0.0
         module.weight = Parameter(stored.float(), requires_grad=False)
         return stored.cpu()
+
+    def _changed(self, name: str, dense: Tensor, prepared: Any, sparsity: Sparsity) -> Tensor:
+        """The new weight of a matrix, (out, in), float32; `dense` has the same shape."""
+        pruned: Tensor = self._tensors.method.prune(dense, prepared, sparsity)
+        return pruned
 
     def _oriented(self, name: str, module: Any) -> Tensor:
         """The weight of a matrix as (out, in)."""
@@ -144,6 +152,31 @@ class CalibratedPruner(Pruner):
                     )
                 found[sparsity, block] = Sparsity(f"{fraction:.6f}")
         return found
+
+
+class RepairPruner(CalibratedPruner):
+    """Exchanges weights of a pruned model by a step that observes the inputs of matrices.
+
+    Args:
+        tensors: of the dense model.
+        pruned: the weights of the pruned model.
+        sparsity: of the pruned model.
+        drawn: text and calibration, see `CalibratedPruner`.
+    """
+
+    def __init__(self, tensors: ScoredTensors, pruned: Reader, sparsity: Sparsity, **drawn: Any) -> None:
+        super().__init__(tensors, [sparsity], **drawn)
+        self._pruned = pruned
+
+    def _changed(self, name: str, dense: Tensor, prepared: Any, sparsity: Sparsity) -> Tensor:
+        pruned = self._pruned.tensor(name).to(dense.device, torch.float32)
+        if self._tensors.model.is_transposed(name):
+            pruned = pruned.t()
+        repaired: Tensor = self._tensors.method.repair(dense, pruned, prepared, sparsity)
+        return repaired
+
+
+step = RepairPruner
 
 
 def _relative_error(pruned: Tensor, dense: Tensor) -> float:

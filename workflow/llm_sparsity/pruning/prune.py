@@ -1,15 +1,17 @@
 """The prune stage: read a model, choose the weights to remove, write a sparse checkpoint for each sparsity.
 
-All sparsities share the passes that score the weights. The peak of memory is one tensor and a strip of its scores,
-whatever the number of sparsities; calibrated methods also hold a transformer block and the activations of the
-calibration sequences.
+A method may be followed by steps (`methods.Chain`). Each step is a pass over the checkpoint that the one before it has
+left, and replaces it. All sparsities share the passes that score the weights. The peak of memory is one tensor and a
+strip of its scores, whatever the number of sparsities; calibrated methods and steps also hold a transformer block and
+the activations of the calibration sequences.
 """
 
 import importlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,14 @@ from llm_sparsity.pruning.structured import StructuredPruner
 from llm_sparsity.pruning.unstructured import UnstructuredPruner
 from llm_sparsity.storage.container import Reader, Writer, copy_companions
 from llm_sparsity.storage.files import write_csv, write_json, write_manifest
+from llm_sparsity.study.methods import EXCHANGING, QUANTISING, STEPS, TRAINING, Chain
 from llm_sparsity.study.sparsity import Sparsity
 
 COLUMNS = [
     "name", "stack", "layer", "part", "shape", "dtype", "size", "removed", "zeros", "sparsity", "threshold", "error",
     "block_error",
 ]  # fmt: skip
+Rows = dict[str, Row]  # name of a tensor -> its row of sparsity.csv
 
 
 def prune(
@@ -57,54 +61,63 @@ def prune(
     Args:
         model: a dense model.
         outputs: sparsity -> output folder.
-        method: the name of a module in `llm_sparsity.pruning.methods`.
+        method: the name of a module in `llm_sparsity.pruning.methods`, and the steps after it, see `methods.Chain`.
         scope: see `TensorRole.in_scope`.
         seed: of methods that draw random numbers.
         min_density: the fraction of every tensor that is kept, whatever its scores.
         layerwise: for calibrated methods: "uniform" removes the same fraction of every layer, "owl" less of layers
             with more outliers, see `llm_sparsity.pruning.layerwise`.
-        calibration: for calibrated methods: samples, sequence_length and seed, see `calibration.sequences`.
-        text: for calibrated methods: a language-model task with a train split.
+        calibration: for calibrated methods and steps: samples, sequence_length and seed, see `calibration.sequences`.
+        text: for calibrated methods and steps: a language-model task with a train split.
 
     Raises:
-        UserError: the scope has no tensors, no method can rank the weights, a pattern or a block does not divide a
-            matrix, a sparsity would remove all heads or neurons of a layer or contradicts `min_density`, or the text
-            is too short.
+        UserError: names that are no chain, the scope has no tensors, no method can rank the weights, a pattern or a
+            block does not divide a matrix, a sparsity would remove all heads or neurons of a layer or contradicts
+            `min_density`, or the text is too short.
     """
-    facts, sparsities = model.facts, list(outputs)
+    try:
+        chain = Chain(method)
+    except ValueError as error:
+        raise UserError(f"method {error}") from None
+    if chain.is_calibrated and (calibration is None or text is None):
+        raise UserError(f"method {method}: needs a calibration text; give `calibration` and `text`")
+    drawn = {"text": text, "calibration": calibration}
+    rows: dict[Sparsity, Rows] = {sparsity: {} for sparsity in outputs}
+    configs: dict[Sparsity, dict[str, Any] | None] = dict.fromkeys(outputs)
     with model.open() as reader:
-        tensors = _scored_tensors(model, reader, sparsities, method, scope, seed)
-        check(tensors, sparsities, min_density=min_density, layerwise=layerwise)
-        pruner: Pruner
-        if tensors.is_calibrated:
-            if calibration is None or text is None:
-                raise UserError(f"method {method}: needs a calibration text; give `calibration` and `text`")
-            # Imported by name, so that an edit of this module reruns jobs of calibrated methods only.
-            calibrated = importlib.import_module("llm_sparsity.pruning.calibrated")
-            pruner = calibrated.CalibratedPruner(
-                tensors, sparsities, min_density, layerwise=layerwise, text=text, calibration=calibration
-            )
-        elif tensors.granularity:
-            pruner = UnstructuredPruner(tensors, sparsities, min_density)
-        else:
-            pruner = StructuredPruner(tensors, sparsities, min_density)
-        rows = _write_weights(tensors, pruner, outputs)
+        parts = {name: _scored_tensors(model, reader, list(outputs), name, scope, seed) for name in chain.parts}
+        for name, tensors in parts.items():
+            own = name == chain.method
+            check(
+                tensors, list(outputs), min_density=min_density if own else 0.0,
+                layerwise=layerwise if own else "uniform",
+            )  # fmt: skip
+        if chain.method:
+            pruner = _pruner(parts[chain.method], list(outputs), min_density, layerwise, drawn)
+            rows = _write_weights(parts[chain.method], pruner, outputs)
+            configs = {sparsity: pruner.config(sparsity) for sparsity in outputs}
+        for step, (sparsity, output) in itertools.product(chain.steps, outputs.items()):
+            with Reader(output / "model" if rows[sparsity] else model.path) as before:
+                pruner = _step(step, parts[step], before, sparsity, drawn)
+                after = _write_weights(replace(parts[step], reader=before), pruner, {sparsity: output})[sparsity]
+            rows[sparsity] = {name: _merged(rows[sparsity].get(name, row), row) for name, row in after.items()}
     settings: dict[str, Any] = {"method": method, "scope": scope, "seed": seed, "min_density": min_density}
-    if tensors.is_calibrated:
+    if chain.is_calibrated:
         settings |= {"layerwise": layerwise, "calibration": dict(calibration or {})}
     for sparsity, output in outputs.items():
         copy_companions(model.path, output / "model")
-        if (config := pruner.config(sparsity)) is not None:
+        if (config := configs[sparsity]) is not None:
             write_json(output / "model" / "config.json", config)
-        write_csv(output / "sparsity.csv", sorted(rows[sparsity], key=lambda row: row["name"]), COLUMNS)
-        counts = _counts(tensors, sparsity, rows[sparsity])
-        write_manifest(output / "model", **facts, pruned={"sparsity": str(sparsity), **settings, **counts})
+        listed = [rows[sparsity][name] for name in sorted(rows[sparsity])]
+        write_csv(output / "sparsity.csv", listed, COLUMNS)
+        counts = _counts(tensors, sparsity, listed)
+        write_manifest(output / "model", **model.facts, pruned={"sparsity": str(sparsity), **settings, **counts})
 
 
 def _scored_tensors(
-    model: ModelFolder, reader: Reader, sparsities: Sequence[Sparsity], method: str, scope: str, seed: int
+    model: ModelFolder, reader: Reader, sparsities: Sequence[Sparsity], part: str, scope: str, seed: int
 ) -> ScoredTensors:
-    """The tensors of the scope.
+    """The tensors of the scope, for a method or a step.
 
     Raises:
         UserError: there are none.
@@ -112,31 +125,63 @@ def _scored_tensors(
     roles = model.roles(reader.names, scope)
     if not roles:
         raise UserError(f"scope {scope}: {model} has no such tensors; choose another scope")
-    module = importlib.import_module(f"llm_sparsity.pruning.methods.{method}")
+    kind = "steps" if part in STEPS else "methods"
+    module = importlib.import_module(f"llm_sparsity.pruning.{kind}.{part}")
     groups = [sparsity.pattern[1] for sparsity in sparsities if sparsity.pattern]
     row_multiple = math.lcm((module.GRANULARITY or (1, 1))[0], *groups)
     return ScoredTensors(model, reader, roles, module, seed, row_multiple)
 
 
-def _write_weights(
-    tensors: ScoredTensors, pruner: Pruner, outputs: Mapping[Sparsity, Path]
-) -> dict[Sparsity, list[Row]]:
-    """Write the weights of every pruned model; the rows of their sparsity.csv, in any order."""
+def _pruner(
+    tensors: ScoredTensors, sparsities: Sequence[Sparsity], min_density: float, layerwise: str, drawn: dict[str, Any]
+) -> Pruner:
+    """The pruner of a method."""
+    if tensors.is_calibrated:
+        # Imported by name, so that an edit of this module reruns jobs of calibrated methods only.
+        calibrated = importlib.import_module("llm_sparsity.pruning.calibrated")
+        pruner: Pruner = calibrated.CalibratedPruner(
+            tensors, sparsities, min_density=min_density, layerwise=layerwise, **drawn
+        )
+        return pruner
+    if tensors.granularity:
+        return UnstructuredPruner(tensors, sparsities, min_density)
+    return StructuredPruner(tensors, sparsities, min_density)
+
+
+def _step(step: str, tensors: ScoredTensors, before: Reader, sparsity: Sparsity, drawn: dict[str, Any]) -> Pruner:
+    """The pruner of a step, which changes the weights that `before` reads. Modules are imported as in `_pruner`."""
+    kinds = {"calibrated": EXCHANGING, "reconstruction": TRAINING, "quantization": QUANTISING}
+    module = importlib.import_module(
+        f"llm_sparsity.pruning.{next(kind for kind, names in kinds.items() if step in names)}"
+    )
+    pruner: Pruner = module.step(tensors, before, sparsity, **drawn)
+    return pruner
+
+
+def _write_weights(tensors: ScoredTensors, pruner: Pruner, outputs: Mapping[Sparsity, Path]) -> dict[Sparsity, Rows]:
+    """Write the weights of every pruned model; the rows of their sparsity.csv."""
     names = tensors.model.family.without_aliases(tensors.reader.names)
     tied = _tied_output_layers(tensors, names)
     untied = sorted(set(names) - set(tied))
-    rows: dict[Sparsity, list[Row]] = {sparsity: [] for sparsity in outputs}
+    rows: dict[Sparsity, Rows] = {sparsity: {} for sparsity in outputs}
     with ExitStack() as stack:
         writers = {sparsity: stack.enter_context(Writer(output / "model")) for sparsity, output in outputs.items()}
         title = f"prune {', '.join(map(str, outputs))}"
         bar = stack.enter_context(tqdm(total=len(untied) * len(outputs), desc=title, unit="tensor"))
         for sparsity, name, weight, row in pruner.results(untied):
             if row:
-                rows[sparsity].append({"name": name, **asdict(tensors.roles[name]), **row})
+                rows[sparsity][name] = {"name": name, **asdict(tensors.roles[name]), **row}
             for copy in [name, *(layer for layer, embeddings in tied.items() if embeddings == name)]:
                 writers[sparsity].add(copy, weight)
             bar.update()
     return rows
+
+
+def _merged(before: Row, after: Row) -> Row:
+    """The row of a tensor after a step, which removes nothing itself; `before` may be of a tensor that was larger."""
+    kept = {key: before[key] for key in ("size", "removed", "threshold") if key in before}
+    zeros = before["size"] - after["size"] + after["zeros"]
+    return after | kept | {"zeros": zeros, "sparsity": zeros / before["size"]}
 
 
 def _tied_output_layers(tensors: ScoredTensors, names: Sequence[str]) -> dict[str, str]:

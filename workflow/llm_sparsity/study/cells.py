@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_sparsity.study import sparsity as _sparsity
+from llm_sparsity.study.methods import WITHOUT_MASK, Chain
 from llm_sparsity.study.sparsity import Sparsity
 
 RESULTS = Path("results")
@@ -16,7 +17,7 @@ RESULTS = Path("results")
 class Variant:
     """A model after pruning: `{method}-{scope}-{sparsity}`, or `dense`; with `-{calibration_seed}` where that is not 0.
 
-    The name of a variant is a folder of the results.
+    The method may be followed by steps, see `methods.Chain`. The name of a variant is a folder of the results.
     """
 
     method: str = "dense"
@@ -32,13 +33,13 @@ class Variant:
 
     @property
     def is_dense(self) -> bool:
-        """Whether nothing is removed."""
+        """Whether this is the model as it came."""
         return self.method == "dense"
 
     @property
     def has_mask(self) -> bool:
         """Whether weights are removed by setting them to zero; `structured` shrinks tensors instead."""
-        return self.method not in ("dense", "structured")
+        return not self.is_dense and Chain(self.method).parts[0] not in WITHOUT_MASK
 
     @classmethod
     def parse(cls, text: str) -> "Variant":
@@ -95,7 +96,8 @@ class Cells:
 def expand(grids: Iterable[Mapping[str, Any]], stages: Mapping[str, Iterable[str]]) -> Cells:
     """Cross the lists of every grid.
 
-    Every model is also studied dense, as the baseline of every comparison. Variants without a mask (dense and
+    Every model is also studied dense, as the baseline of every comparison. A quantised model of which nothing is
+    removed is one variant, of sparsity 0, whatever the sparsities of its grid. Variants without a mask (dense and
     structured ones) are fine-tuned by the recipe `kept` alone.
 
     Args:
@@ -109,8 +111,9 @@ def expand(grids: Iterable[Mapping[str, Any]], stages: Mapping[str, Iterable[str
     for grid in grids:
         pruned = [
             Variant(method, scope, Sparsity.of(sparsity), seed)
-            for method, scope, sparsity in itertools.product(grid["methods"], grid["scopes"], grid["sparsities"])
-            if not Sparsity.of(sparsity).is_dense
+            for method, scope in itertools.product(grid["methods"], grid["scopes"])
+            for sparsity in (grid["sparsities"] if Chain(method).method else [_sparsity.DENSE])
+            if not (Chain(method).method and Sparsity.of(sparsity).is_dense)
             for seed in grid.get("calibration_seeds", {}).get(method, [0])
         ]
         for model, variant in itertools.product(grid["models"], [DENSE, *pruned]):

@@ -22,7 +22,7 @@ from llm_sparsity.study.fields import (
     refuse_repeats,
     refuse_unknown,
 )
-from llm_sparsity.study.methods import CALIBRATED, METHODS, SCHEDULED
+from llm_sparsity.study.methods import CALIBRATED, SCHEDULED, SINGLE, Chain, is_calibrated
 from llm_sparsity.study.settings import RECIPES, Calibration, Evaluate, Finetune, Measure, Prune, Recipe
 from llm_sparsity.study.sources import Model, Task
 
@@ -72,10 +72,9 @@ class Config(Section):
             where = f"study.{number}"
             refuse_unknown(f"{where}.models", grid.models, self.models)
             refuse_unknown(f"{where}.tasks", grid.tasks, self.tasks)
-            refuse_unknown(f"{where}.methods", grid.methods, METHODS)
             refuse_unknown(f"{where}.recipes", grid.recipes, [*RECIPES, *self.recipes])
-            self._check_schedules(where, grid)
             self._check_methods(where, grid)
+            self._check_schedules(where, grid)
             self._check_models(where, grid)
         self._check_texts()
         for task in self.tasks:
@@ -85,21 +84,32 @@ class Config(Section):
         return self
 
     def _check_methods(self, where: str, grid: Grid) -> None:
-        """Refuse sparsities and scopes that a method cannot prune."""
+        """Refuse unknown methods, and sparsities, scopes and tasks that a method does not go with."""
         patterns = [sparsity for sparsity in grid.sparsities if sparsity.is_pattern]
-        for method in {"block", "structured", *CALIBRATED} & set(grid.methods):
-            if patterns and method not in CALIBRATED:
+        for method in grid.methods:
+            try:
+                chain = Chain(method)
+            except ValueError as error:
+                raise ValueError(f"{where}.methods: {error}") from None
+            if patterns and chain.method and chain.method not in SINGLE:
                 raise ValueError(f"{where}.sparsities: {patterns[0]} is for single weights, but {method} removes more")
-            if patterns and self.prune.layerwise == "owl":
+            if patterns and chain.method in CALIBRATED and self.prune.layerwise == "owl":
                 raise ValueError(
                     f"{where}.sparsities: {patterns[0]} is equal in all layers, but prune.layerwise is owl; remove one"
                 )
-            if method in CALIBRATED and self.calibration is None:
+            if chain.is_calibrated and self.calibration is None:
                 raise ValueError(f"{where}.methods: {method} needs calibration text; add calibration: {{task: ...}}")
-            if scopes := {"all", "embeddings"} & set(grid.scopes):
+            of_layers = chain.is_calibrated or chain.parts[0] not in SINGLE
+            if of_layers and (scopes := {"all", "embeddings"} & set(grid.scopes)):
                 raise ValueError(
                     f"{where}.scopes: {scopes.pop()} holds more than matrices of layers, which {method} needs; "
                     "choose linear, attention, mlp, encoder, decoder or a list of layers"
+                )
+            trained = [task for task in grid.tasks if "finetune" in self.stages()[task]]
+            if chain.is_quantised and trained:
+                raise ValueError(
+                    f"{where}.methods: {method} stores whole numbers, which are not fine-tuned, but task {trained[0]} "
+                    f"is; give {method} a grid without it"
                 )
 
     def _check_models(self, where: str, grid: Grid) -> None:
@@ -160,13 +170,16 @@ class Config(Section):
         return self.tasks[name].model_dump(exclude_none=True, exclude={"finetune", "train_on", "evaluate"})
 
     def prune_settings(self, method: str, calibration_seed: int = 0) -> dict[str, Any]:
-        """The values of `prune` and `calibration` that a method uses."""
-        if method not in CALIBRATED or self.calibration is None:
-            return self.prune.model_dump(exclude={"layerwise"})
-        return {
-            **self.prune.model_dump(exclude={"seed"}),  # calibrated methods draw no numbers with it
-            "calibration": {**self.calibration.model_dump(exclude={"task", "seeds"}), "seed": calibration_seed},
-        }
+        """The values of `prune` and `calibration` that a method and its steps use."""
+        chain = Chain(method)
+        chosen: dict[str, Any] = {}
+        if chain.method:  # calibrated methods draw no numbers with `seed`, others have no `layerwise`
+            unused = "seed" if chain.method in CALIBRATED else "layerwise"
+            chosen = self.prune.model_dump(exclude={unused})
+        if chain.is_calibrated and self.calibration is not None:
+            drawn = self.calibration.model_dump(exclude={"task", "seeds"})
+            chosen["calibration"] = {**drawn, "seed": calibration_seed}
+        return chosen
 
     def finetune_settings(self, task: str, recipe: str) -> dict[str, Any]:
         """The values of `finetune` with the task's and the recipe's overrides, and the recipe itself."""
@@ -198,7 +211,7 @@ class Config(Section):
         return [
             {
                 **grid.model_dump(),
-                "calibration_seeds": {method: seeds for method in grid.methods if method in CALIBRATED},
+                "calibration_seeds": {method: seeds for method in grid.methods if is_calibrated(method)},
             }
             for grid in self.study
         ]
@@ -217,7 +230,7 @@ class Config(Section):
         cells = self.cells()
         trained, measured = ([cell.task for cell in found] for found in (cells.runs, cells.evaluations))
         texts = [self.tasks[task].train_on for task in trained]
-        if self.calibration and any(variant.method in CALIBRATED for _, variant in cells.variants):
+        if self.calibration and any(is_calibrated(variant.method) for _, variant in cells.variants):
             texts.append(self.calibration.task)
         return list(dict.fromkeys(task for task in [*trained, *measured, *texts] if task))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from llm_sparsity.storage.files import MANIFEST, read_json
 from llm_sparsity.study.cells import DENSE, Variant
 from llm_sparsity.study.config import Config
-from llm_sparsity.study.methods import CALIBRATED
+from llm_sparsity.study.methods import is_calibrated
 from llm_sparsity.study.sparsity import Sparsity
 
 BASE = 125e6  # parameters of a model of unknown size
@@ -134,7 +134,7 @@ def mem_mb(
             gpu, needed = 0, 3 * size.weights  # read whole, copied into a fresh model, and saved
         case "download":
             gpu, needed = 0, size.largest
-        case "prune" if (method or (known and known.method)) in CALIBRATED:
+        case "prune" if is_calibrated(method or (known.method if known else "")):
             needed = _calibrated(config, size)
         case "prune":
             gpu, needed = 0, 2 * size.largest + STRIPS  # a tensor as read, and its pruned copy

@@ -22,7 +22,7 @@ from llm_sparsity.study.footprint import (
     run_bytes,
     stored,
 )
-from llm_sparsity.study.methods import CALIBRATED
+from llm_sparsity.study.methods import is_calibrated
 
 # Minutes of a job, for a model of BASE parameters.
 ASSUMED = {
@@ -105,7 +105,7 @@ def minutes(
     if stage == "finetune":
         passes = sentences(config, task) * config.finetune_settings(task, recipe)["epochs"]
         return SETUP_MINUTES + size * passes / SAMPLES_PER_SECOND / 60 / config.models[model].gpus, False
-    return size * ASSUMED["calibrate" if method in CALIBRATED else stage], False
+    return size * ASSUMED["calibrate" if is_calibrated(method) else stage], False
 
 
 @cache
@@ -142,7 +142,7 @@ def jobs(config: Config) -> list[Job]:
         folder = Path("results") / model / str(variant)
         if not variant.is_dense:
             size = model_size(config, model)[1] * stored(variant.sparsity)
-            gpus = int(variant.method in CALIBRATED)
+            gpus = int(is_calibrated(variant.method))
             add("prune", folder / "sparsity.csv", size, model, gpus, method=variant.method)
         add("weights", folder / "weights.parquet", 0, model)
     for model, variant in cells.measured:

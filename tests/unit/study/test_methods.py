@@ -1,0 +1,87 @@
+from typing import Any
+
+import pytest
+
+from llm_sparsity.study import config
+from llm_sparsity.study.cells import Variant, expand
+from llm_sparsity.study.methods import Chain
+from llm_sparsity.study.sparsity import Sparsity
+
+VALUES: dict[str, Any] = {
+    "name": "test",
+    "models": {"gpt2": {"architecture": "decoder", "source": {"folder": "gpt2"}}},
+    "tasks": {"text": {"kind": "language-model", "source": {"folder": "text"}, "files": {"train": "a", "test": "b"}}},
+    "calibration": {"task": "text", "samples": 8, "seeds": [0, 1]},
+}
+
+
+def study(**grid: Any) -> config.Config:
+    whole = {"models": ["gpt2"], "methods": ["magnitude"], "scopes": ["linear"], "sparsities": [0.5], "tasks": ["text"]}
+    return config.load({**VALUES, "study": [{**whole, **grid}]})
+
+
+def test_a_chain_is_a_method_and_steps() -> None:
+    chain = Chain("magnitude+swaps")
+    assert (chain.method, chain.steps, chain.is_calibrated) == ("magnitude", ("swaps",), True)
+    assert Chain("magnitude").steps == () and not Chain("magnitude").is_calibrated
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("swaps", "swaps repairs what a method leaves; put one before it, as in wanda+swaps"),
+        ("wanda+swap", "found 'swap', which is not defined; did you mean 'swaps'?"),
+        ("wanda+admm", "admm is a method, which comes first"),
+        ("wanda+swaps+swaps", "swaps is given twice; remove one"),
+        ("structured+swaps", "swaps keeps a mask, but structured shrinks tensors; remove one of them"),
+        ("block+swaps", "swaps moves single weights, but block removes more; remove one of them"),
+        ("wanda+", "found '', which is not defined"),
+        ("+swaps", "found '', which is not defined"),
+        ("wanda +swaps", "found 'wanda ', which is not defined; did you mean 'wanda'?"),
+    ],
+)
+def test_names_that_do_not_go_together_are_one_line(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        Chain(text)
+    assert said in str(error.value)
+    with pytest.raises(config.UserError) as refused:
+        study(methods=[text])
+    assert said in str(refused.value) and "study.0.methods" in str(refused.value)
+
+
+def test_a_variant_of_a_chain_is_its_name() -> None:
+    variant = Variant("wanda+swaps", "linear", Sparsity("2of4"), 1)
+    assert str(variant) == "wanda+swaps-linear-2of4-1"
+    assert Variant.parse(str(variant)) == variant and variant.has_mask
+
+
+def test_a_chain_uses_the_settings_of_its_parts() -> None:
+    drawn = {"samples": 8, "sequence_length": 2048, "seed": 1}
+    found = study(methods=["magnitude+swaps", "wanda+swaps"])
+    assert found.prune_settings("magnitude+swaps", 1) == {"seed": 0, "min_density": 0.0, "calibration": drawn}
+    assert found.prune_settings("wanda+swaps", 1) == {
+        "min_density": 0.0, "layerwise": "uniform", "calibration": drawn,
+    }  # fmt: skip
+    names = [str(variant) for _, variant in found.cells().variants]
+    assert names[1:3] == ["magnitude+swaps-linear-0.5", "magnitude+swaps-linear-0.5-1"]
+    assert found.wanted_tasks() == ["text"]
+
+
+def test_steps_need_calibration_text_and_matrices_of_layers() -> None:
+    with pytest.raises(config.UserError, match=r"magnitude\+swaps needs calibration text; add calibration"):
+        config.load(
+            {**VALUES, "calibration": None, "study": [study(methods=["magnitude+swaps"]).study[0].model_dump()]}
+        )
+    with pytest.raises(config.UserError, match=r"scopes: all holds more than matrices of layers, which magnitude\+swa"):
+        study(methods=["magnitude+swaps"], scopes=["all"])
+
+
+def test_only_the_own_parts_count_as_code() -> None:
+    modules = [name.removeprefix("llm_sparsity.pruning.") for name in Chain("magnitude+swaps").modules]
+    assert modules == ["methods.magnitude", "steps.swaps", "calibrated"]
+    assert Chain("magnitude").modules == ["llm_sparsity.pruning.methods.magnitude"]
+
+
+def test_cells_know_chains() -> None:
+    grid = {**study().grids()[0], "methods": ["wanda+swaps"], "tasks": []}
+    assert [str(variant) for _, variant in expand([grid], {}).variants] == ["dense", "wanda+swaps-linear-0.5"]
