@@ -40,8 +40,7 @@ onstart:
 
 
 onsuccess:
-    if Path(rules.plot.output.summary).exists():
-        print(Path(rules.plot.output.summary).read_text())
+    show_summary()
 
 
 onerror:

@@ -6,6 +6,7 @@ Snakemake imports this module at every start, dry runs included, so Parsl is imp
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def __post_init__(self) -> None:
         """Load the pools, in the main thread: Parsl ends its processes with the thread that started them."""
         from snakemake_executor_plugin_parsl.pools import Pools
-        from snakemake_executor_plugin_parsl.progress import Progress
+        from snakemake_logger_plugin_progress.progress import Progress
 
         settings = self.workflow.executor_settings
         self._lengths: dict[Any, float] = {}
@@ -65,7 +66,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         except ValueError as error:
             self.shutdown()
             sys.exit(f"error: {error}")
-        self._progress = Progress(len(jobs))
+        self._progress = Progress(Counter(job.name for job in jobs))
 
     def run_jobs(self, jobs: list[Any]) -> None:
         """Submit jobs, longest first: a free slot takes the first job of the queue."""
@@ -74,6 +75,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def run_job(self, job: Any) -> None:
         """Submit a job to the first pool with enough GPUs per worker."""
         from snakemake_executor_plugin_parsl.pools import PoolError, Task
+        from snakemake_logger_plugin_progress.progress import Job
 
         name = " ".join([job.name, *map(str, job.wildcards)]) if not job.is_group() else str(job)
         log = self._pools.folder / "jobs" / f"{job.name}-{job.jobid}-{job.attempt}.log"
@@ -84,7 +86,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             command=self.format_job_exec(job),
             log=str(log),
         )
-        self._progress.start(job.jobid, job.name, _number(job, "runtime"))
+        self._progress.start(job.jobid, Job(job.name, minutes=_number(job, "runtime"), begun=None))
         self.report_job_submission(SubmittedJobInfo(job, aux={"task": task}))
         try:
             self._pools.start(task)
@@ -94,6 +96,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
         """Report jobs that have ended, yield all others, and check the pools every WATCH seconds."""
         from snakemake_executor_plugin_parsl.pools import LostError, PoolError, summary
+        from snakemake_executor_plugin_parsl.progress import line
 
         if self._pools is None or self._broken:
             return
@@ -119,7 +122,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                     self._failed(info, f"{reason}, on {outcome.host} after {outcome.seconds:.0f} s")
             if time.monotonic() > self._reported + self.workflow.executor_settings.status:
                 self._reported = time.monotonic()
-                self.logger.info(self._progress.line(summary(self._pools)))
+                status = line(self._progress, summary(self._pools))
+                self.logger.info(status, extra={"status": status})
         except PoolError as error:
             self._give_up(error)
 

@@ -1,30 +1,20 @@
 from snakemake_executor_plugin_parsl import why
-from snakemake_executor_plugin_parsl.progress import Progress
+from snakemake_executor_plugin_parsl.progress import line
+from snakemake_logger_plugin_progress.progress import Job, Progress
 
 POOL = {"busy": 2, "slots": 4, "pilots": 1, "waiting": 1, "lost": 1}
 
 
 def test_a_line_counts_every_job_once() -> None:
-    progress = Progress(6)
-    for job in range(5):
-        progress.start(job, "finetune", 10)
+    progress = Progress({"finetune": 6})
+    for number in range(5):
+        progress.start(number, Job("finetune", minutes=10, begun=None))
     progress.end(0, 60.0)
     progress.end(1, None)
-    line = progress.line(POOL)
-    assert "1 queued, 2 running, 1 of 6 done, 1 failed, 1 preempted or lost" in line
-    assert "2 of 4 slots busy" in line
-    assert "\n" not in line
-
-
-def test_the_end_is_estimated_from_jobs_of_the_same_kind() -> None:
-    progress = Progress(5)
-    for job, minutes in enumerate((10, 10, 10, 10, 40)):
-        progress.start(job, "finetune", minutes)
-    assert progress.left(2) is None, "nothing has ended yet"
-    progress.end(0, 300.0)
-    assert progress.left(1) == 3 * 300 + 1200  # the long job: longer by the ratio of their `runtime`
-    assert progress.left(3) == 700
-    assert progress.left(0) is None
+    said = line(progress, POOL)
+    assert "1 queued, 2 running, 1 of 6 done, 1 failed, 1 preempted or lost" in said
+    assert "2 of 4 slots busy | ends about " in said
+    assert "\n" not in said
 
 
 def test_reasons(tmp_path) -> None:

@@ -1,0 +1,192 @@
+"""What a terminal and a file show of the same records."""
+
+import io
+import logging
+import os
+import pty
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from snakemake_interface_logger_plugins.common import LogEvent
+from snakemake_interface_logger_plugins.tests import MockOutputSettings, TestLogHandlerBase
+
+from snakemake_logger_plugin_progress import LogHandler, display
+
+Say = Callable[..., None]
+
+
+class TestInterface(TestLogHandlerBase):
+    """Snakemake's own test of a logger plugin."""
+
+    __test__ = True
+
+    def get_log_handler_cls(self):
+        return LogHandler
+
+    def get_log_handler_settings(self):
+        return None
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal of 60 columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pair = pty.openpty()
+        os.system(f"stty cols 60 < {os.ttyname(self._pair[1])}")
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._pair[1]
+
+
+def handler(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, **settings: object) -> LogHandler:
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    common = MockOutputSettings()
+    for name, value in {"printshellcmds": False, **settings}.items():
+        setattr(common, name, value)
+    return LogHandler(common, None)
+
+
+def say(to: LogHandler, message: str | None, level: int = logging.INFO, **extra: object) -> None:
+    record = logging.LogRecord("snakemake.logging", level, "snakemake/x.py", 1, message, (), None)
+    vars(record).update(extra)
+    to.handle(record)
+
+
+def job(to: LogHandler, number: int, rule: str = "prune", **wildcards: str) -> None:
+    say(
+        to, f"Rule: {rule}", event=LogEvent.JOB_INFO, jobid=number, rule_name=rule, wildcards=wildcards, threads=1,
+    )  # fmt: skip
+
+
+def run(to: LogHandler) -> None:
+    """A run of two jobs, of which the second has just started."""
+    say(to, "Building DAG of jobs...")
+    say(to, "Job stats", event=LogEvent.RUN_INFO, stats={"prune": 2, "all": 1, "total": 3})
+    say(to, "", planned={"prune": 0.5})
+    say(to, "Select jobs to execute...")
+    say(to, "Execute 1 jobs...", event=LogEvent.JOB_STARTED, jobs=[1])
+    job(to, 1, model="minilm", pruned="magnitude-linear-0.5")
+    say(to, "Finished", event=LogEvent.JOB_FINISHED, job_id=1)
+    say(to, None, event=LogEvent.PROGRESS, done=1, total=3)
+    job(to, 2, model="minilm", pruned="magnitude-linear-0.9")
+
+
+def fail(to: LogHandler, log: Path) -> None:
+    say(to, "RuleException:\nCalledProcessError in file x\n python ...", logging.ERROR, event=LogEvent.ERROR)
+    say(to, "Error in rule", logging.ERROR, event=LogEvent.JOB_ERROR, jobid=2, rule_name="prune", log=[str(log)])
+    say(to, "WorkflowError:\nAt least one job did not complete successfully.", logging.ERROR, event=LogEvent.ERROR)
+
+
+def test_a_file_gets_no_line_for_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    to = handler(stream, monkeypatch)
+    run(to)
+    to.close()
+    to.close()  # logging closes every handler once more
+    first, last = stream.getvalue().splitlines()
+    assert first == "2 jobs: 2 prune"
+    assert last.startswith("1 jobs done, 0 min ")
+
+
+def test_a_file_gets_a_line_of_progress_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "PLAIN", 0.01)
+    stream = io.StringIO()
+    to = handler(stream, monkeypatch)
+    run(to)
+    while "minilm/magnitude-linear-0.9" not in stream.getvalue():
+        pass
+    to.close()
+    assert "1 of 2 jobs" in stream.getvalue()
+    assert "\033" not in stream.getvalue()
+
+
+def test_a_terminal_has_one_line_of_progress_within_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "LIVE", 0.01)
+    stream = Terminal()
+    to = handler(stream, monkeypatch)
+    run(to)
+    while "minilm" not in stream.getvalue():
+        pass
+    say(to, "a warning", logging.WARNING)
+    to.close()
+    text = stream.getvalue()
+    lines = [line for line in text.replace("\n", "\r").split("\r") if "of 2 jobs" in line]
+    assert lines and all(len(line.removeprefix("\033[K")) < 60 for line in lines)
+    assert text.count("\n") == 3, "the jobs, the warning, the end"
+    assert f"{display.ERASE}a warning\n" in text
+    assert text.rpartition(display.ERASE)[2].startswith("1 jobs done")
+
+
+@pytest.mark.parametrize("color", [True, False])
+def test_a_failure_shows_the_end_of_its_log(color: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    else:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+    log = tmp_path / "log"
+    log.write_text("".join(f"line {number}\n" for number in range(100)) + "error: loss: is nan\n")
+    stream = Terminal()
+    to = handler(stream, monkeypatch)
+    run(to)
+    fail(to, log)
+    to.close()
+    text = stream.getvalue()
+    assert "failed: prune minilm/magnitude-linear-0.9\n" in text
+    assert "  error: loss: is nan" in text
+    assert "line 99" in text and "line 50" not in text
+    assert "python" not in text and "At least one" not in text
+    assert (display.RED in text) == color
+    assert "1 jobs done, 1 failed" in text
+
+
+def test_a_missing_log_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    to = handler(stream, monkeypatch)
+    run(to)
+    fail(to, tmp_path / "none")
+    assert "failed: prune" in stream.getvalue()
+
+
+def test_what_is_not_known_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    to = handler(stream, monkeypatch)
+    for text in ("Nothing to be done (all requested files are present and up to date).", "parsl: pilot 3 ended"):
+        say(to, text)
+        assert text in stream.getvalue()
+    say(to, "WorkflowError:\nAt least one job did not complete successfully.", logging.ERROR, event=LogEvent.ERROR)
+    assert "At least one" in stream.getvalue(), "no job has failed that was seen"
+
+
+def test_an_executor_that_knows_more_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "PLAIN", 0.01)
+    monkeypatch.setattr(display, "LIVE", 0.01)
+    stream = io.StringIO()
+    to = handler(stream, monkeypatch)
+    run(to)
+    say(to, "parsl: 3 queued", status="parsl: 3 queued")
+    assert stream.getvalue().splitlines().count("parsl: 3 queued") == 1
+    terminal = Terminal()
+    live = handler(terminal, monkeypatch)
+    run(live)
+    say(live, "parsl: 3 queued", status="parsl: 3 queued")
+    while "parsl: 3 queued\r" not in terminal.getvalue():
+        pass
+    live.close()
+    to.close()
+
+
+@pytest.mark.parametrize("setting", ["dryrun", "verbose"])
+def test_a_dry_run_prints_what_it_prints_without_the_plugin(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    to = handler(stream, monkeypatch, **{setting: True})
+    say(to, "Building DAG of jobs...")
+    say(to, "Job stats:\n prune 2", event=LogEvent.RUN_INFO, stats={"prune": 2})
+    assert "Building DAG of jobs..." in stream.getvalue()
+    assert "prune 2" in stream.getvalue()
