@@ -93,6 +93,16 @@ def appended(file: str, text: str) -> Callable[[Project], None]:
     return lambda project: project.edit(file, lambda source: source + text)
 
 
+def replaced_by_older(file: str) -> Callable[[Project], None]:
+    """Another file is moved in place, as out of an archive: its time is before the results."""
+
+    def change(project: Project) -> None:
+        appended(file, "\n")(project)
+        os.utime(project.folder / file, (0, 0))
+
+    return change
+
+
 def touched(project: Project) -> None:
     for path in sorted(
         project.folder.rglob("*")
@@ -318,6 +328,9 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "claims of an earlier study": (appended("studies/report/claims.yaml", "\n"), END),
     "numbers of an earlier study": (appended("studies/report/numbers.csv", "\n"), END),
     "published values": (appended("studies/published.csv", "\n"), ["plot"]),
+    "older claims": (replaced_by_older("studies/report/claims.yaml"), END),
+    "older numbers": (replaced_by_older("studies/report/numbers.csv"), END),
+    "older published values": (replaced_by_older("studies/published.csv"), ["plot"]),
     "rows of a task edited in place": (
         edited,
         [

@@ -6,6 +6,11 @@
 TABLES = ["metrics", "runs", "history", "sizes", "speed", "weights", "tensors", "baselines", "claims"]
 
 
+def contents(*paths):
+    """The sha256 of files that the config names. As inputs, Snakemake compares them only if they are newer than before."""
+    return [sha256(Path(path)) for path in paths if path and Path(path).is_file()]
+
+
 localrules:
     collect,
 
@@ -38,6 +43,7 @@ rule collect:
     params:
         settings=settings(study=STUDY.name, grids=STUDY.grids(), stages=STUDY.stages()),
         code=code("collect"),
+        named=contents(named_file("claims"), claims_numbers()),
     shell:
         'python "$LLM_SPARSITY/scripts/collect.py" --output "$(dirname {output.manifest:q})" --claims {input.claims:q}'
         " --settings {params.settings:q} > {log:q} 2>&1"
