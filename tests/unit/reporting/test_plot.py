@@ -14,9 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 from llm_sparsity.reporting import page as pages
-from llm_sparsity.reporting.answers import results
 from llm_sparsity.reporting.claims import load
 from llm_sparsity.reporting.figures import (
     by_sparsity,
@@ -30,8 +30,9 @@ from llm_sparsity.reporting.figures import (
 )
 from llm_sparsity.reporting.figures.drawing import Drawn, Study
 from llm_sparsity.reporting.figures.labels import name_points
-from llm_sparsity.reporting.figures.style import groups
-from llm_sparsity.reporting.plot import plot
+from llm_sparsity.reporting.figures.style import marker_of, swept
+from llm_sparsity.reporting.numbers import results
+from llm_sparsity.reporting.plot import KINDS, plot
 from llm_sparsity.reporting.references import PUBLISHED as COLUMNS
 from llm_sparsity.reporting.tables import dense, read
 from llm_sparsity.study.sparsity import Sparsity
@@ -86,7 +87,7 @@ def test_figures_and_page(
     assert names == expected | ({"regrowth-sst2"} if "released" in recipes else set())
     assert names == {path.stem for path in (tmp_path / "figures").glob("*.png")}
     summary = (tmp_path / "summary.txt").read_text()
-    assert "accuracy on sst2, by sparsity" in summary
+    assert "on sst2: accuracy" in summary
     assert all(model in summary for model in models)
 
 
@@ -175,13 +176,15 @@ def test_quality_is_drawn_against_the_bytes_of_the_file_that_has_it(tmp_path: Pa
     study = study_of(tmp_path, config)
     study.tables["runs"].loc[study.tables["runs"].seed == 1, "bytes"] += 100
     trained = drawn(frontier, study, "frontier-sst2").figure.axes[0]
-    assert {round(float(line.get_xdata()[0]) * 1e6) for line in trained.lines if len(line.get_xdata()) == 1} == {
-        1050, 2050,
-    }  # fmt: skip
+    dense, half = ((2000 + 2100) / 2, (1000 + 1100) / 2)
+    assert sorted(single_points(trained)) == pytest.approx([100 * half / dense, 100])
     untrained = drawn(frontier, study, "frontier-text").figure.axes[0]  # its runs have no rows here
-    assert {round(float(line.get_xdata()[0]) * 1e6) for line in untrained.lines if len(line.get_xdata()) == 1} == {
-        500, 1200,
-    }  # fmt: skip
+    assert sorted(set(single_points(untrained))) == pytest.approx([50, 100])
+
+
+def single_points(ax: Axes) -> list[float]:
+    """The positions of points that no line joins."""
+    return [float(line.get_xdata()[0]) for line in ax.lines if len(line.get_xdata()) == 1]
 
 
 def test_sizes_are_drawn_like_for_like_where_the_dense_model_was_measured(tmp_path: Path) -> None:
@@ -250,9 +253,9 @@ def test_the_earlier_study_is_drawn_as_faint_crosses_where_its_claims_are_given(
     beside = drawn(by_sparsity, dataclasses.replace(study, claims=load(CLAIMS)), "accuracy-sst2")
     marks = [[line for line in each.figure.axes[0].lines if line.get_marker() == "x"] for each in (without, beside)]
     assert marks[0] == []
-    (crosses,) = marks[1]
-    assert list(crosses.get_xdata()) == [0, 0.1, 0.5, 0.9, 0.95, 0.99]
-    assert crosses.get_ydata()[0] == 0.9117
+    values = {x: y for crosses in marks[1] for x, y in zip(crosses.get_xdata(), crosses.get_ydata(), strict=True)}
+    assert list(values) == [0, 0.1, 0.5, 0.9, 0.95, 0.99]
+    assert values[0] == 0.9117
     assert "Faint crosses: the study that began this one, which pruned roberta-base" in beside.caption
     assert "crosses" not in without.caption
 
@@ -294,9 +297,9 @@ def test_panels_that_share_an_axis_show_every_value(tmp_path: Path) -> None:
 
 
 def test_many_patterns_are_named_once_a_panel(tmp_path: Path) -> None:
-    models = ["llama", "opt", "gpt2"]
+    methods = ["wanda", "sparsegpt", "admm"]
     config = write_tables(
-        tmp_path / "tables", models, ["wanda"], recipes=("kept", "gradual"), sparsities=("0.5", "2of4"), text=False
+        tmp_path / "tables", ["llama"], methods, recipes=("kept", "gradual"), sparsities=("0.5", "2of4"), text=False
     )
     texts = texts_of(drawn(by_sparsity, study_of(tmp_path, config), "accuracy-sst2"))
     assert [text for text in texts if "2of4" in text] == ["2of4"]
@@ -305,7 +308,7 @@ def test_many_patterns_are_named_once_a_panel(tmp_path: Path) -> None:
 def test_a_pattern_alone_carries_the_name_of_its_line(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["llama"], ["wanda"], sparsities=("2of4",), text=False)
     figure = drawn(by_sparsity, study_of(tmp_path, config), "accuracy-sst2")
-    assert "llama, 2of4" in texts_of(figure)
+    assert "2of4, wanda" in texts_of(figure)
 
 
 def test_a_point_of_the_frontier_is_named_by_its_sparsity(tmp_path: Path) -> None:
@@ -332,13 +335,54 @@ def test_parts_at_a_pattern_have_a_panel_of_their_own(tmp_path: Path) -> None:
 def test_parts_pruned_once_beside_a_swept_scope_are_left_to_their_figure() -> None:
     rows = pd.DataFrame(
         [("dense", "", "0"), ("magnitude", "linear", "0.3"), ("magnitude", "linear", "0.5"), ("wanda", "linear", "0.5"),
-         ("magnitude", "mlp", "0.3"), ("magnitude", "attention", "0.3")],
+         ("magnitude", "mlp", "0.3"), ("magnitude", "attention", "0.3"), ("int8", "linear", "0")],
         columns=["method", "scope", "sparsity"],
     )  # fmt: skip
     rows["sparsity"] = rows.sparsity.map(Sparsity)
-    assert groups(rows) == [("magnitude", "linear"), ("wanda", "linear")]
+    assert set(swept(rows).scope) == {"", "linear"}
+    assert "int8" not in set(swept(rows).method)
     once = rows[rows.sparsity != Sparsity("0.5")]
-    assert groups(once) == [("magnitude", "linear"), ("magnitude", "mlp"), ("magnitude", "attention")]
+    assert set(swept(once).scope) == {"", "linear", "mlp", "attention"}
+
+
+@pytest.mark.parametrize("kind", [by_sparsity, perplexity, size, speed])
+def test_two_points_are_not_joined_by_a_line(kind: ModuleType, tmp_path: Path) -> None:
+    """The dense model and one fraction are two points; with another fraction they are a line."""
+    for sparsities, joined in (("0.5",), False), (("0.5", "0.9"), True):
+        folder = tmp_path / str(joined)
+        config = write_tables(folder / "tables", ["llama"], ["wanda"], 1, sparsities=sparsities, speed=True)
+        for figure in kind.draw(study_of(folder, config)):
+            lines = [line for line in figure.figure.axes[0].lines if len(set(line.get_xdata())) > 1]
+            lines = [line for line in lines if line.get_linestyle() != "None" and list(line.get_xdata()) != [0, 1]]
+            assert bool(lines) is joined, figure.name
+
+
+def test_a_model_has_one_colour_and_a_method_one_marker(tmp_path: Path) -> None:
+    models = ["llama", "opt"]
+    config = write_tables(tmp_path / "tables", models, ["wanda", "magnitude"], 1, speed=True)
+    study = study_of(tmp_path, config)
+    seen: dict[str, set[str]] = {}
+    for kind, name in ((by_sparsity, "accuracy-sst2"), (perplexity, "perplexity-text"), (speed, "speed-batch-1")):
+        figure = drawn(kind, study, name)
+        assert [ax.get_title() for ax in figure.figure.axes] == models
+        for ax, model in zip(figure.figure.axes, models, strict=True):
+            for line in ax.lines:
+                if len(line.get_xdata()) > 2 and line.get_marker() not in ("None", "|", "_"):  # no error bars
+                    seen.setdefault(model, set()).add(line.get_color())
+                    seen.setdefault("markers", set()).add(str(line.get_marker()))
+    assert seen["markers"] == {marker_of("wanda"), marker_of("magnitude")}
+    assert len(seen["llama"]) == len(seen["opt"]) == 2  # a tint for each method
+    assert not seen["llama"] & seen["opt"]
+
+
+@pytest.mark.parametrize("recipes", [("kept",), ("kept", "released", "gradual")])
+def test_titles_say_what_is_seen(recipes: tuple[str, ...], tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["llama", "opt"], ["wanda"], 2, recipes=recipes, speed=True)
+    study = study_of(tmp_path, config)
+    for kind in KINDS:
+        for figure in kind.draw(study):
+            assert re.search(r"\d|layer", figure.title), f"{figure.name}: {figure.title}"
+            assert "nan" not in figure.title and not figure.title.endswith(".")
 
 
 @pytest.mark.parametrize("up", [0, 7])

@@ -17,11 +17,15 @@ class Estimate:
         value: the estimate.
         margin: 0 for what is counted and has no seeds; NaN for a single seed, which has no interval.
         seeds: None for what has no seeds.
+        spread: the part of the margin that is the seeds'.
+        sampling: the part that is the examples'.
     """
 
     value: float
     margin: float = 0.0
     seeds: int | None = None
+    spread: float = math.nan
+    sampling: float = math.nan
 
 
 @cache
@@ -71,4 +75,43 @@ def combined(terms: Sequence[tuple[float, "pd.Series[float]"]], examples: int, c
     means = [(weight, float(accuracy.mean())) for weight, accuracy in terms]
     split = sum(weight**2 * mean * (1 - mean) for weight, mean in means) / examples
     sampling = quantile(comparisons=comparisons) * math.sqrt(split)
-    return Estimate(float(sums.mean()), math.hypot(margin(sums, comparisons), sampling), len(sums))
+    spread = margin(sums, comparisons)
+    return Estimate(float(sums.mean()), math.hypot(spread, sampling), len(sums), spread, sampling)
+
+
+def to_decide(found: Estimate, distance: float, examples: int, comparisons: int = 1) -> str:
+    """What shrinks an interval to a distance, as text: a number of examples, or of seeds, or both.
+
+    Args:
+        found: an estimate of `combined`.
+        distance: from the estimate to the edge that its interval crosses.
+        examples: that the estimate is from.
+        comparisons: that it is corrected for.
+    """
+    if math.isnan(found.spread):
+        return "three seeds or more"
+    if distance < 1e-3:
+        return "no affordable number of examples: the difference lies on the edge"
+    if found.spread < distance:
+        return f"about {_examples(found, math.sqrt(distance**2 - found.spread**2), examples)} examples"
+    if found.sampling < distance:
+        return f"about {_seeds(found, math.sqrt(distance**2 - found.sampling**2), comparisons)} seeds"
+    half = distance / math.sqrt(2)
+    return f"about {_examples(found, half, examples)} examples and {_seeds(found, half, comparisons)} seeds"
+
+
+def _examples(found: Estimate, width: float, examples: int) -> str:
+    """The number of examples with which their half of an interval has a width, to two digits, rounded up."""
+    count = examples * (found.sampling / width) ** 2
+    digit = 10 ** max(math.floor(math.log10(count)) - 1, 0)
+    return f"{math.ceil(count / digit) * digit:,}"
+
+
+def _seeds(found: Estimate, width: float, comparisons: int) -> int:
+    """The number of seeds with which their half of an interval has a width, if they vary as those seen."""
+    seeds = found.seeds or 2
+    deviation = found.spread * math.sqrt(seeds) / quantile(seeds - 1, comparisons)
+    count = seeds
+    while count < 999 and quantile(count - 1, comparisons) * deviation / math.sqrt(count) > width:
+        count += 1
+    return count

@@ -1,8 +1,9 @@
-"""The page of a study, one HTML file, and the summary that ends a run."""
+"""The page of a study, one HTML file."""
 
 import base64
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ import jinja2
 import pandas as pd
 import yaml
 
-from llm_sparsity.reporting.answers import answers, results, versions
+from llm_sparsity.reporting.answers import Question, answers, questions, ranked, title
+from llm_sparsity.reporting.chart import chart, marker_paths
 from llm_sparsity.reporting.claims import Claims
+from llm_sparsity.reporting.decisions import Decision, nothing
+from llm_sparsity.reporting.figures.drawing import PICK
+from llm_sparsity.reporting.figures.style import COLOURS
+from llm_sparsity.reporting.numbers import results, versions
 from llm_sparsity.reporting.tables import CELL, MACHINE, SECONDS, VERSIONS, Tables
-from llm_sparsity.reporting.tolerance import QUALITY
-from llm_sparsity.reporting.wording import number_of, scope_name
+from llm_sparsity.reporting.wording import cost_of, name_of, number_of, percent, scope_name, shown
 
 TEMPLATE = Path(__file__).parents[2] / "report" / "report.html.jinja"
 FILES = ("metrics", "claims", "weights", "history", "tensors")  # on the page as links: two have sections of their own
 ROWS = 500  # of a table on the page: browsers show so many at once
 FIGURES = 5e6  # bytes of SVG on the page; if a study has more, the page loads its figures from their files
-VERDICTS = {"holds": "hold", "does not hold": "do not hold", "undecided": "are undecided"}
 
 
 def page(
@@ -40,13 +44,21 @@ def page(
         sections: title -> figures: name, caption, width, height (pixels), svg.
         claims: of an earlier study; None: the page has no such section.
     """
+    asked = ranked(questions(data))
+    charts = _charts(data, asked, config)
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
     html: str = template.render(
         name=config["name"],
-        answers=answers(data),
-        sections=_with_sources(sections),
+        title=title(asked),
+        answers=answers(data, asked),
+        questions=[_asked(question, config) for question in asked],
+        charts=charts,
+        markers=marker_paths([marker for each in charts for marker in [point["marker"] for point in each["points"]]]),
+        colours=COLOURS,
+        sections=_with_sources({name: drawn for name, drawn in sections.items() if name != PICK}),
+        pictures={each["task"]: _picture(sections[PICK], each["task"]) for each in charts},
         results=results(data),
         rows=ROWS,
         claims=_claims(data["claims"], claims) if claims else None,
@@ -84,33 +96,67 @@ def _data_uri(svg: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
-def summary(data: Tables, output: Path, claims: Claims | None = None) -> str:
-    """The last lines of a run.
+def _caveat(config: Mapping[str, Any], model: str) -> str:
+    """What a reader must know about a model whose published weights are codes already; "" for others."""
+    source = config.get("models", {}).get(model, {}).get("source", {})
+    codes = re.search(r"(?:^|[.-])(I?Q(\d)\w*)\.gguf$", str(source.get("path") or ""))
+    if codes is None:
+        return ""
+    return (
+        f"{model} is published as a file of {codes[2]}-bit codes ({codes[1]}): quantising it to as many bits costs "
+        "nearly nothing here, and its users hold fewer bytes than the dense model of this study."
+    )
 
-    Args:
-        data: the tables of the study.
-        output: the folder of the study in `reports/`.
-        claims: of an earlier study; None: the summary has no such line.
-    """
-    lines: list[str] = []
-    for table in results(data):
-        if table["metric"] in QUALITY:
-            lines += ["", f"{table['metric']} on {table['task']}, by sparsity"]
-            grid = [table["heads"], *table["lines"]]
-            widths = [max(len(row[column]) for row in grid) for column in range(len(grid[0]))]
-            lines += [
-                "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in grid
-            ]
-    lines += ["", *(f"* {answer}" for answer in answers(data))]
-    if warning := versions(data):
-        lines += ["", warning]
-    verdicts = data["claims"].verdict.value_counts()
-    counts = [f"{verdicts[verdict]} {words}" for verdict, words in VERDICTS.items() if verdict in verdicts]
-    if claims and counts:
-        lines += ["", f"Claims of {claims.source.name}, judged by these results: {', '.join(counts)}."]
-    lines += ["", f"Read {output / 'report.html'}"]
-    lines += [f"Figures: {output / 'figures'}   Tables: {output / 'tables'}"]
-    return "\n".join(lines[1:]) + "\n"
+
+def _picture(drawn: Iterable[Mapping[str, str]], task: str) -> str:
+    """The file of the figure that a chart of the page shows as well."""
+    return next((figure["name"] for figure in drawn if figure["name"] == f"frontier-{task}"), "")
+
+
+def _charts(data: Tables, asked: list[Question], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A chart for each task and metric, the first one that of the title."""
+    models = list(dict.fromkeys(model for grid in config["study"] for model in grid["models"]))
+    tasks = dict.fromkeys((question.task, question.metric) for question in asked)
+    found = []
+    for task, metric in tasks:
+        options = [
+            o for question in asked if (question.task, question.metric) == (task, metric) for o in question.options
+        ]
+        if any(not math.isnan(option.share) for option in options):
+            found.append(chart(data, options, models))
+    return found
+
+
+def _decision(question: Question, decision: Decision) -> dict[str, Any]:
+    """A row of the decision table, as text."""
+    option = decision.option
+    if option is None:
+        return {"budget": decision.budget, "take": "", "reason": decision.confirmed}
+    return {
+        "budget": decision.budget,
+        "take": name_of(option),
+        "value": shown(question.metric, option.value),
+        "costs": cost_of(question.metric, decision.change),
+        "share": "" if math.isnan(option.share) else percent(round(100 * option.share, 1) / 100),
+        "bytes": f"{option.bytes / 1e6:,.1f} MB",
+        "plain": "" if math.isnan(option.plain) else percent(round(100 * option.plain, 1) / 100),
+        "speed": "" if math.isnan(option.speedup) else f"{option.speedup:.1f} times",
+        "confirmed": decision.confirmed,
+        "folder": str(option.folder),
+    }
+
+
+def _asked(question: Question, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A question and its decision table."""
+    return {
+        "model": question.model,
+        "task": question.task,
+        "metric": question.metric,
+        "dense": shown(question.metric, question.dense),
+        "nothing": nothing(question.decisions),
+        "rows": [_decision(question, decision) for decision in question.decisions],
+        "caveat": _caveat(config, question.model),
+    }
 
 
 def _claims(table: pd.DataFrame, claims: Claims) -> dict[str, Any]:

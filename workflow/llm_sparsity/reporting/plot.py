@@ -23,8 +23,9 @@ from llm_sparsity.reporting.figures import (
 )
 from llm_sparsity.reporting.figures.drawing import SECTIONS, Study, save
 from llm_sparsity.reporting.figures.style import STYLE
-from llm_sparsity.reporting.page import page, summary
+from llm_sparsity.reporting.page import page
 from llm_sparsity.reporting.references import PUBLISHED, read_numbers
+from llm_sparsity.reporting.summary import summary
 from llm_sparsity.storage.files import write_text
 
 KINDS = (by_sparsity, perplexity, regrowth, zero_shot, parts, layer_errors, size, speed, frontier, weights)

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from llm_sparsity.reporting.intervals import quantile
+from llm_sparsity.reporting.intervals import Estimate, quantile
 from llm_sparsity.reporting.tables import Tables, examples
 from llm_sparsity.study.sparsity import Sparsity
 
@@ -36,10 +36,21 @@ def scope_name(scope: str) -> str:
     return f"layer{'s' * (len(layers) > 1)} {', '.join(numbers)}"
 
 
-def how(row: Any) -> str:
-    """The method and scope of a cell, and its recipe where that is not plain fine-tuning."""
-    recipe = f", {row.recipe}" if row.recipe not in ("kept", "") else ""
-    return f"{row.method}, {scope_name(row.scope)}{recipe}"
+def name_of(row: Any) -> str:
+    """What a cell is, for sentences: "magnitude, 50 % of linear, gradual"; of a quantised model, "int8"."""
+    removed = [] if row.sparsity.is_dense else [part_of(row.sparsity, scope_name(row.scope))]
+    return ", ".join([row.method, *removed, *([row.recipe] if row.recipe not in ("kept", "") else [])])
+
+
+def cost_of(metric: str, change: Estimate | None) -> str:
+    """What an option costs: "5.7 ± 3.1 points" of accuracy, or "2.2 times" the perplexity."""
+    if change is None:
+        return "unknown"
+    sign, scale, unit = (-1, 100, "points") if metric == "accuracy" else (1, 1, "times")
+    value = f"{sign * scale * change.value:.{1 if scale > 1 else 2}f}".replace("-", "\N{MINUS SIGN}")
+    if math.isnan(change.margin) or not change.margin:
+        return f"{value} {unit}"
+    return f"{value} ± {scale * change.margin:.{1 if scale > 1 else 2}f} {unit}"
 
 
 def number_of(count: int, noun: str) -> str:

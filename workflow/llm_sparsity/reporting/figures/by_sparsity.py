@@ -1,16 +1,19 @@
-"""Quality and training time by sparsity: a panel for each method and scope, a line for each model and recipe."""
+"""Values by sparsity: a panel for each model, a line for each method, scope and recipe. Quality, and training time."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from llm_sparsity.reporting.claims import Claims
 from llm_sparsity.reporting.figures import style
-from llm_sparsity.reporting.figures.drawing import Drawn, Study
+from llm_sparsity.reporting.figures.drawing import QUALITY, SAVINGS, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
-from llm_sparsity.reporting.tables import Tables, majority
-from llm_sparsity.reporting.wording import resolution
+from llm_sparsity.reporting.tables import UNTRAINED, Tables, dense, majority
+from llm_sparsity.reporting.wording import name_of, resolution, shown
 
 METRICS = {"accuracy": "Accuracy", "f1": "F1", "combined": "Combined score (mean of accuracy and F1)"}
 
@@ -21,13 +24,125 @@ def draw(study: Study) -> Iterable[Drawn]:
     for task, rows in study.metric("accuracy"):
         every = data["metrics"][data["metrics"].task == task]
         for metric, label in METRICS.items():
-            yield by_sparsity(
-                study, f"{metric}-{task}", "Task quality", every[every.metric == metric], label, _noise(data, task),
-                majority(data, task, metric), _earlier(study, task, metric),
-            )  # fmt: skip
+            values = every[every.metric == metric]
+            if values.empty:
+                continue
+            earlier = _earlier(study, task, metric)
+            figure = by_sparsity(
+                study, values, label, functools.partial(_with_majority, majority(data, task, metric)), earlier
+            )
+            caption = f"{label} by sparsity. {_noise(data, task)}"
+            if earlier is not None and len(earlier) and study.claims:
+                caption += _crosses(study.claims)
+            yield Drawn(f"{metric}-{task}", QUALITY, highest_loss(study, values, metric, f"on {task}"), caption, figure)
         runs = data["runs"][data["runs"].task == task].assign(value=lambda rows: rows.train_seconds)
-        caption = "Seconds of training, without set-up and evaluation. A mask alone saves no time."
-        yield by_sparsity(study, f"train-time-{task}", "Cost", runs, "Training time (s)", caption)
+        figure = by_sparsity(study, runs, "Training time (s)", from_zero)
+        caption = "Seconds of training, without set-up and evaluation."
+        yield Drawn(f"train-time-{task}", SAVINGS, _time(runs, task), caption, figure)
+
+
+def by_sparsity(
+    study: Study,
+    rows: pd.DataFrame,
+    label: str,
+    y_axis: Callable[[list[Axes]], None],
+    others: pd.DataFrame | None = None,
+    *,
+    faint: bool = True,
+) -> Figure:
+    """One value by sparsity, a panel a model.
+
+    Args:
+        study: for the order of models.
+        rows: with the columns of a cell, recipe, mask and value, and stderr if standard errors are known.
+        label: of the y axis.
+        y_axis: sets the limits and the scale of the panels' shared y axis.
+        others: numbers of papers or of an earlier study, drawn as crosses.
+        faint: whether these crosses stay in the background.
+    """
+    rows = style.swept(rows)
+    models = study.present(rows)
+    lines = rows[rows.method != "dense"].groupby(["method", "scope", "recipe"]).ngroups
+    figure, axes = style.panels(models, height=style.height(lines), sharey=True)
+    ends: Points = {}
+    for ax, model in zip(axes, models, strict=True):
+        marks = others[others.model == model] if others is not None else None
+        ends[ax] = _panel(ax, study, rows[rows.model == model], marks, faint=faint)
+        style.sparsity_axis(ax, rows[rows.model == model])
+    y_axis(axes)
+    name_points(figure, ends)
+    for ax in axes[::2]:
+        ax.set_ylabel(label)
+    return figure
+
+
+def from_zero(axes: list[Axes]) -> None:
+    """A y axis that starts at 0."""
+    for ax in axes:
+        ax.set_ylim(bottom=0)
+
+
+def _panel(ax: Axes, study: Study, rows: pd.DataFrame, others: pd.DataFrame | None, *, faint: bool) -> list[Point]:
+    """The lines of one model; returns the points to be named."""
+    named: list[Point] = []
+    spots: list[Point] = []
+    pruned = rows[rows.method != "dense"]
+    methods = list(dict.fromkeys(pruned.method))
+    scopes, recipes = pruned.scope.nunique() > 1, pruned.recipe.nunique() > 1
+    plain = UNTRAINED if (pruned.recipe == UNTRAINED).any() else "kept"
+    model = str(rows.model.iloc[0])
+    for (method, scope, recipe), cell in pruned.groupby(["method", "scope", "recipe"], sort=False):
+        look = study.look(model, method, methods)
+        name = name_of_line(method, scope if scopes else "", recipe if recipes else "")
+        start = dense(rows, recipe)
+        line = pd.concat([start, cell]) if len(start) else cell
+        ends, patterns = style.line(ax, line, name, style.stroke(recipe, str(cell["mask"].iloc[0]), plain), **look)
+        named += ends
+        spots += patterns
+    for recipe in dict.fromkeys(rows.recipe[rows.method == "dense"]):
+        value = float(rows.value[(rows.method == "dense") & (rows.recipe == recipe)].mean())
+        ax.plot([0], [value], marker="o", linestyle="", color=study.colour(model), zorder=3)
+    if others is not None:
+        for method, marks in others.groupby("method", sort=False):
+            if method in (*methods, "dense"):
+                colour = study.look(model, str(method), methods)["color"]
+                spots += style.crosses(ax, marks, colour, faint=faint)
+    return [*named, *thinned(spots)]
+
+
+def name_of_line(method: str, scope: str, recipe: str) -> str:
+    """The name of a line; a scope or recipe that is empty is the same for all lines."""
+    return ", ".join(filter(None, [method, scope, recipe]))
+
+
+def highest_loss(study: Study, rows: pd.DataFrame, metric: str, where: str) -> str:
+    """What is seen, of the model that loses most: the dense value, and the best at its highest fraction."""
+    sign = -1 if metric == "perplexity" else 1
+    told: list[tuple[float, str]] = []
+    rows = style.swept(rows[rows["mask"] != "released"].dropna(subset=["value"]))
+    for model in study.present(rows):
+        mine = rows[rows.model == model]
+        pruned, start = mine[mine.method != "dense"], mine[mine.method == "dense"]
+        if pruned.empty or start.empty:
+            continue
+        means = pruned.groupby(["method", "scope", "sparsity", "recipe"], sort=False).value.mean().reset_index()
+        found: Any = means.loc[(sign * means.value[means.sparsity == max(means.sparsity)]).idxmax()]
+        before = float(start.groupby("recipe").value.mean().agg("min" if sign < 0 else "max"))
+        text = f"{model} goes from {shown(metric, before)} to {shown(metric, found.value)} by {name_of(found)}"
+        told.append((abs(found.value / before - 1), text))
+    if not told:
+        return f"{metric.capitalize()} {where}"
+    return f"{metric.capitalize()} {where}: {max(told)[1]}"
+
+
+def _time(runs: pd.DataFrame, task: str) -> str:
+    means = runs.groupby(["model", "method", "scope", "sparsity", "recipe"], sort=False).value.mean().reset_index()
+    start = means[means.method == "dense"].set_index("model").value
+    kept = means[(means.method != "dense") & (means.recipe == "kept") & means.model.isin(start.index)]
+    if kept.empty:
+        return f"Training time on {task}"
+    low, high = ((kept.value / kept.model.map(start)).agg(end) for end in ("min", "max"))
+    return f"A mask saves no training time on {task}: {low:.2f} to {high:.2f} times the dense model's"
 
 
 def _noise(data: Tables, task: str) -> str:
@@ -52,71 +167,7 @@ def _earlier(study: Study, task: str, metric: str) -> pd.DataFrame | None:
     return rows[(rows.task == task) & (rows.metric == metric) & rows.model.isin(study.models)]
 
 
-def by_sparsity(
-    study: Study,
-    name: str,
-    section: str,
-    rows: pd.DataFrame,
-    label: str,
-    caption: str,
-    majority: float | None = None,
-    earlier: pd.DataFrame | None = None,
-) -> Drawn:
-    """One value by sparsity.
-
-    Args:
-        study: for the order of models, and the earlier study's name.
-        name: of the files.
-        section: of the page.
-        rows: with the columns of a cell, recipe, mask and value.
-        label: of the y axis.
-        caption: what follows the label.
-        majority: the score of the majority class, drawn as a line.
-        earlier: numbers of the earlier study, drawn as faint crosses.
-    """
-    groups = style.groups(rows)
-    height = style.height(rows.model.nunique() * rows.recipe.nunique())
-    figure, axes = style.panels([style.group_name(*group) for group in groups], height=height, sharey=True)
-    ends: Points = {}
-    for ax, (method, scope) in zip(axes, groups, strict=True):
-        group = style.with_dense(rows, method, scope)
-        ends[ax] = _panel(ax, study, group, method, earlier)
-        style.sparsity_axis(ax, group)
-    if majority is None:
-        axes[0].set_ylim(bottom=0)
-    else:
-        _with_majority(axes, majority)
-    name_points(figure, ends)
-    axes[0].set_ylabel(label)
-    if earlier is not None and len(earlier) and study.claims:
-        caption += _crosses(study.claims)
-    return Drawn(name, section, f"{label} by sparsity. {caption}", figure)
-
-
-def _panel(ax: Axes, study: Study, group: pd.DataFrame, method: str, earlier: pd.DataFrame | None) -> list[Point]:
-    """The lines of one method and scope; returns the points to be named."""
-    named: list[Point] = []
-    spots: list[Point] = []
-    pruned = group[group.method != "dense"]
-    recipes = dict(zip(pruned.recipe, pruned["mask"], strict=True)) or {"kept": "kept"}
-    several = len(recipes) > 1
-    for model in study.present(group[group.method == method]):
-        look = style.look(study.models, model)
-        for recipe, mask in recipes.items():
-            rows = group[(group.model == model) & ((group.recipe == recipe) | (group.method == "dense"))]
-            if (rows.method == method).any():
-                name = f"{model}, {recipe}" if several else model
-                stroke = style.stroke(recipe, mask)
-                ends, patterns = style.line(ax, rows, name, stroke, detail=recipe if several else "", **look)
-                named += ends
-                spots += patterns
-        if earlier is not None:
-            marks = earlier[(earlier.model == model) & earlier.method.isin([method, "dense"])]
-            spots += style.crosses(ax, marks, look["color"], faint=True)
-    return [*named, *thinned(spots)]
-
-
-def _with_majority(axes: list[Axes], majority: float) -> None:
+def _with_majority(majority: float, axes: list[Axes]) -> None:
     """The majority class as a line in panels that share their y axis."""
     low, high = axes[0].get_ylim()
     low = min(low, majority - 0.03 * (high - majority))

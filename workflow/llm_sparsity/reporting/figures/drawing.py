@@ -1,6 +1,8 @@
 """What every figure is drawn from, a drawn figure, and its files."""
 
-from collections.abc import Mapping
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from llm_sparsity.reporting.claims import Claims
+from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.tables import Tables
 from llm_sparsity.storage.files import atomic
 
-SECTIONS = ("What to pick", "Task quality", "Cost", "Weights")
+METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+
+# The questions of the page that figures answer, in their order. The first has a chart of its own on the page.
+PICK = "What should I take?"
+QUALITY = "How much quality is lost at each sparsity?"
+PARTS = "Which part of a model is sensitive?"
+SAVINGS = "What is saved, in bytes and seconds?"
+WEIGHTS = "What do the weights look like?"
+SECTIONS = (PICK, QUALITY, PARTS, SAVINGS, WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -43,26 +54,52 @@ class Study:
         """The models that rows are about, in the order of the config."""
         return [model for model in self.models if model in set(rows.model)]
 
+    def colour(self, model: str) -> str:
+        """The colour of a model, the same in every figure."""
+        return style.colour_of(self.models, model)
+
+    def look(self, model: str, method: str, methods: Sequence[str]) -> dict[str, Any]:
+        """The colour and marker of a method of one model; `methods` share the tints of its colour."""
+        number = list(methods).index(method) if method in methods else 0
+        return {"color": style.tint(self.colour(model), number, len(methods)), "marker": style.marker_of(method)}
+
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure, the name of its files, its section of the page, and how to read it."""
+    """A figure.
+
+    Args:
+        name: of its files.
+        section: the question that it answers, one of `SECTIONS`.
+        title: what is seen, in a sentence.
+        caption: how to read it.
+        figure: as drawn.
+    """
 
     name: str
     section: str
+    title: str
     caption: str
     figure: Figure
 
 
 def save(drawn: Drawn, folder: Path) -> dict[str, str]:
-    """Write a figure as SVG and PNG, and close it. Returns what the page shows of it."""
-    for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+    """Write a figure with its title as SVG and PNG, and close it.
+
+    Returns:
+        What the page shows of it: there the title is text, so the SVG has none.
+    """
+    figure, untitled = drawn.figure, io.StringIO()
+    figure.savefig(untitled, format="svg", metadata=METADATA["svg"])
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(drawn.title, int(width * 12.5))
+    figure.set_size_inches(width, height + 0.22 * len(lines))
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    for suffix, metadata in METADATA.items():
         with atomic(folder / f"{drawn.name}.{suffix}") as temporary:
-            drawn.figure.savefig(temporary, format=suffix, metadata=metadata)
-    plt.close(drawn.figure)
-    svg = (folder / f"{drawn.name}.svg").read_text(encoding="utf-8")
-    width, height = drawn.figure.get_size_inches() * 96
+            figure.savefig(temporary, format=suffix, metadata=metadata)
+    plt.close(figure)
     return {
-        "name": drawn.name, "section": drawn.section, "caption": drawn.caption, "width": str(round(width)),
-        "height": str(round(height)), "svg": svg,
+        "name": drawn.name, "section": drawn.section, "title": drawn.title, "caption": drawn.caption,
+        "width": str(round(96 * width)), "height": str(round(96 * height)), "svg": untitled.getvalue(),
     }  # fmt: skip

@@ -1,11 +1,12 @@
 """Layer errors: the output error of pruned matrices, layer by layer, as calibrated methods report it."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
 from llm_sparsity.reporting.figures import style
-from llm_sparsity.reporting.figures.drawing import Drawn, Study
+from llm_sparsity.reporting.figures.drawing import PARTS, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Points, name_points
 
 
@@ -17,13 +18,13 @@ def draw(study: Study) -> Iterable[Drawn]:
         panels = list(mine.groupby(["sparsity", "stack"], sort=False))
         stacked = mine["stack"].nunique() > 1
         names = [f"{model}, {sparsity}{f', {stack}' if stacked else ''}" for (sparsity, stack), _ in panels]
-        figure, axes = style.panels(names, width=5.2, sharey=True)
+        figure, axes = style.panels(names, sharey=True)
         ends: Points = {}
         for ax, (_, group) in zip(axes, panels, strict=True):
             ends[ax] = []
             for method, line in group.groupby("method", sort=False):
-                mean, look = line.groupby("layer").error.mean(), style.look(methods, str(method))
-                ax.plot(mean.index.astype(int), mean, markersize=3.5, **look)
+                mean, look = line.groupby("layer").error.mean(), study.look(str(model), str(method), methods)
+                ax.plot(mean.index.astype(int), mean, **look, markersize=4)
                 ends[ax].append((float(mean.index[-1]), float(mean.iloc[-1]), str(method), look["color"]))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set_xlabel("Layer, from 0")
@@ -35,4 +36,6 @@ def draw(study: Study) -> Iterable[Drawn]:
             "of the output over its norm before pruning, mean over the matrices of a layer. The inputs come from the "
             "pruned layers before. A layer with a large error may need a lower sparsity."
         )
-        yield Drawn(f"errors-{model}", "Task quality", caption, figure)
+        worst: Any = mine.groupby(["method", "sparsity", "stack", "layer"], sort=False).error.mean().idxmax()
+        title = f"The outputs of {model} change most in layer {worst[3]}, by {worst[0]} at {worst[1].label}"
+        yield Drawn(f"errors-{model}", PARTS, title, caption, figure)

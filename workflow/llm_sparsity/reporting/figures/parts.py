@@ -1,14 +1,15 @@
 """Parts: the loss of quality when each part of a model is pruned alone, at the same sparsity."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
 from llm_sparsity.reporting.figures import style
-from llm_sparsity.reporting.figures.drawing import Drawn, Study
+from llm_sparsity.reporting.figures.drawing import PARTS, Drawn, Study
 from llm_sparsity.reporting.tables import UNTRAINED
-from llm_sparsity.reporting.wording import scope_name, shown
+from llm_sparsity.reporting.wording import part_of, scope_name, shown
 from llm_sparsity.study.sparsity import Sparsity
 
 
@@ -33,15 +34,24 @@ def draw(study: Study) -> Iterable[Drawn]:
             sizes = study.tables["sizes"]
             sizes = sizes[(sizes.model == model) & (sizes.method == method) & (sizes.sparsity == sparsity)]
             dense = float(rows.loc[(rows.model == model) & (rows.method == "dense"), "value"].mean())
-            _panel(
-                ax, values, dense, sizes.set_index("scope").removed, metric, style.look(study.models, model)["color"]
-            )
+            _panel(ax, values, dense, sizes.set_index("scope").removed, metric, study.colour(model))
         caption = (
             f"Each part pruned alone, at the same sparsity of the part, on {task}; the most harmful on top. Beside "
             "each bar: the number of weights removed. A part that loses little quality and holds many weights is where "
             "to prune. Dotted: the dense model."
         )
-        yield Drawn(f"parts-{task}", "Task quality", caption, figure)
+        yield Drawn(f"parts-{task}", PARTS, _title(bars[0], str(metric), str(task)), caption, figure)
+
+
+def _title(bar: Any, metric: str, task: str) -> str:
+    """What is seen of the first panel: the part that loses least, and the one that loses most."""
+    model, _, sparsity, values = bar
+    ends = (values.idxmin(), values.idxmax())
+    mild, harmful = ends if metric == "perplexity" else ends[::-1]
+    return (
+        f"{model} on {task} suffers least in {scope_name(mild)} ({metric} {shown(metric, values[mild])}) and most in "
+        f"{scope_name(harmful)} ({shown(metric, values[harmful])}), {part_of(sparsity, 'one part')} removed"
+    )
 
 
 def _amount(sparsity: Sparsity) -> str:

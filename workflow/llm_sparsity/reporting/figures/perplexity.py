@@ -1,6 +1,5 @@
-"""Perplexity by sparsity: a panel for each model, a line for each method, scope and recipe, crosses from papers."""
+"""Perplexity by sparsity, with crosses from papers."""
 
-import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,9 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from llm_sparsity.reporting.figures import style
-from llm_sparsity.reporting.figures.drawing import Drawn, Study
-from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
-from llm_sparsity.reporting.tables import UNTRAINED, dense
+from llm_sparsity.reporting.figures.by_sparsity import by_sparsity, highest_loss
+from llm_sparsity.reporting.figures.drawing import QUALITY, Drawn, Study
 
 
 def draw(study: Study) -> Iterable[Drawn]:
@@ -24,56 +22,29 @@ def _perplexity(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
     published = published[
         (published.task == task) & (published.metric == "perplexity") & published.model.isin(study.models)
     ]
-    models, groups = study.present(rows), style.groups(rows)
-    figure, axes = style.panels(models, width=6.0, height=style.height(len(groups) * rows.recipe.nunique()))
-    ends: Points = {}
-    for ax, model in zip(axes, models, strict=True):
-        ends[ax] = _panel(ax, rows[rows.model == model], groups, published[published.model == model])
-        ax.set_yscale("log")
-        style.log_perplexity(ax.yaxis)
-        style.sparsity_axis(ax, rows)
-    name_points(figure, ends)
-    axes[0].set_ylabel("Perplexity (log scale; lower is better)")
+    figure = by_sparsity(study, rows, "Perplexity (log scale; lower is better)", _logarithmic, published, faint=False)
     settings = {**study.config.get("evaluate", {}), **study.config.get("tasks", {}).get(task, {}).get("evaluate", {})}
-    scopes = " and ".join(sorted({scope for _, scope in groups}))
-    caption = (
-        f"Perplexity on {task} by sparsity of the scope {scopes}, one-shot: pruned and measured, not trained. Every "
-        f"line starts at the dense model. {_protocol(settings)}"
-    )
+    caption = f"Perplexity by sparsity; every line starts at the dense model. {_protocol(settings)}".rstrip()
     if rows.recipe.nunique() > 1:
         caption += (
-            " Dash-dotted: trained on the training text of the task by the recipe named; these lines start at the "
-            "dense model trained in the same way."
+            " Solid: pruned and measured, not trained. Dash-dotted: trained on the training text of the task by the "
+            "recipe named; these lines start at the dense model trained in the same way."
         )
+    else:
+        caption += " The models are pruned and measured, not trained."
     if len(published):
         sources = [
             f"{source} ({', '.join(each.model.unique())})" for source, each in published.groupby("source", sort=False)
         ]
         caption += f" Crosses are published values: {'; '.join(sources)}."
-    return Drawn(f"perplexity-{task}", "Task quality", caption, figure)
+    title = highest_loss(study, rows[rows.method != "random"], "perplexity", f"on {task}")
+    return Drawn(f"perplexity-{task}", QUALITY, title, caption, figure)
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, groups: list[tuple[str, str]], published: pd.DataFrame) -> list[Point]:
-    """The lines of one model; returns the points to be named."""
-    named: list[Point] = []
-    spots: list[Point] = []
-    scopes = {scope for _, scope in groups}
-    recipes = list(dict.fromkeys(rows.recipe))
-    for (method, scope), recipe in itertools.product(groups, recipes):
-        line = rows[(rows.method == method) & (rows.scope == scope) & (rows.recipe == recipe)]
-        if line.empty:
-            continue
-        look = style.look(groups, (method, scope))
-        if method != "dense":
-            line = pd.concat([dense(rows, recipe), line])
-        name = ", ".join([method, *([scope] if len(scopes) > 1 else []), *([recipe] if recipe else [])])
-        stroke = {"linestyle": "-" if recipe == UNTRAINED else "-."}
-        ends, patterns = style.line(ax, line, name, stroke, detail=recipe, **look)
-        named += ends
-        spots += patterns
-        marks = published[published.method.isin([method, "dense"])]
-        spots += style.crosses(ax, marks, look["color"])
-    return [*named, *thinned(spots)]
+def _logarithmic(axes: list[Axes]) -> None:
+    for ax in axes:
+        ax.set_yscale("log")
+        style.log_perplexity(ax.yaxis)
 
 
 def _protocol(settings: Mapping[str, Any]) -> str:

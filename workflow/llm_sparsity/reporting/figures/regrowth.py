@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from llm_sparsity.reporting.figures import style
-from llm_sparsity.reporting.figures.drawing import Drawn, Study
+from llm_sparsity.reporting.figures.drawing import QUALITY, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points
 from llm_sparsity.reporting.tables import CELL
+from llm_sparsity.reporting.wording import percent
 
 
 def draw(study: Study) -> Iterable[Drawn]:
@@ -29,7 +29,7 @@ def _regrowth(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
     ends: Points = {}
     telling = [column for column in ("method", "scope") if variants[column].nunique() > 1]
     for ax, model in zip(axes, models, strict=True):
-        ends[ax] = _panel(ax, rows[rows.model == model], telling)
+        ends[ax] = _panel(ax, rows[rows.model == model], telling, study.colour(model))
         ax.set_xlim(-0.1, int(rows.step.max()) * 1.2)
     name_points(figure, ends)
     axes[0].set_ylabel("Measured sparsity of the scope")
@@ -43,15 +43,19 @@ def _regrowth(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
         f"{line.sparsity.iloc[0].label}, {first:.1%} are left after {step} step{'s' * (step > 1)} and {last:.1%} at "
         "the end."
     )
-    return Drawn(f"regrowth-{task}", "Task quality", caption, figure)
+    title = (
+        f"Released zeros grow back on {task}: {percent(round(first, 3))} of the weights of {line.model.iloc[0]} are "
+        f"zero after {step} step{'s' * (step > 1)}, of {line.sparsity.iloc[0].label} at the start"
+    )
+    return Drawn(f"regrowth-{task}", QUALITY, title, caption, figure)
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, telling: list[str]) -> list[Point]:
+def _panel(ax: Axes, rows: pd.DataFrame, telling: list[str], base: str) -> list[Point]:
     """The lines of one model; returns their starts, to be named by the columns that tell them apart."""
     named = []
     variants = rows.groupby(["recipe", "method", "scope", "sparsity"], sort=True)
     for number, ((recipe, _, _, sparsity), line) in enumerate(variants):
-        colour = mpl.colors.to_hex(mpl.colormaps["viridis"](0.85 * number / max(len(variants) - 1, 1)))
+        colour = style.tint(base, number, len(variants))
         start = sparsity.fraction
         ax.plot([0, *line.step], [start, *line.measured_sparsity], marker="o", markersize=3, color=colour)
         epochs = line[line.epoch > 0]

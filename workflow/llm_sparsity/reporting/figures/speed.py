@@ -8,15 +8,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from llm_sparsity.reporting.figures import style
-from llm_sparsity.reporting.figures.drawing import Drawn, Study
+from llm_sparsity.reporting.figures.by_sparsity import name_of_line
+from llm_sparsity.reporting.figures.drawing import SAVINGS, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
-from llm_sparsity.reporting.tables import are_patterns, fractions
+from llm_sparsity.reporting.tables import UNTRAINED, are_patterns, fractions
+from llm_sparsity.reporting.wording import name_of
 
 EXECUTIONS = ("dense", "sparse", "2of4")
 
 
 def draw(study: Study) -> Iterable[Drawn]:
-    """A figure for each batch size, with a panel for each method and scope."""
+    """A figure for each batch size, with a panel for each model."""
     speed = study.tables["speed"]
     for size in sorted(set(speed.batch_size)):
         rows = speed[speed.batch_size == size]
@@ -25,20 +27,19 @@ def draw(study: Study) -> Iterable[Drawn]:
 
 
 def _speed(study: Study, batch: int, rows: pd.DataFrame) -> Drawn:
-    groups = style.groups(rows)
-    figure, axes = style.panels([style.group_name(*group) for group in groups], sharey=True)
+    rows = style.swept(rows)
+    models = [model for model in study.present(rows) if (rows.method[rows.model == model] != "dense").any()]
+    lines = rows[rows.method != "dense"].groupby(["method", "scope", "execution"]).ngroups
+    figure, axes = style.panels(models, height=style.height(lines), sharey=True)
     ends: Points = {}
-    for ax, (method, scope) in zip(axes, groups, strict=True):
-        group = style.with_dense(rows, method, scope)
-        models = study.present(group[group.method == method])
-        drawn = [_lines(ax, study, group[group.model == model], method, model) for model in models]
-        spots = [point for _, patterns in drawn for point in patterns]
-        ends[ax] = [*(point for named, _ in drawn for point in named), *thinned(spots)]
+    for ax, model in zip(axes, models, strict=True):
+        ends[ax] = _panel(ax, study, rows[rows.model == model], model)
         style.reference_line(ax, 1, "as fast as dense", (2, -10))
         ax.set_ylim(0, max(1.2, float(rows.speedup_high.max()) * 1.08))
-        style.sparsity_axis(ax, group)
+        style.sparsity_axis(ax, rows[rows.model == model])
     name_points(figure, ends)
-    axes[0].set_ylabel("Speed-up over the dense model")
+    for ax in axes[::2]:
+        ax.set_ylabel("Speed-up over the dense model")
     tokens, threads, device = int(rows.sequence_length.iloc[0]), int(rows.threads.iloc[0]), rows.device.iloc[0]
     caption = (
         f"Speed of the base model on {batch} sequence{'s' * (batch > 1)} of {tokens} tokens, {device}, {threads} "
@@ -46,28 +47,43 @@ def _speed(study: Study, batch: int, rows: pd.DataFrame) -> Drawn:
         "hollow: dense execution, which multiplies zeros like any number. Solid: sparse execution, which skips removed "
         "weights; below break-even it costs more than it saves."
     )
-    return Drawn(f"speed-batch-{batch}", "Cost", caption, figure)
+    return Drawn(f"speed-batch-{batch}", SAVINGS, _title(rows, batch), caption, figure)
 
 
-def _lines(ax: Axes, study: Study, rows: pd.DataFrame, method: str, model: str) -> tuple[list[Point], list[Point]]:
-    """A line for each execution of one model, and its break-even; returns the points to be named, and the patterns."""
+def _title(rows: pd.DataFrame, batch: int) -> str:
+    fastest: Any = rows.loc[rows.speedup[rows.method != "dense"].idxmax()]
+    name = name_of(pd.Series({**fastest, "recipe": UNTRAINED}))
+    where = f"at batch {batch}: {fastest.model}, {name}"
+    if fastest.speedup <= 1:
+        return f"Nothing is faster than the dense model at batch {batch}; the nearest is {fastest.model}, {name}"
+    return f"At most {fastest.speedup:.1f} times as fast as dense {where}, {fastest.execution} execution"
+
+
+def _panel(ax: Axes, study: Study, rows: pd.DataFrame, model: str) -> list[Point]:
+    """A line for each method, scope and execution of one model, and break-evens; returns the points to be named."""
     named: list[Point] = []
     patterns: list[Point] = []
-    look = style.look(study.models, model)
-    executions = [name for name in EXECUTIONS if ((rows.execution == name) & (rows.method == method)).any()]
-    for name in executions:
-        line = rows[(rows.execution == name) | (rows.method == "dense")].sort_values("sparsity", kind="stable")
-        hollow = name == "dense" and "sparse" in executions
-        spots = _errorbars(ax, line[are_patterns(line)], {**look, **style.HOLLOW, "linestyle": ""})
-        patterns += [(x, y, f"{pattern}, {name}", colour) for x, y, pattern, colour in spots]
-        line = line[~are_patterns(line)]
-        points = _errorbars(ax, line, {**look, **({"linestyle": "--", **style.HOLLOW} if hollow else {})})
-        if (line.method == method).any():
-            x, y, _, colour = points[-1]
-            named.append((x, y, f"{model}, {name}", colour))
-            if name == "sparse" and (even := _crossing(fractions(line).to_numpy(), line.speedup.to_numpy())):
-                _break_even(ax, even, colour)
-    return named, patterns
+    pruned, start = rows[rows.method != "dense"], rows[rows.method == "dense"]
+    methods, scopes = list(dict.fromkeys(pruned.method)), pruned.scope.nunique() > 1
+    for (method, scope), mine in pruned.groupby(["method", "scope"], sort=False):
+        executions = [name for name in EXECUTIONS if (mine.execution == name).any()]
+        look = study.look(model, method, methods)
+        for execution in executions:
+            name = name_of_line(method, scope if scopes else "", execution)
+            line = pd.concat([start, mine[mine.execution == execution]]).sort_values("sparsity", kind="stable")
+            spots = _errorbars(ax, line[are_patterns(line)], {**look, **style.HOLLOW, "linestyle": ""})
+            patterns += [(x, y, f"{pattern}, {name}", colour) for x, y, pattern, colour in spots]
+            line = line[~are_patterns(line)]
+            hollow = {"linestyle": "--", **style.HOLLOW} if execution == "dense" and "sparse" in executions else {}
+            if line.sparsity.nunique() < style.JOINED:
+                line, hollow = line[line.method != "dense"], hollow | {"linestyle": ""}
+            points = _errorbars(ax, line, {**look, **hollow})
+            if points:
+                x, y, _, colour = points[-1]
+                named.append((x, y, name, colour))
+            if execution == "sparse" and len(points) >= style.JOINED:
+                _break_even(ax, fractions(line).to_numpy(), line.speedup.to_numpy(), look["color"])
+    return [*named, *thinned(patterns)]
 
 
 def _errorbars(ax: Axes, rows: pd.DataFrame, look: dict[str, Any]) -> list[Point]:
@@ -88,9 +104,13 @@ def _crossing(fractions: Any, speedups: Any) -> float | None:
     return float(np.interp(1, speedups[at : at + 2], fractions[at : at + 2]))
 
 
-def _break_even(ax: Axes, fraction: float, colour: str) -> None:
-    ax.axvline(fraction, color=colour, linewidth=1, linestyle=":")
+def _break_even(ax: Axes, sparsities: Any, speedups: Any, colour: str) -> None:
+    """Where sparse execution becomes faster, if it does."""
+    even = _crossing(sparsities, speedups)
+    if even is None:
+        return
+    ax.axvline(even, color=colour, linewidth=1, linestyle=":")
     ax.annotate(
-        f"break-even {fraction:.0%}", (fraction, 1), (3, 3), xycoords=("data", "axes fraction"), rotation=0,
-        textcoords="offset points", fontsize=8, color=colour, ha="center",
+        f"break-even {even:.0%}", (even, 1), (3, 3), xycoords=("data", "axes fraction"), rotation=0,
+        textcoords="offset points", fontsize=8.5, color=colour, ha="center",
     )  # fmt: skip

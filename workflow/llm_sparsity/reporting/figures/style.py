@@ -1,9 +1,10 @@
 """The common look of figures.
 
-A model has one colour and one marker in every figure (palettes of Okabe & Ito and of Tol, distinct without colour
-too). A kept mask has filled markers and solid lines, a released one hollow markers and dashed lines, other recipes
-dash-dotted lines. Every seed is a point, lines join the means, bands are 95 % t-intervals over seeds, and lines carry
-their names. A pattern N of M is as sparse as a fraction but no point of its line: it is a hollow point with its name.
+A model has one colour in every figure, a method one marker (palettes of Okabe & Ito and of Tol); the methods of one
+model are tints of its colour. A kept mask has filled markers and solid lines, a released one hollow markers and dashed
+lines, other recipes dash-dotted lines. Every seed is a small point, lines join the means, bands are 95 % t-intervals
+over seeds, and lines carry their names. Points are joined where there are three or more. A pattern N of M is as sparse
+as a fraction but no point of its line: it is a hollow point with its name.
 """
 
 import itertools
@@ -11,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,29 +22,28 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from llm_sparsity.reporting.figures.labels import Point
 from llm_sparsity.reporting.intervals import margin, sampled_margin
 from llm_sparsity.reporting.tables import are_patterns, fractions
-from llm_sparsity.reporting.wording import scope_name
+from llm_sparsity.study.methods import METHODS, STEPS
 from llm_sparsity.study.sparsity import Sparsity
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933", "#882255", "#44AA99")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h")
+MARKERS = ("s", "^", "D", "p", "v", "P", "X", "*", "<", "h", ">", "d")
 GREY, INK = "#777777", "#555555"  # of reference lines, of their names
 HOLLOW = {"markerfacecolor": "white"}
+JOINED = 3  # points, from which on they are joined by a line
 STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold",
+    "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.edgecolor": "#555555",
-    "lines.linewidth": 1.6, "lines.markersize": 5, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 160,
+    "lines.linewidth": 1.6, "lines.markersize": 6, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 160,
     "svg.hashsalt": "llm-sparsity", "figure.constrained_layout.use": True,
 }  # fmt: skip
 
 
-def panels(names: Sequence[str], width: float = 4.4, height: float = 3.4, **kwargs: Any) -> tuple[Figure, list[Axes]]:
-    """Small multiples, at most four in a row, each with its name."""
-    columns = min(len(names), 4) if len(names) != 4 else 2
+def panels(names: Sequence[str], width: float = 6.4, height: float = 3.6, **kwargs: Any) -> tuple[Figure, list[Axes]]:
+    """Small multiples, at most two in a row, so that they stay legible; each with its name."""
+    columns = min(len(names), 2)
     rows = math.ceil(len(names) / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(max(width * columns, 6.0), height * rows), squeeze=False, **kwargs
-    )
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **kwargs)
     for ax, name in itertools.zip_longest(axes.flat, names):
         if name is None:
             ax.remove()
@@ -53,20 +54,34 @@ def panels(names: Sequence[str], width: float = 4.4, height: float = 3.4, **kwar
 
 def height(names: int) -> float:
     """The height of a panel, in inches, in which so many lines are named."""
-    return max(3.4, 1 + 0.15 * names)
+    return max(3.6, 1 + 0.17 * names)
 
 
-def look(names: Sequence[Any], name: Any) -> dict[str, Any]:
-    """The colour and marker of a model among models, or of a method among methods."""
-    number = names.index(name)
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+def colour_of(models: Sequence[str], model: str) -> str:
+    """The colour of a model among those of the study."""
+    return COLOURS[list(models).index(model) % len(COLOURS)]
 
 
-def stroke(recipe: str, mask: str) -> dict[str, Any]:
-    """The line of a recipe: solid for `kept`, dashed and hollow if the mask is released, dash-dotted for others."""
+def marker_of(method: str) -> str:
+    """The marker of a method, the same in every study; of a chain such as `wanda+int8`, that of its first part."""
+    first = method.split("+", maxsplit=1)[0]
+    known = [*METHODS, *STEPS]
+    return "o" if first not in known else MARKERS[known.index(first) % len(MARKERS)]
+
+
+def tint(colour: str, number: int, of: int) -> str:
+    """One of several tints of a colour, from darker to lighter."""
+    share = 0.45 - 0.9 * number / (of - 1) if of > 1 else 0.0
+    towards = 0.0 if share > 0 else 1.0
+    mixed = [(1 - abs(share)) * part + abs(share) * towards for part in mpl.colors.to_rgb(colour)]
+    return str(mpl.colors.to_hex(mixed))
+
+
+def stroke(recipe: str, mask: str, plain: str) -> dict[str, Any]:
+    """The line of a recipe: solid for the plain one, dashed and hollow if the mask is released, else dash-dotted."""
     if mask == "released":
         return {"linestyle": "--", **HOLLOW}
-    return {"linestyle": "-" if recipe in ("kept", "") else "-."}
+    return {"linestyle": "-" if recipe == plain else "-."}
 
 
 def short(sparsity: Sparsity) -> str:
@@ -74,26 +89,18 @@ def short(sparsity: Sparsity) -> str:
     return sparsity.label.replace(" ", "")
 
 
-def groups(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """The pairs (method, scope) with pruned rows; ("dense", "") if there are none.
+def swept(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that lie on lines over sparsity.
 
-    Parts that were pruned at one fraction only, beside scopes with several, are left to the figure of parts.
+    Parts that were pruned at one fraction only, beside scopes with several, are left to the figure of parts; models of
+    which nothing is removed, such as quantised ones, to the frontier.
     """
+    rows = rows[[row.method == "dense" or not row.sparsity.is_dense for row in rows.itertuples()]]
     pruned = rows[rows.method != "dense"]
     counts = pruned[~are_patterns(pruned)].groupby("scope")["sparsity"].nunique()
-    if pruned.scope.nunique() > 2 and (counts > 1).any():
-        pruned = pruned[pruned.scope.isin(counts.index[counts > 1])]
-    return list(dict.fromkeys(zip(pruned.method, pruned.scope, strict=True))) or [("dense", "")]
-
-
-def group_name(method: str, scope: str) -> str:
-    """The name of a panel."""
-    return f"{method}, {scope_name(scope)}" if scope else method
-
-
-def with_dense(rows: pd.DataFrame, method: str, scope: str) -> pd.DataFrame:
-    """The rows of one method and scope, and those of dense models, where every line starts."""
-    return rows[((rows.method == method) & (rows.scope == scope)) | (rows.method == "dense")]
+    if pruned.scope.nunique() <= 2 or not (counts > 1).any():
+        return rows
+    return rows[rows.scope.isin(counts.index[counts > 1]) | (rows.method == "dense")]
 
 
 def sparsity_axis(ax: Axes, rows: pd.DataFrame) -> None:
@@ -128,12 +135,12 @@ def reference_line(ax: Axes, value: float, name: str, where: tuple[float, float]
     ax.axhline(value, color=GREY, linewidth=1, **kwargs)
     ax.annotate(
         name, (int(align == "right"), value), where, xycoords=("axes fraction", "data"), textcoords="offset points",
-        fontsize=8, color=INK, ha=align,
+        fontsize=8.5, color=INK, ha=align,
     )  # fmt: skip
 
 
 def line(
-    ax: Axes, rows: pd.DataFrame, name: str, stroke: Mapping[str, Any], detail: str = "", **look: Any
+    ax: Axes, rows: pd.DataFrame, name: str, stroke: Mapping[str, Any], **look: Any
 ) -> tuple[list[Point], list[Point]]:
     """Draw values by sparsity: seeds as points, their mean as a line, its 95 % interval as a band.
 
@@ -143,30 +150,32 @@ def line(
             of values are known. A pattern is drawn apart.
         name: of the line.
         stroke: linestyle, and markers where they differ.
-        detail: what the names of patterns say besides, such as the recipe.
         look: colour and marker.
 
     Returns:
         The points to be named: the last one of the line, and the patterns.
     """
-    spots = patterns(ax, rows, detail=detail, **look)
-    swept = rows[~are_patterns(rows)]
-    at, means, low, high = [], [], [], []
-    for sparsity, group in swept.groupby("sparsity"):
+    spots = patterns(ax, rows, name, **look)
+    at, means, about = [], [], []
+    for sparsity, group in rows[~are_patterns(rows)].groupby("sparsity"):
         values = group["value"].astype(float)
-        about = _margin(group)
         at.append(sparsity.fraction)
+        means.append(float(values.mean()))
+        about.append(_margin(group))
         if len(values) > 1:
             ax.plot(at[-1:] * len(values), values, linestyle="", alpha=0.45, **{**look, "markersize": 3})
-        means.append(float(values.mean()))
-        low.append(means[-1] - about)
-        high.append(means[-1] + about)
-    ax.plot(at, means, **look, **stroke)
-    if any(top > bottom for top, bottom in zip(high, low, strict=True)):  # NaN where there is one seed
-        ax.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
-    if at[-1] == 0 and spots:  # nothing but dense and patterns: the name belongs to them
-        return [(x, y, f"{name}, {pattern}", colour) for x, y, pattern, colour in spots], []
-    return [(at[-1], means[-1], name, look["color"])], spots
+    if len(at) >= JOINED:
+        ax.plot(at, means, **look, **stroke)
+        low, high = ([mean + sign * each for mean, each in zip(means, about, strict=True)] for sign in (-1, 1))
+        if any(each > 0 for each in about):  # NaN where there is one seed
+            ax.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
+        return [(at[-1], means[-1], name, look["color"])], spots
+    last = [place for place in range(len(at)) if at[place] > 0]
+    for place in last:
+        if about[place] > 0:
+            ax.errorbar(at[place], means[place], about[place], capsize=2, elinewidth=1, color=look["color"])
+        ax.plot(at[place], means[place], **look, **{**stroke, "linestyle": ""})
+    return [(at[place], means[place], name, look["color"]) for place in last[-1:]], spots
 
 
 def _margin(rows: pd.DataFrame) -> float:
@@ -175,7 +184,7 @@ def _margin(rows: pd.DataFrame) -> float:
     return sampled_margin(values, rows["stderr"]) if "stderr" in rows else margin(values)
 
 
-def patterns(ax: Axes, rows: pd.DataFrame, detail: str = "", **look: Any) -> list[Point]:
+def patterns(ax: Axes, rows: pd.DataFrame, name: str, **look: Any) -> list[Point]:
     """Draw patterns as hollow points, with their 95 % intervals over rows; returns the points to be named."""
     spots = []
     for sparsity, group in rows[are_patterns(rows)].groupby("sparsity"):
@@ -184,7 +193,7 @@ def patterns(ax: Axes, rows: pd.DataFrame, detail: str = "", **look: Any) -> lis
         if about > 0:
             ax.errorbar(at, mean, about, capsize=2, elinewidth=1, color=look["color"])
         ax.plot(at, mean, linestyle="", **{**look, **HOLLOW})
-        spots.append((at, mean, ", ".join(filter(None, [str(sparsity), detail])), look["color"]))
+        spots.append((at, mean, f"{sparsity}, {name}", look["color"]))
     return spots
 
 

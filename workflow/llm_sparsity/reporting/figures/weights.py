@@ -1,6 +1,7 @@
 """Weights of dense models: their distribution, and the cumulative distribution of each layer."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -9,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from llm_sparsity.reporting.figures import style
-from llm_sparsity.reporting.figures.drawing import Drawn, Study
+from llm_sparsity.reporting.figures.drawing import WEIGHTS, Drawn, Study
+from llm_sparsity.reporting.wording import percent
 
 OUTSIDE = "#D55E00"  # of weights outside layers
 
@@ -29,7 +31,7 @@ def _histogram(study: Study, model: str, rows: pd.DataFrame) -> Drawn:
     x, count = bins.x.to_numpy(), bins.value.to_numpy()
     width = x[1] - x[0]
     figure, (ax,) = style.panels([model], width=6.4)
-    colour = style.look(study.models, model)["color"]
+    colour = study.colour(model)
     ax.fill_between(x + width / 2, count, step="mid", color=colour, alpha=0.35, linewidth=0)
     ax.step(x + width / 2, count, where="mid", color=colour, linewidth=1)
     ax.set_yscale("log")
@@ -48,7 +50,9 @@ def _histogram(study: Study, model: str, rows: pd.DataFrame) -> Drawn:
         f"{numbers['min']:.3g}, maximum {numbers['max']:.3g}. The axis spans 99.9 % of them; the end bins hold the "
         "rest. The more weights lie near zero, the more can be removed at little cost."
     )
-    return Drawn(f"weights-{model}", "Weights", caption, figure)
+    nearest: Any = below.loc[(below.value - 0.5).abs().idxmin()]
+    title = f"{percent(round(float(nearest.value), 3))} of the weights of {model} lie within ±{nearest.x:g}"
+    return Drawn(f"weights-{model}", WEIGHTS, title, caption, figure)
 
 
 def _layers(model: str, curves: pd.DataFrame) -> Drawn:
@@ -64,7 +68,8 @@ def _layers(model: str, curves: pd.DataFrame) -> Drawn:
         f"Cumulative distribution of |w| in each layer of dense {model}. A curve further right has larger weights and "
         f"loses fewer of them under global magnitude pruning; the largest: {', '.join(largest)}."
     )
-    return Drawn(f"layers-{model}", "Weights", caption, figure)
+    title = f"The largest weights of {model} are in {' and in '.join(largest)}"
+    return Drawn(f"layers-{model}", WEIGHTS, title, caption, figure)
 
 
 def _panel(ax: Axes, layers: pd.DataFrame) -> int:

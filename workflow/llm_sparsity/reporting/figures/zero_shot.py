@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from llm_sparsity.reporting.figures.by_sparsity import by_sparsity
-from llm_sparsity.reporting.figures.drawing import Drawn, Study
+from llm_sparsity.reporting.figures.by_sparsity import by_sparsity, from_zero, highest_loss
+from llm_sparsity.reporting.figures.drawing import QUALITY, Drawn, Study
 from llm_sparsity.reporting.tables import CELL, with_errors
 
 
@@ -25,7 +25,9 @@ def draw(study: Study) -> Iterable[Drawn]:
         "are 95 % intervals, from the standard errors that the harness reports, and of several draws of calibration "
         "text from their differences too."
     )
-    yield by_sparsity(study, "zero-shot", "Task quality", means, "Zero-shot accuracy", caption)
+    figure = by_sparsity(study, means, "Zero-shot accuracy", from_zero)
+    title = highest_loss(study, means, "accuracy", f"without training, mean of {len(found)} tasks")
+    yield Drawn("zero-shot", QUALITY, title, f"Zero-shot accuracy by sparsity. {caption}", figure)
 
 
 def _error(errors: "pd.Series[float]") -> float:

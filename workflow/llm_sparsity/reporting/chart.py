@@ -1,0 +1,159 @@
+"""The large chart of the page: quality against bytes, as positions that a browser lays out at any width.
+
+Positions are percent of the plot, from the left and from the bottom. Text stays text, so it keeps its size on a phone,
+is read aloud, and follows the colours of the page.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.markers import MarkerStyle
+from matplotlib.path import Path as Outline
+
+from llm_sparsity.reporting.figures.style import marker_of
+from llm_sparsity.reporting.options import Option, front
+from llm_sparsity.reporting.tables import Tables, majority
+from llm_sparsity.reporting.wording import cost_of, name_of, percent, shown
+
+LETTER, LINE = 1.05, 5.0  # width and height of a name's letters, in percent of the plot of a desktop's page
+ROOM = 0.06  # of the y axis, above and below the points
+
+
+def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dict[str, Any]:
+    """What the template needs to draw the options of all models on one task.
+
+    Args:
+        data: the tables, for the majority class.
+        options: of one task and metric, dense models among them.
+        models: of the study; the place of a model is the number of its colour.
+    """
+    shown_options = [option for option in options if not math.isnan(option.share)]
+    task, metric = shown_options[0].task, shown_options[0].metric
+    base = majority(data, task, metric) if metric == "accuracy" else None
+    low, high, ticks = _axis([option.value for option in shown_options], metric, base)
+    widest = max(1.0, *(option.share for option in shown_options)) * 1.06
+
+    def place(option: Option) -> tuple[float, float]:
+        return round(100 * option.share / widest, 2), _position(option.value, low, high, metric)
+
+    best = [option for model in models for option in front(shown_options, model)]
+    named = _named([option for option in [*best, *shown_options] if option in best or option.is_dense], place)
+    colours = {model: number for number, model in enumerate(models)}
+    return {
+        "task": task,
+        "metric": metric,
+        "better": "lower is better, log scale" if metric == "perplexity" else "higher is better",
+        "x_ticks": [(round(share / widest, 2), f"{share} %") for share in (0, 10, 25, 50, 75, 100)],
+        "y_ticks": [(_position(tick, low, high, metric), _tick(tick, metric)) for tick in ticks],
+        "base": None if base is None or not low <= base <= high else _position(base, low, high, metric),
+        "lines": [
+            {
+                "colour": colours[model] % 10,
+                "points": " ".join(f"{x},{100 - y:.2f}" for x, y in map(place, front(shown_options, model))),
+            }
+            for model in models
+        ],
+        "points": [
+            _point(option, place(option), colours[option.model] % 10, option in best, named.get(id(option), ""))
+            | _whisker(option, option in best, low, high, metric)
+            for option in sorted(shown_options, key=lambda option: (option.share, option.value))
+        ],
+        "methods": [
+            (method, marker_of(method)) for method in dict.fromkeys(o.method for o in shown_options if not o.is_dense)
+        ],
+        "models": [(model, colours[model] % 10) for model in models if any(o.model == model for o in shown_options)],
+    }
+
+
+def _point(option: Option, place: tuple[float, float], colour: int, best: bool, name: str) -> dict[str, Any]:
+    change = option.change()
+    size = f"{option.bytes / 1e6:,.1f} MB"
+    costs = "worse than" if option.metric == "accuracy" else "the perplexity of"
+    lines = [
+        f"{option.metric} {shown(option.metric, option.value)}"
+        + ("" if option.is_dense or change is None else f", {cost_of(option.metric, change)} {costs} dense"),
+        f"{size}, {percent(round(100 * option.share, 1) / 100)} of the dense bytes"
+        + ("" if math.isnan(option.speedup) or option.is_dense else f"; {option.speedup:.2f} times as fast"),
+    ]
+    return {
+        "x": place[0],
+        "y": place[1],
+        "colour": colour,
+        "marker": marker_of(option.method),
+        "best": best,
+        "title": f"{option.model}, {name_of(option)}",
+        "lines": lines,
+        "folder": str(option.folder),
+        "name": name,
+    }
+
+
+def _whisker(option: Option, best: bool, low: float, high: float, metric: str) -> dict[str, Any]:
+    """The interval of an option on the frontier: its lower and upper end on the y axis."""
+    change = option.change() if best and not option.is_dense else None
+    if change is None or math.isnan(change.margin) or not change.margin:
+        return {"whisker": None}
+    about = change.margin if metric == "accuracy" else change.margin * float(option.dense.mean())
+    ends = [max(option.value - about, low), min(option.value + about, high)]
+    return {"whisker": [_position(end, low, high, metric) for end in ends]}
+
+
+def _axis(values: Sequence[float], metric: str, base: float | None) -> tuple[float, float, list[float]]:
+    """The ends and the ticks of the y axis."""
+    if metric == "perplexity":
+        low, high = math.log10(min(values)), math.log10(max(values))
+        room = max(ROOM * (high - low), 0.02)
+        steps = [
+            digit * 10**power
+            for power in range(-1, 12)
+            for digit in ((1, 3) if high - low > 1 else (1, 1.5, 2, 3, 5, 7))
+        ]
+        low, high = 10 ** (low - room), 10 ** (high + room)
+        return low, high, [step for step in steps if low <= step <= high]
+    low, high = min([*values, *([] if base is None else [base])]), max(values)
+    room = max(ROOM * (high - low), 0.01)
+    low, high = max(low - room, 0.0), min(high + room, 1.0)
+    step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if (high - low) / step <= 8)
+    first = math.ceil(low / step)
+    return low, high, [number * step for number in range(first, math.floor(high / step) + 1)]
+
+
+def _position(value: float, low: float, high: float, metric: str) -> float:
+    """Percent of the plot from the bottom."""
+    if metric == "perplexity":
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    return round(100 * (value - low) / (high - low), 2)
+
+
+def _tick(value: float, metric: str) -> str:
+    return f"{value:,.6g}" if metric == "perplexity" else f"{value:.2f}"
+
+
+def _named(options: Sequence[Option], place: Any) -> dict[int, str]:
+    """The names of options that fit above their points, by identity."""
+    taken: list[tuple[float, float, float]] = []
+    named = {}
+    for option in dict.fromkeys(options):
+        name = "dense" if option.is_dense else option.method if option.sparsity.is_dense else option.sparsity.label
+        x, y = place(option)
+        half = LETTER * len(name) / 2
+        if all(abs(y - other) > LINE or abs(x - at) > half + width for at, other, width in taken):
+            named[id(option)] = name
+            taken.append((x, y, half))
+    return named
+
+
+def marker_paths(markers: Sequence[str]) -> dict[str, str]:
+    """The outlines of markers as SVG paths in a box from -0.5 to 0.5: the same shapes as in the figures."""
+    return {marker: _svg(MarkerStyle(marker)) for marker in dict.fromkeys(markers)}
+
+
+def _svg(style: MarkerStyle) -> str:
+    outline = style.get_path().transformed(style.get_transform())
+    commands = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C"}
+    parts = []
+    for points, code in outline.iter_segments(simplify=False):
+        numbers = " ".join(f"{sign * number:.3f}" for number, sign in zip(points, (1, -1) * len(points), strict=False))
+        parts.append("Z" if code == Outline.CLOSEPOLY else f"{commands[code]}{numbers}")
+    return "".join(parts)

@@ -1,0 +1,101 @@
+"""Decisions: what to take for a budget of bytes or of latency, what it costs, and whether the choice would hold again.
+
+The best of many options is partly lucky. A choice is confirmed if every seed, left out in turn, is left out without
+changing it: then each seed's value is one that did not choose, and their mean is the cost.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llm_sparsity.reporting.intervals import Estimate
+from llm_sparsity.reporting.options import Option, best
+from llm_sparsity.reporting.tables import UNTRAINED, Tables, majority
+from llm_sparsity.reporting.wording import name_of, number_of, percent
+
+SHARES = (0.75, 0.5, 0.25, 0.1)  # budgets of bytes, as shares of the dense model's
+FASTER = 2.0  # the budget of latency: half of the dense model's
+ABOVE_MAJORITY = 0.02  # an accuracy that is less above always answering the most frequent label has learned nothing
+USELESS = 10.0  # times the dense model's perplexity
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to take for one budget.
+
+    Args:
+        budget: in words.
+        option: None: there is nothing to recommend.
+        change: of the option's quality against the dense model.
+        confirmed: whether the choice would hold again, in words; the reason if there is no option.
+    """
+
+    budget: str
+    option: Option | None
+    change: Estimate | None
+    confirmed: str
+
+
+def decisions(data: Tables, options: Sequence[Option]) -> list[Decision]:
+    """A decision for each budget, for the options of one model on one task.
+
+    Budgets of latency are left out where no speed was measured.
+    """
+    pruned = [option for option in options if not option.is_dense]
+    found: list[Decision] = []
+    for share in SHARES:
+        decision = _decide(data, f"{percent(share)} of the bytes", [o for o in pruned if o.share <= share], "small")
+        if found and (found[-1].option, found[-1].confirmed) == (decision.option, decision.confirmed):
+            others = found.pop().budget.removesuffix(" of the bytes").replace(" or ", ", ")
+            decision = dataclasses.replace(decision, budget=f"{others} or {decision.budget}")
+        found.append(decision)
+    if any(not math.isnan(option.speedup) for option in pruned):
+        found.append(_decide(data, "half the latency", [o for o in pruned if o.speedup >= FASTER], "fast"))
+    return found
+
+
+def _decide(data: Tables, budget: str, allowed: list[Option], quality: str) -> Decision:
+    chosen = best(allowed)
+    if chosen is None:
+        return Decision(
+            budget, None, None, "nothing in this study is as " + ("fast" if "latency" in budget else "small")
+        )
+    if reason := useless(data, chosen):
+        return Decision(budget, None, None, f"nothing: {name_of(chosen)} is the best and {reason}")
+    return Decision(budget, chosen, chosen.change(), _confirmed(chosen, allowed))
+
+
+def nothing(found: Sequence[Decision]) -> str:
+    """Why there is nothing to recommend, in a sentence; "" if there is something."""
+    if any(decision.option for decision in found):
+        return ""
+    reasons = dict.fromkeys(decision.confirmed.removeprefix("nothing: ") for decision in found)
+    return f"This study has nothing to recommend here: {'; '.join(reasons)}."
+
+
+def useless(data: Tables, option: Option) -> str:
+    """Why nobody should take an option, in words; "" if somebody may."""
+    if option.metric == "accuracy":
+        if option.value < majority(data, option.task, option.metric) + ABOVE_MAJORITY:
+            return "no better than always answering the most frequent label"
+        return ""
+    times = option.value / float(option.dense.mean())
+    return f"has {times:,.0f} times the perplexity of the dense model" if times > USELESS else ""
+
+
+def _confirmed(chosen: Option, allowed: list[Option]) -> str:
+    """Whether each seed, left out, leaves the choice as it is."""
+    if len(allowed) == 1:
+        return "the only choice"
+    seeds = list(chosen.values.index)
+    if len(seeds) < 2:
+        return "no: one text" if chosen.recipe == UNTRAINED else "no: one seed"
+    sign = 1 if chosen.metric == "accuracy" else -1
+    for seed in seeds:
+        others = {option: option.values.drop(seed, errors="ignore") for option in allowed}
+        known = {option: sign * float(values.mean()) for option, values in others.items() if len(values)}
+        again = max(known, key=lambda option: known[option])
+        if again is not chosen:
+            return f"no: without seed {seed}, {name_of(again)} is chosen"
+    return f"by {number_of(len(seeds), 'seed')}"

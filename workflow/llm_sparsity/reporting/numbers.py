@@ -1,0 +1,76 @@
+"""The small tables of the page: for each task and metric, a value for each sparsity."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from llm_sparsity.reporting.intervals import sampled_margin
+from llm_sparsity.reporting.tables import CELL, LIBRARIES, UNTRAINED, Tables, start_of, with_errors
+from llm_sparsity.reporting.wording import resolution, scope_name, shown
+from llm_sparsity.study.sparsity import DENSE
+
+
+def results(data: Tables) -> list[dict[str, Any]]:
+    """For each task and metric a small table: a row a model, method, scope and recipe; a column a sparsity.
+
+    An entry is the mean over seeds, with half the width of its 95 % interval, or "diverged" if a seed has no value. A
+    single seed has no interval, unless lm-evaluation-harness reports the standard error over examples.
+    """
+    metrics = data["metrics"]
+    names = [name for name in dict.fromkeys(metrics.metric) if name != "nll" and not name.endswith("_stderr")]
+    found = ((metric, with_errors(metrics, metric)) for metric in names)
+    tables = [
+        _result(data, task, metric, rows[rows.task == task]) for metric, rows in found for task in rows.task.unique()
+    ]
+    order = list(dict.fromkeys(metrics.task))
+    return sorted(tables, key=lambda table: order.index(table["task"]))
+
+
+def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[str, Any]:
+    sparsities = sorted(set(rows.sparsity))
+    untrained = "not trained" if (rows.recipe != UNTRAINED).any() else ""  # only where it could be mistaken
+    cells = rows.groupby(["model", "method", "scope", "recipe", "sparsity"], sort=False)
+    texts = {key: _interval(metric, cell) for key, cell in cells}
+    lines = []
+    for line in dict.fromkeys(key[:4] for key in texts if key[1] != "dense"):
+        model, method, scope, recipe = line
+        start = texts.get((model, "dense", "", start_of(recipe), DENSE), "")
+        values = [start if sparsity.is_dense else texts.get((*line, sparsity), "") for sparsity in sparsities]
+        lines.append([model, method, scope_name(scope), recipe or untrained, *values])
+    return {
+        "task": task,
+        "metric": metric,
+        "heads": ["model", "method", "scope", "recipe", *(sparsity.label for sparsity in sparsities)],
+        "lines": lines,
+        "note": resolution(data, task) if metric == "accuracy" else "",
+    }
+
+
+def _interval(metric: str, rows: pd.DataFrame) -> str:
+    mean = rows.value.mean(skipna=False)
+    about = sampled_margin(rows.value, rows.stderr)
+    text = shown(metric, mean)
+    return text if math.isnan(mean) or math.isnan(about) else f"{text} ± {shown(metric, about)}"
+
+
+def versions(data: Tables) -> str:
+    """A warning if results come from different versions of a library; else "".
+
+    A run is one fine-tuning, one evaluation without training, or one measurement of speed.
+    """
+    cells = [*CELL, "calibration_seed"]
+    runs = pd.concat(
+        [
+            data["metrics"].drop_duplicates([*cells, "task", "recipe", "seed"])[LIBRARIES],
+            data["speed"].drop_duplicates(cells)[LIBRARIES],
+        ]
+    )
+    found = []
+    for library in LIBRARIES:
+        counts = runs[library].value_counts().sort_index()
+        if len(counts) > 1:
+            found.append(", ".join(f"{library} {version} ({number} runs)" for version, number in counts.items()))
+    return f"Results come from different versions, so they may differ for that reason: {'; '.join(found)}." * bool(
+        found
+    )

@@ -1,0 +1,197 @@
+"""Options: what a reader can take instead of the dense model, each with its quality, bytes and speed beside dense.
+
+An option is a cell of the study: a variant, and the recipe that trained it. Masks that were released are dense models,
+and `random` is a control; neither is an option. Shares of bytes compare like with like: the dense model in the same
+container, trained on the same task. Where that size was not measured, the dense file as it was downloaded is the base.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llm_sparsity.reporting.intervals import Estimate, combined, margin
+from llm_sparsity.reporting.tables import UNTRAINED, Tables, dense, examples
+from llm_sparsity.study.cells import Evaluation, Run, Variant
+from llm_sparsity.study.sparsity import Sparsity
+
+QUALITY = {  # metric -> its sign, and the tolerance of "as good as dense"
+    "accuracy": (1, "2 points"),
+    "perplexity": (-1, "10 %"),
+}
+POINTS, TIMES = -0.02, 1.1  # the tolerances: of a difference of accuracies, of a ratio of perplexities
+UNSEEDED = -1  # stands for the seed of what has none
+
+
+@dataclass(frozen=True, eq=False)
+class Option:
+    """A cell beside its dense model.
+
+    Args:
+        task, metric, model, method, scope, sparsity, recipe: the cell.
+        values, dense: of the metric, by seed (of calibration, for what was not trained).
+        count: examples of the validation split; 0: a text.
+        bytes: of the weight file that was scored, mean over seeds; NaN: unknown.
+        share: `bytes` as a share of the dense model's.
+        plain: `bytes` as a share of the dense file as it was downloaded.
+        speedup: of the fastest execution at the smallest batch over the dense model; NaN: not measured.
+        folder: of the model, for the first seed.
+    """
+
+    task: str
+    metric: str
+    model: str
+    method: str
+    scope: str
+    sparsity: Sparsity
+    recipe: str
+    values: "pd.Series[float]"
+    dense: "pd.Series[float]"
+    count: int
+    bytes: float
+    share: float
+    plain: float
+    speedup: float
+    folder: Path
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether this is the dense model itself."""
+        return self.method == "dense"
+
+    @property
+    def value(self) -> float:
+        """The mean over seeds."""
+        return float(self.values.mean())
+
+    @property
+    def sweep(self) -> tuple[str, str, str]:
+        """What a sweep over sparsities holds fixed."""
+        return self.method, self.scope, self.recipe
+
+    def change(self, comparisons: int = 1) -> Estimate | None:
+        """The difference of accuracies to the dense model, or the ratio of perplexities; None without a common seed."""
+        if self.metric == "accuracy":
+            return combined([(1, self.values), (-1, self.dense)], self.count, comparisons)
+        ratios = self.values / (self.dense if self.recipe != UNTRAINED else float(self.dense.mean()))
+        ratios = ratios.dropna()
+        if ratios.empty:
+            return None
+        if len(ratios) == 1 and self.recipe == UNTRAINED:
+            return Estimate(float(ratios.iloc[0]))  # of one model on the whole text: no seed, no sample
+        return Estimate(float(ratios.mean()), margin(ratios, comparisons), len(ratios))
+
+    def near(self, change: Estimate) -> bool:
+        """Whether a change is inside the tolerance."""
+        return change.value >= POINTS if self.metric == "accuracy" else change.value <= TIMES
+
+    def inside(self, change: Estimate) -> bool | None:
+        """Whether its interval is; None: the interval crosses the edge, or there is none."""
+        low, high = change.value - change.margin, change.value + change.margin
+        if self.metric == "accuracy":
+            return True if low >= POINTS else False if high < POINTS else None
+        return True if high <= TIMES else False if low > TIMES else None
+
+
+def better(one: Option, other: Option) -> bool:
+    """Whether one option has the better quality."""
+    return QUALITY[one.metric][0] * (one.value - other.value) > 0
+
+
+def best(options: Iterable[Option]) -> Option | None:
+    """The option with the best quality; of equals, the smaller one."""
+    return max(options, key=lambda option: (QUALITY[option.metric][0] * option.value, -option.bytes), default=None)
+
+
+def _share(option: Option) -> float:
+    return option.share
+
+
+def front(options: Iterable[Option], model: str, cost: Callable[[Option], float] = _share) -> list[Option]:
+    """The options of a model that no other one of it beats in cost and quality, the cheapest first."""
+    known = [option for option in options if option.model == model and not math.isnan(cost(option))]
+    found: list[Option] = []
+    for option in sorted(known, key=lambda option: (cost(option), -QUALITY[option.metric][0] * option.value)):
+        if not found or better(option, found[-1]):
+            found.append(option)
+    return found
+
+
+def options(data: Tables) -> list[Option]:
+    """The options of a study and its dense models, in the order of its tables.
+
+    Args:
+        data: the tables; `metrics` without cells that diverged, see `tables.scored`.
+    """
+    rows = data["metrics"]
+    rows = rows[rows.metric.isin(QUALITY) & (rows["mask"] != "released") & (rows.method != "random")]
+    found = []
+    for (task, metric, model), mine in rows.groupby(["task", "metric", "model"], sort=False):
+        count = examples(data, str(task)) if metric == "accuracy" else 0
+        for _, cell in mine.groupby(["method", "scope", "sparsity", "recipe"], sort=False):
+            first = cell.sort_values(["calibration_seed", "seed"], kind="stable").iloc[0]
+            start = dense(mine, first.recipe)
+            if start.empty:
+                continue
+            size, share, plain = _bytes(data, first)
+            found.append(
+                Option(
+                    str(task), str(metric), str(model), first.method, first.scope, first.sparsity, first.recipe,
+                    _by_seed(cell), _by_seed(start), count, size, share, plain, _speedup(data, first), _folder(first),
+                )
+            )  # fmt: skip
+    return found
+
+
+def _by_seed(cell: pd.DataFrame) -> "pd.Series[float]":
+    seeds = cell.calibration_seed if (cell.recipe == UNTRAINED).all() else cell.seed.fillna(UNSEEDED)
+    return cell.groupby(seeds).value.mean()
+
+
+def _cell(table: pd.DataFrame, row: Any) -> pd.DataFrame:
+    """The rows of a table that are about a row's variant."""
+    same = (table.model == row.model) & (table.method == row.method) & (table.scope == row.scope)
+    return table[same & (table.sparsity == row.sparsity)]
+
+
+def _bytes(data: Tables, row: Any) -> tuple[float, float, float]:
+    """The bytes of the file that was scored, their share of the dense model, and of the plain file.
+
+    Training changes the weights, and with them what compression saves: a trained model is measured itself.
+    """
+    sizes, runs = _cell(data["sizes"], row), data["runs"]
+    if sizes.empty:
+        return (float("nan"),) * 3
+    whole, size = float(sizes.dense_bytes.iloc[0]), float(sizes.bytes.iloc[0])
+    runs = runs[(runs.task == row.task) & (runs.model == row.model)]
+    trained, start = (each["bytes"].astype(float).mean() for each in (_trained(runs, row), dense(runs, row.recipe)))
+    if pd.notna(trained):
+        return trained, trained / start, trained / whole
+    ratio = float(sizes.ratio.iloc[0])
+    return size, 1.0 if row.method == "dense" else size / whole if pd.isna(ratio) else ratio, size / whole
+
+
+def _trained(runs: pd.DataFrame, row: Any) -> pd.DataFrame:
+    found = _cell(runs, row)
+    return found[found.recipe == row.recipe]
+
+
+def _speedup(data: Tables, row: Any) -> float:
+    """Of the fastest execution of a variant at the smallest batch."""
+    if row.method == "dense":
+        return 1.0
+    speed = _cell(data["speed"], row)
+    return float(speed.speedup[speed.batch_size == speed.batch_size.min()].max()) if len(speed) else float("nan")
+
+
+def _folder(row: Any) -> Path:
+    """Where the model of a row lies."""
+    variant = Variant(row.method, row.scope, row.sparsity, int(row.calibration_seed))
+    if row.recipe != UNTRAINED:
+        return Path(Run(row.model, variant, row.task, row.recipe, int(row.seed)).folder, "model")
+    if variant.is_dense:
+        return Path("resources/models", row.model)
+    return Path(Evaluation(row.model, variant, row.task).folder.parent, "model")
