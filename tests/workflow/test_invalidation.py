@@ -295,7 +295,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         ],
     ),
     "code of plot": (replaced(f"{LIBRARY}reporting/figures/style.py", "#0072B2", "#0072B3"), ["plot"]),
-    "template of the report": (appended("workflow/report/report.html.jinja", "\n"), ["plot"]),
+    "template of the report": (appended("workflow/llm_sparsity/reporting/report.html.jinja", "\n"), ["plot"]),
     "code of evaluate": (replaced(f"{LIBRARY}evaluation/evaluate.py", "CHUNK = 256", "CHUNK = 255"), [*EVALUATE, *END]),
     "windows that perplexity is measured on": (
         config(lambda values: values["evaluate"].update(sequence_length=16)),

@@ -22,7 +22,7 @@ from llm_sparsity.reporting.numbers import results, versions
 from llm_sparsity.reporting.tables import CELL, MACHINE, SECONDS, VERSIONS, Tables
 from llm_sparsity.reporting.wording import cost_of, name_of, number_of, percent, scope_name, shown
 
-TEMPLATE = Path(__file__).parents[2] / "report" / "report.html.jinja"
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 FILES = ("metrics", "claims", "weights", "history", "tensors")  # on the page as links: two have sections of their own
 ROWS = 500  # of a table on the page: browsers show so many at once
 FIGURES = 5e6  # bytes of SVG on the page; if a study has more, the page loads its figures from their files
