@@ -94,6 +94,18 @@ def test_other_architecture_is_refused(tiny_model: Callable[[str], Path], tmp_pa
     assert not (tmp_path / "model/manifest.json").exists()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "README.md"])
+def test_a_link_out_of_the_folder_is_refused(name: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(tiny_model("bert"), tmp_path / "mine")
+    outside = shutil.copy(tmp_path / "mine/model.safetensors", tmp_path / "elsewhere")
+    (tmp_path / "mine" / name).unlink(missing_ok=True)
+    (tmp_path / "mine" / name).symlink_to(outside)
+    with pytest.raises(
+        UserError, match=f"mine: '{name}' is a link to '.*/elsewhere', outside its folder; put the file"
+    ):
+        download_model(tmp_path / "model", source={"folder": str(tmp_path / "mine")}, architecture="encoder")
+
+
 def test_truncated_weights_are_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     shutil.copytree(tiny_model("bert"), tmp_path / "half")
     weights = tmp_path / "half/model.safetensors"

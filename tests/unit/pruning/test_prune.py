@@ -401,6 +401,24 @@ def test_an_output_layer_stored_beside_its_embeddings_stays_tied(
     assert torch.equal(result.lm_head.weight, load(tmp_path / "out/once/model")[f"{embeddings}.weight"])
 
 
+def test_a_tied_gpt_neox_stays_tied(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Its output layer has a name of its own, `embed_out`, and its file may hold both."""
+    shutil.copytree(tiny_model("gpt2"), tmp_path / "neox")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.GPTNeoXConfig(**sizes, vocab_size=24, tie_word_embeddings=True)
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "neox")
+    model = edited(
+        tmp_path / "neox",
+        tmp_path / "both",
+        lambda tensors: tensors.update({"embed_out.weight": tensors["gpt_neox.embed_in.weight"].clone()}),
+    )
+    prune(model, {"0.9": tmp_path / "out"}, method="magnitude", scope="all")
+    result = load(tmp_path / "out/model")
+    assert torch.equal(result["embed_out.weight"], result["gpt_neox.embed_in.weight"])
+    net = load_causal(ModelFolder(tmp_path / "out/model"))
+    assert net.get_output_embeddings().weight is net.get_input_embeddings().weight
+
+
 def test_a_list_of_layers_is_a_scope(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     before = load(tiny_model("bart"))
     after = pruned(tiny_model("bart"), "0.5", tmp_path, scope="layers.1")

@@ -71,6 +71,19 @@ def test_jobs_without_a_model(study: config.Config) -> None:
         footprint.mem_mb(study, "train", "gpt2")
 
 
+def test_tables_have_weight_statistics_once_a_model(study: config.Config) -> None:
+    """So more variants of the same models need little more memory."""
+    few, many = (
+        study.model_copy(
+            update={"study": [grid.model_copy(update={"scopes": scopes, "tasks": []}) for grid in study.study]}
+        )
+        for scopes in (["all"], ["all", *(f"layers.{number}" for number in range(12))])
+    )
+    assert len(many.cells().variants) > 4 * len(few.cells().variants)
+    added = len(many.cells().variants) - len(few.cells().variants)
+    assert footprint._tables(many) - footprint._tables(few) == added * footprint.ROWS < added * footprint.TABLE
+
+
 def test_what_adds_memory_to_a_fine_tuning(study: config.Config) -> None:
     def needs(study: config.Config, recipe: str = "kept") -> int:
         return footprint.mem_mb(study, "finetune", "gpt2", task="sst2", recipe=recipe)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from llm_sparsity.data.download import download_model
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.evaluation.evaluate import evaluate
 from llm_sparsity.jobs.errors import UserError
@@ -207,6 +208,24 @@ def test_cached_weights_of_a_sparse_run_are_small_and_a_model_to_go_on_from(
     head = next(name for name in checkpoint.load(first["weights"]) if name.endswith("classifier.weight"))
     moved = (checkpoint.load(again["weights"])[head] - checkpoint.load(first["weights"])[head]).abs().max()
     assert 0 < moved < 0.05  # the head goes on, it is not drawn anew
+
+
+def test_a_head_of_another_task_is_drawn_anew(variant: Make, task: TaskFolder, tmp_path: Path) -> None:
+    """Also where both tasks have two labels, and where the epoch of one is the downloaded model of the other."""
+    first = run(variant("bert"), task, tmp_path / "1", epochs=1)
+    shutil.copytree(task.path, tmp_path / "other")
+    swapped = TaskFolder(shutil.copytree(task.path, tmp_path / "again" / task.name))
+    manifest = read_json(swapped.path / "manifest.json")
+    write_json(swapped.path / "manifest.json", manifest | {"labels": manifest["labels"][::-1]})
+    download_model(tmp_path / "m", source={"folder": str(first["weights"])}, architecture="encoder")
+    trained, fresh = (
+        load_classifier(ModelFolder(path), labels=2, seed=0).classifier.weight
+        for path in (first["weights"], variant("bert").path)
+    )
+    for folder in (ModelFolder(first["weights"]), ModelFolder(tmp_path / "m")):
+        for found, expected in ((task, trained), (TaskFolder(tmp_path / "other"), fresh), (swapped, fresh)):
+            net = load_classifier(folder, labels=2, seed=0, task=found.facts)
+            assert torch.equal(net.classifier.weight, expected)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -67,8 +67,8 @@ def download_model(folder: Path, *, source: Source, architecture: str) -> None:
         facts: dict[str, Any] = {}
         if source.get("converted"):
             facts["conversion"] = found.name  # the commit
-        if (found / MANIFEST).exists() and model.pruned is not None:
-            facts["pruned"] = model.pruned
+        if (found / MANIFEST).exists():  # a folder of this program, such as an epoch of a run
+            facts |= {key: model.manifest[key] for key in ("pruned", "task") if key in model.manifest}
         write_manifest(
             fresh,
             kind="model",

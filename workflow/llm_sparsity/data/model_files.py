@@ -11,6 +11,7 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.families import CLASSIFIERS
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.files import MANIFEST, read_json
+from llm_sparsity.storage.paths import inside
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 COMPANIONS = (
@@ -27,15 +28,17 @@ def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def check_files(folder: Path, name: str) -> None:
-    """Check that a folder holds configuration, weights and tokenizer.
+    """Check that a folder holds configuration, weights and tokenizer, none of them a link that leads out of it.
 
     Args:
         folder: of a transformers model.
         name: of the source, for messages.
 
     Raises:
-        UserError: a file is missing, or the weights are pickles only.
+        UserError: a file is missing or elsewhere, or the weights are pickles only.
     """
+    for path in matching(folder, MODEL_FILES):
+        inside(folder, path.name, name)
     if not (folder / "config.json").exists():
         raise UserError(f"{name}: no config.json; expected the folder of a transformers model")
     if not matching(folder, ("*.safetensors",)):

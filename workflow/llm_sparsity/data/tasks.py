@@ -47,6 +47,11 @@ class TaskFolder:
         return read_manifest(self.path)
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """The name and the labels of a task, which a classification head is trained for."""
+        return {"name": self.name, "labels": self.manifest.get("labels")}
+
+    @property
     def num_labels(self) -> int:
         """The number of labels of a classification task."""
         return len(self.manifest["labels"])

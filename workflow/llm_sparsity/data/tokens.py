@@ -99,10 +99,12 @@ class Tokens:
     """A tokenised task.
 
     key: the name of its folder in work/tokens.
+    task: its name and labels, see `TaskFolder.facts`.
     num_labels: labels of a classification task; 0 for a language model's.
     """
 
     key: str
+    task: dict[str, Any]
     train: TokenSplit
     validation: TokenSplit
     num_labels: int
@@ -149,7 +151,7 @@ def tokenize(
     splits = datasets.load_from_disk(folder)
     collate = None if evaluation else _collator(model)
     train, validation = (TokenSplit(splits[split], collate) for split in SPLITS)
-    return Tokens(key, train, validation, 0 if evaluation else task.num_labels)
+    return Tokens(key, task.facts, train, validation, 0 if evaluation else task.num_labels)
 
 
 def windows(

@@ -115,24 +115,26 @@ def _empty(auto_class: Any, folder: ModelFolder, **kwargs: Any) -> Any:
         raise UserError(f"{folder}/config.json: transformers cannot make the model: {reason}; correct it") from error
 
 
-def load_classifier(folder: ModelFolder, *, labels: int, seed: int) -> Any:
+def load_classifier(folder: ModelFolder, *, labels: int, seed: int, task: dict[str, Any] | None = None) -> Any:
     """A model with a classification head: the folder's own, or a new one, drawn from the seed alone.
 
     A head in a folder of this program is one that it trained (`download_model` leaves others out), so training goes on
-    with it. It gives way to a new one if it has another number of labels. Decoders classify at the last token that is
-    not padding. Dropout follows the model's configuration.
+    with it. It gives way to a new one if it has another number of labels, or was trained on another task. Decoders
+    classify at the last token that is not padding. Dropout follows the model's configuration.
 
     Args:
         folder: a model folder.
         labels: number of labels.
         seed: of a new head's initial weights.
+        task: what the manifest's entry `task` has to be for a head to be kept. Default: whatever it is.
     """
     import torch
 
     held = len(folder.config.get("id2label") or range(2))  # transformers omits the default, 2
+    fresh = held != labels or (task is not None and folder.facts.get("task", task) != task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _load("AutoModelForSequenceClassification", folder, fresh_head=held != labels, num_labels=labels)
+        model = _load("AutoModelForSequenceClassification", folder, fresh_head=fresh, num_labels=labels)
     model.config.pad_token_id = folder.tokenizer.pad_token_id
     return model
 

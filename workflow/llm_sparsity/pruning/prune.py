@@ -9,6 +9,7 @@ the activations of the calibration sequences.
 import importlib
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.families import OUTPUT_LAYERS
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning.checks import check
 from llm_sparsity.pruning.pruner import Pruner, Row
@@ -195,7 +197,7 @@ def _tied_output_layers(tensors: ScoredTensors, names: Sequence[str]) -> dict[st
         layer: name
         for layer in names
         for name in embeddings
-        if layer.endswith("lm_head.weight")
+        if re.search(OUTPUT_LAYERS, layer)
         and reader.shape(layer) == reader.shape(name)
         and torch.equal(reader.tensor(layer), reader.tensor(name))
     }

@@ -38,8 +38,10 @@ LOGITS = 3 * FLOAT  # per token of the vocabulary: logits, their log-softmax, th
 LOGITS_AT_ONCE = 256  # tokens; `evaluate` holds no more logits
 PROMPT_TOKENS = 512  # of a zero-shot prompt and answer
 BLOCK_TOKENS = 2048  # tokens that a block of a calibrated method computes at once, or one sequence
+MAPPED = 0.27e9  # bytes of a file that are mapped at once while a model is loaded
 STRIPS = 0.25e9  # bytes of scores and histograms of an uncalibrated method
-TABLE = 10e6  # bytes of a variant's rows in memory, and of its tables on disk
+TABLE = 10e6  # bytes of the weight statistics of a model, in memory and on disk
+ROWS = TABLE / 10  # bytes of all other rows of a variant or a run
 CORPUS = 3e9  # bytes of a text's source file as rows in memory: it is read before `limit` applies
 ROW_BYTES = 1500  # of a text that has not been downloaded
 HARNESS = 2e9  # bytes of lm-evaluation-harness and its packages, twice while they are replaced
@@ -127,7 +129,7 @@ def mem_mb(
     gpu = CUDA
     match stage:
         case "collect" | "plot":
-            gpu, needed = 0, 2 * len(config.cells().variants) * TABLE + len(config.cells().runs) * TABLE / 10
+            gpu, needed = 0, 2 * _tables(config)
         case "download" if not model:
             gpu, needed = 0, _rows_bytes(config, task) if task else 0
         case "download" if str(config.models[model].source.path).endswith(".gguf"):
@@ -146,7 +148,7 @@ def mem_mb(
             needed = _evaluate(config, size, task)
         case "zero_shot":
             tokens = int(config.evaluate_settings(task)["batch_size"]) * PROMPT_TOKENS
-            needed = 2 * size.weights + tokens * (INFERENCE * size.width + LOGITS * VOCABULARY)
+            needed = _loaded(size) + tokens * (INFERENCE * size.width + LOGITS * VOCABULARY)
         case "finetune":
             needed = _finetune(config, size, task, recipe)
         case _:
@@ -168,7 +170,7 @@ def disk_mb(
     """Disk that a job writes, temporary copies included, MB. Arguments as of `mem_mb`."""
     known = _variant(variant) or DENSE
     if stage in ("collect", "plot"):
-        return _mb(len(config.cells().variants) * TABLE)
+        return _mb(_tables(config))
     if stage == "download" and not model:
         return _mb(2 * _rows_bytes(config, task) if task else HARNESS)
     if stage not in ("download", "prune", "finetune"):
@@ -200,6 +202,13 @@ def _mb(size: float) -> int:
     return max(MINIMUM_MB, STEP_MB * math.ceil(size / 1e6 / STEP_MB))
 
 
+def _tables(config: Config) -> float:
+    """The tables of a study; weight statistics are those of dense models alone."""
+    cells = config.cells()
+    models = sum(variant.is_dense for _, variant in cells.variants)
+    return models * TABLE + (len(cells.variants) + len(cells.runs)) * ROWS
+
+
 def _rows_bytes(config: Config, task: str) -> float:
     """Rows of a task in memory, as Python objects."""
     return CORPUS if config.tasks[task].kind == "language-model" else CORPUS / 3
@@ -215,6 +224,11 @@ def _calibrated(config: Config, size: Size) -> float:
     return size.file + size.largest + 2 * block + hessians + activations
 
 
+def _loaded(size: Size) -> float:
+    """The weights in float32, while the last tensor is read from a file of which a part is mapped."""
+    return size.weights + size.largest + MAPPED
+
+
 def _measure(config: Config, size: Size, variant: Variant | None) -> float:
     """The mapped file, the dense model, the variant, and two sparse copies of it: a value and a column per weight."""
     kept = 1 - variant.sparsity.fraction if variant else 1.0
@@ -224,10 +238,10 @@ def _measure(config: Config, size: Size, variant: Variant | None) -> float:
 
 
 def _evaluate(config: Config, size: Size, task: str) -> float:
-    """The mapped file and its weights in float32, a batch's activations, and a few tokens' logits."""
+    """The weights, a batch's activations, and a few tokens' logits."""
     settings = config.evaluate_settings(task)
     tokens = int(settings["batch_size"]) * int(settings["sequence_length"])
-    return 2 * size.weights + tokens * INFERENCE * size.width + LOGITS_AT_ONCE * LOGITS * VOCABULARY
+    return _loaded(size) + tokens * INFERENCE * size.width + LOGITS_AT_ONCE * LOGITS * VOCABULARY
 
 
 def _finetune(config: Config, size: Size, task: str, recipe: str) -> float:

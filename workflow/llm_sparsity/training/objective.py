@@ -24,13 +24,13 @@ class Labels:
     options: ClassVar[dict[str, Any]] = {}  # of the model's forward pass
 
     def __init__(self, tokens: Tokens) -> None:
-        self._num_labels = tokens.num_labels
+        self._num_labels, self._task = tokens.num_labels, tokens.task
         self._train: list[int] = tokens.train.labels or []
         self._validation: list[int] = tokens.validation.labels or []
 
     def load(self, folder: ModelFolder, seed: int) -> Any:
-        """A model with a new head, drawn with the seed."""
-        return load_classifier(folder, labels=self._num_labels, seed=seed)
+        """A model with a new head, drawn with the seed, unless the folder's was trained on this task."""
+        return load_classifier(folder, labels=self._num_labels, seed=seed, task=self._task)
 
     def is_new(self, net: Module, name: str) -> bool:
         """Whether a parameter belongs to the new head."""

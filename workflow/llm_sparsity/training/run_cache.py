@@ -80,6 +80,7 @@ class RunCache:
             "inputs": {name: sha256(folder.path / MANIFEST) for name, folder in {"model": model, **inputs}.items()},
         }
         self._work, self._output, self._model, self._main = work, output, model, main
+        self._facts = model.facts | {"task": inputs["task"].facts}  # of the manifest of an epoch
         self.folder = work / _hash(json.dumps(self._run, sort_keys=True))
         self._of_output = work / "runs" / _hash(str(output))
 
@@ -195,7 +196,7 @@ class RunCache:
         """Add configuration, tokenizer and manifest to the weights of an epoch."""
         container.copy_companions(self._model.path, folder)
         config.save_pretrained(folder)
-        write_manifest(folder, **self._model.facts | ({"pruned": pruned} if pruned else {}))
+        write_manifest(folder, **self._facts | ({"pruned": pruned} if pruned else {}))
 
     def _remove_old(self, progress: Mapping[str, Any]) -> None:
         for old in [*self.folder.glob("step-*"), *self.folder.glob("state-*")]:
