@@ -39,7 +39,7 @@ def cached(study: Config) -> Callable[..., Path]:
         write_json(folder / "progress.json", {"weights": f"epoch-{settings['epochs']}" if finished else "step-1"})
         (folder / "epoch-1").mkdir()
         (folder / "epoch-1/model.safetensors").write_bytes(b"x" * 1000)
-        index = WORK / "runs" / f"{cached['output'].replace('/', '-')}.json"
+        index = WORK / "runs" / cached["output"].replace("/", "-") / "caches.json"
         write_json(index, [*(json.loads(index.read_text()) if index.exists() else []), name])
         return folder
 
@@ -178,7 +178,7 @@ def test_removing_removes_what_is_listed_and_all_that_speaks_of_it(study: Config
     remove(WORK, listed)
     assert sorted(path.name for path in WORK.iterdir()) == ["runs", "same", "tokens"]
     assert sorted(path.name for path in (WORK / "tokens").iterdir()) == ["used", "used.lock"]
-    assert [json.loads(path.read_text()) for path in (WORK / "runs").iterdir()] == [["same"]]
+    assert [json.loads(path.read_text()) for path in (WORK / "runs").rglob("*") if path.is_file()] == [["same"]]
 
 
 @pytest.mark.parametrize(

@@ -78,11 +78,11 @@ def remove(work: Path, found: Iterable[Leftover]) -> None:
         shutil.rmtree(leftover.path)
         if leftover.path.parent.name == "tokens":
             leftover.path.with_name(f"{leftover.path.name}.lock").unlink(missing_ok=True)
-    for index in (work / "runs").glob("*.json"):
+    for index in (work / "runs").glob("*/caches.json"):
         keys = read_json(index)
         kept = [key for key in keys if (work / key).is_dir()]
-        if not kept:
-            index.unlink()
+        if not kept and not _is_locked(index.with_name("lock")):
+            shutil.rmtree(index.parent)
         elif kept != keys:
             write_json(index, kept)
 
