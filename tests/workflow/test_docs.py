@@ -33,7 +33,7 @@ def test_the_rule_graph_is_drawn_from_the_code(root: Path) -> None:
 
 PAGES = [
     "README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/polaris.md", "docs/extending.md", "docs/outputs.md",
-    "docs/troubleshooting.md", "docs/reruns.md", "docs/container.md",
+    "docs/troubleshooting.md", "docs/reruns.md", "docs/container.md", "docs/configuration.md",
 ]  # fmt: skip
 
 

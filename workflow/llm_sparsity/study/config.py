@@ -30,13 +30,21 @@ from llm_sparsity.study.sources import Model, Task
 class Grid(Section):
     """Lists of names that are crossed. A study is one grid or several."""
 
-    models: list[Name] = Field(min_length=1)
-    methods: list[str] = Field(["magnitude"], min_length=1)
-    scopes: list[ScopeName] = Field(["all"], min_length=1)
-    sparsities: list[SparsityValue] = Field(min_length=1)
+    models: list[Name] = Field(min_length=1, description="names of `models`")
+    methods: list[str] = Field(
+        ["magnitude"],
+        min_length=1,
+        description="pruning methods, each a file of pruning/methods/, such as `wanda`; steps follow a +",
+    )
+    scopes: list[ScopeName] = Field(
+        ["all"], min_length=1, description="parts that are pruned; a list of numbers: layers"
+    )
+    sparsities: list[SparsityValue] = Field(
+        min_length=1, description="fractions of the scope that are removed, or patterns such as `2of4`: 2 of 4 are kept"
+    )
     tasks: list[Name] = Field([], description="empty: variants are pruned, described and measured only")
-    recipes: list[Name] = Field(["kept"], min_length=1)
-    seeds: list[Seed] = Field([0], min_length=1)
+    recipes: list[Name] = Field(["kept"], min_length=1, description="ways to fine-tune, built in or of `recipes`")
+    seeds: list[Seed] = Field([0], min_length=1, description="of fine-tuning; with three, figures have intervals")
     measure: bool = Field(True, description="measure seconds and memory of the variants")
 
     @model_validator(mode="after")
@@ -48,10 +56,12 @@ class Grid(Section):
 class Config(Section):
     """A study: the grids to cross, and the definitions of their names."""
 
-    name: Name
-    study: list[Grid] = Field(min_length=1)
-    models: dict[Name, Model]
-    tasks: dict[Name, Task]
+    name: Name = Field(description="of the study; its report is in reports/{name}/")
+    study: list[Grid] = Field(
+        min_length=1, description="grids; each crosses its lists, and a cell of two is computed once"
+    )
+    models: dict[Name, Model] = Field(description="pretrained checkpoints, by name")
+    tasks: dict[Name, Task] = Field(description="data sets, by name")
     prune: Prune = Prune()
     calibration: Calibration | None = None
     measure: Measure = Measure()

@@ -14,6 +14,7 @@ from pydantic import (
     InstanceOf,
     PlainSerializer,
     ValidationError,
+    WithJsonSchema,
 )
 
 from llm_sparsity.storage.paths import climbs
@@ -67,8 +68,17 @@ Architecture = Literal["encoder", "decoder", "encoder-decoder"]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-ScopeName = Annotated[str, BeforeValidator(_scope)]
-SparsityValue = Annotated[InstanceOf[Sparsity], BeforeValidator(Sparsity.of), PlainSerializer(str, return_type=str)]
+ScopeName = Annotated[
+    str,
+    BeforeValidator(_scope),
+    WithJsonSchema({"anyOf": [{"enum": list(SCOPES)}, {"type": "array", "items": {"type": "integer", "minimum": 0}}]}),
+]
+SparsityValue = Annotated[
+    InstanceOf[Sparsity],
+    BeforeValidator(Sparsity.of),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, {"type": "string"}]}),
+]
 Name = Annotated[
     str, _matches(r"[A-Za-z0-9][\w.-]*", "a name becomes a folder: use letters, digits, '.', '_' and '-' only")
 ]

@@ -47,15 +47,15 @@ class Measure(Section):
 class Finetune(Section):
     """How a variant is fine-tuned."""
 
-    epochs: Positive = 3
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    epochs: Positive = Field(3, description="passes over the training split")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-5, description="highest, after the warm-up")
     batch_size: Positive = Field(128, description="sequences per optimizer step, over all processes")
     micro_batch_size: Positive = Field(32, description="sequences per forward pass and process")
     max_length: Positive = Field(128, description="tokens per sentence or pair; longer ones are truncated")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")
     warmup_ratio: Fraction = Field(0.0, description="fraction of all steps")
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    freeze_embeddings: bool = False
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients are clipped to this norm")
+    freeze_embeddings: bool = Field(False, description="do not train the input embeddings")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     save_minutes: Positive = Field(15, description="minutes between saves within an epoch; does not affect results")
 

@@ -54,7 +54,7 @@ class Source(Section):
 class Model(Section):
     """A pretrained checkpoint."""
 
-    architecture: Architecture
+    architecture: Architecture = Field(description="compared with the model when it is downloaded")
     source: Source
     gpus: Positive = Field(1, description="GPUs of one fine-tuning, fewer if the machine has fewer; whole nodes if > 1")
     accelerate: Literal["node", "fsdp"] = Field(
@@ -68,23 +68,23 @@ class Model(Section):
 class Binarize(Section):
     """Turn a rating into a label: 1 above the threshold, 0 below. Rows closer to it than `margin` are dropped."""
 
-    threshold: float = 0.0
-    margin: Annotated[float, Field(ge=0)] = 0.0
+    threshold: float = Field(0.0, description="ratings above it have label 1")
+    margin: Annotated[float, Field(ge=0)] = Field(0.0, description="smallest distance to the threshold")
 
 
 class Split(Section):
     """Split a validation set off the training rows."""
 
-    validation: Positive
-    seed: int = 0
+    validation: Positive = Field(description="rows")
+    seed: int = Field(0, description="of the draw")
 
 
 class Pairs(Section):
     """Draw sentence pairs from the rows; the label is whether both sentences have the same label."""
 
-    train: Positive
-    validation: Positive
-    seed: int = 0
+    train: Positive = Field(description="pairs")
+    validation: Positive = Field(description="pairs")
+    seed: int = Field(0, description="of the draw")
     group: Pattern | None = Field(
         None, description="regular expression; rows whose labels start with equal matches share a label"
     )
@@ -93,30 +93,34 @@ class Pairs(Section):
 class Limit(Section):
     """The largest number of rows of each split, drawn with a fixed seed."""
 
-    train: Positive | None = None
-    validation: Positive | None = None
-    test: Positive | None = None
-    seed: int = 0
+    train: Positive | None = Field(None, description="rows")
+    validation: Positive | None = Field(None, description="rows")
+    test: Positive | None = Field(None, description="rows")
+    seed: int = Field(0, description="of the draw")
 
 
 class Task(Section):
     """A data set with a metric."""
 
-    kind: Literal["classification", "language-model", "zero-shot"]
+    kind: Literal["classification", "language-model", "zero-shot"] = Field(
+        description="scored by accuracy and F1; by perplexity; by lm-evaluation-harness"
+    )
     source: Source
     files: dict[str, Inside] = Field(min_length=1, description="split -> file inside the source")
-    format: Literal["parquet", "jsonl", "csv", "tsv", "text"] | None = None
+    format: Literal["parquet", "jsonl", "csv", "tsv", "text"] | None = Field(
+        None, description="of the files; default: by their names"
+    )
     columns: list[str] | None = Field(None, description="column names, for files without a header line")
     harness: str | None = Field(None, description="name of a zero-shot task in lm-evaluation-harness")
-    text: str = "text"
-    text_pair: str | None = None
+    text: str = Field("text", description="column of the sentence or text")
+    text_pair: str | None = Field(None, description="column of the second sentence of a pair")
     separator: str | None = Field(
         None,
         description="text between the two sentences of a pair for a decoder, such as a line break; default: what its "
         "tokenizer puts there, which is often nothing",
     )
-    label: str | None = None
-    labels: list[str] | None = None
+    label: str | None = Field(None, description="column of the label, for classification")
+    labels: list[str] | None = Field(None, description="names of the labels, in the order of their numbers")
     binarize: Binarize | None = None
     split: Split | None = None
     pairs: Pairs | None = None
