@@ -27,11 +27,14 @@ import torch
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage import container, header
+from llm_sparsity.storage.quantized import Quantized
 
 Tensors = dict[str, torch.Tensor]
+Stored = dict[str, torch.Tensor | Quantized]
 ODD: list[Any] = [
     None, True, -1, 0, 1, 2, 255, 1 << 20, 1 << 31, 1 << 40, 1 << 62, 1 << 63, 1 << 64, 1.5, 1e308, "", "F16", "F64",
-    "U8", "I64", "F8_E4M3", "x\ny", "9" * 99, [], [0], [-1], [1 << 40], [1 << 62, 4], [1] * 99, {}, {"a": 1}, [[[[]]]],
+    "U8", "I64", "I4", "I8", "F8_E4M3", "x\ny", "9" * 99, [], [0], [-1], [1 << 40], [1 << 62, 4], [1] * 99, {},
+    {"a": 1}, [[[[]]]],
 ]  # fmt: skip
 WORKSPACE = 1 << 20  # bytes of the interpreter, of zstd, of a header's objects
 
@@ -52,10 +55,17 @@ def main() -> None:
             f"{args.mutants} mutants": random_mutants(whole, args.mutants, args.seed),
         }.items():
             tally, peak = attack(folder, tensors, mutants)
-            print(f"{title}: {dict(tally)}, peak {peak:.2f} of the tensors' bytes ({size(tensors)})")
+            print(f"{title}: {dict(tally)}, peak {peak:.2f} of the tensors' bytes ({size(values(tensors))})")
 
 
-def tiny_tensors(folder: Path) -> Tensors:
+def quantized(weight: torch.Tensor, bits: int) -> Quantized:
+    """A matrix as codes with scales of powers of two, rounded to nearest, in groups that do not divide its rows."""
+    scales = torch.full((len(weight), -(-weight.shape[1] // 24)), 2.0 ** (3 - bits), dtype=torch.bfloat16)
+    codes = (weight * 2 ** (bits - 3)).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).to(torch.int8)
+    return Quantized(codes, scales, bits, 24, weight.dtype)
+
+
+def tiny_tensors(folder: Path) -> Stored:
     """RANDOM weights of a tiny model, half of them zero, and tensors of every kind of coding."""
     from tests.tiny import save_tiny_model
 
@@ -64,17 +74,30 @@ def tiny_tensors(folder: Path) -> Tensors:
         torch.manual_seed(number)
         tensors[name] = torch.where(torch.rand_like(tensors[name]) < (0.5, 0.05, 1.0)[number % 3], tensors[name], 0.0)
     some = torch.randn(300, 40, generator=torch.Generator().manual_seed(0))
-    more = {"half": some.half().float(), "bfloat": some.bfloat16(), "double": some.double(), "gaps": some * (some > 2)}
+    more: Stored = {
+        "half": some.half().float(),
+        "bfloat": some.bfloat16(),
+        "double": some.double(),
+        "gaps": some * (some > 2),
+    }
+    more |= {f"{bits} bits": quantized(some * (some > level), bits) for bits, level in [(8, 0), (4, -9)]}
+    more["4 bits, gaps"] = quantized(some[:, :39] * (some[:, :39] > 2), 4)
     return {**tensors, **more, "zeros": torch.zeros(5000), "integers": torch.arange(7), "none": torch.zeros(0, 3)}
 
 
-def attack(folder: Path, tensors: Tensors, mutants: Iterator[tuple[str, bytes]]) -> tuple[Counter[str], float]:
+def values(tensors: Stored) -> Tensors:
+    """Tensors as they are read."""
+    return {name: each.values() if isinstance(each, Quantized) else each for name, each in tensors.items()}
+
+
+def attack(folder: Path, stored: Stored, mutants: Iterator[tuple[str, bytes]]) -> tuple[Counter[str], float]:
     """Read every mutant; AssertionError if one is read as something else, or fails otherwise than in one line.
 
     Returns:
         Outcomes, and the largest peak of Python's and numpy's memory as a multiple of the tensors' bytes.
     """
     tally: Counter[str] = Counter()
+    tensors = values(stored)
     most, path = 0.0, folder / container.WEIGHTS
     tracemalloc.start()
     for kind, mutant in mutants:

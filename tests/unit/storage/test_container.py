@@ -176,7 +176,7 @@ def test_a_truncated_file_is_refused(share: float, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "message"), [("9", "version 9, but this program reads 2"), ("1", "made by an older version .*again")]
+    ("version", "message"), [("9", "version 9, but this program reads 3"), ("1", "made by an older version .*again")]
 )
 def test_another_version_is_refused(version: str, message: str, tmp_path: Path) -> None:
     metadata = {"format": "llm-sparsity", "version": version, "tensors": "{}"}

@@ -35,6 +35,11 @@ def test_a_chain_is_a_method_and_steps() -> None:
         ("wanda+swaps+swaps", "swaps is given twice; remove one"),
         ("structured+swaps", "swaps keeps a mask, but structured shrinks tensors; remove one of them"),
         ("block+swaps", "swaps moves single weights, but block removes more; remove one of them"),
+        ("int8+wanda", "wanda is a method, which comes first; write wanda+..."),
+        ("int8+swaps", "int8 fixes the stored values, so nothing follows it; put it last"),
+        ("wanda+int8+swaps", "int8 fixes the stored values, so nothing follows it; put it last"),
+        ("int8+int4", "int8 fixes the stored values, so nothing follows it; put it last"),
+        ("int16", "found 'int16', which is not defined; did you mean 'int8'?"),
         ("wanda+", "found '', which is not defined"),
         ("+swaps", "found '', which is not defined"),
         ("wanda +swaps", "found 'wanda ', which is not defined; did you mean 'wanda'?"),
@@ -85,3 +90,21 @@ def test_only_the_own_parts_count_as_code() -> None:
 def test_cells_know_chains() -> None:
     grid = {**study().grids()[0], "methods": ["wanda+swaps"], "tasks": []}
     assert [str(variant) for _, variant in expand([grid], {}).variants] == ["dense", "wanda+swaps-linear-0.5"]
+
+
+def test_a_quantised_model_is_one_variant_of_sparsity_0() -> None:
+    found = study(methods=["int8", "magnitude+int8"], sparsities=[0, 0.5, 0.9], scopes=["linear"])
+    names = [str(variant) for _, variant in found.cells().variants]
+    assert names == ["dense", "int8-linear-0", "magnitude+int8-linear-0.5", "magnitude+int8-linear-0.9"]
+    assert Variant.parse("int8-linear-0") == Variant("int8", "linear") and not Variant("int8", "linear").is_dense
+    assert found.prune_settings("int8") == {}
+    assert Chain("int8").is_quantised and Chain("magnitude+int8").is_quantised and not Chain("magnitude").is_quantised
+    assert Chain("int8").modules == [f"llm_sparsity.pruning.{name}" for name in ("steps.int8", "quantization")]
+    assert str(study(methods=["int4"], sparsities=[0], scopes=["all"]).cells().variants[1][1]) == "int4-all-0"
+
+
+def test_quantised_models_are_not_trained() -> None:
+    text = {**VALUES["tasks"]["text"], "finetune": {}}
+    grid = {"models": ["gpt2"], "methods": ["magnitude+int8"], "scopes": ["linear"], "sparsities": [0.5]}
+    with pytest.raises(config.UserError, match=r"magnitude\+int8 stores whole numbers.* task text is; give .* a grid"):
+        config.load({**VALUES, "tasks": {"text": text}, "study": [{**grid, "tasks": ["text"]}]})

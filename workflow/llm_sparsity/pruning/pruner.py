@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from llm_sparsity.storage.quantized import Quantized
 from llm_sparsity.study.sparsity import Sparsity
 
 Row = dict[str, Any]  # columns of sparsity.csv -> values
@@ -22,7 +23,7 @@ class PrunedTensor(NamedTuple):
 
     sparsity: Sparsity
     name: str
-    weight: Tensor
+    weight: Tensor | Quantized
     row: Row | None
 
 

@@ -7,9 +7,9 @@ A tensor is flattened and cut into chunks of 2^20 values. A chunk is a header an
     uint32   for each part two lengths in bytes: uncompressed and stored
     bytes    the parts: positions of the stored values (kinds 1 and 2), then the values, one part a byte plane
 
-A value counts as zero if all of its bits are zero, so -0.0 is stored. Byte planes are separated because signs and
-exponents compress well and mantissas do not. Each part is a zstd frame, or uncompressed if its two lengths are equal.
-docs/container.md specifies all of it.
+Values of 4 bits are one plane, two to a byte. A value counts as zero if all of its bits are zero, so -0.0 is stored.
+Byte planes are separated because signs and exponents compress well and mantissas do not. Each part is a zstd frame, or
+uncompressed if its two lengths are equal. docs/container.md specifies all of it.
 """
 
 import itertools
@@ -30,7 +30,7 @@ MAX_MASK_DENSITY = 0.97  # above it, a bitmask takes more bytes than the zeros t
 # Weights contain no repeated strings: coding a match found by chance takes more bytes than coding its symbols.
 ENTROPY = zstandard.ZstdCompressionParameters.from_level(1, strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6)
 
-_UNSIGNED: dict[int, Any] = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # by bytes a value
+_UNSIGNED: dict[int, Any] = {4: np.uint8, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}  # by bits a value
 _DENSE, _MASK, _GAPS = 0, 1, 2
 
 Bytes = NDArray[np.uint8]
@@ -50,23 +50,26 @@ def lossless_dtype(flat: Tensor) -> torch.dtype:
     return flat.dtype
 
 
-def encode(flat: Tensor, dtype: torch.dtype) -> Iterator[bytes]:
+def encode(flat: Tensor, dtype: torch.dtype, bits: int | None = None) -> Iterator[bytes]:
     """Encode a tensor, in pieces that are to be concatenated.
 
     Args:
-        flat: (values,), floating point, contiguous, on the CPU.
-        dtype: the dtype to store, see `lossless_dtype`.
+        flat: (values,), floating point or int8, contiguous, on the CPU.
+        dtype: the dtype to store, see `lossless_dtype`; int8 for int8.
+        bits: of a stored value; default: those of the dtype. 4 for int8 in [-8, 8).
     """
     compressor = zstandard.ZstdCompressor(compression_params=ENTROPY)
+    bits = bits or 8 * dtype.itemsize
     for part in flat.split(CHUNK):
-        kind, count, parts = _chunk_parts(part.to(dtype).view(torch.uint8).numpy().view(_UNSIGNED[dtype.itemsize]))
+        values = part.to(dtype).view(torch.uint8).numpy().view(_UNSIGNED[8 * dtype.itemsize])
+        kind, count, parts = _chunk_parts(values, bits)
         stored = [min(raw, compressor.compress(raw), key=len) for raw in parts]  # of equal lengths, the uncompressed
         lengths = [length for raw, small in zip(parts, stored, strict=True) for length in (len(raw), len(small))]
         yield struct.pack(f"<BI{len(lengths)}I", kind, count, *lengths)
         yield from stored
 
 
-def decode(blob: Bytes, size: int, dtype: torch.dtype) -> Tensor:
+def decode(blob: Bytes, size: int, dtype: torch.dtype, bits: int | None = None) -> Tensor:
     """The inverse of `encode`.
 
     Nothing of the tensor's size is allocated before all chunks are known to hold exactly `size` values. Besides the
@@ -76,6 +79,7 @@ def decode(blob: Bytes, size: int, dtype: torch.dtype) -> Tensor:
         blob: (bytes,).
         size: number of values.
         dtype: the dtype stored.
+        bits: of a stored value, see `encode`.
 
     Returns:
         (size,), of `dtype`.
@@ -83,37 +87,40 @@ def decode(blob: Bytes, size: int, dtype: torch.dtype) -> Tensor:
     Raises:
         ValueError: the bytes do not encode `size` values.
     """
-    width = dtype.itemsize
-    for _ in _chunks(blob.data, size, width):
+    bits = bits or 8 * dtype.itemsize
+    planes_of_value = max(bits // 8, 1)
+    for _ in _chunks(blob.data, size, bits):
         pass
     decompressor = zstandard.ZstdDecompressor()
-    out = np.zeros(size, _UNSIGNED[width])
-    for start, chunk in zip(range(0, size, CHUNK), _chunks(blob.data, size, width), strict=True):
-        bits = out[start : start + CHUNK]
+    whole = np.zeros(size, _UNSIGNED[bits])
+    for start, chunk in zip(range(0, size, CHUNK), _chunks(blob.data, size, bits), strict=True):
+        out = whole[start : start + CHUNK]
         parts = [_uncompressed(decompressor, data, length) for data, length in chunk.parts]
-        positions, planes = parts[:-width], parts[-width:]
+        positions, planes = parts[:-planes_of_value], parts[-planes_of_value:]
+        if bits == 4:
+            planes = [_unpacked(planes[0], chunk.kept)]
         if chunk.kind == _DENSE:
-            _join(planes, bits)
+            _join(planes, out)
         elif chunk.kind == _MASK:
-            _scatter(bits, positions[0], planes)
+            _scatter(out, positions[0], planes)
         else:
             where = _positions(positions[0])
-            if len(where) != chunk.kept or (chunk.kept and where[-1] >= len(bits)):
+            if len(where) != chunk.kept or (chunk.kept and where[-1] >= len(out)):
                 raise ValueError("gaps that do not fit their chunk")
-            bits[where] = _join(planes, np.empty(chunk.kept, bits.dtype))
-    return torch.from_numpy(out.view(np.uint8)).view(dtype)
+            out[where] = _join(planes, np.empty(chunk.kept, out.dtype))
+    return torch.from_numpy(whole.view(np.uint8)).view(dtype)
 
 
-def most_values(length: int, dtype: torch.dtype) -> int:
+def most_values(length: int, bits: int) -> int:
     """The largest number of values that a blob of `length` bytes can hold: its chunks have at least a header."""
-    return CHUNK * (length // (5 + 8 * dtype.itemsize))
+    return CHUNK * (length // (5 + 8 * max(bits // 8, 1)))
 
 
 def is_blob(data: Bytes) -> bool:
-    """Whether bytes begin as the coding of a tensor does."""
-    for width in _UNSIGNED:
+    """Whether bytes begin as the coding of a tensor does, or as that of a quantised tensor's scales."""
+    for bits in (16, 32, 64):
         with suppress(ValueError):
-            chunk = _chunk(data.data, width)
+            chunk = _chunk(data.data, bits)
             if chunk.kept or chunk.kind == _GAPS:  # zeros could be dense chunks of no value
                 return True
     return False
@@ -126,17 +133,18 @@ class _Chunk(NamedTuple):
     length: int  # in bytes, with the header
 
 
-def _chunk(view: memoryview, width: int) -> _Chunk:
+def _chunk(view: memoryview, bits: int) -> _Chunk:
     """The chunk at the beginning of some bytes; ValueError if there is none."""
     try:
         kind, count = struct.unpack_from("<BI", view)
-        parts = width + (kind != _DENSE)
+        planes = max(bits // 8, 1)
+        parts = planes + (kind != _DENSE)
         lengths = struct.unpack_from(f"<{2 * parts}I", view, 5)
     except struct.error:
         raise ValueError("a chunk that is cut off") from None
     raw, stored = lengths[::2], lengths[1::2]
     ends = list(itertools.accumulate(stored, initial=5 + 8 * parts))
-    if kind > _GAPS or set(raw[-width:]) != {count} or ends[-1] > len(view):
+    if kind > _GAPS or set(raw[-planes:]) != {_plane(count, bits)} or ends[-1] > len(view):
         raise ValueError("an impossible chunk")
     if any(small > whole for whole, small in zip(raw, stored, strict=True)):
         raise ValueError("a part that is longer than its content")
@@ -144,10 +152,10 @@ def _chunk(view: memoryview, width: int) -> _Chunk:
     return _Chunk(kind, count, list(zip(data, raw, strict=True)), ends[-1])
 
 
-def _chunks(view: memoryview, size: int, width: int) -> Iterator[_Chunk]:
+def _chunks(view: memoryview, size: int, bits: int) -> Iterator[_Chunk]:
     """The chunks of `size` values; ValueError unless counts and lengths are possible and they fill the bytes."""
     for start in range(0, size, CHUNK):
-        chunk = _chunk(view, width)
+        chunk = _chunk(view, bits)
         values, count, positions = min(CHUNK, size - start), chunk.kept, chunk.parts[0][1]
         if not (
             (chunk.kind == _DENSE and count == values)
@@ -159,6 +167,27 @@ def _chunks(view: memoryview, size: int, width: int) -> Iterator[_Chunk]:
         view = view[chunk.length :]
     if len(view):
         raise ValueError(f"{len(view)} bytes after the last chunk")
+
+
+def _plane(count: int, bits: int) -> int:
+    """The length of a plane of `count` values, in bytes."""
+    return (count + 1) // 2 if bits == 4 else count
+
+
+def _packed(values: Bytes) -> Bytes:
+    """Two values of 4 bits to a byte, the first in its low bits."""
+    pairs = np.zeros(_plane(len(values), 4) * 2, np.uint8)
+    pairs[: len(values)] = values & 15
+    return np.bitwise_or(pairs[::2], np.left_shift(pairs[1::2], 4, dtype=np.uint8))
+
+
+def _unpacked(plane: Bytes, count: int) -> Bytes:
+    """The inverse of `_packed`, with the sign of each value extended to 8 bits."""
+    values = np.empty(2 * len(plane), np.uint8)
+    values[::2], values[1::2] = plane & 15, plane >> 4
+    values ^= 8
+    values -= 8
+    return values[:count]
 
 
 def _uncompressed(decompressor: zstandard.ZstdDecompressor, data: memoryview, length: int) -> Bytes:
@@ -197,24 +226,27 @@ def _scatter(bits: NDArray[Any], mask: Bytes, planes: list[Bytes]) -> None:
         raise ValueError("a bitmask of another number of values")
 
 
-def _chunk_parts(bits: NDArray[Any]) -> tuple[int, int, list[bytes]]:
+def _chunk_parts(whole: NDArray[Any], bits: int) -> tuple[int, int, list[bytes]]:
     """The kind of a chunk, the number of values stored, and its uncompressed parts.
 
     Args:
-        bits: (values,), unsigned integers of the stored dtype's width.
+        whole: (values,), unsigned integers of the stored dtype's width.
+        bits: of a stored value.
     """
-    present = bits != 0
+    present = whole != 0
     where = np.flatnonzero(present)
     positions = []
-    if len(where) > MAX_MASK_DENSITY * len(bits):
-        kind, values = _DENSE, bits
-    elif 8 * len(where) > len(bits):  # a bit a value takes less than a byte a stored value
-        kind, values = _MASK, bits[where]
+    if len(where) > MAX_MASK_DENSITY * len(whole):
+        kind, values = _DENSE, whole
+    elif 8 * len(where) > len(whole):  # a bit a value takes less than a byte a stored value
+        kind, values = _MASK, whole[where]
         positions = [np.packbits(present).tobytes()]
     else:
-        kind, values = _GAPS, bits[where]
+        kind, values = _GAPS, whole[where]
         positions = [_gaps(where).tobytes()]
-    width = bits.itemsize
+    if bits == 4:
+        return kind, len(values), [*positions, _packed(values).tobytes()]
+    width = whole.itemsize
     planes = values.view(np.uint8).reshape(-1, width)
     return kind, len(values), positions + [np.ascontiguousarray(planes[:, plane]).tobytes() for plane in range(width)]
 

@@ -6,28 +6,31 @@ the positions and values of the nonzero weights. It is a valid safetensors file 
     model.safetensors   each tensor a blob of bytes (uint8, see codec.py), or uncoded where the blob is not smaller
       __metadata__      version, checksum of the header, checksum of each tensor, what each blob encodes (see header.py)
 
-float32 values that float16 or bfloat16 represent exactly are stored so. A tensor is read back with every bit as it was
-written, or refused in one line. docs/container.md specifies the file.
+float32 values that float16 or bfloat16 represent exactly are stored so. A quantised tensor is stored as codes of 8 or 4
+bits and scales, and read as their products. A tensor is read back with every bit as it was written, or refused in one
+line. docs/container.md specifies the file.
 """
 
 import math
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.codec import decode, encode, is_blob, lossless_dtype
 from llm_sparsity.storage.files import MANIFEST, atomic, read_json, temporary_path
-from llm_sparsity.storage.header import DTYPES, Blob, Entry, damaged, read_entries, write_header
+from llm_sparsity.storage.header import CODES, DTYPES, Blob, Entry, damaged, read_entries, write_header
 from llm_sparsity.storage.paths import inside
+from llm_sparsity.storage.quantized import Quantized, scales_shape
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -146,6 +149,8 @@ class Reader:
         if blob is None:
             return stored
         try:
+            if blob.stored in CODES:
+                return _dequantized(data, blob)
             values = decode(data, math.prod(blob.shape), DTYPES[blob.stored])
         except ValueError as error:
             raise damaged(path, error, name) from None
@@ -189,18 +194,24 @@ class Writer:
         self._data = self._data_path.open("wb")
         return self
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Append a tensor of any shape, of a floating-point, integer or boolean dtype."""
+    def add(self, name: str, tensor: Tensor | Quantized) -> None:
+        """Append a tensor of any shape, of a floating-point, integer or boolean dtype.
+
+        A quantised one is stored as its codes and scales; in plain safetensors, as its values.
+        """
+        if isinstance(tensor, Quantized):
+            if self._sparse:
+                self._add_quantized(name, tensor)
+                return
+            tensor = tensor.values()
         if tensor.dtype not in _NAMES:
             raise UserError(f"{self._target}: tensor {name} has {tensor.dtype}; expected one of {', '.join(DTYPES)}")
         tensor = tensor.detach().contiguous().cpu()
         flat = tensor.reshape(-1)
-        start, crc = self._end, 0
+        start = self._end
         if self._sparse and tensor.is_floating_point() and tensor.numel():
             stored = lossless_dtype(flat)
-            for part in encode(flat, stored):
-                self._write(part)
-                crc = zlib.crc32(part, crc)
+            crc = self._write_all(encode(flat, stored))
             if self._end - start < flat.nbytes:
                 blob = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "stored": _NAMES[stored]}
                 self._entries[name] = {"crc32": crc, "blob": blob}
@@ -213,6 +224,24 @@ class Writer:
         self._write(raw.data)
         self._entries[name] = {"crc32": zlib.crc32(raw.data)}
         self._add_header(name, _NAMES[tensor.dtype], list(tensor.shape), start)
+
+    def _add_quantized(self, name: str, tensor: Quantized) -> None:
+        start = self._end
+        crc = self._write_all(encode(tensor.scales.reshape(-1), torch.bfloat16))
+        blob = {
+            "dtype": _NAMES[tensor.dtype], "shape": list(tensor.codes.shape), "stored": f"I{tensor.bits}",
+            "scales": self._end - start, "group": tensor.group,
+        }  # fmt: skip
+        crc = self._write_all(encode(tensor.codes.reshape(-1), torch.int8, tensor.bits), crc)
+        self._entries[name] = {"crc32": crc, "blob": blob}
+        self._add_header(name, "U8", [self._end - start], start)
+
+    def _write_all(self, parts: Iterable[bytes], crc: int = 0) -> int:
+        """Append bytes; the CRC-32 of those before and these."""
+        for part in parts:
+            self._write(part)
+            crc = zlib.crc32(part, crc)
+        return crc
 
     def _write(self, part: bytes | memoryview) -> None:
         self._data.write(part)
@@ -241,13 +270,23 @@ class Writer:
             shutil.copyfileobj(data, file, 1 << 24)
 
 
+def _dequantized(data: NDArray[np.uint8], blob: Blob) -> Tensor:
+    """The values of a quantised tensor; ValueError if the bytes do not encode it."""
+    split, group = blob.scales or 0, blob.group or 1
+    rows, groups = scales_shape(blob.shape, group)
+    scales = decode(data[:split], rows * groups, torch.bfloat16).view(rows, groups)
+    bits = CODES[blob.stored]
+    codes = decode(data[split:], math.prod(blob.shape), torch.int8, bits).view(blob.shape)
+    return Quantized(codes, scales, bits, group, DTYPES[blob.dtype]).values()
+
+
 def load(folder: Path) -> dict[str, Tensor]:
     """Read all tensors of a model folder."""
     with Reader(folder) as reader:
         return {name: reader.tensor(name) for name in reader.names}
 
 
-def save(folder: Path, tensors: Mapping[str, Tensor], *, sparse: bool = True) -> None:
+def save(folder: Path, tensors: Mapping[str, Tensor | Quantized], *, sparse: bool = True) -> None:
     """Write all tensors of a model folder."""
     with Writer(folder, sparse=sparse) as writer:
         for name in sorted(tensors):
