@@ -21,6 +21,7 @@ from llm_sparsity.models.loading import load_classifier
 from llm_sparsity.storage import container as checkpoint
 from llm_sparsity.storage.files import read_json, sha256, write_json
 from llm_sparsity.training.mask import Mask
+from llm_sparsity.training.run_cache import RunCache
 from tests.kill import SETTINGS, kill
 from tests.unit.training.helpers import LORA, WINDOWS, after, removed, run
 
@@ -44,7 +45,10 @@ def test_the_kept_mask_is_exact_in_the_saved_file(kind: str, variant: Make, task
         assert torch.equal(weight, saved[tied]), name
 
 
-def test_moments_of_removed_weights_are_zero(variant: Make, task: TaskFolder, tmp_path: Path) -> None:
+def test_moments_of_removed_weights_are_zero(
+    variant: Make, task: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunCache, "finish", lambda self: None)  # it would remove them
     model = variant("bert")
     result = run(model, task, tmp_path)
     state = checkpoint.load(result["weights"].parent / "state-8")
@@ -126,14 +130,38 @@ def test_a_run_that_is_killed_at_any_moment_leaves_the_same_bytes(
     kill(variant("bert"), task, tmp_path, 6, seed=0)
 
 
-def test_every_epoch_is_cached_and_one_optimizer_state(variant: Make, task: TaskFolder, tmp_path: Path) -> None:
+def test_every_epoch_is_cached_and_no_optimizer_state_of_an_ended_run(
+    variant: Make, task: TaskFolder, tmp_path: Path
+) -> None:
     run(variant("bert"), task, tmp_path, epochs=3)
     with (tmp_path / "out/checkpoints.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     for row in rows:
         assert sha256(Path(row["path"]) / "model.safetensors") == row["sha256"]
-    assert [path.name for path in Path(rows[0]["path"]).parent.glob("state-*")] == ["state-12"]
+    assert list(Path(rows[0]["path"]).parent.glob("state-*")) == []
+
+
+@pytest.mark.parametrize("recipe", [{}, {"schedule": {"begin": 0.0, "end": 0.5, "scores": "movement"}}, {"lora": LORA}])
+def test_results_that_are_gone_are_written_again_without_training(
+    recipe: dict[str, Any],
+    variant: Make,
+    dense: Make,
+    task: TaskFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, teacher = variant("bert"), None
+    if "schedule" in recipe:
+        run(dense("bert"), task, tmp_path / "dense")
+        teacher = ModelFolder(tmp_path / "dense/out/model")
+    files = run(model, task, tmp_path, dense=teacher, **recipe)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    shutil.rmtree(tmp_path / "out")
+    assert run(model, task, tmp_path, dense=teacher, **recipe) == files
+    assert "going on after step 8" in capsys.readouterr().err
+    after = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {path.name for path in before if after[path] != before[path]} <= {"runtime.json"}
 
 
 def test_the_last_epochs_model_is_an_output(variant: Make, task: TaskFolder, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def finetune(
         if accelerator.is_main_process:
             export_model(cache.epoch_folder(settings.epochs), output / "model")
             _report(trainer, output)
+            cache.finish()
         accelerator.end_training()
 
 

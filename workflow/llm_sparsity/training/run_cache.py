@@ -6,7 +6,8 @@
       progress.json         step, epoch, history, seconds; the names of the newest two folders below
       epoch-{n}/            a whole model folder: the weights after an epoch, in the sparse container
       step-{n}/             weights within an epoch; removed after the next save
-      state-{n}/            everything else to continue after step n, such as the optimizer's moments; the newest only
+      state-{n}/            everything else to continue after step n, such as the optimizer's moments; the newest only,
+                            and none once the run has ended
     work/runs/{hash}/       of one results folder
       caches.json           its caches
       lock                  held by the process that writes results there
@@ -42,7 +43,7 @@ VERSIONED = ("torch", "transformers")  # libraries whose version is part of the 
 
 @dataclass(frozen=True)
 class Saved:
-    """A save that was read back: the fields of progress.json, the model's tensors, all other tensors."""
+    """A save that was read back: the fields of progress.json, the model's tensors, all others; none of an ended run."""
 
     progress: dict[str, Any]
     weights: dict[str, Tensor]
@@ -115,7 +116,10 @@ class RunCache:
             return None
         try:
             progress = read_json(self.folder / "progress.json")
-            weights, state = (container.load(self.folder / progress[part]) for part in ("weights", "state"))
+            weights, state = (
+                container.load(self.folder / folder) if folder else {}
+                for folder in (progress["weights"], progress["state"])
+            )
         except (UserError, ValueError, KeyError) as error:
             print(f"{self.folder}: not used, the run starts anew: {error}", file=sys.stderr)
             return None
@@ -153,6 +157,14 @@ class RunCache:
         if self._main:
             last = read_json(self.folder / "progress.json")
             write_json(self.folder / "progress.json", {**last, **progress})
+
+    def finish(self) -> None:
+        """Remove what only a run that goes on needs, once all results are written: twice the size of the model."""
+        if self._main:
+            self._assert_locked()
+            last = {**read_json(self.folder / "progress.json"), "state": None}
+            write_json(self.folder / "progress.json", last)
+            self._remove_old(last)
 
     def epoch_folder(self, epoch: int) -> Path:
         """The model folder after an epoch (from 1)."""

@@ -87,7 +87,7 @@ class TrainState:
         self.seconds = Seconds(**saved.progress["seconds"])
         self._restore_model(saved.weights)
         self._restore_others(saved.state)
-        if self.schedule:
+        if self.schedule and saved.state:
             self.schedule.restore(saved.state)
             self.mask.remove_zeros(self.optimizer)
 
