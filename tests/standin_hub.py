@@ -46,6 +46,8 @@ class Hub:
         if found := re.fullmatch(r"/api/models/owner/name/commits/refs/pr/(\d+)", path):
             facts = {"authors": [], "date": "2024-01-01T00:00:00.000Z", "title": "", "message": ""}
             return [{"id": commit, **facts} for commit in self.proposals[int(found[1]) - 1][1]]
+        if path == "/api/models/owner/name":
+            return self._revision(list(self.commits)[-1], tree=False)
         if found := re.fullmatch(rf"/api/models/owner/name/(?:revision|tree)/({COMMIT})", path):
             return self._revision(found[1], tree="/tree/" in path)
         if found := re.fullmatch(rf"/owner/name/resolve/({COMMIT})/([^/]+)", path):

@@ -38,7 +38,7 @@ rule plot:
             config=STUDY.model_dump(exclude_none=True, exclude={"models": {"__all__": {"parameters"}}}),
             methods={method: methods.NOTES[method] for method in METHODS},
         ),
-        code=code("plot", files=[WORKFLOW / "workflow/llm_sparsity/reporting/report.html.jinja"]),
+        code=code("plot", files=[Path(methods.__file__).parents[1] / "reporting/report.html.jinja"]),
         named=contents(named_file("claims"), claims_numbers(), named_file("published")),
     shell:
         'python "$LLM_SPARSITY/scripts/plot.py" --tables "$(dirname {input.manifest:q})"'

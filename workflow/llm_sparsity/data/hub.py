@@ -98,6 +98,29 @@ def missing_offline(source: Source, kind: str, files: Sequence[str] = ()) -> str
     return None
 
 
+def newest(repository: str) -> tuple[str, Path, int | None]:
+    """The newest commit of a model, for a study that names none yet.
+
+    Returns:
+        The commit, a folder with its config.json, and the number of parameters if the hub states it.
+
+    Raises:
+        UserError: the hub has no such model or cannot be reached, or the model has no safetensors.
+    """
+    try:
+        hub = HfApi()
+        found = hub.model_info(repository, timeout=10)
+        config = Path(hub.hf_hub_download(repository, "config.json", revision=found.sha))
+    except Exception as error:  # as in `snapshot`
+        raise UserError(_unreachable({"hub": repository, "revision": "main"}, error)) from None
+    if not any(file.rfilename.endswith(".safetensors") for file in found.siblings or []):
+        raise UserError(
+            f"{repository}: has no safetensors; choose a repository that has, or convert it where you trust it"
+        )
+    total = getattr(found.safetensors, "total", None)
+    return str(found.sha), config.parent, int(total) if total else None
+
+
 def card_licence(path: Path) -> str | None:
     """The licence in the model or data card (README.md) of a folder, or of the folder that holds a file."""
     card = (path if path.is_dir() else path.parent) / "README.md"

@@ -1,0 +1,100 @@
+"""A study of a model that no config knows yet. Weights are RANDOM."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llm_sparsity.cli.init import init
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.study.config import load
+from tests.standin_hub import Hub, serving
+from tests.tiny import ARCHITECTURE, save_tiny_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for kind in ("bert", "gpt2", "llama", "bart"):
+        save_tiny_model(kind, folder / kind)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "bart"])
+def test_a_folder_becomes_a_study_that_is_valid(kind: str, models: Path, tmp_path: Path) -> None:
+    path = init(str(models / kind), name="mine", output=tmp_path / "mine.yaml")
+    text = path.read_text()
+    study = load(yaml.safe_load(text))
+    model = study.models["mine"]
+    assert model.architecture == ARCHITECTURE[kind]
+    assert model.source.folder == str(models / kind)
+    assert model.parameters is not None and 1e4 < model.parameters < 1e6
+    assert text.startswith("# yaml-language-server: $schema=")
+    assert Path(text.splitlines()[0].partition("=")[2]).is_file()
+    assert "$" not in text.partition("\n")[2], "every placeholder is filled"
+    cells = study.cells()
+    assert cells.runs or cells.evaluations
+    scopes = {variant.scope for _, variant in cells.variants}
+    assert {"linear", "attention", "mlp"} <= scopes
+    layers = {layer for scope in scopes for layer in scope.split(".")[1:]}
+    assert layers <= {"0", "1"}, "layers that there are"
+
+
+def test_a_name_becomes_a_file_of_that_name(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(models / "bert", tmp_path / "my model, v2")
+    monkeypatch.chdir(tmp_path)
+    path = init("my model, v2")
+    assert str(path) == "my-model--v2.yaml"
+    assert load(yaml.safe_load(path.read_text())).models["my-model--v2"].source.folder == str(tmp_path / "my model, v2")
+
+
+def test_the_windows_of_a_decoder_fit_its_positions(models: Path, tmp_path: Path) -> None:
+    study = load(yaml.safe_load(init(str(models / "gpt2"), output=tmp_path / "a.yaml").read_text()))
+    assert study.calibration is not None
+    assert study.calibration.sequence_length == study.evaluate.sequence_length == 64
+
+
+def test_a_repository_of_the_hub_is_pinned_to_its_newest_commit(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models / "llama", tmp_path / COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serving(Hub({COMMIT: tmp_path / COMMIT}, [])) as address:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        path = init("owner/name", output=tmp_path / "name.yaml")
+    source = load(yaml.safe_load(path.read_text())).models["name"].source
+    assert (source.hub, source.revision) == ("owner/name", COMMIT)
+    fetched = [file.name for file in (tmp_path / "cache").rglob("snapshots/*/*")]
+    assert fetched == ["config.json"], "weights are not downloaded to plan a study"
+
+
+def test_what_cannot_be_studied_is_refused_in_one_line(models: Path, tmp_path: Path) -> None:
+    def refused(model: Path | str, **options: object) -> str:
+        with pytest.raises(UserError) as error:
+            init(str(model), output=tmp_path / "refused.yaml", **options)  # type: ignore[arg-type]
+        assert not (tmp_path / "refused.yaml").exists()
+        return str(error.value)
+
+    assert "found no such folder, and it is no repository id" in refused(tmp_path / "nowhere/at/all")
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in refused(tmp_path / "empty")
+    shutil.copytree(models / "bert", tmp_path / "odd")
+    (tmp_path / "odd/config.json").write_text(json.dumps({"model_type": "mamba"}))
+    assert "'mamba' is not known" in refused(tmp_path / "odd")
+    shutil.copytree(models / "bert", tmp_path / "pickle")
+    (tmp_path / "pickle/model.safetensors").rename(tmp_path / "pickle/pytorch_model.bin")
+    assert "has no safetensors" in refused(tmp_path / "pickle")
+    assert "--name: found '../up'" in refused(models / "bert", name="../up")
+
+
+def test_a_file_is_never_overwritten(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("precious")
+    with pytest.raises(UserError, match="exists; remove it"):
+        init(str(models / "bert"), output=tmp_path / "mine.yaml")
+    assert (tmp_path / "mine.yaml").read_text() == "precious"

@@ -1,0 +1,100 @@
+"""Init: a study of a model that is not in any config yet, from its configuration alone."""
+
+import itertools
+import math
+import re
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+from llm_sparsity.cli.project import LIBRARY
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.storage.files import write_text
+from llm_sparsity.study.config import load as load_config
+
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "encoder_layers")  # keys of config.json
+TEMPLATES = Path(__file__).parent
+SCHEMA = LIBRARY / "study" / "config.schema.json"
+CALIBRATION = 512  # tokens of a calibration sequence, or as many as the model has positions for
+
+
+def init(model: str, *, name: str | None = None, output: Path | None = None) -> Path:
+    """Write the config of a study of a model: its source, a grid that suits its architecture, small public texts.
+
+    Args:
+        model: a folder of a transformers model, or a repository id of the hub, whose newest commit is pinned.
+        name: of the model in the study; default: the last part of `model`.
+        output: file to write; default: {name}.yaml.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: there is no such model, its family is not known, it has no safetensors, or the file exists.
+    """
+    last = Path(model).resolve().name if Path(model).is_dir() else model.rpartition("/")[-1]
+    name = name or re.sub(r"[^\w.-]", "-", last)
+    output = output or Path(f"{name}.yaml")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UserError(f"--name: found {name!r}; use letters, digits, '.', '_' and '-' only, a letter or digit first")
+    if output.exists():
+        raise UserError(f"{output}: exists; remove it, or name another file by --output")
+    folder, source, parameters = _local(Path(model)) if Path(model).is_dir() else _of_hub(model)
+    architecture = folder.family.architecture
+    text = Template((TEMPLATES / f"{architecture}.yaml").read_text(encoding="utf-8")).substitute(
+        name=name,
+        file=output,
+        schema=SCHEMA,
+        source=source,
+        parameters=f"{parameters / 1e6:.4g}e6 # for the plan, until the model is downloaded" if parameters else "null",
+        layers=_layers(folder.config),
+        thirds=_thirds(_layers(folder.config)),
+        tokens=min(CALIBRATION, folder.max_length or CALIBRATION),
+    )
+    load_config(yaml.safe_load(text))
+    write_text(output, text)
+    return output
+
+
+def _local(folder: Path) -> tuple[ModelFolder, str, int]:
+    """A model folder, the source that names it, and its number of parameters."""
+    from llm_sparsity.data.model_files import check_files
+    from llm_sparsity.storage.container import Reader
+
+    check_files(folder, str(folder))
+    with Reader(folder) as reader:
+        parameters = sum(math.prod(reader.shape(tensor)) for tensor in reader.names)
+    return ModelFolder(folder), f"{{folder: {_quoted(str(folder.resolve()))}}}", parameters
+
+
+def _of_hub(model: str) -> tuple[ModelFolder, str, int | None]:
+    """The configuration of the newest commit of a repository, the source that pins it, and its parameters.
+
+    Raises:
+        UserError: it is neither a folder here nor the id of a repository, or the hub has no such model.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise UserError(f"{model}: found no such folder, and it is no repository id such as owner/name; correct it")
+    from llm_sparsity.data.hub import newest
+
+    commit, folder, parameters = newest(model)
+    return ModelFolder(folder), f"{{hub: {model}, revision: {commit}}}", parameters
+
+
+def _quoted(text: str) -> str:
+    """A YAML string."""
+    return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("'", "''") + "'"
+
+
+def _layers(config: dict[str, Any]) -> int:
+    return int(next((config[key] for key in LAYERS if config.get(key)), 1))
+
+
+def _thirds(layers: int) -> str:
+    """The layers in three parts, as YAML: those of 6 are "[0, 1], [2, 3], [4, 5]"."""
+    edges = [round(layers * third / 3) for third in range(4)]
+    parts = [list(range(start, end)) for start, end in itertools.pairwise(edges)]
+    return ", ".join(str(part) for part in parts if part)
