@@ -127,7 +127,7 @@ def timed(times: Path, steps: int, command: list[str]) -> None:
     import transformers
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    from llm_sparsity.evaluation.metrics import Accuracy
+    from llm_sparsity.evaluation.classification import Accuracy
     from llm_sparsity.training.mask import Mask
 
     torch.set_num_threads(1)

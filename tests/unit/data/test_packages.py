@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 from llm_sparsity.data.compressed import Budget
@@ -107,6 +108,10 @@ def test_gguf_file_becomes_a_plain_model(tmp_path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(fresh)
     assert tokenizer.decode(tokenizer("a good film")["input_ids"], skip_special_tokens=True) == "a good film"
     assert (fresh / "model.safetensors").stat().st_mode == (fresh / "config.json").stat().st_mode
+    (half := tmp_path / "half").mkdir()
+    convert_gguf(source / "tiny.gguf", half, "float16")
+    half_weights = load_file(half / "model.safetensors")
+    assert all(torch.equal(weight, held[name].half()) for name, weight in half_weights.items())
 
 
 def test_model_from_a_gguf_file_in_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

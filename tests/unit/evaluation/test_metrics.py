@@ -3,7 +3,8 @@ import math
 import evaluate
 import pytest
 
-from llm_sparsity.evaluation.metrics import majority, overflow_note, perplexity, score
+from llm_sparsity.evaluation.classification import majority, score
+from llm_sparsity.evaluation.metrics import overflow_note, perplexity
 
 
 def test_by_hand() -> None:

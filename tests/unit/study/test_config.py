@@ -111,6 +111,7 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
         (lambda v: v["tasks"]["sst2"]["source"].update(converted=True), "source.converted: applies to models only"),
         (lambda v: v["models"]["gpt2"]["source"].update(revision="main"), "found 'main'; expected a commit"),
         (lambda v: v["models"]["gpt2"]["source"].update(folder="x"), "exactly one of hub, package or folder"),
+        (lambda v: v["models"]["gpt2"]["source"].update(dtype="float16"), "`dtype` is for GGUF files"),
         (lambda v: v["models"]["gpt2"].update(architecture="decodr"), "models.gpt2.architecture: found 'decodr'"),
     ],
 )  # fmt: skip

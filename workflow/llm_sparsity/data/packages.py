@@ -74,7 +74,7 @@ def unpacked(source: Source) -> Iterator[tuple[Path, str | None]]:
             ) from None
         if found.suffix == ".gguf":
             converted = Path(scratch) / "converted"
-            convert_gguf(found, converted)
+            convert_gguf(found, converted, source.get("dtype", "float32"))
             found = converted
         yield found, licence
 
@@ -129,10 +129,15 @@ def _check_member(target: Path, name: str, archive: Path) -> None:
         ) from None
 
 
-def convert_gguf(path: Path, folder: Path) -> None:
-    """Save the model of a GGUF file as a transformers folder: weights in float32, configuration, tokenizer.
+def convert_gguf(path: Path, folder: Path, dtype: str = "float32") -> None:
+    """Save the model of a GGUF file as a transformers folder: weights, configuration, tokenizer.
 
     transformers refuses to save a model that it has read from GGUF, so its weights are copied to a new model.
+
+    Args:
+        path: the file.
+        folder: to write.
+        dtype: of the saved weights.
 
     Raises:
         UserError: the file is damaged, or the tokenizer gives other tokens after it is saved.
@@ -155,7 +160,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
     plain.load_state_dict(read.state_dict())
     if values.get("tie_word_embeddings"):
         plain.tie_weights()
-    plain.save_pretrained(folder)
+    plain.to(getattr(torch, dtype)).save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):  # saved with permissions for the owner only
         shutil.copymode(folder / "config.json", weights)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

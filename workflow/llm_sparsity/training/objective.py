@@ -43,13 +43,13 @@ class Labels:
 
     def metrics(self, predictions: Sequence[float]) -> dict[str, float | None]:
         """Metrics of the predictions for the validation split, in its order."""
-        from llm_sparsity.evaluation.metrics import score
+        from llm_sparsity.evaluation.classification import score
 
         return {**score([int(label) for label in predictions], self._validation, self._num_labels)}
 
     def baseline(self) -> dict[str, float]:
         """Metrics of the most frequent training label."""
-        from llm_sparsity.evaluation.metrics import majority
+        from llm_sparsity.evaluation.classification import majority
 
         return majority(self._train, self._validation, self._num_labels)
 
