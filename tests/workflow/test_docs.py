@@ -182,7 +182,8 @@ def test_the_program_says_the_messages_that_are_explained(root: Path) -> None:
     page = (root / "docs/troubleshooting.md").read_text()
     messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     assert len(messages) > 20
-    ours = [root / "run", *(path for kind in ("py", "smk") for path in root.glob(f"[sw]*/**/*.{kind}"))]
+    ours = [root / "run", *(root / "scripts").glob("*.py"), *(root / "workflow").rglob("*.py")]
+    ours += (root / "workflow").rglob("*.smk")
     said = " ".join(path.read_text() for path in ours)
     said = re.sub(r'"\s+f?"', "", said)  # a message over several lines
     snakemakes = {"Directory cannot be locked", "Nothing to be done"}
