@@ -71,7 +71,7 @@ def marker_of(method: str) -> str:
 
 def tint(colour: str, number: int, of: int) -> str:
     """One of several tints of a colour, from darker to lighter."""
-    share = 0.45 - 0.9 * number / (of - 1) if of > 1 else 0.0
+    share = 0.5 - 0.8 * number / (of - 1) if of > 1 else 0.0  # light ones stay dark enough to read a name in
     towards = 0.0 if share > 0 else 1.0
     mixed = [(1 - abs(share)) * part + abs(share) * towards for part in mpl.colors.to_rgb(colour)]
     return str(mpl.colors.to_hex(mixed))
