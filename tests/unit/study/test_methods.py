@@ -33,6 +33,8 @@ def test_a_chain_is_a_method_and_steps() -> None:
         ("wanda+swap", "found 'swap', which is not defined; did you mean 'swaps'?"),
         ("wanda+admm", "admm is a method, which comes first"),
         ("wanda+swaps+swaps", "swaps is given twice; remove one"),
+        ("reconstruct", "reconstruct repairs what a method leaves; put one before it"),
+        ("structured+reconstruct", "reconstruct keeps a mask, but structured shrinks tensors; remove one of them"),
         ("structured+swaps", "swaps keeps a mask, but structured shrinks tensors; remove one of them"),
         ("block+swaps", "swaps moves single weights, but block removes more; remove one of them"),
         ("int8+wanda", "wanda is a method, which comes first; write wanda+..."),
@@ -84,6 +86,9 @@ def test_steps_need_calibration_text_and_matrices_of_layers() -> None:
 def test_only_the_own_parts_count_as_code() -> None:
     modules = [name.removeprefix("llm_sparsity.pruning.") for name in Chain("magnitude+swaps").modules]
     assert modules == ["methods.magnitude", "steps.swaps", "calibrated"]
+    modules = [name.removeprefix("llm_sparsity.pruning.") for name in Chain("magnitude+reconstruct+int8").modules]
+    assert {"steps.reconstruct", "reconstruction", "steps.int8", "quantization"} < set(modules)
+    assert not {"steps.swaps", "methods.wanda"} & set(modules)
     assert Chain("magnitude").modules == ["llm_sparsity.pruning.methods.magnitude"]
 
 

@@ -33,6 +33,7 @@ class CalibratedPruner(Pruner):
         calibration: samples, sequence_length and seed, see `calibration.sequences`.
         min_density: the fraction of every tensor that is kept.
         layerwise: "uniform" or "owl", see `layerwise`.
+        batch: tokens that run at once, see `Blocks`.
 
     Raises:
         UserError: the text is too short, or a sequence is longer than the model allows.
@@ -47,10 +48,12 @@ class CalibratedPruner(Pruner):
         calibration: Mapping[str, int],
         min_density: float = 0.0,
         layerwise: str = "uniform",
+        batch: int | None = None,
     ) -> None:
         self._tensors, self._sparsities, self._min_density = tensors, sparsities, min_density
         self._layerwise = layerwise
-        self._blocks = Blocks(tensors.model, tensors.reader, sequences(tensors.model, text, **calibration))
+        drawn = sequences(tensors.model, text, **calibration)
+        self._blocks = Blocks(tensors.model, tensors.reader, drawn, batch=batch)
         self._matrices: dict[str, dict[str, Module]] = {
             block: {name: module for name, module in self._blocks.matrices(block).items() if name in tensors.roles}
             for block in self._blocks.names
@@ -87,24 +90,24 @@ class CalibratedPruner(Pruner):
         if not self._matrices[block]:
             self._blocks.advance()
             return []
-        dense_output, observations = self._blocks.observed(self._matrices[block], self._tensors.method.observe)
+        dense_output, observations = self._blocks.observed(self._matrices[block], self._observe)
         results: list[PrunedTensor] = []
         while observations:  # free each one after its matrices are pruned
             results += self._prune_together(block, observations.pop(0), sparsity, layer_sparsity)
-        error = {"block_error": _relative_error(self._blocks.advance(), dense_output)}
+        error = {"block_error": relative_error(self._blocks.advance(), dense_output)}
         return [result._replace(row=(result.row or {}) | error) for result in results]
 
     def _prune_together(
         self, block: str, observation: Observation, sparsity: Sparsity, layer_sparsity: Sparsity
     ) -> Iterator[PrunedTensor]:
         """Prune the matrices that have the same inputs."""
-        prepared = self._tensors.method.prepare(observation.total)
+        prepared = self._prepare(observation.total)
         for name in observation.names:
             module = self._matrices[block][name]
             dense = self._oriented(name, module)
             weight = self._prune_matrix(name, module, prepared, layer_sparsity)
             size, zeros = weight.numel(), int((weight == 0).sum())
-            error = _relative_error(
+            error = relative_error(
                 observation.inputs @ self._oriented(name, module).t(), observation.inputs @ dense.t()
             )
             row = tensor_row(weight, size, layer_sparsity.count(size), zeros) | {"error": error}
@@ -118,6 +121,15 @@ class CalibratedPruner(Pruner):
         stored: Tensor = pruned.contiguous().to(self._tensors.reader.dtype(name)) + 0.0  # -0.0 becomes 0.0
         module.weight = Parameter(stored.float(), requires_grad=False)
         return stored.cpu()
+
+    def _observe(self, inputs: Tensor) -> Tensor:
+        """What is summed over all inputs (tokens, in) of a matrix."""
+        seen: Tensor = self._tensors.method.observe(inputs)
+        return seen
+
+    def _prepare(self, total: Tensor) -> Any:
+        """What `_changed` needs of the sum; called once for all matrices with the same inputs."""
+        return self._tensors.method.prepare(total)
 
     def _changed(self, name: str, dense: Tensor, prepared: Any, sparsity: Sparsity) -> Tensor:
         """The new weight of a matrix, (out, in), float32; `dense` has the same shape."""
@@ -179,6 +191,6 @@ class RepairPruner(CalibratedPruner):
 step = RepairPruner
 
 
-def _relative_error(pruned: Tensor, dense: Tensor) -> float:
+def relative_error(pruned: Tensor, dense: Tensor) -> float:
     """The norm of the difference between two outputs, divided by the norm of the dense one."""
     return float((pruned - dense).norm() / dense.norm())

@@ -25,7 +25,7 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_skeleton
 from llm_sparsity.storage.container import Reader
 
-TOKENS = 2048  # tokens in a batch, which has at least one sequence
+TOKENS = 2048  # tokens in a batch
 
 
 def sequences(model: ModelFolder, text: TaskFolder, *, samples: int, sequence_length: int, seed: int) -> Tensor:
@@ -83,20 +83,22 @@ class Blocks:
         model: the model.
         reader: its weights.
         drawn: token ids, (sequences, tokens).
+        batch: tokens in a batch, which has at least one sequence.
 
     Attributes:
+        drawn: as above.
         names: the names of the blocks, in the order in which they run.
 
     Raises:
         UserError: the checkpoint lacks a tensor.
     """
 
-    def __init__(self, model: ModelFolder, reader: Reader, drawn: Tensor) -> None:
-        self._model, self._reader = model, reader
+    def __init__(self, model: ModelFolder, reader: Reader, drawn: Tensor, *, batch: int | None = None) -> None:
+        self._model, self._reader, self.drawn = model, reader, drawn
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = load_skeleton(model)
         self._stored = stored_names(self._net, reader.names)
-        self._batches = drawn.split(max(TOKENS // drawn.shape[1], 1))
+        self._batches = drawn.split(max((batch or TOKENS) // drawn.shape[1], 1))
         self.names = model.family.blocks(name for name, _ in self._net.named_modules())
         for name in self.names:
             self._net.get_submodule(name).forward = partial(self._forward, name)
@@ -159,7 +161,7 @@ class Blocks:
             sharing.setdefault(leader, {})[name] = None
 
         hooks = [module.register_forward_pre_hook(partial(watch, name)) for name, module in matrices.items()]
-        outputs = [_hidden(output) for number, output in enumerate(self._run()) if number == 0]
+        outputs = [hidden(output) for number, output in enumerate(self._run()) if number == 0]
         for hook in hooks:
             hook.remove()
         for name, total in totals.items():
@@ -178,17 +180,32 @@ class Blocks:
         stack = self._outputs.setdefault(_stack(self._current), [None] * len(self._batches))
         for number, output in enumerate(self._run()):
             stack[number] = output
-        return _hidden(stack[0])
+        return hidden(stack[0])
+
+    def latest(self) -> list[Tensor]:
+        """The outputs of the block that was advanced last, of each batch."""
+        return [hidden(output) for output in self._outputs[_stack(self._current)]]
+
+    def outputs(self, end: Module) -> list[Tensor]:
+        """The outputs of a module inside the current block, of each batch."""
+        return [send_to_device(self.output(number, end), "cpu") for number in range(len(self._batches))]
+
+    def output(self, number: int, end: Module | None = None) -> Any:
+        """Run a batch through the current block, or up to a module inside it; the output, on the device."""
+        self._number = number
+        hook = end.register_forward_hook(_stop) if end else None
+        try:
+            self._net(input_ids=self._batches[number])
+        except _BlockDone as done:
+            return done.output
+        finally:
+            if hook:
+                hook.remove()
 
     def _run(self) -> Iterator[Any]:
         """The outputs of the current block, batch after batch."""
-        for number, batch in enumerate(self._batches):
-            self._number = number
-            try:
-                self._net(input_ids=batch)
-            except _BlockDone as done:
-                output = done.output
-            yield output
+        for number in range(len(self._batches)):
+            yield send_to_device(self.output(number), "cpu")
 
     def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """The forward pass of a block inside that of the model."""
@@ -196,7 +213,7 @@ class Blocks:
             return self._outputs[_stack(name)][self._number]
         block = self._net.get_submodule(name)
         args, kwargs = send_to_device((args, kwargs), self._device)
-        raise _BlockDone(send_to_device(type(block).forward(block, *args, **kwargs), "cpu"))
+        raise _BlockDone(type(block).forward(block, *args, **kwargs))
 
     def _fill(self, modules: Sequence[str], device: torch.device) -> None:
         """Load the parameters of modules in float32; tied parameters are stored once, under one of their names."""
@@ -217,11 +234,16 @@ class Blocks:
 
 
 class _BlockDone(Exception):
-    """Ends the forward pass of the model after the current block."""
+    """Ends the forward pass of the model, after the current block or inside it."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
         self.output = output
+
+
+def _stop(module: Module, inputs: Any, output: Any) -> None:
+    """A forward hook that ends the pass with the output of its module."""
+    raise _BlockDone(output)
 
 
 def _stack(block: str) -> str:
@@ -229,7 +251,7 @@ def _stack(block: str) -> str:
     return block.rpartition(".")[0]
 
 
-def _hidden(output: Any) -> Tensor:
+def hidden(output: Any) -> Tensor:
     """The hidden states in the output of a block."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden

@@ -46,8 +46,8 @@ class ScoredTensors:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the method needs the inputs of the matrices."""
-        return hasattr(self.method, "observe")
+        """Whether the method, or the step, needs the inputs of the matrices."""
+        return hasattr(self.method, "observe") or hasattr(self.method, "train")
 
     def strips(self, weight: Tensor) -> Sequence[Tensor]:
         """Split a tensor of the scope into strips of its rows."""

@@ -1,7 +1,7 @@
 """Steps that follow a pruning method: one module each; its name is the word in a config, as in `wanda+swaps`.
 
 The first paragraph of a module's docstring is shown in the report: it says what is changed, and cites the paper. Steps
-keep the number of removed weights. `GRANULARITY` is (1, 1) in all of them. There are two kinds:
+keep the number of removed weights. `GRANULARITY` is (1, 1) in all of them. There are three kinds:
 
 A step that repairs matrices, of a method that removes single weights; all tensors are float32:
 
@@ -9,9 +9,16 @@ A step that repairs matrices, of a method that removes single weights; all tenso
     prepare   (the sum,) -> anything that `repair` needs; called once for all matrices with the same inputs
     repair    (dense weight (out, in), pruned weight (out, in), prepared, sparsity) -> the repaired weight
 
+A step that trains sub-blocks, attention or feed-forward, of any method that sets weights to zero:
+
+    train     (weights, output, wanted, seed) -> the errors before and after; changes the weights in place, which are
+              parameters in float32, and keeps their zeros. `output` runs the sub-block on a batch, `wanted` has the
+              dense model's outputs, see `reconstruct`
+
 A step that quantises tensors, which comes last, or stands alone; its tensors have any floating-point dtype:
 
     quantize  (weight,) -> `Quantized`, codes and scales whose products stand for the weight; zeros stay zeros
 
-These functions are pure, as those of methods are. `RepairPruner` and `QuantisingPruner` call them.
+All but `train` are pure, as the functions of methods are. `RepairPruner`, `ReconstructionPruner` and `QuantisingPruner`
+call them.
 """
