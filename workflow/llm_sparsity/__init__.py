@@ -1,6 +1,6 @@
 """How much of a pretrained transformer can be removed, and what does that really save?
 
-One module a stage (download, prune, weights, finetune, evaluate, collect, plot); ARCHITECTURE.md draws the flow. Six
+One module a stage (download, prune, weights, finetune, evaluate, collect, plot); ARCHITECTURE.md draws the flow. Seven
 names are the public surface of the library, which docs/library.md explains; they are imported when they are used.
 """
 
@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_sparsity.inference.load import load
     from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.models.loading import load_model
     from llm_sparsity.pruning.prune import prune
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from llm_sparsity.study.sparsity import Sparsity
 
 __version__ = "0.1.0"
-__all__ = ["ModelFolder", "Sparsity", "load_config", "load_model", "prune", "read_tables"]
+__all__ = ["ModelFolder", "Sparsity", "load", "load_config", "load_model", "prune", "read_tables"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +25,7 @@ def __getattr__(name: str) -> Any:
     places = {
         "ModelFolder": ("models.folder", "ModelFolder"),
         "Sparsity": ("study.sparsity", "Sparsity"),
+        "load": ("inference.load", "load"),
         "load_config": ("study.config", "load"),
         "load_model": ("models.loading", "load_model"),
         "prune": ("pruning.prune", "prune"),

@@ -1,50 +1,22 @@
-"""Compiled kernels compute what their numpy references compute."""
+"""Kernels are compiled once, cached, and write nothing but their outputs. What they compute: test_packed.py."""
 
 from unittest.mock import patch
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 import torch
 from numba.core.caching import CompileResultCacheImpl
 
 from llm_sparsity.inference import kernels
-from llm_sparsity.inference.sparse_layers import TILE_WIDTHS, transposed
-
-SIGNATURE = "float32(float32)"
-
-
-@pytest.mark.parametrize(("rows", "width"), [(rows, width) for rows, widths in TILE_WIDTHS.items() for width in widths])
-@pytest.mark.parametrize("density", [0.0, 0.2, 1.0])
-def test_a_product_is_that_of_the_reference(rows: int, width: int, density: float) -> None:
-    generator = np.random.default_rng(0)
-    groups, inputs, sequences, before, after = 6, 24, 2, 3, 2
-    kept = generator.random((groups, inputs)) < density
-    ends = np.concatenate([[0], kept.sum(1).cumsum()]).astype(np.int32)
-    columns = kept.nonzero()[1].astype(np.int32)
-    values = generator.standard_normal(len(columns) * rows, np.float32)
-    bias = generator.standard_normal(groups * rows, np.float32)
-    x = generator.standard_normal((sequences, inputs, before + width + after), np.float32)
-    out = np.full((sequences, groups * rows, before + width + after), np.nan, np.float32)
-    kernels.multiply(rows, width)(ends, columns, values, bias, x, out, 1, before)
-    expected = kernels.multiply_reference(ends, columns, values, bias, x[1])[:, before : before + width]
-    np.testing.assert_allclose(out[1, :, before : before + width], expected, rtol=1e-5, atol=1e-5)
-    assert np.isnan(out).sum() == out.size - expected.size, "a kernel writes its own tile only"
-
-
-def test_the_reference_by_hand() -> None:
-    # weight = [[0, 2, 0], [1, 0, -3]]
-    ends, columns = np.array([0, 1, 3], np.int32), np.array([1, 0, 2], np.int32)
-    values, bias = np.array([2, 1, -3], np.float32), np.array([10, 20], np.float32)
-    x = np.array([[1], [2], [3]], np.float32)
-    assert kernels.multiply_reference(ends, columns, values, bias, x).tolist() == [[14], [12]]
+from llm_sparsity.inference.kernels import Job
+from llm_sparsity.inference.packed import transposed
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(16, 16), (16, 48), (64, 32), (128, 384)])
 def test_a_transposed_matrix(rows: int, columns: int) -> None:
-    x = np.random.default_rng(0).standard_normal((2, rows, columns), np.float32)
-    out = np.zeros((2, columns, rows), np.float32)
-    kernels.transpose()(x, out, 1)
-    assert np.array_equal(out[1], x[1].T) and not out[0].any()
+    x = torch.randn(2, rows, columns)
+    assert torch.equal(transposed(x), x.mT)
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 32), (3, 32, 16), (2, 15, 16), (2, 16, 15), (1, 1, 1)])
@@ -55,21 +27,55 @@ def test_sequences_are_transposed_whatever_their_shape(shape: tuple[int, int, in
         assert found.is_contiguous() and torch.equal(found, x.mT)
 
 
+def test_packing_by_hand() -> None:
+    dense = torch.tensor([[0.0, -2.0, -0.0], [1.0, 0.0, 3.0]])
+    masks, values, starts = np.zeros((2, 1), np.uint64), np.zeros(4, np.uint32), np.zeros(3, np.int64)
+    kernels.pack(32)(dense.view(torch.int32).numpy().view(np.uint32), masks, values, starts)
+    assert masks.tolist() == [[0b010], [0b101]] and starts.tolist() == [0, 1, 3]
+    assert values.view(np.float32)[:3].tolist() == [-2, 1, 3]
+
+
+def test_each_chunk_is_taken_once() -> None:
+    """Two calls with one job share its chunks: the second finds none left and writes nothing."""
+    out, x = np.full((16, 16), np.nan, np.float32), np.ones((16, 16), np.float32)
+    job = np.zeros(len(Job), np.int64)
+    job[Job.X], job[Job.OUT], job[Job.SEQUENCES] = x.ctypes.data, out.ctypes.data, 1
+    job[Job.TOKENS] = job[Job.INPUTS] = 16
+    kernels.transpose().ctypes(job.ctypes.data)
+    assert (out == 1).all() and job[Job.NEXT] > 0
+    out[:] = np.nan
+    kernels.transpose().ctypes(job.ctypes.data)
+    assert np.isnan(out).all()
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ({}, ("portable",)),
+        ({"avx2": True, "fma": True}, ("avx2", "portable")),
+        ({"avx2": True, "fma": True, "avx512f": True}, ("avx2", "portable")),  # without AVX512_VBMI2
+    ],
+)
+def test_instructions_are_those_of_the_processor(features: dict[str, bool], expected: tuple[str, ...]) -> None:
+    with patch.object(llvm, "get_host_cpu_features", return_value=features):
+        assert kernels.instructions.__wrapped__() == expected
+
+
 def test_kernels_are_cached_on_disk() -> None:
-    kernels._compiled(kernels._transpose, "void(float32[:,:,::1], float32[:,:,::1], intp)")
-    again = kernels._compiled(kernels._transpose, "void(float32[:,:,::1], float32[:,:,::1], intp)")
-    assert sum(again.stats.cache_hits.values()) == 1  # type: ignore[attr-defined]
+    kernels.expand.__wrapped__("portable", 32)
+    again = kernels.expand.__wrapped__("portable", 32)
+    assert again.cache_hits == 1
 
 
-def double(x: float) -> float:
-    return x + x
+def nothing(job: int) -> None:
+    """A kernel."""
 
 
 def test_without_a_writable_cache_folder_kernels_are_compiled_all_the_same() -> None:
     with patch.object(CompileResultCacheImpl, "_locator_classes", []):
-        assert kernels._compiled(double, SIGNATURE)(2.0) == 4.0  # type: ignore[func-returns-value]
+        kernels._compiled(nothing).ctypes(0)
 
 
 def test_a_full_disk_does_not_stop_a_kernel() -> None:
     with patch("numba.core.caching.IndexDataCacheFile.save", side_effect=OSError(28, "No space left on device")):
-        assert kernels._compiled(double, SIGNATURE)(2.0) == 4.0  # type: ignore[func-returns-value]
+        kernels._compiled(nothing).ctypes(0)

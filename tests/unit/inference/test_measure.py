@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_sparsity.inference import sparse_layers, timing
+from llm_sparsity.inference import executions, sparse_layers
 from llm_sparsity.inference.measure import dtype_of, measure
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
@@ -36,6 +36,30 @@ def test_a_sparse_variant(variant: Variant, dense: Dense, tmp_path: Path) -> Non
     assert rows["dense", 1]["sparse_layers"] == 0 and rows["sparse", 1]["sparse_layers"] == 12
     assert cost["load_seconds"] > 0 and cost["device"] == "cpu" and cost["notes"] == []
     assert cost["dtype"] == "float32" and cost["versions"]["numba"] == version("numba")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_decoder_is_measured_in_both_phases(kind: str, variant: Variant, dense: Dense, tmp_path: Path) -> None:
+    measure(variant("0.5", kind=kind), dense(kind), tmp_path, batch_sizes=[1, 2], sequence_length=16, repeats=2)
+    cost = read_json(tmp_path / "cost.json")
+    rows = {(row["execution"], row["phase"], row["batch_size"]): row for row in cost["speed"]}
+    both = {(phase, size) for phase in ("prefill", "decode") for size in (1, 2)}
+    assert {key[1:] for key in rows if key[0] == "sparse"} == both == {key[1:] for key in rows if key[0] == "dense"}
+    for (_, phase, size), row in rows.items():
+        tokens = size * (16 if phase == "prefill" else 1)
+        assert row["tokens_per_second"] == pytest.approx(tokens / row["seconds"])
+        assert (row["limit"] is None) == (row["bytes_per_second"] is None) == (phase == "prefill")
+    dense_row, sparse_row = rows["dense", "decode", 1], rows["sparse", "decode", 1]
+    assert dense_row["limit"] == 1 and sparse_row["limit"] == pytest.approx(32 / (0.5 * 32 + 1), rel=0.01)
+    assert dense_row["bytes_per_second"] * dense_row["seconds"] == pytest.approx(
+        sparse_row["bytes_per_second"] * sparse_row["seconds"] * sparse_row["limit"]
+    )
+    assert sparse_row["memory_bytes"] and all(row["copy_bytes_per_second"] > 0 for row in cost["speed"])
+
+
+def test_an_encoder_has_no_decode(variant: Variant, dense: Dense, tmp_path: Path) -> None:
+    measure(variant("0.5"), dense("bert"), tmp_path, batch_sizes=[1], sequence_length=8, repeats=1)
+    assert {row["phase"] for row in read_json(tmp_path / "cost.json")["speed"]} == {"prefill"}
 
 
 def test_bytes(variant: Variant, dense: Dense, tmp_path: Path) -> None:
@@ -70,13 +94,13 @@ def test_fastest_is_chosen_for_each_batch(
 ) -> None:
     """With one sequence a layer gains, with two the others do, with three all gain, with four none."""
 
-    def gains(model: Any, family: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        size, names = len(inputs["input_ids"]), sparse_layers.layers_with_zeros(model, family)
+    def gains(model: Any, layers: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+        size, names = next(iter(shapes.values()))[0], list(layers)
         first = {1: 2.0, 2: 0.5, 3: 2.0, 4: 1.0}[size]
         others = {1: 0.5, 2: 2.0, 3: 2.0, 4: 1.0}[size]
         return {name: others if number else first for number, name in enumerate(names)}
 
-    monkeypatch.setattr(timing, "layer_speedups", gains)
+    monkeypatch.setattr(executions, "speedups", gains)
     sparse = variant("0.9")
     measure(sparse, dense("bert"), tmp_path, batch_sizes=[1, 2, 3, 4], sequence_length=8, repeats=1)
     rows = read_json(tmp_path / "cost.json")["speed"]
@@ -93,10 +117,10 @@ def test_fastest_is_chosen_for_each_batch(
 def test_a_wrong_execution_is_not_timed(
     variant: Variant, dense: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(layer: object, x: torch.Tensor, out: torch.Tensor) -> None:
-        out.zero_()
+    def wrong(layer: sparse_layers.SparseLinear, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*x.shape[:-1], layer.out_features)
 
-    monkeypatch.setattr(sparse_layers, "_multiply", wrong)
+    monkeypatch.setattr(sparse_layers.SparseLinear, "forward", wrong)
     with pytest.raises(RuntimeError, match="execution 'sparse': outputs differ from the dense ones by"):
         measure(variant("0.9"), dense("bert"), tmp_path, **SETTINGS)
     assert not (tmp_path / "cost.json").exists()

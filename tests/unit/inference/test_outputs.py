@@ -10,6 +10,7 @@ from torch.nn import Linear, Module, ReLU, Sequential
 
 from llm_sparsity.inference.outputs import check_finite, error
 from llm_sparsity.inference.sparse_layers import layers_with_zeros, with_sparse_layers
+from llm_sparsity.inference.workloads import Workload
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
@@ -26,28 +27,37 @@ class Outputs(Module):
         return (self.values * x,)
 
 
-ONE = {"x": torch.ones(1)}
+def one(model: Module) -> Tensor:
+    with torch.inference_mode():
+        outputs: Tensor = model(torch.ones(1))[0]
+    return outputs
+
+
+def half(model: Module) -> Tensor:
+    with torch.inference_mode():
+        outputs: Tensor = model(torch.ones(1).half())[0]
+    return outputs
 
 
 def test_an_error_is_a_share_of_the_largest_output() -> None:
-    assert error("sparse", Outputs(4.0, 1.00004), Outputs(4.0, 1.0), ONE) == pytest.approx(1e-5, rel=1e-2)
+    assert error("sparse", Outputs(4.0, 1.00004), Outputs(4.0, 1.0), one) == pytest.approx(1e-5, rel=1e-2)
 
 
 def test_the_error_of_outputs_that_are_all_zero() -> None:
-    assert error("sparse", Outputs(0.0, -0.0), Outputs(0.0, 0.0), ONE) == 0
+    assert error("sparse", Outputs(0.0, -0.0), Outputs(0.0, 0.0), one) == 0
     with pytest.raises(RuntimeError, match="outputs differ"):
-        error("sparse", Outputs(0.0, 1.0), Outputs(0.0, 0.0), ONE)
+        error("sparse", Outputs(0.0, 1.0), Outputs(0.0, 0.0), one)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, 1.1])
 def test_a_wrong_execution(wrong: float) -> None:
     with pytest.raises(RuntimeError, match=r"execution 'sparse': outputs differ .* this is a bug"):
-        error("sparse", Outputs(1.0, wrong), Outputs(1.0, 1.0), ONE)
+        error("sparse", Outputs(1.0, wrong), Outputs(1.0, 1.0), one)
 
 
 def test_largest_outputs_of_half_precision_do_not_overflow() -> None:
     with pytest.raises(RuntimeError, match=r"by 2\.0e\+00 of the largest output"):  # a difference of 131,008
-        error("2of4", Outputs(-65504.0).half(), Outputs(65504.0).half(), {"x": torch.ones(1).half()})
+        error("2of4", Outputs(-65504.0).half(), Outputs(65504.0).half(), half)
 
 
 def test_rounding_errors_of_the_model_itself_are_no_fault(dense: Callable[[str], ModelFolder]) -> None:
@@ -63,26 +73,26 @@ def test_rounding_errors_of_the_model_itself_are_no_fault(dense: Callable[[str],
     errors = []
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
-        inputs = {"input_ids": torch.randint(6, 20, (2, 16), generator=generator)}
-        errors.append(error("sparse", sparse, model, inputs))
+        ids = torch.randint(6, 20, (2, 16), generator=generator)
+        errors.append(error("sparse", sparse, model, Workload("prefill", ids, 16)))
     assert max(errors) > 1e-4
 
 
 def test_the_first_layer_whose_outputs_are_not_finite_is_named(dense: Callable[[str], ModelFolder]) -> None:
     folder = dense("bert")
     model = load_base(folder)
-    inputs = {"input_ids": torch.randint(6, 20, (2, 9))}
-    check_finite(model, folder, inputs)
+    batch = Workload("prefill", torch.randint(6, 20, (2, 9)), 9)
+    check_finite(model, folder, batch)
     model.encoder.layer[1].intermediate.dense.weight.data.fill_(3e38)
     with pytest.raises(UserError) as caught:
-        check_finite(model, folder, inputs)
+        check_finite(model, folder, batch)
     assert "the outputs of layer encoder.layer.1.intermediate.dense are NaN or infinite in float32" in str(caught.value)
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_model_without_layers(dense: Callable[[str], ModelFolder]) -> None:
     with pytest.raises(UserError, match="the outputs of the model are NaN or infinite"):
-        check_finite(Outputs(math.inf), dense("bert"), ONE)
+        check_finite(Outputs(math.inf), dense("bert"), one)
 
 
 def test_activations_that_overflow_half_precision(dense: Callable[[str], ModelFolder]) -> None:
@@ -92,6 +102,6 @@ def test_activations_that_overflow_half_precision(dense: Callable[[str], ModelFo
 
     model = First(Linear(1, 1, bias=False), ReLU())
     model[0].weight.data.fill_(1e5)
-    check_finite(model, dense("bert"), {"x": torch.ones(1)})
+    check_finite(model, dense("bert"), one)
     with pytest.raises(UserError, match="in float16"):
-        check_finite(model.half(), dense("bert"), {"x": torch.ones(1).half()})
+        check_finite(model.half(), dense("bert"), half)

@@ -10,18 +10,19 @@ from torch.nn import Linear
 from transformers.pytorch_utils import Conv1D
 
 from llm_sparsity.inference import executions as module
-from llm_sparsity.inference.executions import executions
+from llm_sparsity.inference.executions import Executions
 from llm_sparsity.inference.measure import measure
 from llm_sparsity.inference.outputs import error
 from llm_sparsity.inference.sparse_layers import layers_with_zeros
 from llm_sparsity.inference.two_of_four import is_two_of_four, unsupported_reason, with_sparse_tensor_cores
+from llm_sparsity.inference.workloads import Workload
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
 from llm_sparsity.storage.files import read_json
 from tests.unit.inference.conftest import Variant
 
 CPU = torch.device("cpu")
-INPUTS = {"input_ids": torch.arange(6, 15)[None]}
+BATCH = Workload("prefill", torch.arange(6, 15)[None], 9)
 
 
 def test_a_cpu_has_no_2of4_kernels() -> None:
@@ -67,7 +68,7 @@ def test_every_pruned_layer_runs_sparse(
         name.endswith(("k_proj", "v_proj")) and "is not supported! multiple" in refused[name] for name in refused
     )
     assert all(isinstance(sparse.get_submodule(name), Linear) for name in names)
-    assert error("2of4", sparse, model, INPUTS) < 1e-6
+    assert error("2of4", sparse, model, BATCH) < 1e-6
     assert not any(isinstance(module, Conv1D) for name, module in sparse.named_modules() if name in names)
     shared = {id(weight) for weight in model.parameters()} & {id(weight) for weight in sparse.parameters()}
     assert len(shared) == len(list(sparse.parameters())) - len(names)
@@ -75,8 +76,8 @@ def test_every_pruned_layer_runs_sparse(
 
 def test_the_number_of_sparse_layers(variant: Variant, kernels: list[Tensor]) -> None:
     folder = variant("2of4", kind="gpt2")
-    found, notes = executions(load_base(folder), folder, INPUTS, CPU)
-    assert len(found["2of4"].layers) == 8 and notes == []
+    ways = Executions(load_base(folder), folder)
+    assert len(ways.of(BATCH)["2of4"].layers) == 8 and ways.notes == []
 
 
 def test_layers_that_stay_dense_are_noted(variant: Variant, kernels: list[Tensor]) -> None:
@@ -84,9 +85,9 @@ def test_layers_that_stay_dense_are_noted(variant: Variant, kernels: list[Tensor
     model = load_base(folder)
     for layer in model.encoder.layer:
         layer.intermediate.dense.weight.data[0] = 1
-    found, notes = executions(model, folder, INPUTS, CPU)
-    assert len(found["2of4"].layers) == 10
-    assert notes == [
+    ways = Executions(model, folder)
+    assert len(ways.of(BATCH)["2of4"].layers) == 10
+    assert ways.notes == [
         "2of4: 2 of 12 layers run dense (encoder.layer.0.intermediate.dense, encoder.layer.1.intermediate.dense): "
         "more than two weights in four consecutive inputs"
     ]

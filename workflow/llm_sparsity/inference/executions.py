@@ -1,7 +1,7 @@
 """How a variant is executed:
 
     dense    every weight is multiplied, zeros too: the cost of a mask alone
-    sparse   every layer with zeros multiplies its remaining weights only, even where that is slower
+    sparse   on a CPU: every layer with zeros holds its remaining weights only, see sparse_layers.py
     fastest  for each batch, layers that are faster sparse run sparse, the others dense; left out if it equals one of
              the two above
     2of4     on a GPU: 2:4 matrices on sparse tensor cores
@@ -9,18 +9,22 @@
 An execution with no sparse layer is the dense one, so it is left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property, partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from llm_sparsity.inference import timing
-from llm_sparsity.inference.sparse_layers import with_sparse_layers
+from llm_sparsity.inference.sparse_layers import SparseLinear, layers_with_zeros, sparse_layers, with_layers
+from llm_sparsity.inference.timing import take_turns
 from llm_sparsity.inference.two_of_four import unsupported_reason, with_sparse_tensor_cores
+from llm_sparsity.inference.workloads import Workload
 from llm_sparsity.models.folder import ModelFolder
 
+LAYER_REPEATS = 5  # timed calls of a layer
 SHOWN = 3  # names in a note
 
 
@@ -31,40 +35,94 @@ class Execution(NamedTuple):
     layers: list[str]
 
 
-def executions(
-    variant: Module, folder: ModelFolder, inputs: Mapping[str, Tensor], device: torch.device
-) -> tuple[dict[str, Execution], list[str]]:
-    """The executions of a variant for one batch, by name, and notes about what cannot run sparse.
+class Executions:
+    """The executions of a variant.
 
     Args:
-        variant: the model, on the device.
+        variant: the model, on the device it is timed on.
         folder: its folder.
-        inputs: arguments of the model, int64, (batch, tokens).
-        device: the device.
+
+    Attributes:
+        notes: what cannot run sparse, and why.
     """
-    found, notes = {"dense": Execution(variant, [])}, list[str]()
-    if device.type == "cpu":
-        speedups = timing.layer_speedups(variant, folder.family, inputs)
-        faster = [name for name, speedup in speedups.items() if speedup > 1]
-        chosen = {"sparse": list(speedups), "fastest": faster if len(faster) < len(speedups) else []}
-        for name, layers in chosen.items():
-            if layers:
-                found[name] = Execution(with_sparse_layers(variant, folder.family, layers), layers)
-    if (folder.pruned or {}).get("sparsity") == "2of4":
-        execution, notes = _two_of_four(variant, folder, device)
-        found |= {"2of4": execution} if execution else {}
-    return found, notes
+
+    def __init__(self, variant: Module, folder: ModelFolder) -> None:
+        self._variant, self._folder = variant, folder
+        self._device = next(variant.parameters()).device
+        self.notes: list[str] = []
+
+    def of(self, workload: Workload) -> dict[str, Execution]:
+        """The executions of one batch, by name."""
+        found = {"dense": Execution(self._variant, [])}
+        if self._device.type == "cpu" and self._layers:
+            found |= self._on_cpu(workload)
+        if self._two_of_four:
+            found["2of4"] = self._two_of_four
+        return found
+
+    @cached_property
+    def _layers(self) -> dict[str, SparseLinear]:
+        family = self._folder.family
+        return dict(sparse_layers(self._variant, family, layers_with_zeros(self._variant, family)))
+
+    def _on_cpu(self, workload: Workload) -> dict[str, Execution]:
+        shapes = _input_shapes(self._variant, list(self._layers), workload)
+        gains = speedups(self._variant, {name: self._layers[name] for name in shapes}, shapes)
+        faster = [name for name, gain in gains.items() if gain > 1]
+        chosen = {"sparse": list(gains), "fastest": faster if len(faster) < len(gains) else []}
+        return {
+            name: Execution(with_layers(self._variant, {layer: self._layers[layer] for layer in layers}), layers)
+            for name, layers in chosen.items()
+            if layers
+        }
+
+    @cached_property
+    def _two_of_four(self) -> Execution | None:
+        if (self._folder.pruned or {}).get("sparsity") != "2of4":
+            return None
+        if reason := unsupported_reason(self._device):
+            self.notes.append(reason)
+            return None
+        model, layers, refused = with_sparse_tensor_cores(self._variant, self._folder.family)
+        for reason in dict.fromkeys(refused.values()):
+            names = [name for name, why in refused.items() if why == reason]
+            shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+            total = len(layers) + len(refused)
+            self.notes.append(f"2of4: {len(names)} of {total} layers run dense ({shown}): {reason}")
+        if not layers:
+            self.notes.append("2of4: left out, as no layer runs on sparse tensor cores")
+            return None
+        return Execution(model, layers)
 
 
-def _two_of_four(variant: Module, folder: ModelFolder, device: torch.device) -> tuple[Execution | None, list[str]]:
-    if reason := unsupported_reason(device):
-        return None, [reason]
-    model, layers, refused = with_sparse_tensor_cores(variant, folder.family)
-    notes = []
-    for reason in dict.fromkeys(refused.values()):
-        names = [name for name, why in refused.items() if why == reason]
-        shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-        notes.append(f"2of4: {len(names)} of {len(layers) + len(refused)} layers run dense ({shown}): {reason}")
-    if not layers:
-        return None, [*notes, "2of4: left out, as no layer runs on sparse tensor cores"]
-    return Execution(model, layers), notes
+def speedups(model: Module, layers: Mapping[str, Module], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """The speed-up of each sparse layer over the dense one, for random inputs.
+
+    All dense layers take turns with all sparse ones, so that weights come from memory where those of a model do.
+
+    Args:
+        model: the dense model, on a CPU.
+        layers: the sparse layers, by name.
+        shapes: name -> shape of the inputs.
+    """
+    dtype, generator = next(model.parameters()).dtype, torch.Generator().manual_seed(0)
+    inputs = {shape: torch.randn(shape, generator=generator).to(dtype) for shape in shapes.values()}
+    both = [model.get_submodule(name) for name in layers], layers.values()
+    calls = [partial(layer, inputs[shapes[name]]) for side in both for name, layer in zip(layers, side, strict=True)]
+    with torch.inference_mode():
+        seconds = np.median(take_turns(calls, LAYER_REPEATS), axis=0).reshape(2, -1)
+    return dict(zip(layers, (seconds[0] / seconds[1]).tolist(), strict=True))
+
+
+def _input_shapes(model: Module, names: Iterable[str], workload: Workload) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the input, for those of the named layers that the model uses."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def remember(name: str) -> Callable[[Module, tuple[Tensor, ...]], None]:
+        return lambda _, arguments: shapes.update({name: tuple(arguments[0].shape)})
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(remember(name)) for name in names]
+    workload(model)
+    for hook in hooks:
+        hook.remove()
+    return shapes

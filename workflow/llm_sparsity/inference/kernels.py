@@ -1,159 +1,219 @@
-"""Kernels of sparse layers, compiled by numba for this processor at first use and cached on disk.
+"""Kernels of sparse matrices, compiled by numba for this processor at first use and cached on disk.
+
+A matrix is a bitmask and the values of its remaining weights, row by row (see packed.py). The kernels:
+
+    product    times 1 to 16 tokens: values are expanded by the mask in vector registers, so memory is read once
+    expand     rows to dense memory, for a dense product on many tokens
+    multiply   times a tile of many tokens, remaining weights only, by a list of columns
+    transpose  activations, to the layout of `multiply`
+    pack       dense rows to mask and values
 
 numba has no type for a vector register, and sums kept in a numpy array go through memory at every step: 1.7 to 10 times
-slower here. So this module adds such a type, `Vector`, with four operations on it.
+slower here. So the loops over registers are generated as LLVM code, by the functions at the end.
+
+A kernel is a C function of one argument, the address of a `Job`: 64-bit integers, most of them addresses. Threads call
+it with the same job and take chunks of rows from its counter until none is left; no two threads share a row, so outputs
+do not depend on their number.
 
 Everything is in one file because numba compiles a cached kernel again only when the file that holds it changes.
 """
 
-from collections.abc import Callable
-from functools import cache
+import enum
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from typing import Any
 
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic, models, register_model
-from numpy.typing import NDArray
+from numba.extending import intrinsic
 
-Kernel = Callable[..., None]
-
+BLOCK = 64  # columns of a mask word
+PADDING = 64  # bytes that may be read after the last value
+PREFETCH = 1024  # bytes that are prefetched ahead: each stream is read at the speed of memory, not at its latency
 TILE = 16  # rows and columns of the square that `transpose` moves through registers
-ROWS_TOGETHER = 4  # outputs that a kernel for rows with the same kept columns computes at once
-INDEX = ir.IntType(64)
-index = np.uint64  # numba wraps signed subscripts around, which costs an instruction each
+ROWS_TOGETHER = 4  # outputs that `multiply` computes at once where they keep the same columns
+TILE_WIDTHS = {1: (128, 64, 16, 1), ROWS_TOGETHER: (64, 16, 1)}  # rows together -> tokens in a tile of `multiply`
+
+# float32 values in a register -> {tokens: rows at once} of `product`: their sums have to fit into the registers.
+TOKENS = {16: {1: 4, 2: 4, 4: 4, 8: 2, 16: 1}, 8: {1: 4, 2: 4, 4: 2, 8: 1}}
+
+
+class Job(enum.IntEnum):
+    """The fields of a job. Strides are in bytes."""
+
+    NEXT = 0  # number of the next chunk
+    CHUNK = enum.auto()  # rows in a chunk; of `multiply` groups of rows
+    ROWS = enum.auto()
+    MASKS = enum.auto()  # address of uint64 (rows, blocks)
+    BLOCKS = enum.auto()
+    VALUES = enum.auto()  # address
+    STARTS = enum.auto()  # address of int64 (rows + 1): where the values of each row begin
+    COLUMNS = enum.auto()  # address of int32: the column of each value; one list for rows that are computed together
+    BIAS = enum.auto()  # address of float32 (rows)
+    X = enum.auto()  # address of the activations
+    X_STRIDE = enum.auto()
+    OUT = enum.auto()  # address of the outputs
+    OUT_STRIDE = enum.auto()
+    TOKENS = enum.auto()  # tokens of `product`; of `multiply` and `transpose`, of a sequence
+    INPUTS = enum.auto()  # columns of the matrix; of `transpose`, of the sequence
+    SEQUENCES = enum.auto()
+    TILE = enum.auto()  # first token of the first tile
+    TILES = enum.auto()  # of a sequence
 
 
 @cache
-def multiply(rows: int, width: int) -> Kernel:
-    """Sparse matrix times activations, for one tile of tokens; see `multiply_reference`.
+def instructions() -> tuple[str, ...]:
+    """The sets of vector instructions of this processor that kernels can use, best first."""
+    features = llvm.get_host_cpu_features()
+    found = {"avx512": ("avx512f", "avx512bw", "avx512vl", "avx512vbmi2"), "avx2": ("avx2", "fma"), "portable": ()}
+    return tuple(name for name, needed in found.items() if all(features.get(feature) for feature in needed))
+
+
+def most_tokens(path: str) -> int:
+    """The number of tokens that `product` multiplies at once on a path of `instructions`."""
+    return max(TOKENS[lanes(path)])
+
+
+def tokens_for(path: str, tokens: int) -> int:
+    """The tokens of the smallest `product` that multiplies as many at once."""
+    return min(known for known in TOKENS[lanes(path)] if known >= tokens)
+
+
+@cache
+def product(path: str, bits: int, tokens: int) -> Any:
+    """Matrix times tokens; rows of the matrix and tokens are both rows of memory.
+
+    Weights and activations are float32 or bfloat16, as `bits` says; sums, bias and outputs are float32. Activations
+    have BLOCKS * 64 columns, of which the last may be 0.
 
     Args:
+        path: a set of instructions.
+        bits: 32 or 16.
+        tokens: at least those of the job, one of `TOKENS`.
+    """
+    rows = TOKENS[lanes(path)][tokens]
+
+    def product(job: int) -> None:
+        chunk, last = field(job, Job.CHUNK), field(job, Job.ROWS)
+        while True:
+            first = take(job) * chunk
+            if first >= last:
+                break
+            end = min(first + chunk, last)
+            step = (end - first + rows - 1) // rows
+            for row in range(first, first + step):
+                multiply_rows(job, row, step, end - 1, path, bits, tokens, rows)
+
+    return _compiled(product)
+
+
+@cache
+def expand(path: str, bits: int) -> Any:
+    """The rows of the job's matrix, dense, to OUT; OUT_STRIDE is at least BLOCKS * 64 values."""
+
+    def expand(job: int) -> None:
+        chunk, last = field(job, Job.CHUNK), field(job, Job.ROWS)
+        while True:
+            first = take(job) * chunk
+            if first >= last:
+                break
+            for row in range(first, min(first + chunk, last)):
+                expand_row(job, row, path, bits)
+
+    return _compiled(expand)
+
+
+@cache
+def multiply(bits: int, rows: int, width: int) -> Any:
+    """Matrix times the tiles of the job's sequences, by remaining weights only.
+
+    X is float32 (SEQUENCES, INPUTS, TOKENS), OUT is float32 (SEQUENCES, ROWS, TOKENS).
+
+    Args:
+        bits: of the weights, 32 or 16.
         rows: outputs computed together, 1 or `ROWS_TOGETHER`; they keep the same columns.
-        width: tokens in the tile, at most 128 so that all sums fit into vector registers.
-
-    Returns:
-        A function of `ends`, `columns`, `values` and `bias` as in `multiply_reference`, `x` (sequences, inputs, tokens)
-        and `out` (sequences, outputs, tokens) float32, the number of the sequence, and the tile's first token. It
-        releases Python's lock.
+        width: tokens in a tile, at most 128 so that all sums fit into vector registers.
     """
-    kernel = {1: _multiply_single_rows, ROWS_TOGETHER: _multiply_four_rows}[rows](width)
-    return _compiled(
-        kernel,
-        "void(int32[::1], int32[::1], float32[::1], float32[::1], float32[:,:,::1], float32[:,:,::1], intp, intp)",
-    )
+
+    def multiply(job: int) -> None:
+        chunk, groups, tiles = field(job, Job.CHUNK), field(job, Job.ROWS) // rows, field(job, Job.TILES)
+        chunks = (groups + chunk - 1) // chunk
+        while True:
+            number = take(job)
+            tile, first = number // chunks, number % chunks * chunk
+            if tile >= field(job, Job.SEQUENCES) * tiles:
+                break
+            token = field(job, Job.TILE) + tile % tiles * width
+            for group in range(first, min(first + chunk, groups)):
+                multiply_tile(job, group, tile // tiles, token, bits, rows, width)
+
+    return _compiled(multiply)
 
 
 @cache
-def transpose() -> Kernel:
-    """The transpose of one sequence's matrix; torch's copy takes 3 to 6 times as long.
+def transpose() -> Any:
+    """X (SEQUENCES, TOKENS, INPUTS) to OUT (SEQUENCES, INPUTS, TOKENS), float32.
 
-    Returns:
-        A function of `x` (sequences, rows, columns) and `out` (sequences, columns, rows), float32, and of the number of
-        the sequence. `TILE` divides rows and columns. It releases Python's lock.
+    torch's copy takes 3 to 6 times as long. `TILE` divides tokens and inputs.
     """
-    return _compiled(_transpose, "void(float32[:,:,::1], float32[:,:,::1], intp)")
+
+    def transpose(job: int) -> None:
+        bands = field(job, Job.INPUTS) // TILE
+        while True:
+            number = take(job)
+            if number >= field(job, Job.SEQUENCES) * bands:
+                break
+            for row in range(0, field(job, Job.TOKENS), TILE):
+                transpose_tile(job, number // bands, row, number % bands * TILE)
+
+    return _compiled(transpose)
 
 
-def multiply_reference(
-    ends: NDArray[np.int32],
-    columns: NDArray[np.int32],
-    values: NDArray[np.float32],
-    bias: NDArray[np.float32],
-    x: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """What the kernels of `multiply` compute, with numpy: weight @ x + bias.
+@cache
+def pack(bits: int) -> Any:
+    """A function of a dense matrix that writes its mask and its values, and returns nothing.
 
-    Args:
-        ends: (groups + 1); group g of consecutive outputs keeps the columns `columns[ends[g] : ends[g + 1]]`.
-        columns: (kept), the kept columns of each group in turn.
-        values: (kept * rows), for each kept column its weight in every row of the group.
-        bias: (groups * rows).
-        x: (inputs, tokens).
-
-    Returns:
-        (outputs, tokens).
+    Its arguments: `dense` (rows, columns), the weights' bits as unsigned integers; `masks` uint64 (rows, blocks) of
+    zeros; `values`, with room for one value more than remain; `starts` int64 (rows + 1). -0.0 counts as zero.
     """
-    groups = len(ends) - 1
-    rows = len(bias) // groups
-    weight = np.zeros((groups, rows, len(x)), np.float32)
-    weight[np.repeat(np.arange(groups), np.diff(ends)), :, columns] = values.reshape(-1, rows)
-    return weight.reshape(-1, len(x)) @ x + bias[:, None]
+    magnitude = (1 << (bits - 1)) - 1
+
+    def pack(dense: Any, masks: Any, values: Any, starts: Any) -> None:
+        rows, columns = dense.shape
+        at = 0
+        for row in range(rows):
+            starts[row] = at
+            for column in range(columns):
+                values[at] = dense[row, column]
+                kept = (dense[row, column] & magnitude) != 0  # no branch, which would be predicted wrongly
+                masks[row, column // BLOCK] |= np.uint64(kept) << np.uint64(column % BLOCK)
+                at += kept
+        starts[rows] = at
+
+    signature = f"void(uint{bits}[:,::1], uint64[:,::1], uint{bits}[::1], int64[::1])"
+    return _compiled(pack, numba.njit, signature)
 
 
-def _multiply_single_rows(width: int) -> Kernel:
-    def multiply_single_rows(
-        ends: Any, columns: Any, values: Any, bias: Any, x: Any, out: Any, sequence: int, token: int
-    ) -> None:
-        inputs, outputs = x[sequence], out[sequence]
-        for row in range(len(ends) - 1):
-            total = splat(bias[row], width)
-            for k in range(index(ends[row]), index(ends[row + 1])):
-                total = multiply_add(values[k], load(inputs, columns[k], token, width), total)
-            store(outputs, row, token, total)
-
-    return multiply_single_rows
-
-
-def _multiply_four_rows(width: int) -> Kernel:
-    def multiply_four_rows(
-        ends: Any, columns: Any, values: Any, bias: Any, x: Any, out: Any, sequence: int, token: int
-    ) -> None:
-        inputs, outputs = x[sequence], out[sequence]
-        for group in range(len(ends) - 1):
-            row = 4 * group
-            total_0 = splat(bias[row], width)
-            total_1 = splat(bias[row + 1], width)
-            total_2 = splat(bias[row + 2], width)
-            total_3 = splat(bias[row + 3], width)
-            for k in range(index(ends[group]), index(ends[group + 1])):
-                activations = load(inputs, columns[k], token, width)
-                first = index(4) * k
-                total_0 = multiply_add(values[first], activations, total_0)
-                total_1 = multiply_add(values[first + index(1)], activations, total_1)
-                total_2 = multiply_add(values[first + index(2)], activations, total_2)
-                total_3 = multiply_add(values[first + index(3)], activations, total_3)
-            store(outputs, row, token, total_0)
-            store(outputs, row + 1, token, total_1)
-            store(outputs, row + 2, token, total_2)
-            store(outputs, row + 3, token, total_3)
-
-    return multiply_four_rows
-
-
-def _transpose(x: Any, out: Any, sequence: int) -> None:
-    matrix, transposed = x[sequence], out[sequence]
-    rows, columns = matrix.shape
-    for column in range(0, columns, TILE):
-        for row in range(0, rows, TILE):
-            transpose_tile(matrix, row, column, transposed)
-
-
-def _compiled(function: Kernel, signature: str) -> Kernel:
+def _compiled(function: Callable[..., None], compiler: Any = numba.cfunc, signature: str = "void(intp)") -> Any:
     """Compile a kernel; where no folder takes numba's cache (`NUMBA_CACHE_DIR` names one), every process does so."""
-    options = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+    options = {"boundscheck": False, "error_model": "numpy"}
     try:
-        kernel: Kernel = numba.njit(signature, cache=True, **options)(function)
+        return compiler(signature, cache=True, **options)(function)
     except (RuntimeError, OSError):  # no writable folder; a full disk
-        kernel = numba.njit(signature, **options)(function)
-    return kernel
+        return compiler(signature, **options)(function)
 
 
-class Vector(types.Type):  # type: ignore[misc]
-    """numba's type of `width` float32 values in vector registers."""
+# What numba has no words for, as LLVM code. Addresses are integers.
 
-    def __init__(self, width: int) -> None:
-        self.width = width
-        super().__init__(f"Vector({width})")
+POINTER, NUMBER, FLOAT = ir.IntType(64), ir.IntType(64), ir.FloatType()
 
 
-@register_model(Vector)
-class VectorModel(models.PrimitiveModel):  # type: ignore[misc]
-    """A `Vector` is a vector of LLVM's."""
-
-    def __init__(self, manager: Any, vector: Vector) -> None:
-        super().__init__(manager, vector, ir.VectorType(ir.FloatType(), vector.width))
+def lanes(path: str) -> int:
+    """float32 values in a register."""
+    return {"avx512": 16, "avx2": 8, "portable": 16}[path]
 
 
 def _operation(typing: Callable[..., Any]) -> Any:
@@ -162,67 +222,157 @@ def _operation(typing: Callable[..., Any]) -> Any:
 
 
 @_operation
-def splat(_: Any, scalar: Any, width: Any) -> Any:
-    """A vector that holds one number `width` times."""
-    vector = Vector(width.literal_value)
+def field(_: Any, job: Any, number: Any) -> Any:
+    """A field of a job."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return _repeated(builder, arguments[0], vector.width)
+        job, number = arguments
+        return _load(builder, builder.add(job, builder.mul(number, NUMBER(8))), NUMBER)
 
-    return vector(types.float32, width), generate
-
-
-@_operation
-def load(_: Any, matrix: Any, row: Any, column: Any, width: Any) -> Any:
-    """The vector matrix[row, column : column + width]."""
-    vector = Vector(width.literal_value)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        matrix, row, column, _ = arguments
-        return builder.load(_pointer(context, builder, signature.args[0], matrix, row, column, vector.width), align=4)
-
-    return vector(matrix, types.intp, types.intp, width), generate
+    return types.intp(types.intp, number), generate
 
 
 @_operation
-def store(_: Any, matrix: Any, row: Any, column: Any, vector: Any) -> Any:
-    """Set matrix[row, column : column + width] to a vector."""
+def take(_: Any, job: Any) -> Any:
+    """The number of the next chunk, which no other thread gets."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        matrix, row, column, values = arguments
-        builder.store(values, _pointer(context, builder, signature.args[0], matrix, row, column, vector.width), align=4)
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.atomic_rmw("add", _pointer(builder, arguments[0], NUMBER), NUMBER(1), "monotonic")
+
+    return types.intp(types.intp), generate
+
+
+@_operation
+def multiply_rows(
+    _: Any, job: Any, first: Any, step: Any, last: Any, path: Any, bits: Any, tokens: Any, rows: Any
+) -> Any:
+    """The products of `product` for the rows first, first + step, ...
+
+    Several rows at once, so that one's next position does not wait for its population count, and far apart, so that
+    each is one long stream. Rows after `last` and tokens that the job has not are computed again as its last one.
+    """
+    machine = Machine(path.literal_value, bits.literal_value)
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        job, first, step, last = arguments[:4]
+        get = partial(_field, builder, job)
+        numbers = [
+            _least(builder, builder.add(first, builder.mul(step, NUMBER(r))), last) for r in range(rows.literal_value)
+        ]
+        streams = [Stream(machine, builder, job, number) for number in numbers]
+        final = builder.sub(get(Job.TOKENS), NUMBER(1))
+        present = [_least(builder, NUMBER(t), final) for t in range(tokens.literal_value)]
+        inputs = [builder.add(get(Job.X), builder.mul(get(Job.X_STRIDE), token)) for token in present]
+        zero = ir.Constant(machine.floats, None)
+        sums = [[cgutils.alloca_once_value(builder, zero) for _ in present] for _ in numbers]
+        with cgutils.for_range(builder, get(Job.BLOCKS)) as loop:
+            for part in range(0, BLOCK, machine.width):
+                at = builder.mul(
+                    builder.add(builder.mul(loop.index, NUMBER(BLOCK)), NUMBER(part)), NUMBER(machine.bytes)
+                )
+                loaded = [machine.floats_of(builder, _load(builder, builder.add(x, at), machine.raw)) for x in inputs]
+                for stream, totals in zip(streams, sums, strict=True):
+                    weights = machine.floats_of(builder, stream.next(loop.index, part))
+                    for activations, total in zip(loaded, totals, strict=True):
+                        for pair in zip(weights, activations, strict=True):
+                            builder.store(_multiply_add(builder, *pair, builder.load(total)), total)
+        for number, totals in zip(numbers, sums, strict=True):
+            offset = builder.mul(number, NUMBER(4))
+            bias = _load(builder, builder.add(get(Job.BIAS), offset), FLOAT)
+            for token, total in zip(present, totals, strict=True):
+                out = builder.add(builder.add(get(Job.OUT), builder.mul(get(Job.OUT_STRIDE), token)), offset)
+                _store(builder, builder.fadd(_sum(builder, builder.load(total)), bias), out)
         return context.get_dummy_value()
 
-    return types.void(matrix, types.intp, types.intp, vector), generate
+    return types.void(*[types.intp] * 4, path, bits, tokens, rows), generate
 
 
 @_operation
-def multiply_add(_: Any, scalar: Any, vector: Any, total: Any) -> Any:
-    """scalar * vector + total, rounded once."""
+def expand_row(_: Any, job: Any, row: Any, path: Any, bits: Any) -> Any:
+    """Write one row of the matrix, with its zeros."""
+    machine = Machine(path.literal_value, bits.literal_value)
 
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        scalar, factor, total = arguments
-        kind = ir.FunctionType(factor.type, [factor.type] * 3)
-        fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{vector.width}f32")
-        return builder.call(fma, [_repeated(builder, scalar, vector.width), factor, total])
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        job, row = arguments[:2]
+        stream = Stream(machine, builder, job, row)
+        out = builder.add(_field(builder, job, Job.OUT), builder.mul(row, _field(builder, job, Job.OUT_STRIDE)))
+        with cgutils.for_range(builder, _field(builder, job, Job.BLOCKS)) as loop:
+            for part in range(0, BLOCK, machine.width):
+                at = builder.mul(
+                    builder.add(builder.mul(loop.index, NUMBER(BLOCK)), NUMBER(part)), NUMBER(machine.bytes)
+                )
+                _store(builder, stream.next(loop.index, part), builder.add(out, at))
+        return context.get_dummy_value()
 
-    return vector(types.float32, vector, vector), generate
+    return types.void(types.intp, types.intp, path, bits), generate
 
 
 @_operation
-def transpose_tile(_: Any, matrix: Any, row: Any, column: Any, out: Any) -> Any:
-    """Set out[column : column + TILE, row : row + TILE] to the transpose of that tile of `matrix`.
+def multiply_tile(_: Any, job: Any, group: Any, sequence: Any, token: Any, bits: Any, rows: Any, width: Any) -> Any:
+    """The products of `multiply` for one group of rows and one tile of tokens."""
+    vector = ir.VectorType(FLOAT, width.literal_value)
+    together, size = rows.literal_value, bits.literal_value // 8
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        job, group, sequence, token = arguments[:4]
+        get = partial(_field, builder, job)
+        first = builder.mul(group, NUMBER(together))
+        length = builder.mul(get(Job.TOKENS), NUMBER(4))  # bytes between two rows of activations
+        tile = builder.mul(token, NUMBER(4))
+
+        def row_of(matrix: Job, rows: Job, row: Any) -> Any:
+            number = builder.add(builder.mul(sequence, get(rows)), row)
+            return builder.add(builder.add(get(matrix), builder.mul(number, length)), tile)
+
+        starts = [
+            builder.add(get(Job.STARTS), builder.mul(builder.add(first, NUMBER(r)), NUMBER(8))) for r in range(together)
+        ]
+        begins = [_load(builder, start, NUMBER) for start in starts]
+        count = builder.sub(_load(builder, builder.add(starts[0], NUMBER(8)), NUMBER), begins[0])
+        columns = builder.add(get(Job.COLUMNS), builder.mul(builder.sdiv(begins[0], NUMBER(together)), NUMBER(4)))
+        values = [builder.add(get(Job.VALUES), builder.mul(begin, NUMBER(size))) for begin in begins]
+        sums = []
+        for r in range(together):
+            bias = _load(
+                builder, builder.add(get(Job.BIAS), builder.mul(builder.add(first, NUMBER(r)), NUMBER(4))), FLOAT
+            )
+            sums.append(cgutils.alloca_once_value(builder, _repeated(builder, bias, vector)))
+        with cgutils.for_range(builder, count) as loop:
+            column = builder.zext(
+                _load(builder, builder.add(columns, builder.mul(loop.index, NUMBER(4))), ir.IntType(32)), NUMBER
+            )
+            activations = _load(builder, row_of(Job.X, Job.INPUTS, column), vector)
+            for value, total in zip(values, sums, strict=True):
+                bits = _load(builder, builder.add(value, builder.mul(loop.index, NUMBER(size))), ir.IntType(8 * size))
+                if size == 2:
+                    bits = builder.shl(builder.zext(bits, ir.IntType(32)), ir.IntType(32)(16))
+                weight = _repeated(builder, builder.bitcast(bits, FLOAT), vector)
+                builder.store(_multiply_add(builder, weight, activations, builder.load(total)), total)
+        for r, total in enumerate(sums):
+            _store(builder, builder.load(total), row_of(Job.OUT, Job.ROWS, builder.add(first, NUMBER(r))))
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4, bits, rows, width), generate
+
+
+@_operation
+def transpose_tile(_: Any, job: Any, sequence: Any, row: Any, column: Any) -> Any:
+    """Transpose one tile of a sequence.
 
     In log2(TILE) rounds, each pair of rows exchanges the halves that belong to the other (Eklundh 1972).
     """
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, top, left, target = arguments
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        job, sequence, row, column = arguments
+        tokens, inputs = _field(builder, job, Job.TOKENS), _field(builder, job, Job.INPUTS)
+        size = builder.mul(sequence, builder.mul(tokens, inputs))
+        kind = ir.VectorType(FLOAT, TILE)
 
-        def pointer(kind: Any, array: Any, row: Any, i: int, column: Any) -> Any:
-            return _pointer(context, builder, kind, array, builder.add(row, INDEX(i)), column, TILE)
+        def address(matrix: Job, width: Any, row: Any, i: int, column: Any) -> Any:
+            place = builder.add(builder.mul(builder.add(row, NUMBER(i)), width), column)
+            return builder.add(_field(builder, job, matrix), builder.mul(builder.add(size, place), NUMBER(4)))
 
-        rows = [builder.load(pointer(signature.args[0], source, top, i, left), align=4) for i in range(TILE)]
+        rows = [_load(builder, address(Job.X, inputs, row, i, column), kind) for i in range(TILE)]
         step = 1
         while step < TILE:
             upper = [j + TILE - step if j & step else j for j in range(TILE)]
@@ -230,28 +380,170 @@ def transpose_tile(_: Any, matrix: Any, row: Any, column: Any, out: Any) -> Any:
             for i in range(TILE):
                 if not i & step:
                     pair = rows[i], rows[i + step]
-                    rows[i] = builder.shuffle_vector(*pair, _lanes(upper))
-                    rows[i + step] = builder.shuffle_vector(*pair, _lanes(lower))
+                    rows[i] = builder.shuffle_vector(*pair, _numbers(upper))
+                    rows[i + step] = builder.shuffle_vector(*pair, _numbers(lower))
             step *= 2
         for i in range(TILE):
-            builder.store(rows[i], pointer(signature.args[3], target, left, i, top), align=4)
+            _store(builder, rows[i], address(Job.OUT, tokens, column, i, row))
         return context.get_dummy_value()
 
-    return types.void(matrix, types.intp, types.intp, out), generate
+    return types.void(*[types.intp] * 4), generate
 
 
-def _repeated(builder: Any, scalar: Any, width: int) -> Any:
-    nothing = ir.Constant(ir.VectorType(ir.FloatType(), width), ir.Undefined)
-    first = builder.insert_element(nothing, scalar, INDEX(0))
-    return builder.shuffle_vector(first, nothing, _lanes([0] * width))
+class Machine:
+    """How a set of instructions holds weights of a width.
+
+    Attributes:
+        width: values expanded at once.
+        bytes: of a value.
+        raw: the type of a register of values as they are stored.
+        floats: the type of a register of float32.
+    """
+
+    def __init__(self, path: str, bits: int) -> None:
+        self.path, self.bits, self.bytes = path, bits, bits // 8
+        self.width = lanes(path) * (2 if bits == 16 and path != "avx2" else 1)
+        self.raw = ir.VectorType(FLOAT if bits == 32 else ir.IntType(16), self.width)
+        self.floats = ir.VectorType(FLOAT, lanes(path))
+
+    def floats_of(self, builder: Any, raw: Any) -> list[Any]:
+        """float32 registers of the values of a raw register, in an order that is the same for weights and activations.
+
+        A bfloat16 is the upper half of a float32. Of pairs of them, one stays where it is.
+        """
+        if self.bits == 32:
+            return [raw]
+        words = ir.VectorType(ir.IntType(32), lanes(self.path))
+        if self.width == lanes(self.path):
+            return [builder.bitcast(builder.shl(builder.zext(raw, words), _constant(words, 16)), self.floats)]
+        pairs = builder.bitcast(raw, words)
+        halves = builder.shl(pairs, _constant(words, 16)), builder.and_(pairs, _constant(words, 0xFFFF0000))
+        return [builder.bitcast(half, self.floats) for half in halves]
+
+    def expand(self, builder: Any, values: Any, mask: Any) -> Any:
+        """The values at an address, moved to the places of the mask's ones, zeros elsewhere, as a raw register."""
+        if self.path == "portable":
+            return self._expand_by_one(builder, values, mask)
+        if self.path == "avx512":
+            packed, chosen = (
+                _load(builder, values, self.raw),
+                builder.bitcast(mask, ir.VectorType(ir.IntType(1), self.width)),
+            )
+            name = f"llvm.x86.avx512.mask.expand.v{self.width}{'f32' if self.bits == 32 else 'i16'}"
+            kind = ir.FunctionType(self.raw, [self.raw, self.raw, chosen.type])
+            expand = cgutils.get_or_insert_function(builder.module, kind, name)
+            return builder.call(expand, [packed, ir.Constant(self.raw, None), chosen])
+        words = ir.VectorType(ir.IntType(32), 8)
+        packed = _load(builder, values, self.raw)
+        packed = builder.bitcast(packed, words) if self.bits == 32 else builder.zext(packed, words)
+        table = builder.ptrtoint(_places(builder), POINTER)
+        places = _load(builder, builder.add(table, builder.mul(builder.zext(mask, NUMBER), NUMBER(32))), words)
+        permute = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(words, [words, words]), "llvm.x86.avx2.permd"
+        )
+        moved = builder.call(permute, [packed, places])
+        moved = builder.and_(moved, builder.not_(builder.ashr(places, _constant(words, 31))))
+        return builder.bitcast(moved, self.raw) if self.bits == 32 else builder.trunc(moved, self.raw)
+
+    def _expand_by_one(self, builder: Any, values: Any, mask: Any) -> Any:
+        """The same without vector instructions, and without branches, which would be predicted wrongly."""
+        out, element = ir.Constant(self.raw, None), self.raw.element
+        for lane in range(self.width):
+            bit = builder.trunc(builder.lshr(mask, mask.type(lane)), ir.IntType(1))
+            value = builder.select(bit, _load(builder, values, element), ir.Constant(element, 0))
+            out = builder.insert_element(out, value, NUMBER(lane))
+            values = builder.add(values, builder.mul(builder.zext(bit, NUMBER), NUMBER(self.bytes)))
+        return out
 
 
-def _lanes(numbers: list[int]) -> Any:
+class Stream:
+    """The weights of one row of the job's matrix, a register at a time."""
+
+    def __init__(self, machine: Machine, builder: Any, job: Any, row: Any) -> None:
+        get = partial(_field, builder, job)
+        self.machine, self.builder = machine, builder
+        self.mask = builder.add(get(Job.MASKS), builder.mul(row, builder.mul(get(Job.BLOCKS), NUMBER(BLOCK // 8))))
+        start = _load(builder, builder.add(get(Job.STARTS), builder.mul(row, NUMBER(8))), NUMBER)
+        begin = builder.add(get(Job.VALUES), builder.mul(start, NUMBER(machine.bytes)))
+        self.values = cgutils.alloca_once_value(builder, begin)
+
+    def next(self, block: Any, part: int) -> Any:
+        """The weights from column `part` of a block on."""
+        builder, machine = self.builder, self.machine
+        place = builder.add(builder.mul(block, NUMBER(BLOCK // 8)), NUMBER(part // 8))
+        mask = _load(builder, builder.add(self.mask, place), ir.IntType(machine.width))
+        values = builder.load(self.values)
+        if part % 32 == 0:
+            _prefetch(builder, builder.add(values, NUMBER(PREFETCH)))
+        kind = ir.FunctionType(mask.type, [mask.type])
+        count = cgutils.get_or_insert_function(builder.module, kind, f"llvm.ctpop.i{machine.width}")
+        kept = builder.zext(builder.call(count, [mask]), NUMBER)
+        builder.store(builder.add(values, builder.mul(kept, NUMBER(machine.bytes))), self.values)
+        return machine.expand(builder, values, mask)
+
+
+def _places(builder: Any) -> Any:
+    """For each mask of 8 lanes, which of the next values each lane gets; -1: none."""
+    masks = np.arange(256)[:, None] >> np.arange(8) & 1
+    places = np.where(masks, np.cumsum(masks, 1) - 1, -1).astype(np.int32)
+    return cgutils.global_constant(
+        builder, "places", ir.Constant(ir.ArrayType(ir.IntType(8), places.nbytes), bytearray(places.tobytes()))
+    )
+
+
+def _field(builder: Any, job: Any, number: Job) -> Any:
+    return _load(builder, builder.add(job, NUMBER(8 * number)), NUMBER)
+
+
+def _pointer(builder: Any, address: Any, kind: Any) -> Any:
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def _load(builder: Any, address: Any, kind: Any) -> Any:
+    return builder.load(_pointer(builder, address, kind), align=1)
+
+
+def _store(builder: Any, value: Any, address: Any) -> None:
+    builder.store(value, _pointer(builder, address, value.type), align=1)
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(prefetch, [builder.inttoptr(address, byte), number(0), number(3), number(1)])  # to read, keep, data
+
+
+def _least(builder: Any, left: Any, right: Any) -> Any:
+    return builder.select(builder.icmp_signed("<", left, right), left, right)
+
+
+def _multiply_add(builder: Any, left: Any, right: Any, total: Any) -> Any:
+    """left * right + total, rounded once."""
+    kind = ir.FunctionType(left.type, [left.type] * 3)
+    name = f"llvm.fma.v{left.type.count}f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [left, right, total])
+
+
+def _sum(builder: Any, vector: Any) -> Any:
+    """The sum of a register, in pairs."""
+    while vector.type.count > 1:
+        half = vector.type.count // 2
+        low, high = (builder.shuffle_vector(vector, vector, _numbers(range(i, i + half))) for i in (0, half))
+        vector = builder.fadd(low, high)
+    return builder.extract_element(vector, NUMBER(0))
+
+
+def _repeated(builder: Any, scalar: Any, vector: Any) -> Any:
+    nothing = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(nothing, scalar, NUMBER(0))
+    return builder.shuffle_vector(first, nothing, _numbers([0] * vector.count))
+
+
+def _numbers(numbers: Iterable[int]) -> Any:
+    numbers = list(numbers)
     return ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), numbers)
 
 
-def _pointer(context: Any, builder: Any, kind: Any, matrix: Any, row: Any, column: Any, width: int) -> Any:
-    """The address of `width` numbers from matrix[row, column] on."""
-    array = context.make_array(kind)(context, builder, matrix)
-    address = cgutils.get_item_pointer(context, builder, kind, array, [row, column])
-    return builder.bitcast(address, ir.VectorType(ir.FloatType(), width).as_pointer())
+def _constant(vector: Any, number: int) -> Any:
+    return ir.Constant(vector, [number] * vector.count)

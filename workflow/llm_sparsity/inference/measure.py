@@ -8,21 +8,24 @@ median of the ratios of each turn, with quartiles. The outputs of each execution
 variant's dense execution before it is timed.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import Module
+from torch.nn import Linear, Module
+from transformers.pytorch_utils import Conv1D
 
-from llm_sparsity.inference import outputs, timing
-from llm_sparsity.inference.executions import Execution, executions
+from llm_sparsity.inference import outputs, timing, workloads
+from llm_sparsity.inference.executions import Execution, Executions
+from llm_sparsity.inference.load import stored_dtype
 from llm_sparsity.inference.memory import inference_bytes, keep_freed_memory
 from llm_sparsity.inference.sizes import weight_sizes
+from llm_sparsity.inference.workloads import Workload
 from llm_sparsity.jobs.environment import environment
+from llm_sparsity.models.families import Family
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
 from llm_sparsity.storage.files import write_json
@@ -60,14 +63,14 @@ def measure(
     dtype = dtype_of(model, device)
     loads = timing.take_turns([lambda: load_base(model, dtype)], LOADS)
     reference, variant = (_prepared(folder, device) for folder in (dense, model))
-    rows, notes = [], []
+    ways, rows = Executions(variant, model), []
+    copied = workloads.copy_bandwidth(device)
     for size in batch_sizes:
-        inputs = _random_tokens(variant, size, sequence_length, device)
-        outputs.check_finite(reference, dense, inputs)
-        outputs.check_finite(variant, model, inputs)
-        ways, found = executions(variant, model, inputs, device)
-        rows += _measured(reference, ways, inputs, repeats, device)
-        notes += found
+        for workload in _workloads(reference, size, sequence_length, model.family):
+            outputs.check_finite(reference, dense, workload)
+            outputs.check_finite(variant, model, workload)
+            for row in _measured(reference, ways.of(workload), workload, repeats):
+                rows.append(row | {"copy_bytes_per_second": copied})
     write_json(
         output / "cost.json",
         {
@@ -76,7 +79,7 @@ def measure(
             "load_seconds": float(np.median(loads)),
             "dtype": str(variant.dtype).removeprefix("torch."),
             "speed": rows,
-            "notes": list(dict.fromkeys(notes)),
+            "notes": list(dict.fromkeys(ways.notes)),
             **environment(device),
         },
     )
@@ -90,46 +93,60 @@ def _prepared(folder: ModelFolder, device: torch.device) -> Any:
 
 
 def dtype_of(folder: ModelFolder, device: torch.device) -> torch.dtype:
-    """The dtype to measure in: that of the checkpoint's largest tensor on a GPU, but float16 for float32."""
+    """The dtype to measure in: float32 on a CPU; on a GPU that of the checkpoint, but float16 for float32."""
     if device.type == "cpu":
         return torch.float32
-    with folder.open() as reader:
-        largest = max(reader.names, key=lambda name: math.prod(reader.shape(name)))
-        dtype = reader.dtype(largest)
+    dtype = stored_dtype(folder)
     return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
 
 
-def _random_tokens(model: Any, size: int, length: int, device: torch.device) -> dict[str, Tensor]:
-    """A batch of random tokens, (size, length), the same ones every time; the first ten tokens tend to be special."""
-    tokens, generator = model.config.vocab_size, torch.Generator().manual_seed(0)
-    drawn = torch.randint(min(10, tokens - 1), tokens, (size, length), generator=generator)
-    return {"input_ids": drawn.to(device)}
+def _workloads(reference: Any, size: int, length: int, family: Family) -> Iterator[Workload]:
+    """The batches of a size: read at once, and of decoders also continued by a token."""
+    yield (batch := workloads.prefill(reference, size, length))
+    if family.architecture == "decoder" and length > 1:
+        yield workloads.decode(reference, batch)
 
 
 def _measured(
-    reference: Module,
-    ways: Mapping[str, Execution],
-    inputs: Mapping[str, Tensor],
-    repeats: int,
-    device: torch.device,
+    reference: Module, ways: Mapping[str, Execution], workload: Workload, repeats: int
 ) -> list[dict[str, Any]]:
     """One row per execution: error, memory, seconds and speed-up over the reference, for one batch."""
-    models = {name: way.model for name, way in ways.items()}
-    errors = {name: outputs.error(name, executed, models["dense"], inputs) for name, executed in models.items()}
-    memory = {name: inference_bytes(executed, inputs, device) for name, executed in models.items()}
-    seconds = timing.inference_seconds([reference, *models.values()], inputs, repeats, device)
-    size, length = inputs["input_ids"].shape
-    return [
-        {
-            "execution": name,
-            "batch_size": size,
-            "sequence_length": length,
-            **timing.quartiles("seconds", seconds[:, number]),
-            **timing.quartiles("speedup", seconds[:, 0] / seconds[:, number]),
-            "error": errors[name],
-            "memory_bytes": memory[name],
-            "sparse_layers": len(way.layers),
-            "layers": way.layers,
-        }
-        for number, (name, way) in enumerate(ways.items(), 1)
-    ]
+    models, device = {name: way.model for name, way in ways.items()}, workload.ids.device
+    errors = {name: outputs.error(name, executed, models["dense"], workload) for name, executed in models.items()}
+    memory = {name: inference_bytes(executed, workload, device) for name, executed in models.items()}
+    seconds = timing.take_turns([partial(workload, each) for each in (reference, *models.values())], repeats)
+    rows = []
+    for number, (name, way) in enumerate(ways.items(), 1):
+        took = timing.quartiles("seconds", seconds[:, number])
+        rows.append(
+            {
+                "execution": name,
+                "phase": workload.phase,
+                "batch_size": len(workload.ids),
+                "sequence_length": workload.length,
+                **took,
+                **timing.quartiles("speedup", seconds[:, 0] / seconds[:, number]),
+                "tokens_per_second": workload.ids.numel() / took["seconds"],
+                **_reading(way, models["dense"], workload, took["seconds"]),
+                "error": errors[name],
+                "memory_bytes": memory[name],
+                "sparse_layers": len(way.layers),
+                "layers": way.layers,
+            }
+        )
+    return rows
+
+
+def _reading(way: Execution, dense: Module, workload: Workload, seconds: float) -> dict[str, float | None]:
+    """In decode, which reads each matrix once: how fast it does, and the speed-up that reading less allows at best.
+
+    The bound is b / ((1 - s) b + 1) for matrices of b bits with a share s of zeros: a mask, and the other weights.
+    """
+    if workload.phase != "decode":
+        return {"bytes_per_second": None, "limit": None}
+    modules: dict[str, Any] = dict(dense.named_modules())
+    everything = sum(module.weight.nbytes for module in modules.values() if isinstance(module, Linear | Conv1D))
+    sparse = [modules[name].weight for name in way.layers]
+    saved = sum(w.nbytes - int(w.count_nonzero()) * w.itemsize - w.numel() / 8 for w in sparse)
+    least = everything - saved
+    return {"bytes_per_second": least / seconds, "limit": everything / least}

@@ -1,8 +1,9 @@
 """How much memory inference takes, and how glibc is to treat it."""
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,18 +27,27 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def inference_bytes(model: Module, inputs: Mapping[str, Tensor], device: torch.device) -> int | None:
+def inference_bytes(model: Module, run: Callable[[Module], object], device: torch.device) -> int | None:
     """Bytes of a model's weights plus the peak of its activations.
+
+    Args:
+        model: the model.
+        run: a function of it, whose peak is measured.
+        device: of the model.
 
     Returns:
         Bytes; None where the system does not report peaks (Linux and CUDA do).
     """
-    tensors = [part for tensor in [*model.parameters(), *model.buffers()] for part in _parts(tensor)]
-    weights = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+    weights = weight_bytes(model)
     peak = _cuda_peak if device.type == "cuda" else _process_peak
-    with torch.inference_mode():
-        activations = peak(model, inputs, device)
-    return None if activations is None else sum(weights.values()) + activations
+    activations = peak(partial(run, model), device)
+    return None if activations is None else weights + activations
+
+
+def weight_bytes(model: Module) -> int:
+    """Bytes of a model's parameters and buffers; shared ones count once."""
+    tensors = [part for tensor in [*model.parameters(), *model.buffers()] for part in _parts(tensor)]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
@@ -49,21 +59,21 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor
 
 
-def _cuda_peak(model: Module, inputs: Mapping[str, Tensor], device: torch.device) -> int:
+def _cuda_peak(run: Callable[[], object], device: torch.device) -> int:
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    model(**inputs)
+    run()
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _process_peak(model: Module, inputs: Mapping[str, Tensor], _: torch.device) -> int | None:
+def _process_peak(run: Callable[[], object], _: torch.device) -> int | None:
     if not CLEAR_REFS.exists():
         return None
     with suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, else its reuse would not show
     CLEAR_REFS.write_text("5")
     before = _status_bytes("VmRSS")
-    model(**inputs)
+    run()
     return max(0, _status_bytes("VmHWM") - before)  # the kernel counts in batches of pages
 
 

@@ -1,7 +1,7 @@
 """Whether models have sound outputs, and whether two executions have the same."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,21 +14,22 @@ from llm_sparsity.models.folder import ModelFolder
 # Largest error, as a share of the largest output.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 WIDER = {torch.float32: torch.float64, torch.float16: torch.float32, torch.bfloat16: torch.float32}
+Run = Callable[[Module], Tensor]
 ROUNDINGS = 10  # an execution may err by so many times the rounding error of the dense one
 
 
-def check_finite(model: Module, folder: ModelFolder, inputs: Mapping[str, Tensor]) -> None:
+def check_finite(model: Module, folder: ModelFolder, run: Run) -> None:
     """Check that a model's outputs are finite.
 
     Args:
         model: the model.
         folder: its folder, for the message.
-        inputs: its arguments.
+        run: model -> outputs, see `workloads`.
 
     Raises:
         UserError: they are not; the message names the first layer whose outputs are not.
     """
-    if _outputs(model, inputs).isfinite().all():
+    if run(model).isfinite().all():
         return
     found: list[str] = []
 
@@ -41,7 +42,7 @@ def check_finite(model: Module, folder: ModelFolder, inputs: Mapping[str, Tensor
         return hook
 
     hooks = [module.register_forward_hook(remember(name)) for name, module in model.named_modules() if name]
-    _outputs(model, inputs)
+    run(model)
     for hook in hooks:
         hook.remove()
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -51,23 +52,23 @@ def check_finite(model: Module, folder: ModelFolder, inputs: Mapping[str, Tensor
     )
 
 
-def error(name: str, executed: Module, dense: Module, inputs: Mapping[str, Tensor]) -> float:
+def error(name: str, executed: Module, dense: Module, run: Run) -> float:
     """The largest difference between the outputs of two executions, as a share of the largest output.
 
     Args:
         name: of the execution, for the message.
         executed: its model.
         dense: the dense execution, with finite outputs.
-        inputs: arguments of both.
+        run: model -> outputs, see `workloads`.
 
     Raises:
         RuntimeError: it is larger than `TOLERANCE` and than `ROUNDINGS` times the dense execution's own rounding error,
             which can be large: where a softmax or a norm divides by small differences.
     """
-    expected, found = (_outputs(model, inputs) for model in (dense, executed))
+    expected, found = (run(model) for model in (dense, executed))
     difference, limit = _difference(found, expected), TOLERANCE[expected.dtype]
     if not difference <= limit:  # NaN counts as an error
-        exact = _outputs(copy.deepcopy(dense).to(WIDER[expected.dtype]), inputs)
+        exact = run(copy.deepcopy(dense).to(WIDER[expected.dtype]))
         limit = max(limit, ROUNDINGS * _difference(expected, exact))
         if not difference <= limit:
             raise RuntimeError(
@@ -75,12 +76,6 @@ def error(name: str, executed: Module, dense: Module, inputs: Mapping[str, Tenso
                 f"more than {limit:g}; this is a bug in llm_sparsity.inference, please report it"
             )
     return difference
-
-
-def _outputs(model: Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    with torch.inference_mode():
-        outputs: Tensor = model(**inputs)[0]
-    return outputs
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

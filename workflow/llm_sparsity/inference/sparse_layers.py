@@ -1,17 +1,13 @@
-"""Linear layers that multiply by their remaining weights only, on a CPU.
+"""Linear layers that multiply by their remaining weights, on a CPU. They hold no dense matrix (see packed.py).
 
-For every output, a kernel adds up weight times activation for 128 tokens at once, in vector registers, so a remaining
-weight costs a few instructions wherever it stands. Where four rows keep the same columns (block pruning), their outputs
-are computed together and every activation is loaded once for all four. torch's CSR product takes three to five times as
-long (benchmarks/execution.py); the packages that were faster are no longer maintained.
+Which way is fastest depends on the matrix, its zeros, the number of tokens and the machine. So a layer measures: the
+first time that its kind of layer gets a number of tokens, the ways take turns, and the fastest one is remembered.
 
 For inference only: no gradients flow through these layers.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,29 +16,49 @@ from torch.nn import Linear, Module
 from transformers.activations import GELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from llm_sparsity.inference import kernels
+from llm_sparsity.inference.packed import Packed, transposed
+from llm_sparsity.inference.ways import Ways
+from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.families import Family
 
-TILE_WIDTHS = {1: (128, 64, 16, 1), kernels.ROWS_TOGETHER: (64, 16, 1)}  # rows together -> tokens in a tile
-TILED_SEPARATELY = 64  # sequences with this many tokens or more are tiled on their own, not as one batch
+APART = 64  # sequences with this many tokens or more are tiled on their own, not as one batch
 CHANCE_ZEROS = 0.001  # a layer with at most this share of zeros counts as dense
 
 
-def with_sparse_layers(model: Module, family: Family, names: Iterable[str]) -> Module:
-    """A copy of a model (CPU, float32) whose named layers are sparse. It shares all other weights with the model."""
-    model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+def sparse_layers(model: Module, family: Family, names: Iterable[str]) -> Iterator[tuple[str, "SparseLinear"]]:
+    """The name and the sparse version of each named layer, one after the other.
+
+    A feed-forward block's first matrix keeps its layout for the activation.
+    """
+    kinds: dict[object, Ways] = {}
     for name in names:
-        model.set_submodule(name, sparse_layer(model, family, name))
-    for name, module in list(model.named_modules()):
-        if isinstance(module, GELUActivation):
-            model.set_submodule(name, InMemoryOrder(module))
+        axis = family.axis(f"{name}.bias")  # only matrices whose outputs are heads or neurons have one
+        layer = SparseLinear(model.get_submodule(name), keep_layout=axis is not None and axis.block.endswith(".mlp"))
+        layer.ways = kinds.setdefault(layer.kind, Ways())
+        layer.ways.layers.append(layer)
+        yield name, layer
+
+
+def with_sparse_layers(model: Module, family: Family, names: Iterable[str]) -> Module:
+    """A copy of a model (CPU) whose named layers are sparse. It shares all other weights with the model."""
+    return with_layers(model, dict(sparse_layers(model, family, names)))
+
+
+def with_layers(model: Module, layers: Mapping[str, Module]) -> Module:
+    """A copy of a model in which layers are replaced, by name. It shares all other weights with the model."""
+    shared = [*model.parameters(), *layers.values()]
+    model = copy.deepcopy(model, {id(part): part for part in shared})
+    replace_layers(model, layers.items())
     return model
 
 
-def sparse_layer(model: Module, family: Family, name: str) -> "SparseLinear":
-    """The sparse version of one layer. A feed-forward block's first matrix keeps its layout for the activation."""
-    axis = family.axis(f"{name}.bias")  # only matrices whose outputs are heads or neurons have one
-    return SparseLinear(model.get_submodule(name), keep_layout=axis is not None and axis.block.endswith(".mlp"))
+def replace_layers(model: Module, layers: Iterable[tuple[str, Module]]) -> None:
+    """Replace layers of a model, by name, each as soon as it is made."""
+    for name, layer in layers:
+        model.set_submodule(name, layer)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, GELUActivation):
+            model.set_submodule(name, InMemoryOrder(module))
 
 
 def layers_with_zeros(model: Module, family: Family) -> list[str]:
@@ -57,42 +73,70 @@ def layers_with_zeros(model: Module, family: Family) -> list[str]:
 
 
 class SparseLinear(Module):
-    """A linear layer that multiplies by its nonzero weights only, on a CPU, in float32.
+    """A linear layer that multiplies by its nonzero weights only, on a CPU.
 
-    It works on activations as (inputs, tokens), a tile of tokens at a time.
+    Sums are float32. Activations of another dtype than float32 or bfloat16 are converted, and outputs back.
 
     Args:
         dense: a Linear, or GPT-2's Conv1D.
-        keep_layout: return a transposed view of (outputs, tokens) instead of a contiguous copy. This is faster where
-            element-wise functions and another sparse layer follow.
+        keep_layout: where it skips zeros, return a transposed view of (outputs, tokens) instead of a contiguous copy.
+            This is faster where element-wise functions and another sparse layer follow.
+        path: set of instructions, see `Packed`.
     """
 
-    def __init__(self, dense: Any, keep_layout: bool = False) -> None:
+    bias: Tensor
+
+    def __init__(self, dense: Any, keep_layout: bool = False, path: str | None = None) -> None:
         super().__init__()
         weight = dense.weight.detach()
-        if isinstance(dense, Conv1D):
-            weight = weight.t()
-        self.out_features, self.in_features = weight.shape
-        self.keep_layout = keep_layout
-        kept = weight != 0
-        self.rows = kernels.ROWS_TOGETHER if _rows_agree(kept) else 1
-        pattern = kept[:: self.rows]  # (groups of rows, inputs)
-        ends = torch.cat([torch.zeros(1, dtype=torch.int32), pattern.sum(1).cumsum(0).int()])
-        columns = pattern.nonzero()[:, 1].int()
-        values = weight.reshape(-1, self.rows, self.in_features).transpose(1, 2)[pattern].flatten()
-        bias = torch.zeros(self.out_features) if dense.bias is None else dense.bias.detach()
-        for name, tensor in (("ends", ends), ("columns", columns), ("values", values), ("bias", bias)):
-            self.register_buffer(name, tensor.contiguous())
+        self.is_transposed, self.has_bias = isinstance(dense, Conv1D), dense.bias is not None
+        self.matrix = Packed(weight.t() if self.is_transposed else weight, path)
+        self.out_features, self.in_features = self.matrix.outputs, self.matrix.inputs
+        self.keep_layout, self.source_dtype = keep_layout, weight.dtype
+        bias = dense.bias.detach().clone() if self.has_bias else torch.zeros(self.out_features)
+        self._bias = {dtype: bias.to(dtype) for dtype in (torch.float32, self.matrix.dtype)}
+        self.ways = Ways([self])
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Layers of one kind take as long as each other."""
+        matrix = self.matrix
+        return matrix.outputs, matrix.inputs, matrix.dtype, matrix.rows, round(matrix.density, 1), self.keep_layout
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., tokens, inputs) float32 -> (..., tokens, outputs)."""
-        shape = x.shape
-        sequences = x if x.dim() == 3 and shape[1] >= TILED_SEPARATELY else x.reshape(1, -1, shape[-1])
-        sequences = transposed(sequences)  # no copy where the layer before kept its layout
-        out = torch.empty(len(sequences), self.out_features, sequences.shape[2])
-        _multiply(self, sequences, out)
+        """(..., tokens, inputs) -> (..., tokens, outputs)."""
+        if x.device.type != "cpu":
+            raise UserError(f"a sparse layer runs on a CPU, not on {x.device}: load the model with execution='dense'")
+        out: Tensor = getattr(self, self.ways.fastest(x))(x)
+        return out
+
+    def product(self, x: Tensor) -> Tensor:
+        """`forward`, by one read of mask and values."""
+        out = self.matrix.product(self._flat(x), self._bias[torch.float32])
+        return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def expanded(self, x: Tensor) -> Tensor:
+        """`forward`, by dense products of a few rows at a time."""
+        out = self.matrix.expanded(self._flat(x), self._bias[self.matrix.dtype])
+        return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def skipped(self, x: Tensor) -> Tensor:
+        """`forward`, by remaining weights only."""
+        sequences = x if x.dim() == 3 and x.shape[1] >= APART else x.reshape(1, -1, self.in_features)
+        sequences = transposed(sequences.float())  # no copy where the layer before kept its layout
+        out = self.matrix.skipped(sequences, self._bias[torch.float32])
         out = out.transpose(1, 2) if self.keep_layout else transposed(out)
-        return out.reshape(*shape[:-1], self.out_features)
+        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self.in_features).to(self.matrix.dtype)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Save what the dense layer would, so that a saved model is an ordinary one."""
+        weight = self.matrix.dense().to(self.source_dtype)
+        destination[f"{prefix}weight"] = weight.t().contiguous() if self.is_transposed else weight
+        if self.has_bias:
+            destination[f"{prefix}bias"] = self._bias[self.matrix.dtype].to(self.source_dtype)
 
 
 class InMemoryOrder(Module):
@@ -109,49 +153,3 @@ class InMemoryOrder(Module):
         """The function of each element; any shape."""
         out: Tensor = self.function(x) if x.dim() < 2 or x.is_contiguous() else self.function(x.mT).mT
         return out
-
-
-def transposed(x: Tensor) -> Tensor:
-    """(sequences, rows, columns) -> (sequences, columns, rows), contiguous."""
-    sequences, rows, columns = x.shape
-    view = x.transpose(1, 2)
-    if view.is_contiguous() or not x.is_contiguous() or rows % kernels.TILE or columns % kernels.TILE:
-        return view.contiguous()
-    out = torch.empty(sequences, columns, rows)
-    arrays = x.detach().numpy(), out.numpy()
-    _run([(kernels.transpose(), *arrays, sequence) for sequence in range(sequences)])
-    return out
-
-
-def _rows_agree(kept: Tensor) -> bool:
-    """Whether the rows of every group of `ROWS_TOGETHER` keep the same columns."""
-    if len(kept) % kernels.ROWS_TOGETHER:
-        return False
-    groups = kept.unflatten(0, (-1, kernels.ROWS_TOGETHER))
-    return bool((groups == groups[:, :1]).all())
-
-
-def _multiply(layer: Any, x: Tensor, out: Tensor) -> None:
-    """out = weight @ x + bias for every sequence: x (sequences, inputs, tokens), out (sequences, outputs, tokens)."""
-    tensors = layer.ends, layer.columns, layer.values, layer.bias, x.detach(), out
-    arrays = [tensor.numpy() for tensor in tensors]
-    tiles, token = [], 0
-    for width in TILE_WIDTHS[layer.rows]:
-        while token + width <= x.shape[2]:
-            tiles.append((kernels.multiply(layer.rows, width), token))
-            token += width
-    _run([(kernel, *arrays, sequence, token) for sequence in range(len(x)) for kernel, token in tiles])
-
-
-def _run(calls: Sequence[tuple[Any, ...]]) -> None:
-    """Call kernels, each with its arguments, on torch's number of threads."""
-    if torch.get_num_threads() == 1 or len(calls) == 1:
-        for kernel, *arguments in calls:
-            kernel(*arguments)
-    else:
-        list(_threads(torch.get_num_threads()).map(lambda call: call[0](*call[1:]), calls))
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count)

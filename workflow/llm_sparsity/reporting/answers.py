@@ -64,7 +64,7 @@ def ranked(asked: list[Question]) -> list[Question]:
 def title(asked: list[Question]) -> str:
     """The finding of the first question, in one sentence."""
     if not asked:
-        return "This study compares no pruned model with its dense model"
+        return "This study scores no pruned model by accuracy or perplexity"
     first = asked[0]
     tolerance = QUALITY[first.metric][1]
     found = first.verdict
@@ -228,7 +228,7 @@ def _seconds(data: Tables) -> str:
         return f"No variant runs faster than its dense model on this machine, {row.device}."
     return (
         f"The fastest runs {row.speedup:.1f} times as fast as dense, by {row.execution} execution on {row.device}, "
-        f"batch {row.batch_size}: {_variant(row)}."
+        f"batch {row.batch_size}{', decoding' * (row.phase == 'decode')}: {_variant(row)}."
     )
 
 

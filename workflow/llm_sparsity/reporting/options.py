@@ -180,10 +180,11 @@ def _trained(runs: pd.DataFrame, row: Any) -> pd.DataFrame:
 
 
 def _speedup(data: Tables, row: Any) -> float:
-    """Of the fastest execution of a variant at the smallest batch."""
+    """Of the fastest execution of a variant at the smallest batch, on whole sequences."""
     if row.method == "dense":
         return 1.0
     speed = _cell(data["speed"], row)
+    speed = speed[speed.phase != "decode"]
     return float(speed.speedup[speed.batch_size == speed.batch_size.min()].max()) if len(speed) else float("nan")
 
 

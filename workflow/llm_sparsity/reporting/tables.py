@@ -4,7 +4,7 @@
     runs.csv       one fine-tuning: times, memory, measured sparsity, machine, versions
     history.csv    one epoch of one fine-tuning; rows within the first epoch have epoch 0 and hold the sparsity alone
     sizes.csv      one variant: bytes of the weight file, of the dense one, and of an ideal coder
-    speed.csv      one variant, execution and batch size: seconds, speed-up over dense, memory
+    speed.csv      one variant, execution, phase and batch size: seconds, speed-up over dense, memory
     weights.csv    one statistic of the weights of a dense model
     tensors.csv    one pruned tensor: removed weights, and the output errors that calibrated methods report
     baselines.csv  one metric of one task: the score of always predicting the most frequent label
@@ -36,8 +36,9 @@ WEIGHTS = ["weights", "removed"]
 BYTES = ["bytes", "dense_bytes", "container_bytes"]
 MEASURED_BYTES = ["plain_bytes", "bound_bytes"]
 INFERENCE = [
-    "execution", "batch_size", "sequence_length", "seconds", "seconds_low", "seconds_high", "speedup", "speedup_low",
-    "speedup_high", "error", "sparse_layers", "memory_bytes",
+    "execution", "phase", "batch_size", "sequence_length", "seconds", "seconds_low", "seconds_high", "speedup",
+    "speedup_low", "speedup_high", "tokens_per_second", "bytes_per_second", "copy_bytes_per_second", "limit", "error",
+    "sparse_layers", "memory_bytes",
 ]  # fmt: skip
 TENSOR = ["name", "stack", "layer", "part", "shape", "size", "removed", "measured_sparsity", "error", "block_error"]
 COLUMNS = {
@@ -56,7 +57,7 @@ COLUMNS = {
 }  # fmt: skip
 
 TEXT = {
-    "model", "method", "scope", "task", "recipe", "mask", "metric", "execution", "device", *VERSIONS, "level", "name",
+    "model", "method", "scope", "task", "recipe", "mask", "metric", "execution", "phase", "device", *VERSIONS, "level", "name",
     "stack", "part", "shape", "statistic", "claim", "quantity", "verdict",
 }  # fmt: skip
 INTEGERS = {

@@ -15,18 +15,21 @@ from llm_sparsity.reporting.tables import UNTRAINED, are_patterns, fractions
 from llm_sparsity.reporting.wording import name_of
 
 EXECUTIONS = ("dense", "sparse", "2of4")
+LIMIT = (
+    "Thin line: the limit of decoding, which reads each weight once; of a matrix with a share s of zeros it reads a bit "
+    "for every weight, and the others."
+)
 
 
 def draw(study: Study) -> Iterable[Drawn]:
-    """A figure for each batch size, with a panel for each model."""
+    """A figure for each batch size, and of decoders one for each phase, with a panel for each model."""
     speed = study.tables["speed"]
-    for size in sorted(set(speed.batch_size)):
-        rows = speed[speed.batch_size == size]
+    for (decodes, size), rows in speed.groupby([speed.phase == "decode", "batch_size"]):
         if (rows.method != "dense").any():
-            yield _speed(study, int(size), rows)
+            yield _speed(study, int(size), rows, bool(decodes))
 
 
-def _speed(study: Study, batch: int, rows: pd.DataFrame) -> Drawn:
+def _speed(study: Study, batch: int, rows: pd.DataFrame, decodes: bool) -> Drawn:
     rows = style.swept(rows)
     models = [model for model in study.present(rows) if (rows.method[rows.model == model] != "dense").any()]
     lines = rows[rows.method != "dense"].groupby(["method", "scope", "execution"]).ngroups
@@ -41,21 +44,25 @@ def _speed(study: Study, batch: int, rows: pd.DataFrame) -> Drawn:
     for ax in axes[::2]:
         ax.set_ylabel("Speed-up over the dense model")
     tokens, threads, device = int(rows.sequence_length.iloc[0]), int(rows.threads.iloc[0]), rows.device.iloc[0]
+    what = "the last token of " if decodes else ""
     caption = (
-        f"Speed of the base model on {batch} sequence{'s' * (batch > 1)} of {tokens} tokens, {device}, {threads} "
+        f"Speed of the base model on {what}{batch} sequence{'s' * (batch > 1)} of {tokens} tokens, {device}, {threads} "
         f"thread{'s' * (threads > 1)}; both models take turns, points are medians, bars are quartiles. Dashed and "
         "hollow: dense execution, which multiplies zeros like any number. Solid: sparse execution, which skips removed "
         "weights; below break-even it costs more than it saves."
     )
-    return Drawn(f"speed-batch-{batch}", SAVINGS, _title(rows, batch), caption, figure)
+    if decodes:
+        caption += f" {LIMIT}"
+    return Drawn(f"speed-{'decode-' * decodes}batch-{batch}", SAVINGS, _title(rows, batch, decodes), caption, figure)
 
 
-def _title(rows: pd.DataFrame, batch: int) -> str:
+def _title(rows: pd.DataFrame, batch: int, decodes: bool) -> str:
     fastest: Any = rows.loc[rows.speedup[rows.method != "dense"].idxmax()]
     name = name_of(pd.Series({**fastest, "recipe": UNTRAINED}))
-    where = f"at batch {batch}: {fastest.model}, {name}"
+    at = f"at batch {batch}{', decoding' * decodes}"
+    where = f"{at}: {fastest.model}, {name}"
     if fastest.speedup <= 1:
-        return f"Nothing is faster than the dense model at batch {batch}; the nearest is {fastest.model}, {name}"
+        return f"Nothing is faster than the dense model {at}; the nearest is {fastest.model}, {name}"
     return f"At most {fastest.speedup:.1f} times as fast as dense {where}, {fastest.execution} execution"
 
 
@@ -78,9 +85,11 @@ def _panel(ax: Axes, study: Study, rows: pd.DataFrame, model: str) -> list[Point
             if line.sparsity.nunique() < style.JOINED:
                 line, hollow = line[line.method != "dense"], hollow | {"linestyle": ""}
             points = _errorbars(ax, line, {**look, **hollow})
-            if points:
+            if points and (execution == executions[-1] or line.sparsity.nunique() >= style.JOINED):
                 x, y, _, colour = points[-1]
                 named.append((x, y, name, colour))
+            if execution == "sparse" and line.limit.notna().any():
+                ax.plot(fractions(line), line.limit, color=style.GREY, linewidth=0.8)
             if execution == "sparse" and len(points) >= style.JOINED:
                 _break_even(ax, fractions(line).to_numpy(), line.speedup.to_numpy(), look["color"])
     return [*named, *thinned(patterns)]

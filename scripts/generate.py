@@ -1,0 +1,56 @@
+"""Generate text by a model folder, dense and sparse, and compare their speed.
+
+python scripts/generate.py results/smollm2/wanda-linear-0.5/model --prompt "Gravity is"
+"""
+
+import argparse
+from pathlib import Path
+
+from llm_sparsity.jobs.command import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, metavar="MODEL_FOLDER", help="folder of a causal language model")
+    parser.add_argument("--prompt", required=True, help="the text before")
+    parser.add_argument("--tokens", type=_positive, default=64, help="tokens to generate (default 64)")
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's)")
+    parser.add_argument("--execution", choices=("dense", "sparse"), help="one of them (default: both)")
+    args = parser.parse_args()
+
+    import torch
+    import transformers
+    from tabulate import tabulate
+
+    from llm_sparsity.inference.generate import generate
+    from llm_sparsity.models.folder import ModelFolder
+
+    transformers.logging.disable_progress_bar()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder, rows = ModelFolder(args.model), []
+    for execution in [args.execution] if args.execution else ["dense", "sparse"]:
+        found = generate(folder, execution, args.prompt, args.tokens)
+        row = [execution, found.layers, found.prefill, found.decode, found.bytes / 1e6, found.seconds]
+        rows.append([*row, found.decode / (rows[0][3] if rows else found.decode)])
+    heads = [
+        "execution",
+        "sparse layers",
+        "prompt, tokens/s",
+        "generating, tokens/s",
+        "weights, MB",
+        "load, s",
+        "ratio",
+    ]
+    print(f"\n{tabulate(rows, heads, floatfmt='.1f')}\n")
+    print(f"CPU threads: {torch.get_num_threads()}; `generating` begins after the first token")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,66 @@
+"""A model folder as a transformers model that runs: `generate`, `forward` and pipelines work as ever."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from llm_sparsity.inference.sparse_layers import layers_with_zeros, replace_layers, sparse_layers
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import load_model
+
+EXECUTIONS = ("dense", "sparse")
+# How the name of a model's class ends -> the class that makes it.
+CLASSES = {
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+}
+
+
+def load(folder: Path | str | ModelFolder, execution: str = "sparse", *, dtype: torch.dtype | None = None) -> Any:
+    """Load a model, dense or pruned, to run it on a CPU.
+
+    Args:
+        folder: a model folder, such as `results/{model}/{variant}/model`.
+        execution: "sparse", where each layer with zeros holds its remaining weights only (see sparse_layers.py), or
+            "dense".
+        dtype: of weights and activations, float32 or bfloat16. Default: bfloat16 if the folder's weights are, else
+            float32, to which float16 is converted.
+
+    Returns:
+        The transformers model that config.json names, in evaluation mode. Saving it writes its dense weights.
+
+    Raises:
+        UserError: another execution; the folder is not that of a model, or damaged.
+    """
+    if execution not in EXECUTIONS:
+        raise UserError(f"execution: found {execution!r}; expected one of {', '.join(EXECUTIONS)}")
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise UserError(f"dtype: found {dtype}; a CPU runs torch.float32 or torch.bfloat16")
+    folder = folder if isinstance(folder, ModelFolder) else ModelFolder(Path(folder))
+    if dtype is None:
+        dtype = torch.bfloat16 if stored_dtype(folder) == torch.bfloat16 else torch.float32
+    model = load_model(auto_class(folder), folder, dtype=dtype)
+    if execution == "sparse":
+        replace_layers(model, sparse_layers(model, folder.family, layers_with_zeros(model, folder.family)))
+    return model
+
+
+def auto_class(folder: ModelFolder) -> Any:
+    """The class of transformers that makes the model that config.json names; of a body, AutoModel."""
+    name = str((folder.config.get("architectures") or [""])[0])
+    found = next((auto for ending, auto in CLASSES.items() if name.endswith(ending)), "AutoModel")
+    return getattr(transformers, found)
+
+
+def stored_dtype(folder: ModelFolder) -> torch.dtype:
+    """The dtype of a checkpoint's largest tensor; the norms of half-precision models are often float32."""
+    with folder.open() as reader:
+        largest = max(reader.names, key=lambda name: math.prod(reader.shape(name)))
+        return reader.dtype(largest)

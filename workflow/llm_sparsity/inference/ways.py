@@ -1,0 +1,69 @@
+"""Which way of multiplying is fastest: measured once for each kind of layer and number of tokens, then remembered."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm_sparsity.inference import kernels, timing
+
+TURNS = 3
+PRODUCT_PASSES = 2  # `product` reads the matrix again for every 16 tokens: not tried if it would do so more often
+MAX_SKIPPED_DENSITY = 0.6  # above it, skipping zeros one by one never pays, and its list of columns is not made
+
+
+class Ways:
+    """The fastest way of one kind of layer, by number of tokens.
+
+    Args:
+        layers: the layers of this kind. Measuring goes through them, so that weights come from memory where those of a
+            model do.
+    """
+
+    def __init__(self, layers: Iterable[Any] = ()) -> None:
+        self.layers = list(layers)
+        self._known: dict[tuple[int, int], str] = {}
+
+    def __deepcopy__(self, _: object) -> "Ways":
+        return self  # copies of a model share what is known
+
+    def fastest(self, x: Tensor) -> str:
+        """The name of the fastest way to multiply x (..., inputs). Its outputs do not depend on earlier calls."""
+        matrix = self.layers[0].matrix
+        tokens = x.numel() // matrix.inputs
+        if tokens == 0:
+            return "product"
+        size = 1 << (tokens - 1).bit_length()  # next power of two
+        key = size, torch.get_num_threads()
+        if key not in self._known:
+            self._known[key] = self._measured(x, tokens)
+            self._forget_columns()
+        return self._known[key]
+
+    def _measured(self, x: Tensor, tokens: int) -> str:
+        matrix = self.layers[0].matrix
+        names = ["expanded"]
+        if tokens <= PRODUCT_PASSES * kernels.most_tokens(matrix.path):
+            names.append("product")
+        if matrix.rows > 1 or matrix.density <= MAX_SKIPPED_DENSITY:
+            names.append("skipped")
+        if len(names) == 1:
+            return names[0]
+        layers = itertools.cycle(self.layers)
+        with torch.inference_mode():
+            seconds = timing.take_turns([partial(_multiply, layers, name, x) for name in names], TURNS)
+        return names[int(np.median(seconds, axis=0).argmin())]
+
+    def _forget_columns(self) -> None:
+        """Free what was made to measure `skipped`, if it is not used."""
+        if "skipped" not in self._known.values():
+            for layer in self.layers:
+                layer.matrix.columns = None
+
+
+def _multiply(layers: Iterator[Any], way: str, x: Tensor) -> None:
+    getattr(next(layers), way)(x)
