@@ -57,8 +57,8 @@ COLUMNS = {
 }  # fmt: skip
 
 TEXT = {
-    "model", "method", "scope", "task", "recipe", "mask", "metric", "execution", "phase", "device", *VERSIONS, "level", "name",
-    "stack", "part", "shape", "statistic", "claim", "quantity", "verdict",
+    "model", "method", "scope", "task", "recipe", "mask", "metric", "execution", "phase", "device", *VERSIONS, "level",
+    "name", "stack", "part", "shape", "statistic", "claim", "quantity", "verdict",
 }  # fmt: skip
 INTEGERS = {
     "calibration_seed", "seed", "peak_memory_bytes", "epochs", "validation_examples", "threads", "processes", "epoch",

@@ -16,8 +16,8 @@ from llm_sparsity.reporting.wording import name_of
 
 EXECUTIONS = ("dense", "sparse", "2of4")
 LIMIT = (
-    "Thin line: the limit of decoding, which reads each weight once; of a matrix with a share s of zeros it reads a bit "
-    "for every weight, and the others."
+    "Thin line: the limit of decoding, which reads each weight once; of a matrix with zeros it reads a bit for every "
+    "weight, and the weights that remain."
 )
 
 
