@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 
 from tests.tiny import WORDS
 
@@ -99,10 +100,33 @@ def _glue(root: Path) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def _once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], None]) -> Path:
+    """A folder that one of the parallel test processes makes, for all of them; if that fails, each says so."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, failed = base / name, base / f"{name}.failed"
+    with FileLock(base / f"{name}.lock"):
+        if not folder.exists() and not failed.exists():
+            half = base / f"{name}.half"
+            half.mkdir()
+            try:
+                make(half)
+            except BaseException as error:
+                failed.write_text(str(error))
+                raise
+            half.rename(folder)
+    if failed.exists():
+        pytest.fail(f"another test process could not make {name}: {failed.read_text()[-3000:]}")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def hub(root: Path, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hub cache as huggingface_hub lays it out: tiny models under the report's ids, and GLUE."""
-    cache = tmp_path_factory.mktemp("hub")
+    return _once("hub", tmp_path_factory, lambda cache: _fill_hub(cache, root, tiny_model))
+
+
+def _fill_hub(cache: Path, root: Path, tiny_model: Callable[[str], Path]) -> None:
     study = yaml.safe_load((root / "tests/config.yaml").read_text())
 
     def repository(kind: str, source: dict[str, str]) -> Path:
@@ -122,14 +146,20 @@ def hub(root: Path, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.
     for file, table in _glue(root).items():
         (snapshot / file).parent.mkdir(exist_ok=True)
         table.to_parquet(snapshot / file)
-    return cache
 
 
 @pytest.fixture(scope="session")
 def finished(root: Path, hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The tiny study, run once from download to report. Tests that change something work on a copy."""
-    folder = tmp_path_factory.mktemp("project") / "finished"
-    folder.mkdir()
+    whole = _once("finished", tmp_path_factory, lambda folder: _run_study(folder, root, hub))
+    own = tmp_path_factory.mktemp("project") / "finished"  # a run locks its folder
+    shutil.copytree(whole, own)
+    project = Project(own, hub)
+    project.log = (own / "run.log").read_text()
+    return project
+
+
+def _run_study(folder: Path, root: Path, hub: Path) -> None:
     for name in COPIED:
         source = root / name
         if source.is_dir():
@@ -140,9 +170,8 @@ def finished(root: Path, hub: Path, tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "inputs").mkdir()
     generator = random.Random(0)
     (folder / "inputs/lines.txt").write_text("".join(f"{_sentence(generator)[0]}\n" for _ in range(200)))
-    project = Project(folder, hub)
-    project.log = project.run()
-    return project
+    log = Project(folder, hub).run()
+    (folder / "run.log").write_text(log)
 
 
 @pytest.fixture

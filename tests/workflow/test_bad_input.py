@@ -9,8 +9,6 @@ import pytest
 
 from .conftest import COPIED, Project
 
-pytestmark = pytest.mark.workflow
-
 GRID = ("study", 0)
 
 

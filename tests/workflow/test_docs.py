@@ -11,8 +11,6 @@ import pytest
 
 from .conftest import Project
 
-pytestmark = pytest.mark.workflow
-
 
 def rulegraph(root: Path) -> str:
     """The rule graph as Snakemake draws it, without its colours."""
@@ -83,7 +81,7 @@ def test_every_stage_has_one_name_everywhere(root: Path) -> None:
 def test_tests_mirror_the_packages(root: Path) -> None:
     packages = {path.parent.name for path in (root / "workflow/llm_sparsity").glob("*/__init__.py")}
     tested = {path.parent.name for path in (root / "tests/unit").glob("*/test_*.py")}
-    assert tested == packages | {"executor"}
+    assert tested == packages | {"executor", "logger"}
 
 
 def test_every_package_says_in_three_lines_what_it_knows(root: Path) -> None:
@@ -213,7 +211,14 @@ def commands(page: str) -> list[str]:
     return list(dict.fromkeys([*"".join(blocks).splitlines(), *inline]))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in QUIET | OWN])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=() if page == "README.md" else pytest.mark.slow)
+        for page in PAGES
+        if page not in QUIET | OWN
+    ],
+)
 def test_every_command_is_run(page: str, finished: Project, root: Path, tmp_path: Path) -> None:
     """Studies are planned, scripts run on a finished study, benchmarks asked what they do; ./run test is this run.
 

@@ -16,8 +16,6 @@ import yaml
 
 from .conftest import COPIED, Project
 
-pytestmark = pytest.mark.workflow
-
 ODD = 'it\'s {odd} $HOME `x` "y" ü;&'
 DOWNLOAD = "resources/models/m/manifest.json"
 WAIT = "    import time; time.sleep(60)\n"
@@ -49,6 +47,7 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_whole_study_with_odd_names(small: Project, tmp_path: Path) -> None:
     (tmp_path / f"{ODD} temporary").mkdir()
     (small.folder / f"-{ODD}").mkdir()
@@ -70,7 +69,12 @@ def test_a_whole_study_with_odd_names(small: Project, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--cores", "1"), ("--cores", "1", "--quiet", "rules"), ("--profile", "profiles/node")]
+    "arguments",
+    [
+        ("--cores", "1"),
+        pytest.param(("--cores", "1", "--quiet", "rules"), marks=pytest.mark.slow),
+        pytest.param(("--profile", "profiles/node"), marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("fault", ["message", "traceback", "killed"])
 def test_the_reason_of_a_failed_job_is_the_last_line(fault: str, arguments: tuple[str, ...], small: Project) -> None:
@@ -124,13 +128,14 @@ def test_after_a_kill_the_same_command_goes_on(small: Project) -> None:
 
 
 def until(condition: Callable[[], object]) -> None:
-    for _ in range(600):
+    for _ in range(9000):  # a busy machine takes its time
         if condition():
             return
         time.sleep(0.1)
     raise TimeoutError
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_model_counts_by_what_is_read_of_it(small: Project) -> None:
     assert small.snakemake("--configfile", "config.yaml", "--cores", "2").returncode == 0
     source = small.folder / "mine" / ODD

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.workflow
+pytestmark = pytest.mark.slow
 
 
 def test_every_part_passes_without_a_gpu(root: Path, tmp_path: Path) -> None:

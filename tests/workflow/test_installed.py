@@ -10,8 +10,6 @@ import pytest
 
 from tests.tiny import save_tiny_model
 
-pytestmark = pytest.mark.workflow
-
 
 @pytest.fixture(scope="module")
 def installed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

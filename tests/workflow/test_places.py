@@ -10,8 +10,6 @@ import pytest
 
 from .conftest import Project
 
-pytestmark = pytest.mark.workflow
-
 TARGET = "results/gpt2/uniform-linear-0.5/lines/metrics.json"
 
 

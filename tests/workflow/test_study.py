@@ -12,17 +12,15 @@ import yaml
 
 from .conftest import Project
 
-pytestmark = pytest.mark.workflow
-
 
 def test_the_study_runs_from_download_to_report(finished: Project) -> None:
     report = finished.folder / "reports/tiny"
     metrics = pd.read_csv(report / "tables/metrics.csv")
     accuracy = metrics[metrics.metric == "accuracy"]
-    assert len(accuracy) == 6 + 2 + 6  # SST-2 of three models, MRPC dense, MRPC pruned: recipes x seeds
+    assert len(accuracy) == 4 + 1 + 3  # SST-2 of two models, MRPC dense, MRPC pruned: recipes
     assert set(metrics.model) == {"roberta-base", "gpt2", "bart-base"}
     perplexity = metrics[metrics.metric == "perplexity"]
-    assert (perplexity.task == "lines").sum() == 2 + 4  # dense, wanda, and two methods in two scopes
+    assert (perplexity.task == "lines").sum() == 2 + 2  # dense, wanda, and two methods
     assert list(perplexity.recipe[perplexity.task == "text"].fillna("")) == ["", "", "kept", "kept", "lora"]
     sizes = pd.read_csv(report / "tables/sizes.csv")
     assert sizes.set_index(["model", "method"]).measured_sparsity["bart-base", "magnitude"] > 0.8
@@ -50,7 +48,7 @@ def test_the_kept_mask_is_in_the_measured_sparsity(finished: Project) -> None:
 
 def test_a_recipe_starts_from_the_dense_run_and_ends_at_the_variants_sparsity(finished: Project) -> None:
     folder = finished.folder / "results/roberta-base/magnitude-linear-0.5"
-    history = pd.read_csv(folder / "mrpc/brief/seed-1/history.csv")
+    history = pd.read_csv(folder / "mrpc/brief/seed-0/history.csv")
     asked = json.loads((folder / "model/manifest.json").read_text())["pruned"]["measured_sparsity"]
     assert 0 < history.measured_sparsity.iloc[0] < asked
     assert history.measured_sparsity.iloc[-1] == asked
@@ -67,6 +65,7 @@ def test_low_rank_updates_of_a_language_model_keep_its_mask(finished: Project) -
         assert result["metrics"].keys() == {"perplexity"}
 
 
+@pytest.mark.slow
 def test_snakemakes_own_report_works(finished: Project, tmp_path: Path) -> None:
     done = finished.snakemake("--configfile", "config.yaml", "--report", str(tmp_path / "report.zip"))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -78,6 +77,7 @@ def test_snakemakes_own_report_works(finished: Project, tmp_path: Path) -> None:
     [
         "config.yaml",
         "studies/embedded.yaml",
+        "studies/embedded-long.yaml",
         "studies/one-billion.yaml",
         "studies/recovery.yaml",
         "studies/recovery-text.yaml",
