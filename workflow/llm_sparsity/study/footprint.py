@@ -14,6 +14,7 @@ from pathlib import Path
 from llm_sparsity.storage.files import MANIFEST, read_json
 from llm_sparsity.study.cells import DENSE, Variant
 from llm_sparsity.study.config import Config
+from llm_sparsity.study.methods import TRAINING as TRAINING_STEPS
 from llm_sparsity.study.methods import is_calibrated
 from llm_sparsity.study.sparsity import Sparsity
 
@@ -125,6 +126,7 @@ def mem_mb(
         variant: a variant or its name; by default the one that needs most.
     """
     known = _variant(variant)
+    chain = method or (known.method if known else "")
     size = Size(*model_size(config, model)) if model else Size(0, 0)
     gpu = CUDA
     match stage:
@@ -136,8 +138,8 @@ def mem_mb(
             gpu, needed = 0, 3 * size.weights  # read whole, copied into a fresh model, and saved
         case "download":
             gpu, needed = 0, size.largest
-        case "prune" if is_calibrated(method or (known.method if known else "")):
-            needed = _calibrated(config, size)
+        case "prune" if is_calibrated(chain):
+            needed = _calibrated(config, size, trains=not set(TRAINING_STEPS).isdisjoint(chain.split("+")))
         case "prune":
             gpu, needed = 0, 2 * size.largest + STRIPS  # a tensor as read, and its pruned copy
         case "weights":
@@ -214,14 +216,18 @@ def _rows_bytes(config: Config, task: str) -> float:
     return CORPUS if config.tasks[task].kind == "language-model" else CORPUS / 3
 
 
-def _calibrated(config: Config, size: Size) -> float:
-    """The mapped file, embeddings, one block with its Hessians, and the activations of all sequences, twice."""
+def _calibrated(config: Config, size: Size, *, trains: bool) -> float:
+    """The mapped file, embeddings, one block with its Hessians, and the activations of all sequences, twice.
+
+    A step that trains runs two models side by side; gradients, moments and the best weights are four more blocks.
+    """
     drawn = config.calibration
     samples, length = (drawn.samples, drawn.sequence_length) if drawn else (0, 0)
     block = 12 * size.width**2 * FLOAT
     hessians = 4 * (4 * size.width) ** 2 * FLOAT  # of the widest matrix: sum, damped, inverse and its factor
     activations = 2 * samples * length * size.width * FLOAT + max(BLOCK_TOKENS, length) * size.width * INFERENCE
-    return size.file + size.largest + 2 * block + hessians + activations
+    running = size.largest + 2 * block + activations
+    return size.file + running + hessians + trains * (running + 4 * block)
 
 
 def _loaded(size: Size) -> float:

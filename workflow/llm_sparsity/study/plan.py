@@ -105,7 +105,8 @@ def minutes(
     if stage == "finetune":
         passes = sentences(config, task) * config.finetune_settings(task, recipe)["epochs"]
         return SETUP_MINUTES + size * passes / SAMPLES_PER_SECOND / 60 / config.models[model].gpus, False
-    return size * ASSUMED["calibrate" if is_calibrated(method) else stage], False
+    passes = sum(map(is_calibrated, method.split("+")))
+    return size * (passes * ASSUMED["calibrate"] or ASSUMED[stage]), False
 
 
 @cache
