@@ -117,3 +117,10 @@ def test_a_narrower_model_is_quantised(tiny_model: Callable[[str], Path], tmp_pa
 def test_chains_that_make_no_sense_are_one_line(method: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^method .*(comes first|put it last)[^\n]*$"):
         prune(tiny_model("bert"), {"0.5": tmp_path}, method=method, scope="linear")
+
+
+def test_nothing_is_removed_without_a_method(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^sparsity 0.5: method int8 removes nothing; give sparsity 0, or a method bef"
+    ):
+        prune(tiny_model("bert"), {"0.5": tmp_path}, method="int8", scope="linear")

@@ -30,7 +30,7 @@ from llm_sparsity.pruning.structured import StructuredPruner
 from llm_sparsity.pruning.unstructured import UnstructuredPruner
 from llm_sparsity.storage.container import Reader, Writer, copy_companions
 from llm_sparsity.storage.files import write_csv, write_json, write_manifest
-from llm_sparsity.study.methods import EXCHANGING, QUANTISING, STEPS, TRAINING, Chain
+from llm_sparsity.study.methods import KINDS, STEPS, Chain
 from llm_sparsity.study.sparsity import Sparsity
 
 COLUMNS = [
@@ -77,12 +77,7 @@ def prune(
             block does not divide a matrix, a sparsity would remove all heads or neurons of a layer or contradicts
             `min_density`, or the text is too short.
     """
-    try:
-        chain = Chain(method)
-    except ValueError as error:
-        raise UserError(f"method {error}") from None
-    if chain.is_calibrated and (calibration is None or text is None):
-        raise UserError(f"method {method}: needs a calibration text; give `calibration` and `text`")
+    chain = _chain(method, list(outputs), can_calibrate=calibration is not None and text is not None)
     drawn = {"text": text, "calibration": calibration}
     rows: dict[Sparsity, Rows] = {sparsity: {} for sparsity in outputs}
     configs: dict[Sparsity, dict[str, Any] | None] = dict.fromkeys(outputs)
@@ -112,8 +107,25 @@ def prune(
             write_json(output / "model" / "config.json", config)
         listed = [rows[sparsity][name] for name in sorted(rows[sparsity])]
         write_csv(output / "sparsity.csv", listed, COLUMNS)
-        counts = _counts(tensors, sparsity, listed)
+        counts = _counts(parts[chain.parts[0]], sparsity, listed)
         write_manifest(output / "model", **model.facts, pruned={"sparsity": str(sparsity), **settings, **counts})
+
+
+def _chain(text: str, sparsities: Sequence[Sparsity], *, can_calibrate: bool) -> Chain:
+    """The chain that a text names.
+
+    Raises:
+        UserError: it is none, it needs calibration and there is none, or it removes nothing, but a sparsity is not 0.
+    """
+    try:
+        chain = Chain(text)
+    except ValueError as error:
+        raise UserError(f"method {error}") from None
+    if chain.is_calibrated and not can_calibrate:
+        raise UserError(f"method {text}: needs a calibration text; give `calibration` and `text`")
+    if not chain.method and (pruned := [sparsity for sparsity in sparsities if not sparsity.is_dense]):
+        raise UserError(f"sparsity {pruned[0]}: method {text} removes nothing; give sparsity 0, or a method before it")
+    return chain
 
 
 def _scored_tensors(
@@ -152,11 +164,8 @@ def _pruner(
 
 def _step(step: str, tensors: ScoredTensors, before: Reader, sparsity: Sparsity, drawn: dict[str, Any]) -> Pruner:
     """The pruner of a step, which changes the weights that `before` reads. Modules are imported as in `_pruner`."""
-    kinds = {"calibrated": EXCHANGING, "reconstruction": TRAINING, "quantization": QUANTISING}
-    module = importlib.import_module(
-        f"llm_sparsity.pruning.{next(kind for kind, names in kinds.items() if step in names)}"
-    )
-    pruner: Pruner = module.step(tensors, before, sparsity, **drawn)
+    kind = next(kind for kind, steps in KINDS.items() if step in steps)
+    pruner: Pruner = importlib.import_module(f"llm_sparsity.pruning.{kind}").step(tensors, before, sparsity, **drawn)
     return pruner
 
 

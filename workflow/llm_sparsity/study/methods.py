@@ -23,6 +23,7 @@ def _with(line: str) -> tuple[str, ...]:
 
 METHODS, STEPS = tuple(_METHODS), tuple(_STEPS)
 EXCHANGING, TRAINING, QUANTISING = (_with(f"def {name}(") for name in ("repair", "train", "quantize"))  # steps
+KINDS = {"calibrated": EXCHANGING, "reconstruction": TRAINING, "quantization": QUANTISING}  # module -> its steps
 CALIBRATED = (*_with("def observe("), *TRAINING)  # methods and steps that need calibration text
 SINGLE = _with("GRANULARITY = (1, 1)")  # remove single weights
 WITHOUT_MASK = _with("GRANULARITY = None")  # shrink tensors
@@ -102,7 +103,7 @@ class Chain:
     @property
     def modules(self) -> list[str]:
         """The modules of the library that these parts alone need: a change in one affects no other chain."""
-        runners = {"calibrated": CALIBRATED, "reconstruction": TRAINING, "quantization": QUANTISING}
+        kinds = KINDS | {"calibrated": CALIBRATED}
         found = [f"methods.{name}" if name in METHODS else f"steps.{name}" for name in self.parts]
-        found += [runner for runner, names in runners.items() if set(names) & set(self.parts)]
+        found += [kind for kind, names in kinds.items() if set(names) & set(self.parts)]
         return [f"llm_sparsity.pruning.{module}" for module in found]
