@@ -208,7 +208,7 @@ def test_every_model_may_have_diverged(tmp_path: Path) -> None:
     metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str, keep_default_na=False)
     metrics.assign(value="").to_csv(tmp_path / "tables/metrics.csv", index=False)
     plot(tmp_path / "tables", tmp_path, config=config, methods={}, claims=CLAIMS)
-    assert "compares no pruned model with its dense model" in (tmp_path / "summary.txt").read_text()
+    assert "scores no pruned model by accuracy or perplexity" in (tmp_path / "summary.txt").read_text()
     assert "This study has nothing to recommend" in (tmp_path / "report.html").read_text()
 
 

@@ -9,9 +9,10 @@ import pandas as pd
 from llm_sparsity.reporting.decisions import Decision, decisions, useless
 from llm_sparsity.reporting.options import QUALITY, Option, options
 from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, dense, fractions, scored
-from llm_sparsity.reporting.tolerance import WHOLE, Verdict, verdict
+from llm_sparsity.reporting.tolerance import Verdict, verdict
 from llm_sparsity.reporting.wording import cost_of, name_of, number_of, part_of, percent, scope_name, shown
 
+WHOLE = ("all", "linear")  # scopes that are whole models, not parts
 NAMED = 4  # verdicts that become sentences; of more, the extremes
 
 
@@ -30,6 +31,11 @@ class Question:
     verdict: Verdict | None
     decisions: list[Decision]
     informative: bool
+
+    @property
+    def alike(self) -> bool:
+        """Whether bytes compare like with like."""
+        return all(option.alike for option in self.options)
 
     @property
     def dense(self) -> float:
@@ -102,7 +108,7 @@ def _rank(question: Question) -> tuple[int, bool, float]:
 def _size(option: Option) -> str:
     if math.isnan(option.share):
         return f"without {option.sparsity.label} of its weights"
-    return f"at {percent(round(option.share, 2))} of its bytes"
+    return f"at {percent(round(option.share, 2))} of {'its bytes' if option.alike else 'the bytes of its plain file'}"
 
 
 def answers(data: Tables, asked: list[Question]) -> list[str]:

@@ -35,7 +35,8 @@ class Option:
         values, dense: of the metric, by seed (of calibration, for what was not trained).
         count: examples of the validation split; 0: a text.
         bytes: of the weight file that was scored, mean over seeds; NaN: unknown.
-        share: `bytes` as a share of the dense model's.
+        share: `bytes` as a share of the dense model's; see `alike`.
+        alike: whether that compares like with like: both in the container. Else the dense file is the plain one.
         plain: `bytes` as a share of the dense file as it was downloaded.
         speedup: of the fastest execution at the smallest batch over the dense model; NaN: not measured.
         folder: of the model, for the first seed.
@@ -53,6 +54,7 @@ class Option:
     count: int
     bytes: float
     share: float
+    alike: bool
     plain: float
     speedup: float
     folder: Path
@@ -66,6 +68,11 @@ class Option:
     def value(self) -> float:
         """The mean over seeds."""
         return float(self.values.mean())
+
+    @property
+    def rank(self) -> float:
+        """The mean with the sign of the metric: the larger the better."""
+        return QUALITY[self.metric][0] * self.value
 
     @property
     def sweep(self) -> tuple[str, str, str]:
@@ -98,12 +105,12 @@ class Option:
 
 def better(one: Option, other: Option) -> bool:
     """Whether one option has the better quality."""
-    return QUALITY[one.metric][0] * (one.value - other.value) > 0
+    return one.rank > other.rank
 
 
 def best(options: Iterable[Option]) -> Option | None:
     """The option with the best quality; of equals, the smaller one."""
-    return max(options, key=lambda option: (QUALITY[option.metric][0] * option.value, -option.bytes), default=None)
+    return max(options, key=lambda option: (option.rank, -option.bytes), default=None)
 
 
 def _share(option: Option) -> float:
@@ -114,7 +121,7 @@ def front(options: Iterable[Option], model: str, cost: Callable[[Option], float]
     """The options of a model that no other one of it beats in cost and quality, the cheapest first."""
     known = [option for option in options if option.model == model and not math.isnan(cost(option))]
     found: list[Option] = []
-    for option in sorted(known, key=lambda option: (cost(option), -QUALITY[option.metric][0] * option.value)):
+    for option in sorted(known, key=lambda option: (cost(option), -option.rank)):
         if not found or better(option, found[-1]):
             found.append(option)
     return found
@@ -136,11 +143,12 @@ def options(data: Tables) -> list[Option]:
             start = dense(mine, first.recipe)
             if start.empty:
                 continue
-            size, share, plain = _bytes(data, first)
+            size, share, alike, plain = _bytes(data, first)
             found.append(
                 Option(
                     str(task), str(metric), str(model), first.method, first.scope, first.sparsity, first.recipe,
-                    _by_seed(cell), _by_seed(start), count, size, share, plain, _speedup(data, first), _folder(first),
+                    _by_seed(cell), _by_seed(start), count, size, share, alike, plain, _speedup(data, first),
+                    _folder(first),
                 )
             )  # fmt: skip
     return found
@@ -157,21 +165,23 @@ def _cell(table: pd.DataFrame, row: Any) -> pd.DataFrame:
     return table[same & (table.sparsity == row.sparsity)]
 
 
-def _bytes(data: Tables, row: Any) -> tuple[float, float, float]:
-    """The bytes of the file that was scored, their share of the dense model, and of the plain file.
+def _bytes(data: Tables, row: Any) -> tuple[float, float, bool, float]:
+    """The bytes of the file that was scored, their share of the dense model, whether that is like with like, and their
+    share of the plain file.
 
     Training changes the weights, and with them what compression saves: a trained model is measured itself.
     """
     sizes, runs = _cell(data["sizes"], row), data["runs"]
     if sizes.empty:
-        return (float("nan"),) * 3
+        return math.nan, math.nan, False, math.nan
     whole, size = float(sizes.dense_bytes.iloc[0]), float(sizes.bytes.iloc[0])
     runs = runs[(runs.task == row.task) & (runs.model == row.model)]
     trained, start = (each["bytes"].astype(float).mean() for each in (_trained(runs, row), dense(runs, row.recipe)))
     if pd.notna(trained):
-        return trained, trained / start, trained / whole
+        return trained, trained / start, True, trained / whole
     ratio = float(sizes.ratio.iloc[0])
-    return size, 1.0 if row.method == "dense" else size / whole if pd.isna(ratio) else ratio, size / whole
+    alike = not math.isnan(ratio)
+    return size, ratio if alike else size / whole, alike, size / whole
 
 
 def _trained(runs: pd.DataFrame, row: Any) -> pd.DataFrame:

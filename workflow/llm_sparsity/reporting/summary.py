@@ -51,6 +51,7 @@ def _decisions(question: Question) -> list[str]:
     """The decision table of one model on one task; below each row, the folder of the model."""
     metric = question.metric
     head = f"{question.model} on {question.task}: {metric} {shown(metric, question.dense)} dense"
+    head += "" if question.alike else "; bytes are a share of its plain file"
     if reason := nothing(question.decisions):
         return [head, "", *_wrapped(reason, "  ")]
     rows: list[list[str]] = []

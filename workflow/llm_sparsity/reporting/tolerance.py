@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from llm_sparsity.reporting.intervals import Estimate, to_decide
 from llm_sparsity.reporting.options import POINTS, Option
 
-WHOLE = ("all", "linear")  # scopes that are whole models, not parts
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -41,19 +39,17 @@ class Verdict:
 
 def verdict(options: Iterable[Option]) -> Verdict | None:
     """The verdict on the options of one model on one task: of the smallest option inside the tolerance; else of the
-    one that is nearest to it. None if nothing can be compared.
+    best one. None if nothing can be compared.
     """
     pruned = [option for option in options if not option.is_dense]
-    if any(option.scope in WHOLE for option in pruned):
-        pruned = [option for option in pruned if option.scope in WHOLE]
     sweeps = len({option.sweep for option in pruned})
     judged = [
         Verdict(option, change, option.inside(change), sweeps) for option in pruned if (change := option.change(sweeps))
     ]
     proven = _furthest(judged, lambda found: found.decided is True)
     near = _furthest(judged, lambda found: found.option.near(found.change) and found.decided is None)
-    undecided = [found for found in judged if found.decided is None]
-    return proven or near or min(undecided or judged, key=_removed, default=None)
+    undecided, outside = ([found for found in judged if found.decided is decided] for decided in (None, False))
+    return proven or near or max(undecided or outside, key=lambda found: found.option.rank, default=None)
 
 
 def _furthest(judged: list[Verdict], good: Callable[[Verdict], bool]) -> Verdict | None:
