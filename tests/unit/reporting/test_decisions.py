@@ -94,6 +94,19 @@ def test_a_model_that_was_published_as_codes_is_said_to_be(tmp_path: Path) -> No
     assert "smollm2 is published as a file of 4-bit codes (Q4_1)" in shown
 
 
+def test_bytes_that_are_not_like_for_like_are_said_to_be(tmp_path: Path) -> None:
+    """Without the size of the dense model in the container, its plain file is the base: 42 % where 50 % are saved."""
+    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 0)
+    changed(tmp_path, "metrics", {"method": "magnitude", "metric": "perplexity"}, value=31)
+    alike = page(read(tmp_path / "tables"), config, {}, {"What should I take?": []})
+    rows = pd.read_csv(tmp_path / "tables/sizes.csv", dtype=str, keep_default_na=False)
+    rows.assign(ratio="").to_csv(tmp_path / "tables/sizes.csv", index=False)
+    plain = page(read(tmp_path / "tables"), config, {}, {"What should I take?": []})
+    note = "its plain file is the base"
+    assert note not in alike and note in plain
+    assert "at 8 % of the bytes of its plain file" in summary(read(tmp_path / "tables"), tmp_path).replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     ("spread", "sampling", "needed"),
     [
