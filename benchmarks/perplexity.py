@@ -43,13 +43,13 @@ def main() -> None:
     from llm_sparsity.storage.files import read_json
 
     torch.set_num_threads(args.threads)
-    _halves(args.text, args.folder)
+    halves(args.text, args.folder)
     end = time.monotonic() + 60 * args.minutes
     found = {}
     for cell in _cells():
         output = args.folder / "-".join(map(str, cell))
         if not (output / CELL).exists() and time.monotonic() < end:
-            _measure(args.model, args.folder / "text", output, *cell)
+            measure(args.model, args.folder / "text", output, *cell)
         if (output / CELL).exists():
             found[cell] = read_json(output / CELL)
             print(output.name, found[cell], flush=True)
@@ -68,7 +68,7 @@ def _cells() -> list[tuple[str, str, str, int]]:
     return [("dense", "0", "uniform", 0), *(cell for cell in cells if cell[:2] != ("magnitude", "2of4"))]
 
 
-def _halves(text: Path, folder: Path) -> None:
+def halves(text: Path, folder: Path) -> None:
     """Prepare the text as a task: its first half is the split test, the second half train."""
     from llm_sparsity.data.preparation import TaskSettings, prepare
     from llm_sparsity.storage.files import write_manifest, write_text
@@ -82,13 +82,14 @@ def _halves(text: Path, folder: Path) -> None:
     write_manifest(folder / "text", kind="task", **facts)
 
 
-def _measure(path: Path, text: Path, output: Path, method: str, level: str, layerwise: str, seed: int) -> None:
+def measure(path: Path, text: Path, output: Path, method: str, level: str, layerwise: str, seed: int) -> None:
     """Perplexity of a cell, and the CPU seconds of pruning."""
     from llm_sparsity.data.tasks import TaskFolder
     from llm_sparsity.evaluation.evaluate import evaluate
     from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.pruning.prune import prune
-    from llm_sparsity.storage.files import read_json, write_json
+    from llm_sparsity.storage.files import read_json, read_manifest, weight_bytes, write_json
+    from llm_sparsity.study.methods import is_calibrated
     from llm_sparsity.study.sparsity import Sparsity
 
     model, task = ModelFolder(path), TaskFolder(text)
@@ -96,13 +97,15 @@ def _measure(path: Path, text: Path, output: Path, method: str, level: str, laye
     if method != "dense":
         draw = {"samples": SAMPLES, "sequence_length": LENGTH, "seed": seed}
         more: dict[str, Any] = {"calibration": draw, "text": task, "layerwise": layerwise}
-        prune(model, {Sparsity(level): output}, method=method, scope="linear", **(more if method in CALIBRATED else {}))
+        prune(
+            model, {Sparsity(level): output}, method=method, scope="linear", **(more if is_calibrated(method) else {})
+        )
         model = ModelFolder(output / "model")
     seconds = time.process_time() - begin
     evaluate(model, task, output, sequence_length=LENGTH, max_tokens=WINDOWS * LENGTH, batch_size=1)
-    write_json(
-        output / CELL, {"perplexity": read_json(output / "metrics.json")["metrics"]["perplexity"], "cpu": seconds}
-    )
+    found = read_json(output / "metrics.json")["metrics"]["perplexity"]
+    size = weight_bytes(read_manifest(model.path))
+    write_json(output / CELL, {"perplexity": found, "cpu": seconds, "bytes": size})
     shutil.rmtree(output / "model", ignore_errors=True)
 
 
@@ -121,7 +124,7 @@ def summary(model: Path, found: dict[tuple[str, str, str, int], dict[str, Any]],
         if any(cells.values()):
             cpu = [cell["cpu"] for values in cells.values() for cell in values]
             name = f"{method}, OWL" if layerwise == "owl" else method
-            rows.append([name, *(_interval(values) for values in cells.values()), f"{statistics.mean(cpu):.0f}"])
+            rows.append([name, *(interval(values) for values in cells.values()), f"{statistics.mean(cpu):.0f}"])
     dense = found["dense", "0", "uniform", 0]["perplexity"]
     return (
         f"{model.name} on WikiText-2, scope linear; dense {dense:.1f}. Perplexity of {WINDOWS} windows of {LENGTH} "
@@ -132,7 +135,7 @@ def summary(model: Path, found: dict[tuple[str, str, str, int], dict[str, Any]],
     ) + table(["", *columns, "CPU s"], rows)
 
 
-def _interval(cells: list[dict[str, Any]]) -> str:
+def interval(cells: list[dict[str, Any]]) -> str:
     values = [cell["perplexity"] for cell in cells]
     if not values:
         return "-"

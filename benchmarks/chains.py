@@ -1,0 +1,73 @@
+"""Perplexity and bytes of chains: methods followed by steps, and quantised models, by the protocol of perplexity.py.
+
+    PYTHONPATH=workflow python benchmarks/chains.py --model resources/models/smollm2 --text wiki.test.raw --write
+
+Cells are files, as there: an interrupted run continues, --minutes 0 shows the finished ones, and --cells names those to
+compute, such as wanda+swaps-0.5. A chain of `reconstruct` takes a quarter of an hour of one core.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from pathlib import Path
+
+from perplexity import CELL, LENGTH, SAMPLES, SEEDS, WINDOWS, halves, interval, measure
+from table import machine, table, write
+
+LEVELS = ["0.5", "0.6", "2of4"]
+CHAINS = [
+    "uniform", "uniform+reconstruct", "wanda", "wanda+swaps", "wanda+reconstruct", "wanda+swaps+reconstruct",
+    "sparsegpt", "sparsegpt+swaps", "sparsegpt+reconstruct", "admm", "admm+reconstruct", "wanda+int8",
+    "wanda+reconstruct+int8",
+]  # fmt: skip
+CELLS = ["dense-0", "int8-0", "int4-0", *(f"{chain}-{level}" for level in LEVELS for chain in CHAINS)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of a downloaded decoder")
+    parser.add_argument("--text", type=Path, required=True, help="running text, one paragraph a line")
+    parser.add_argument("--folder", type=Path, default=Path("work/perplexity"), help="folder of the cells")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS, metavar="CELL", help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="draws of calibration text")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no cell after MINUTES")
+    parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
+    parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
+    args = parser.parse_args()
+    import torch
+
+    from llm_sparsity.storage.files import read_json
+    from llm_sparsity.study.methods import is_calibrated
+
+    torch.set_num_threads(args.threads)
+    halves(args.text, args.folder)
+    end, rows, sizes = time.monotonic() + 60 * args.minutes, [], {}
+    for cell in CELLS:
+        chain, level = cell.rsplit("-", 1)
+        draws = []
+        for seed in SEEDS if is_calibrated(chain) else [0]:
+            output = args.folder / f"{cell}-uniform-{seed}"
+            wanted = cell in args.cells and (seed in args.seeds or not is_calibrated(chain))
+            if wanted and not (output / CELL).exists() and time.monotonic() < end:
+                measure(args.model, args.folder / "text", output, chain, level, "uniform", seed)
+            if (output / CELL).exists():
+                draws.append(read_json(output / CELL))
+                print(output.name, draws[-1], flush=True)
+        if draws:
+            sizes[cell] = statistics.mean(draw["bytes"] for draw in draws) / 1e6
+            minutes = statistics.mean(draw["cpu"] for draw in draws) / 60
+            rows.append([chain, level, interval(draws), f"{sizes[cell]:.0f}", f"{minutes:.1f}"])
+    text = (
+        f"{args.model.name} on WikiText-2, scope linear. Perplexity of {WINDOWS} windows of {LENGTH} tokens; {SAMPLES} "
+        f"calibration sequences of {LENGTH} tokens: mean over the draws, ± half of the 95 % interval (Student's t) if "
+        "there are three. MB are those of the whole file, whose embeddings are neither pruned nor quantised; of the "
+        f"dense model, as it came. CPU minutes are those of pruning and all steps. {machine(args.threads)}.\n\n"
+    ) + table(["", "sparsity", "perplexity", "MB", "CPU min"], rows, texts=2)
+    print(text)
+    if args.write:
+        write("chains", text)
+
+
+if __name__ == "__main__":
+    main()
