@@ -217,7 +217,7 @@ def test_what_training_on_text_brings_back_is_told_against_a_dense_model_that_wa
     told = summary_of(tmp_path)
     assert (
         "Training recovers: on text, smollm2 at 90 % (wanda) goes from perplexity 238.3 to 41.5 by lora; the dense "
-        "model, trained as long, has 20.0" in told
+        "model, trained by kept, has 20.0" in told
     )
     rows = [line for table in results(read(tmp_path / "tables")) for line in table["lines"]]
     assert ["smollm2", "wanda", "linear", "not trained", "30.0", "94.9", "238.3"] in rows

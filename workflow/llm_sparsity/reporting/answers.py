@@ -263,7 +263,7 @@ def _recovery(data: Tables) -> str:
     return (
         f"Training recovers: on {row.task}, {row.model} at {row.sparsity.label} ({row.method}) goes from perplexity "
         f"{shown('perplexity', row.value_x)} to {shown('perplexity', row.value_y)} by {row.recipe_y}; the dense model, "
-        f"trained as long, has {shown('perplexity', trained)}."
+        f"trained by kept, has {shown('perplexity', trained)}."
     )
 
 
