@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from llm_sparsity.data.tasks import TaskFolder
+from llm_sparsity.models.checkpoint import ModelReader
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.training import setup
 from llm_sparsity.training.finetune import finetune
@@ -29,7 +30,7 @@ from llm_sparsity.training.settings import FinetuneSettings
 def sharded(**kwargs: Any) -> accelerate.Accelerator:
     made = accelerate.Accelerator(**kwargs)
     plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=True
     )
     for state in (PartialState, AcceleratorState):
         state._shared_state["distributed_type"] = DistributedType.FSDP
@@ -49,6 +50,8 @@ if __name__ == "__main__":
         hold(self)
 
     Mask.hold = held  # type: ignore[method-assign]
+    if os.environ["RANK"] != "0":
+        ModelReader.tensor = None  # type: ignore[assignment, method-assign]  # only the first process reads a model
     finetune(
         ModelFolder(Path(model)), TaskFolder(Path(task)), Path(output), Path(work),
         FinetuneSettings.from_dict(json.loads(settings)), code="", save_minutes=1e-9,

@@ -142,3 +142,19 @@ def test_loading_holds_the_model_and_a_few_tensors(
     monkeypatch.setattr(StoredTensor, "__getitem__", counted)
     names = load_causal(folder).state_dict()
     assert 0 < most <= GLOBAL_WORKERS < len(names) / 2
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_model_without_values_reads_none(
+    kind: str, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ModelFolder(tiny_model(kind))
+    whole = load_classifier(folder, labels=2, seed=0)
+    monkeypatch.setattr(ModelReader, "tensor", None)
+    empty = load_classifier(folder, labels=2, seed=0, values=False)
+    assert [(name, weight.shape) for name, weight in empty.named_parameters()] == [
+        (name, weight.shape) for name, weight in whole.named_parameters()
+    ]
+    assert {weight.device.type for weight in empty.parameters()} == {"cpu"}
+    held = dict(empty.named_buffers())
+    assert all(torch.equal(buffer, held[name]) for name, buffer in whole.named_buffers())

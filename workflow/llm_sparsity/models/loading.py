@@ -19,12 +19,22 @@ class StoredTensor:
     """A tensor of a checkpoint that is read when it is sliced, as transformers does with each once: `tensor[...]`.
 
     So a model is loaded tensor by tensor. transformers reads in several threads, a reader in one at a time.
+
+    Args:
+        reader: of the checkpoint.
+        name: of the tensor.
+        turn: held while the reader reads.
+        values: read the values; if not, the tensor has the shape and dtype alone, and takes no memory until it is used.
     """
 
-    def __init__(self, reader: "ModelReader", name: str, turn: threading.Lock) -> None:
-        self._reader, self._name, self._turn = reader, name, turn
+    def __init__(self, reader: "ModelReader", name: str, turn: threading.Lock, *, values: bool) -> None:
+        self._reader, self._name, self._turn, self._values = reader, name, turn, values
 
     def __getitem__(self, index: Any) -> "torch.Tensor":
+        if not self._values:
+            import torch
+
+            return torch.empty(self._reader.shape(self._name), dtype=torch.float32)
         with self._turn:
             return self._reader.tensor(self._name)[index]
 
@@ -35,6 +45,7 @@ def load_model(
     *,
     dtype: "torch.dtype | None" = None,
     fresh_head: bool = False,
+    values: bool = True,
     **kwargs: Any,
 ) -> Any:
     """transformers' `from_pretrained` for any model folder, sparse or plain.
@@ -46,6 +57,7 @@ def load_model(
         folder: a model folder.
         dtype: of the model's weights. Default: float32.
         fresh_head: draw the classification head anew, also if the folder holds one.
+        values: read the weights; if not, they are undefined, for a process that gets them from another.
         kwargs: fields of the model's configuration, such as `num_labels`.
 
     Returns:
@@ -64,7 +76,7 @@ def load_model(
         if fresh_head:
             reader.names = [name for name in reader.names if not re.search(CLASSIFIERS, name)]
         stored, turn = check(empty, folder.family, reader, folder), threading.Lock()
-        tensors = {name: StoredTensor(reader, known, turn) for name, known in stored.items()}
+        tensors = {name: StoredTensor(reader, known, turn, values=values) for name, known in stored.items()}
         model_class, shapes = type(empty), {name: reader.shape(known) for name, known in stored.items()}
 
         def make(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -115,7 +127,9 @@ def _empty(auto_class: Any, folder: ModelFolder, **kwargs: Any) -> Any:
         raise UserError(f"{folder}/config.json: transformers cannot make the model: {reason}; correct it") from error
 
 
-def load_classifier(folder: ModelFolder, *, labels: int, seed: int, task: dict[str, Any] | None = None) -> Any:
+def load_classifier(
+    folder: ModelFolder, *, labels: int, seed: int, task: dict[str, Any] | None = None, values: bool = True
+) -> Any:
     """A model with a classification head: the folder's own, or a new one, drawn from the seed alone.
 
     A head in a folder of this program is one that it trained (`download_model` leaves others out), so training goes on
@@ -127,6 +141,7 @@ def load_classifier(folder: ModelFolder, *, labels: int, seed: int, task: dict[s
         labels: number of labels.
         seed: of a new head's initial weights.
         task: what the manifest's entry `task` has to be for a head to be kept. Default: whatever it is.
+        values: see `load_model`.
     """
     import torch
 
@@ -134,14 +149,14 @@ def load_classifier(folder: ModelFolder, *, labels: int, seed: int, task: dict[s
     fresh = held != labels or (task is not None and folder.facts.get("task", task) != task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _load("AutoModelForSequenceClassification", folder, fresh_head=fresh, num_labels=labels)
+        model = _load("AutoModelForSequenceClassification", folder, fresh_head=fresh, values=values, num_labels=labels)
     model.config.pad_token_id = folder.tokenizer.pad_token_id
     return model
 
 
-def load_causal(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> Any:
-    """A model as a causal language model; its weights in `dtype`, by default float32."""
-    return _load("AutoModelForCausalLM", folder, dtype=dtype)
+def load_causal(folder: ModelFolder, dtype: "torch.dtype | None" = None, *, values: bool = True) -> Any:
+    """A model as a causal language model; its weights in `dtype`, by default float32. For `values` see `load_model`."""
+    return _load("AutoModelForCausalLM", folder, dtype=dtype, values=values)
 
 
 def load_base(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> Any:

@@ -28,9 +28,9 @@ class Labels:
         self._train: list[int] = tokens.train.labels or []
         self._validation: list[int] = tokens.validation.labels or []
 
-    def load(self, folder: ModelFolder, seed: int) -> Any:
+    def load(self, folder: ModelFolder, seed: int, *, values: bool) -> Any:
         """A model with a new head, drawn with the seed, unless the folder's was trained on this task."""
-        return load_classifier(folder, labels=self._num_labels, seed=seed, task=self._task)
+        return load_classifier(folder, labels=self._num_labels, seed=seed, task=self._task, values=values)
 
     def is_new(self, net: Module, name: str) -> bool:
         """Whether a parameter belongs to the new head."""
@@ -59,10 +59,10 @@ class NextTokens:
 
     options: ClassVar[dict[str, Any]] = {"use_cache": False}  # no text is continued
 
-    def load(self, folder: ModelFolder, seed: int) -> Any:
+    def load(self, folder: ModelFolder, seed: int, *, values: bool) -> Any:
         """A causal language model."""
         del seed
-        return load_causal(folder)
+        return load_causal(folder, values=values)
 
     def is_new(self, net: Module, name: str) -> bool:
         """Whether a parameter belongs to a new head; none does."""

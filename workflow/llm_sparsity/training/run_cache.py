@@ -41,13 +41,31 @@ Tensors = Mapping[str, Tensor]
 VERSIONED = ("torch", "transformers")  # libraries whose version is part of the key
 
 
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors in a folder, each read when it is asked for: a process that restores a save holds no second copy."""
+
+    def __init__(self, folder: Path) -> None:
+        self._reader = container.Reader(folder)
+        for name in self:
+            self[name]  # a damaged one is found before any is used
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._reader.tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reader.names)
+
+    def __len__(self) -> int:
+        return len(self._reader.names)
+
+
 @dataclass(frozen=True)
 class Saved:
-    """A save that was read back: the fields of progress.json, the model's tensors, all others; none of an ended run."""
+    """A save that is whole: the fields of progress.json, the model's tensors, all others; none of an ended run."""
 
     progress: dict[str, Any]
-    weights: dict[str, Tensor]
-    state: dict[str, Tensor]
+    weights: Tensors
+    state: Tensors
 
 
 class RunCache:
@@ -117,7 +135,7 @@ class RunCache:
         try:
             progress = read_json(self.folder / "progress.json")
             weights, state = (
-                container.load(self.folder / folder) if folder else {}
+                StoredTensors(self.folder / folder) if folder else {}
                 for folder in (progress["weights"], progress["state"])
             )
         except (UserError, ValueError, KeyError) as error:

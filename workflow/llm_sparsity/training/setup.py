@@ -47,23 +47,25 @@ def initial_model(
     objective: Objective,
     settings: FinetuneSettings,
     scope: PrunedScope,
-    device: torch.device,
+    accelerator: Accelerator,
 ) -> tuple[Any, dict[str, int], Teacher | None]:
     """The model that training starts from.
 
-    It is the variant; or the fine-tuned dense model, with the variant's mask unless a schedule removes the weights.
+    It is the variant; or the fine-tuned dense model, with the variant's mask unless a schedule removes the weights. If
+    weights are sharded, the first process reads them and hands each other one its shards, but all hold a teacher.
 
     Returns:
         The model on the CPU; the number of removed weights in each tensor of the variant's scope; the teacher.
     """
-    net = objective.load(model, settings.seed)
+    values = accelerator.is_main_process or getattr(accelerator.state, "fsdp_plugin", None) is None
+    net = objective.load(model, settings.seed, values=values)
     removed = zeros(scope.parameters(net))
     counts = {name: int(gone.sum()) for name, gone in removed.items()}
     if dense is None:
         return net, counts, None
-    net, teacher = objective.load(dense, settings.seed), None
+    net, teacher = objective.load(dense, settings.seed, values=values or settings.distill is not None), None
     if settings.distill:
-        teacher = Teacher(copy.deepcopy(net).to(device), **settings.distill)
+        teacher = Teacher(copy.deepcopy(net).to(accelerator.device), **settings.distill)
         disable_dropout(net)
     if not settings.schedule:
         for name, weight in scope.parameters(net).items():

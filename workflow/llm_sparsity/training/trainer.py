@@ -74,9 +74,7 @@ class Trainer:
         self.steps = settings.epochs * self.steps_per_epoch
 
         scope = PrunedScope(model, accelerator)
-        net, counts, self.teacher = setup.initial_model(
-            model, dense, self.objective, settings, scope, accelerator.device
-        )
+        net, counts, self.teacher = setup.initial_model(model, dense, self.objective, settings, scope, accelerator)
         setup.set_trainable(net, model, self.objective, settings)
         optimizer = adamw(net, settings.learning_rate, settings.weight_decay)
         if sharding := getattr(accelerator.state, "fsdp_plugin", None):
