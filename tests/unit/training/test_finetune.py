@@ -28,7 +28,12 @@ from tests.unit.training.helpers import LORA, WINDOWS, after, removed, run
 Make = Callable[[str], ModelFolder]
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "gpt2", "llama", "bart"])
+def slow(*values: Any) -> Any:
+    """Values of a parametrised test that `./run test` leaves out, as it has others of their kind."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("kind", ["bert", slow("roberta"), slow("distilbert"), "gpt2", slow("llama"), "bart"])
 def test_the_kept_mask_is_exact_in_the_saved_file(kind: str, variant: Make, task: TaskFolder, tmp_path: Path) -> None:
     model = variant(kind)
     result = run(model, task, tmp_path, micro_batch_size=8)
@@ -97,7 +102,7 @@ def test_the_same_run_gives_the_same_bytes(variant: Make, task: TaskFolder, tmp_
         assert (tmp_path / "1/out" / file).read_bytes() == (tmp_path / "2/out" / file).read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "bart"])
+@pytest.mark.parametrize("kind", ["bert", slow("llama"), slow("gpt2"), slow("bart")])
 def test_an_interrupted_run_goes_on_and_leaves_the_same_bytes(
     kind: str, variant: Make, task: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +128,7 @@ def test_an_interrupted_run_goes_on_and_leaves_the_same_bytes(
         assert (tmp_path / "whole/out" / file).read_bytes() == (tmp_path / "cut/out" / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_leaves_the_same_bytes(
     variant: Make, task: TaskFolder, tmp_path: Path
 ) -> None:
@@ -256,8 +262,7 @@ def test_a_head_of_another_task_is_drawn_anew(variant: Make, task: TaskFolder, t
             assert torch.equal(net.classifier.weight, expected)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize(("kind", "lora"), [("llama", LORA), ("gpt2", None), slow("llama", None), slow("gpt2", LORA)])
 def test_a_sparse_language_model_recovers_and_keeps_its_mask(
     lora: Any, kind: str, variant: Make, text: TaskFolder, tmp_path: Path
 ) -> None:
@@ -293,7 +298,7 @@ def test_updates_train_a_classifiers_new_head_too(variant: Make, task: TaskFolde
     assert not torch.equal(saved["classifier.weight"], fresh)
 
 
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("lora", [slow(None), LORA])
 def test_a_language_model_that_was_interrupted_ends_as_if_it_had_not_been(
     lora: Any, variant: Make, text: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,7 +367,7 @@ def start(*command: Any, folder: Path, root: Path, **environment: str) -> subpro
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("kind", ["bert", slow("gpt2")])
 def test_two_processes_do_what_one_does(kind: str, variant: Make, task: TaskFolder, tmp_path: Path, root: Path) -> None:
     """Two CPU processes over gloo: the same global batch, so the same weights but for rounding."""
     model = without_dropout(variant(kind))
@@ -377,6 +382,7 @@ def test_two_processes_do_what_one_does(kind: str, variant: Make, task: TaskFold
     same_but_for_rounding(one, tmp_path, removed(model))
 
 
+@pytest.mark.slow
 def test_two_machines_do_what_one_does(variant: Make, task: TaskFolder, tmp_path: Path, root: Path) -> None:
     """Two `accelerate launch` that know each other's port alone leave the bytes of one with two processes."""
     model = without_dropout(variant("bert"))
@@ -416,6 +422,7 @@ def same_but_for_rounding(one: dict[str, Any], folder: Path, gone: dict[str, tor
     assert metrics == (pytest.approx(one["metrics"], rel=1e-5) if "perplexity" in metrics else one["metrics"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "lora"), [("bert", None), ("llama", None), ("llama", LORA)], ids=["bert", "llama", "llama-lora"]
 )

@@ -67,6 +67,7 @@ def test_processes_of_one_machine_listen_on_loopback_alone_and_send_no_pickle(
     assert {address for address, _ in found} <= {"127.0.0.1", "::1"}
 
 
+@pytest.mark.slow
 def test_processes_of_several_machines_listen_on_the_interface_of_the_given_address(
     variant: Make, task: TaskFolder, tmp_path: Path, root: Path
 ) -> None:
