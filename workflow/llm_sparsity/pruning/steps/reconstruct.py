@@ -2,9 +2,9 @@
 model's output on the calibration sequences; no labels are needed (Wagner et al. 2025, arXiv:2510.14444).
 
 The squared error of each token is divided by the squared norm of its dense output: a few tokens with massive
-activations would decide a plain mean. Some sequences are held out. The weights with the smallest error on these are
-kept, and training ends once it has not become smaller for a while, so it may run longer than it is useful. The learning
-rate of a matrix is a part of the size of its weights, so it fits any family.
+activations would decide a plain mean. Some sequences are held out: training ends once their error has stopped falling,
+and the weights with the smallest one are kept, those from before training included. The learning rate of a matrix is a
+fraction of the size of its weights, so that one number fits any family.
 """
 
 from collections.abc import Callable, Sequence
