@@ -14,7 +14,7 @@ from matplotlib.path import Path as Outline
 from llm_sparsity.reporting.figures.style import marker_of
 from llm_sparsity.reporting.options import Option, front
 from llm_sparsity.reporting.tables import Tables, majority
-from llm_sparsity.reporting.wording import cost_of, name_of, percent, shown
+from llm_sparsity.reporting.wording import cost_of, name_of, percent, point_name, shown
 
 LETTER, LINE = 1.05, 5.0  # width and height of a name's letters, in percent of the plot of a desktop's page
 ROOM = 0.06  # of the y axis, above and below the points
@@ -60,7 +60,8 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
             for option in sorted(shown_options, key=lambda option: (option.share, option.value))
         ],
         "methods": [
-            (method, marker_of(method)) for method in dict.fromkeys(o.method for o in shown_options if not o.is_dense)
+            (method, marker_of(method))
+            for method in dict.fromkeys(o.method.partition("+")[0] for o in shown_options if not o.is_dense)
         ],
         "models": [(model, colours[model] % 10) for model in models if any(o.model == model for o in shown_options)],
     }
@@ -135,7 +136,7 @@ def _named(options: Sequence[Option], place: Any) -> dict[int, str]:
     taken: list[tuple[float, float, float]] = []
     named = {}
     for option in dict.fromkeys(options):
-        name = "dense" if option.is_dense else option.method if option.sparsity.is_dense else option.sparsity.label
+        name = point_name(option)
         x, y = place(option)
         half = LETTER * len(name) / 2
         if all(abs(y - other) > LINE or abs(x - at) > half + width for at, other, width in taken):

@@ -42,6 +42,14 @@ def name_of(row: Any) -> str:
     return ", ".join([row.method, *removed, *([row.recipe] if row.recipe not in ("kept", "") else [])])
 
 
+def point_name(row: Any) -> str:
+    """The name of a point whose marker tells the first part of the method: "50%", "50% +int8", "2of4", "dense"."""
+    if row.sparsity.is_dense:
+        return str(row.method)
+    steps = row.method.split("+")[1:]
+    return " ".join([row.sparsity.label.replace(" ", ""), *(f"+{step}" for step in steps)])
+
+
 def cost_of(metric: str, change: Estimate | None) -> str:
     """What an option costs: "5.7 ± 3.1 points" of accuracy, or "2.2 times" the perplexity."""
     if change is None:

@@ -92,7 +92,7 @@ def save(drawn: Drawn, folder: Path) -> dict[str, str]:
     figure, untitled = drawn.figure, io.StringIO()
     figure.savefig(untitled, format="svg", metadata=METADATA["svg"])
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap(drawn.title, int(width * 12.5))
+    lines = textwrap.wrap(drawn.title, int(width * 10.2))
     figure.set_size_inches(width, height + 0.22 * len(lines))
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, fontweight="bold")
     for suffix, metadata in METADATA.items():

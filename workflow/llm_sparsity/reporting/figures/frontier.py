@@ -11,7 +11,7 @@ from llm_sparsity.reporting.figures.drawing import PICK, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points
 from llm_sparsity.reporting.options import Option, front
 from llm_sparsity.reporting.tables import UNTRAINED
-from llm_sparsity.reporting.wording import scope_name
+from llm_sparsity.reporting.wording import point_name, scope_name
 
 CROWD = 10  # points that can all be named; of more, only those on the frontier and the dense models are
 COSTS: dict[str, Callable[[Option], float]] = {  # the label of the axis, and the cost of an option
@@ -80,17 +80,13 @@ def _front(ax: Axes, options: list[Option], model: str, cost: Callable[[Option],
 
 
 def _name(option: Option, scopes: bool, plain: str) -> str:
-    if option.is_dense:
-        words = ["dense"]
-    else:
-        words = [option.method if option.sparsity.is_dense else style.short(option.sparsity)]
-        words += [scope_name(option.scope)] if scopes else []
+    words = [point_name(option), *([scope_name(option.scope)] if scopes and not option.is_dense else [])]
     return " ".join([*words, *([option.recipe] if option.recipe != plain else [])])
 
 
 def _legend(ax: Axes, study: Study, options: list[Option]) -> None:
     """Methods by marker, and models by colour if there are several."""
-    for method in dict.fromkeys(option.method for option in options if not option.is_dense):
+    for method in dict.fromkeys(option.method.partition("+")[0] for option in options if not option.is_dense):
         ax.plot([], [], marker=style.marker_of(method), color=style.INK, linestyle="", label=method)
     models = list(dict.fromkeys(option.model for option in options))
     for model in models if len(models) > 1 else ():
