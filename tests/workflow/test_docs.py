@@ -239,7 +239,7 @@ def test_every_command_is_run(page: str, finished: Project, root: Path, tmp_path
         if words[:1] == ["test"]:
             continue
         if program == "llm-sparsity" or words[:1] == ["init"]:
-            where = tmp_path
+            where = finished.folder if words[0] in ("export", "generate") else tmp_path
             if words[0] == "init":
                 (tmp_path / "my-model.yaml").unlink(missing_ok=True)
             words = ["-m", "llm_sparsity", *words, *(["-n", "--nolock", "--quiet"] if words[0] == "run" else [])]

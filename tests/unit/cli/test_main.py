@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import llm_sparsity
-from llm_sparsity.cli.main import main
+from llm_sparsity.cli.main import SCRIPTS, main
 from llm_sparsity.cli.project import project
 
 ROOT = Path(__file__).parents[3]
@@ -18,8 +18,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for name in ("init", "plan", "run"):
+    for name in ("init", "plan", "run", *SCRIPTS):
         assert f"llm-sparsity {name}" in shown
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_is_a_command_too(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: {SCRIPTS[name]}.py" in capsys.readouterr().out
 
 
 def test_a_plan_is_of_a_file_or_of_a_shipped_study(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

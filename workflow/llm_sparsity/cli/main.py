@@ -1,12 +1,16 @@
 """The command `llm-sparsity`: each subcommand translates its flags and calls what does the work.
 
-llm-sparsity init MODEL           write a study of a model, and show what it takes
-llm-sparsity plan STUDY           what a study takes: jobs, hours, memory, disk
-llm-sparsity run STUDY [...]      run it, with any options of Snakemake
+llm-sparsity init MODEL             write a study of a model, and show what it takes
+llm-sparsity plan STUDY             what a study takes: jobs, hours, memory, disk
+llm-sparsity run STUDY [...]        run it, with any options of Snakemake
+llm-sparsity export FOLDER [...]    convert a model folder to plain safetensors
+llm-sparsity generate FOLDER [...]  continue a prompt by a model, dense and sparse
+llm-sparsity clean STUDY [...]      list caches that no study needs
 """
 
 import argparse
 import os
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,10 +20,17 @@ from llm_sparsity.cli.project import project
 from llm_sparsity.jobs.command import run as run_command
 from llm_sparsity.jobs.errors import UserError
 
+SCRIPTS = {"export": "checkpoint", "generate": "generate", "clean": "clean"}  # command -> the script that it starts
+
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run a subcommand; user errors end in one line."""
     arguments = list(sys.argv[1:] if words is None else words)
+    if arguments and arguments[0] in SCRIPTS:
+        script = project() / "scripts" / f"{SCRIPTS[arguments[0]]}.py"
+        sys.argv = [str(script), *arguments[1:]]
+        runpy.run_path(str(script), run_name="__main__")
+        return
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)
     if rest and args.call is not _run:
