@@ -213,7 +213,9 @@ def _bytes(data: Tables) -> str:
     sizes = data["sizes"]
     if not (sizes.method != "dense").any():
         return ""
-    alike = bool(sizes.ratio.notna().all())
+    known = sizes.dropna(subset=["ratio"])
+    alike = bool((known.method != "dense").any())  # sizes of models that were measured, if there are any
+    sizes = known if alike else sizes
     ratio = sizes.ratio if alike else sizes.plain_ratio
     row, share = sizes.loc[ratio.idxmin()], float(ratio.min())
     whole = row.container_bytes / row.ratio if alike else row.dense_bytes

@@ -107,8 +107,8 @@ def _caveat(config: Mapping[str, Any], model: str) -> str:
     if codes is None:
         return ""
     return (
-        f"{model} is published as a file of {codes[2]}-bit codes ({codes[1]}): quantising it to as many bits costs "
-        "nearly nothing here, and its users hold fewer bytes than the dense model of this study."
+        f"{model} is published as a file of {codes[2]}-bit codes ({codes[1]}). That flatters quantising here, and the "
+        "dense model of this study is larger than what its users hold."
     )
 
 
