@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm_sparsity.study import fingerprint
+from llm_sparsity.study.methods import Chain
 
 F = "def f():\n    return g()\n\ndef g():\n    return 1\n\ndef other():\n    return 2\n"
 
@@ -421,6 +422,26 @@ def test_a_method_reaches_the_jobs_that_name_it(copy: Project) -> None:
         file.write("\nX = 1\n")
     new = [copy.hash("prune", modules=(method,)) for method in (WANDA, MAGNITUDE)]
     assert (old[0] == new[0], old[1] == new[1]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("file", "reached"),
+    [
+        ("steps/swaps.py", {"wanda+swaps", "wanda+swaps+int8"}),
+        ("steps/reconstruct.py", {"magnitude+reconstruct"}),
+        ("steps/int8.py", {"int8", "wanda+swaps+int8"}),
+        ("reconstruction.py", {"magnitude+reconstruct"}),
+        ("quantization.py", {"int8", "wanda+swaps+int8"}),
+        ("calibrated.py", {"wanda", "wanda+swaps", "wanda+swaps+int8", "magnitude+reconstruct"}),
+    ],
+)
+def test_a_step_reaches_the_chains_that_name_it(copy: Project, file: str, reached: set[str]) -> None:
+    chains = ["magnitude", "wanda", "wanda+swaps", "wanda+swaps+int8", "magnitude+reconstruct", "int8"]
+    old = {chain: copy.hash("prune", modules=tuple(Chain(chain).modules)) for chain in chains}
+    with (copy.library / "pruning" / file).open("a") as source:
+        source.write("\nX = 1\n")
+    new = {chain: copy.hash("prune", modules=tuple(Chain(chain).modules)) for chain in chains}
+    assert {chain for chain in chains if old[chain] != new[chain]} == reached
 
 
 def test_modules_that_are_imported_by_a_computed_name_are_those_that_the_rules_name(copy: Project) -> None:
