@@ -1,7 +1,7 @@
 """How a variant is executed:
 
     dense    every weight is multiplied, zeros too: the cost of a mask alone
-    sparse   on a CPU: every layer with zeros holds its remaining weights only, see sparse_layers.py
+    sparse   every layer with zeros holds its remaining weights only, see sparse_layers.py and gpu_layers.py
     fastest  for each batch, layers that are faster sparse run sparse, the others dense; left out if it equals one of
              the two above
     2of4     on a GPU: 2:4 matrices on sparse tensor cores
@@ -9,17 +9,16 @@
 An execution with no sparse layer is the dense one, so it is left out.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from llm_sparsity.inference.sparse_layers import SparseLinear, layers_with_zeros, sparse_layers, with_layers
-from llm_sparsity.inference.timing import take_turns
+from llm_sparsity.inference.sparse_layers import layers_with_zeros, sparse_layers, with_layers
+from llm_sparsity.inference.timing import on_device, take_turns
 from llm_sparsity.inference.two_of_four import unsupported_reason, with_sparse_tensor_cores
 from llm_sparsity.inference.workloads import Workload
 from llm_sparsity.models.folder import ModelFolder
@@ -54,18 +53,25 @@ class Executions:
     def of(self, workload: Workload) -> dict[str, Execution]:
         """The executions of one batch, by name."""
         found = {"dense": Execution(self._variant, [])}
-        if self._device.type == "cpu" and self._layers:
-            found |= self._on_cpu(workload)
+        if self._layers:
+            found |= self._sparse(workload)
         if self._two_of_four:
             found["2of4"] = self._two_of_four
         return found
 
     @cached_property
-    def _layers(self) -> dict[str, SparseLinear]:
+    def _layers(self) -> Mapping[str, Module]:
         family = self._folder.family
-        return dict(sparse_layers(self._variant, family, layers_with_zeros(self._variant, family)))
+        names = layers_with_zeros(self._variant, family)
+        if self._device.type == "cpu":
+            return dict(sparse_layers(self._variant, family, names))
+        from llm_sparsity.inference.gpu_layers import gpu_layers  # Triton comes with torch's builds for GPUs
 
-    def _on_cpu(self, workload: Workload) -> dict[str, Execution]:
+        layers, refused = gpu_layers(self._variant, names)
+        self._note("sparse", layers, refused)
+        return layers
+
+    def _sparse(self, workload: Workload) -> dict[str, Execution]:
         shapes = _input_shapes(self._variant, list(self._layers), workload)
         gains = speedups(self._variant, {name: self._layers[name] for name in shapes}, shapes)
         faster = [name for name, gain in gains.items() if gain > 1]
@@ -76,6 +82,14 @@ class Executions:
             if layers
         }
 
+    def _note(self, name: str, layers: Collection[str], refused: Mapping[str, str]) -> None:
+        """Note which layers of an execution run dense, and why."""
+        for reason in dict.fromkeys(refused.values()):
+            names = [name for name, why in refused.items() if why == reason]
+            shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+            total = len(layers) + len(refused)
+            self.notes.append(f"{name}: {len(names)} of {total} layers run dense ({shown}): {reason}")
+
     @cached_property
     def _two_of_four(self) -> Execution | None:
         if (self._folder.pruned or {}).get("sparsity") != "2of4":
@@ -84,11 +98,7 @@ class Executions:
             self.notes.append(reason)
             return None
         model, layers, refused = with_sparse_tensor_cores(self._variant, self._folder.family)
-        for reason in dict.fromkeys(refused.values()):
-            names = [name for name, why in refused.items() if why == reason]
-            shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-            total = len(layers) + len(refused)
-            self.notes.append(f"2of4: {len(names)} of {total} layers run dense ({shown}): {reason}")
+        self._note("2of4", layers, refused)
         if not layers:
             self.notes.append("2of4: left out, as no layer runs on sparse tensor cores")
             return None
@@ -101,16 +111,19 @@ def speedups(model: Module, layers: Mapping[str, Module], shapes: Mapping[str, t
     All dense layers take turns with all sparse ones, so that weights come from memory where those of a model do.
 
     Args:
-        model: the dense model, on a CPU.
+        model: the dense model.
         layers: the sparse layers, by name.
         shapes: name -> shape of the inputs.
     """
-    dtype, generator = next(model.parameters()).dtype, torch.Generator().manual_seed(0)
-    inputs = {shape: torch.randn(shape, generator=generator).to(dtype) for shape in shapes.values()}
+    like, generator = next(model.parameters()), torch.Generator().manual_seed(0)
+    inputs = {shape: torch.randn(shape, generator=generator).to(like) for shape in shapes.values()}
     both = [model.get_submodule(name) for name in layers], layers.values()
-    calls = [partial(layer, inputs[shapes[name]]) for side in both for name, layer in zip(layers, side, strict=True)]
+    calls: list[Callable[[], Any]] = [
+        partial(layer, inputs[shapes[name]]) for side in both for name, layer in zip(layers, side, strict=True)
+    ]
     with torch.inference_mode():
-        seconds = np.median(take_turns(calls, LAYER_REPEATS), axis=0).reshape(2, -1)
+        calls = [on_device(call, like.device) for call in calls]
+        seconds = take_turns(calls, LAYER_REPEATS).min(axis=0).reshape(2, -1)  # of calls that nothing interrupted
     return dict(zip(layers, (seconds[0] / seconds[1]).tolist(), strict=True))
 
 

@@ -1,7 +1,7 @@
 """The cost of a variant: bytes on disk, seconds to load, memory and seconds of inference.
 
 The base model, which all tasks share, runs on sequences of random tokens, in float32 on a CPU. On a GPU it runs in the
-checkpoint's dtype, a float32 one in float16, which sparse tensor cores need.
+checkpoint's dtype, a float32 one in float16, which sparse tensor cores need, and as a CUDA graph.
 
 Each execution (see executions.py) takes turns with the dense model that the variant was made from. The speed-up is the
 median of the ratios of each turn, with quartiles. The outputs of each execution are compared with those of the
@@ -114,7 +114,8 @@ def _measured(
     models, device = {name: way.model for name, way in ways.items()}, workload.ids.device
     errors = {name: outputs.error(name, executed, models["dense"], workload) for name, executed in models.items()}
     memory = {name: inference_bytes(executed, workload, device) for name, executed in models.items()}
-    seconds = timing.take_turns([partial(workload, each) for each in (reference, *models.values())], repeats)
+    calls = [timing.on_device(partial(workload, each), device) for each in (reference, *models.values())]
+    seconds = timing.take_turns(calls, repeats)
     rows = []
     for number, (name, way) in enumerate(ways.items(), 1):
         took = timing.quartiles("seconds", seconds[:, number])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from llm_sparsity.inference.timing import take_turns
+from llm_sparsity.inference.timing import on_device, take_turns
 
 COPIED = 1 << 28  # bytes copied to measure memory, far more than caches hold
 REPEATS = 5
@@ -37,8 +37,6 @@ class Workload:
             else:
                 outputs = model(input_ids=self.ids, past_key_values=self.cache, use_cache=True)[0]
                 self.cache.crop(-1)  # without the token that was computed
-            if self.ids.device.type == "cuda":
-                torch.cuda.synchronize(self.ids.device)
         return outputs
 
 
@@ -61,9 +59,5 @@ def copy_bandwidth(device: torch.device) -> float:
     source = torch.zeros(COPIED // 4, device=device)
     target = torch.zeros_like(source)
 
-    def copy() -> None:
-        target.copy_(source)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
+    copy = on_device(lambda: target.copy_(source), device)
     return float(2 * COPIED / take_turns([copy], REPEATS).min())

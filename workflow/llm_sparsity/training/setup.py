@@ -27,9 +27,12 @@ def make_accelerator() -> Accelerator:
 
     accelerate's mixed precision is off: it wraps the model, so that evaluation would use it too. See `autocast`.
     """
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
-    # torch.use_deterministic_algorithms would import the whole compiler, which takes a second.
-    torch.set_deterministic_debug_mode("warn")
+    on_gpu = torch.cuda.is_available()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS is not deterministic
+    accelerator = Accelerator(mixed_precision="no", cpu=not on_gpu)
+    # torch.use_deterministic_algorithms would import the whole compiler, which takes a second. On a GPU, kernels of
+    # attention are deterministic under "error" only.
+    torch.set_deterministic_debug_mode("error" if on_gpu else "warn")
     # That mode also fills new tensors with NaN, a safeguard that costs a pass over all of them.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return accelerator
