@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py, rehearsed on a CPU with tiny shapes: a GPU is lent for minutes, so no minute may be lost."""
+"""benchmarks/gpu.py, rehearsed on a CPU with tiny shapes: minutes on a GPU are too dear for a slip."""
 
 import json
 import os
