@@ -18,7 +18,7 @@ from .conftest import COPIED, Project
 
 ODD = 'it\'s {odd} $HOME `x` "y" ü;&'
 DOWNLOAD = "resources/models/m/manifest.json"
-WAIT = "    import time; time.sleep(60)\n"
+WAIT = "    import time; time.sleep(3600)\n"
 
 
 @pytest.fixture

@@ -6,27 +6,6 @@
 TABLES = ["metrics", "runs", "history", "sizes", "speed", "weights", "tensors", "baselines", "claims"]
 
 
-def contents(*paths):
-    """The sha256 of files that the config names. As inputs, Snakemake compares them only if they are newer than before."""
-    return [sha256(Path(path)) for path in paths if path and Path(path).is_file()]
-
-
-def everything(wildcards):
-    """All results of the study. A function, so that a process that runs another job does not list them."""
-    evaluated, pruned = (*CELLS.evaluations, *CELLS.runs), [cell for cell in CELLS.variants if not cell[1].is_dense]
-    return [
-        # Weight statistics of dense models alone: no figure and no claim reads those of pruned ones.
-        *(f"results/{model}/{variant}/weights.parquet" for model, variant in CELLS.variants if variant.is_dense),
-        # Manifests hold the sizes of weight files.
-        *(manifest_of(model, variant) for model, variant in CELLS.variants),
-        *(run.folder / "model/manifest.json" for run in CELLS.runs),
-        *(f"results/{model}/{variant}/sparsity.csv" for model, variant in pruned),
-        *(f"results/{model}/{variant}/cost.json" for model, variant in CELLS.measured),
-        *(cell.folder / name for cell in evaluated for name in ("metrics.json", "runtime.json")),
-        *(run.folder / "history.csv" for run in CELLS.runs),
-    ]
-
-
 localrules:
     collect,
 

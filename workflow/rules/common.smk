@@ -162,6 +162,27 @@ def manifest_of(model, variant):
     return f"{folder}/manifest.json"
 
 
+def contents(*paths):
+    """The sha256 of files that the config names. As inputs, Snakemake compares them only if they are newer than before."""
+    return [sha256(Path(path)) for path in paths if path and Path(path).is_file()]
+
+
+def everything(wildcards):
+    """All results of the study. A function, so that a process that runs another job does not list them."""
+    evaluated, pruned = (*CELLS.evaluations, *CELLS.runs), [cell for cell in CELLS.variants if not cell[1].is_dense]
+    return [
+        # Weight statistics of dense models alone: no figure and no claim reads those of pruned ones.
+        *(f"results/{model}/{variant}/weights.parquet" for model, variant in CELLS.variants if variant.is_dense),
+        # Manifests hold the sizes of weight files.
+        *(manifest_of(model, variant) for model, variant in CELLS.variants),
+        *(run.folder / "model/manifest.json" for run in CELLS.runs),
+        *(f"results/{model}/{variant}/sparsity.csv" for model, variant in pruned),
+        *(f"results/{model}/{variant}/cost.json" for model, variant in CELLS.measured),
+        *(cell.folder / name for cell in evaluated for name in ("metrics.json", "runtime.json")),
+        *(run.folder / "history.csv" for run in CELLS.runs),
+    ]
+
+
 # --- params ---
 
 
@@ -301,9 +322,9 @@ def show_plan():
     """Tell the line of progress how long jobs take; print what a run on a batch system takes, before it asks for nodes."""
     minutes = {}
     for job in plan.jobs(STUDY):
-        for rule in ("download_model", "download_task") if job.stage == "download" else (job.stage,):
-            minutes.setdefault(rule, []).append(job.minutes)
-    logger.info("", extra={"planned": {rule: sum(each) / len(each) for rule, each in minutes.items()}})
+        for name in ("download_model", "download_task") if job.stage == "download" else (job.stage,):
+            minutes.setdefault(name, []).append(job.minutes)
+    logger.info("", extra={"planned": {name: sum(each) / len(each) for name, each in minutes.items()}})
     if not workflow.local_exec:
         from snakemake_executor_plugin_parsl import advice
 
