@@ -1,16 +1,19 @@
 """Inference of pruned models on a CPU: whole models, end to end, beside torch's own sparse product.
 
-    PYTHONPATH=workflow python benchmarks/execution.py            MiniLM's and roberta-base's shapes
-    PYTHONPATH=workflow python benchmarks/execution.py --write    the same, and writes the table to BENCHMARKS.md
+    PYTHONPATH=workflow python benchmarks/execution.py                 all shapes
+    PYTHONPATH=workflow python benchmarks/execution.py --shapes GPT-2  one of them
+    PYTHONPATH=workflow python benchmarks/execution.py --write         the same, and writes the table to BENCHMARKS.md
 
 RANDOM weights, pruned in the scope linear: the seconds depend on shapes, sparsity and execution only. All models take
 turns in one process; a figure is the median of each turn's ratio to the dense model. Peers: dense execution of the same
-zeros (the cost of a mask alone), and torch's CSR product, with inputs in its fastest layout.
+zeros (the cost of a mask alone), and torch's CSR product, with inputs in its fastest layout. Prefill computes all
+tokens of a sequence at once, as classification does; decode the last one, with the others cached.
 """
 
 import argparse
 import copy
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,13 @@ import torch
 import transformers
 from table import machine, table, write
 from torch import Tensor
-from torch.nn import Linear, Module
+from torch.nn import Module
+from transformers.pytorch_utils import Conv1D
 
+from llm_sparsity.inference import workloads
+from llm_sparsity.inference.executions import Executions
 from llm_sparsity.inference.memory import keep_freed_memory
-from llm_sparsity.inference.sparse_layers import layers_with_zeros, with_sparse_layers
+from llm_sparsity.inference.sparse_layers import layers_with_zeros
 from llm_sparsity.inference.timing import take_turns
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
@@ -36,15 +42,22 @@ SHAPES = {
         hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12
     ),
     "roberta-base": transformers.RobertaConfig(vocab_size=50265, max_position_embeddings=514),
-}
-VARIANTS = [("random", "0.5"), ("random", "0.8"), ("random", "0.9"), ("random", "0.95"), ("block", "0.5"),
-            ("block", "0.9"), ("structured", "0.5")]  # fmt: skip
+    "GPT-2": transformers.GPT2Config(),
+    "Llama, 4 layers": transformers.LlamaConfig(
+        vocab_size=1000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=4, num_attention_heads=32,
+        num_key_value_heads=4,
+    ),
+}  # fmt: skip
+VARIANTS = [("random", "0.3"), ("random", "0.5"), ("random", "0.7"), ("random", "0.8"), ("random", "0.9"),
+            ("random", "0.95"), ("block", "0.5"), ("block", "0.9"), ("structured", "0.5")]  # fmt: skip
 TOKENS = 128
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the table to BENCHMARKS.md")
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="default: all")
+    parser.add_argument("--variants", nargs="+", help="such as random-0.5 (default: all)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--repeats", type=int, default=3, help="turns (default 3)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="sequences in a batch (default 1 8)")
@@ -53,67 +66,79 @@ def main() -> None:
     keep_freed_memory()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, config in SHAPES.items():
+        for name in args.shapes:
             path, output = Path(folder) / name, Path(folder) / "out"
             torch.manual_seed(0)
-            transformers.AutoModel.from_config(config).save_pretrained(path)
+            transformers.AutoModel.from_config(SHAPES[name]).save_pretrained(path)
             write_manifest(path, kind="model")
             dense = ModelFolder(path)
             for method, sparsity in VARIANTS:
+                if args.variants and f"{method}-{sparsity}" not in args.variants:
+                    continue
                 prune(dense, {Sparsity(sparsity): output}, method=method, scope="linear")
-                for batch in args.batches:
-                    row = _row(dense, ModelFolder(output / "model"), batch, args.repeats)
-                    rows.append([name, method, sparsity, str(batch), *row])
-                    print(*rows[-1], flush=True)
+                for row in _rows(dense, ModelFolder(output / "model"), args.batches, args.repeats):
+                    rows.append([name, method, sparsity, *row])
+                    print(*rows[-1], sep=" | ", flush=True)
     text = (
         f"Speed-up over the dense model (its milliseconds are beside it), whole base model, sequences of {TOKENS} "
         f"tokens, float32. {machine(args.threads)}.\n\n"
         + table(
-            ["shape", "method", "sparsity", "batch", "dense model, ms", "dense execution", "torch CSR", "this, sparse"],
+            ["shape", "method", "sparsity", "phase", "batch", "dense model, ms", "dense execution", "torch CSR",
+             "this, sparse", "this, fastest"],
             rows,
             texts=2,
         )
-    )
+    )  # fmt: skip
     print(text)
     if args.write:
         write("execution", text)
 
 
-def _row(dense: ModelFolder, pruned: ModelFolder, batch: int, repeats: int) -> list[str]:
-    """Milliseconds of the dense model, and the speed-up of each execution of the pruned one."""
-    inputs = {"input_ids": torch.randint(1000, (batch, TOKENS))}
-    models = [load_base(dense), load_base(pruned)]
-    names = layers_with_zeros(models[1], pruned.family)
-    if names:
-        models += [_with_csr(models[1], names), with_sparse_layers(models[1], pruned.family, names)]
-    with torch.inference_mode():
-        outputs = [model(**inputs)[0] for model in models[1:]]
-        for output in outputs:
-            torch.testing.assert_close(output, outputs[0], rtol=1e-3, atol=1e-4)
-        seconds = take_turns([partial(model, **inputs) for model in models], repeats)
-    ratios = np.median(seconds[:, :1] / seconds[:, 1:], axis=0)
-    found = [f"{1e3 * np.median(seconds[:, 0]):.1f}", *(f"{ratio:.2f}" for ratio in ratios)]
-    return found + ["-"] * (4 - len(found))
+def _rows(dense: ModelFolder, pruned: ModelFolder, batches: list[int], repeats: int) -> Iterator[list[str]]:
+    """Phase, batch, milliseconds of the dense model, and the speed-up of each execution of the pruned one."""
+    reference, variant = load_base(dense), load_base(pruned)
+    for model in (reference, variant):
+        model.config.use_cache = False
+    ways = Executions(variant, pruned)
+    names = layers_with_zeros(variant, pruned.family)
+    csr = {"CSR": _with_csr(variant, names)} if names else {}
+    for size in batches:
+        batch = workloads.prefill(reference, size, TOKENS)
+        decodes = pruned.family.architecture == "decoder"
+        for workload in [batch, *([workloads.decode(reference, batch)] if decodes else [])]:
+            models: dict[str, Module] = {name: way.model for name, way in ways.of(workload).items()} | csr
+            expected = workload(models["dense"])
+            for model in models.values():
+                torch.testing.assert_close(workload(model), expected, rtol=1e-3, atol=1e-3)
+            calls = [partial(workload, model) for model in (reference, *models.values())]
+            seconds = take_turns(calls, repeats)
+            gains = dict(zip(models, np.median(seconds[:, :1] / seconds[:, 1:], axis=0), strict=True))
+            if "sparse" in gains:
+                gains.setdefault("fastest", max(gains["dense"], gains["sparse"]))
+            shown = [f"{gains[name]:.2f}" if name in gains else "-" for name in ("dense", "CSR", "sparse", "fastest")]
+            yield [workload.phase, str(size), f"{1e3 * np.median(seconds[:, 0]):.1f}", *shown]
 
 
 def _with_csr(model: Module, names: list[str]) -> Module:
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
     for name in names:
-        layer: Any = model.get_submodule(name)
-        model.set_submodule(name, Csr(layer))
+        model.set_submodule(name, Csr(model.get_submodule(name)))
     return model
 
 
 class Csr(Module):
     """torch's CSR matrix times activations as (inputs, tokens): its fastest form on a CPU."""
 
-    def __init__(self, dense: Linear) -> None:
+    def __init__(self, dense: Any) -> None:
         super().__init__()
-        self.weight, self.bias = dense.weight.detach().to_sparse_csr(), dense.bias.detach()
+        weight = dense.weight.detach()
+        self.weight = (weight.t() if isinstance(dense, Conv1D) else weight).to_sparse_csr()
+        self.bias = None if dense.bias is None else dense.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        return (self.weight @ x.flatten(0, -2).t()).t().add(self.bias).unflatten(0, x.shape[:-1])
+        out = (self.weight @ x.flatten(0, -2).t()).t()
+        return (out if self.bias is None else out + self.bias).unflatten(0, x.shape[:-1])
 
 
 if __name__ == "__main__":

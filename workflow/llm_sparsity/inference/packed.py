@@ -9,6 +9,8 @@
 The same sums in the same order for any number of threads, and in `product` for any number of tokens.
 """
 
+import threading
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ from llm_sparsity.inference import kernels
 from llm_sparsity.inference.kernels import BLOCK, PADDING, ROWS_TOGETHER, TILE, TILE_WIDTHS, Job
 from llm_sparsity.inference.threads import run
 
-SLAB = 1 << 20  # bytes of expanded rows, which stay in the cache
+SLAB = 1 << 24  # bytes of rows expanded at once: most matrices at once, and of larger ones as much as a cache holds
 CHUNKS = 4  # of a matrix for each thread: one that is slower takes fewer of them
 
 
@@ -101,14 +103,13 @@ class Packed(Module):
     def expanded(self, x: Tensor, bias: Tensor) -> Tensor:
         """(tokens, inputs) -> (tokens, outputs), all of the matrix's dtype."""
         width = BLOCK * self.blocks
-        height = max(TILE, SLAB // (width * self.dtype.itemsize))
+        height = min(self.outputs, max(TILE, SLAB // (width * self.dtype.itemsize)))
         out = torch.empty(len(x), self.outputs, dtype=self.dtype)
-        slab = torch.empty(min(height, self.outputs), width, dtype=self.dtype)
+        slab = _scratch(height * width, self.dtype).view(height, width)
         for first in range(0, self.outputs, height):
-            rows = slab[: self.outputs - first]
+            rows, part = slab[: self.outputs - first], slice(first, first + height)
             self._expand(first, rows)
-            part = slice(first, first + height)
-            out[:, part] = functional.linear(x, rows[:, : self.inputs], bias[part])
+            torch.addmm(bias[part], x, rows[:, : self.inputs].t(), out=out[:, part])
         return out
 
     def skipped(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -150,6 +151,17 @@ class Packed(Module):
         made[Job.STARTS], made[Job.X], made[Job.OUT] = self.starts.data_ptr(), x.data_ptr(), out.data_ptr()
         made[Job.BIAS] = 0 if bias is None else bias.data_ptr()
         return made
+
+
+_held = threading.local()
+
+
+def _scratch(size: int, dtype: torch.dtype) -> Tensor:
+    """Memory for `size` values, the same one in all calls of a thread: new memory costs more than expanding into it."""
+    if not hasattr(_held, "bytes") or len(_held.bytes) < size * dtype.itemsize:
+        _held.bytes = torch.empty(size * dtype.itemsize, dtype=torch.uint8)
+    held: Tensor = _held.bytes[: size * dtype.itemsize].view(dtype)
+    return held
 
 
 def transposed(x: Tensor) -> Tensor:
