@@ -69,8 +69,9 @@ class LogHandler(LogHandlerBase):
         last = ""
         if self._progress:
             done, failed = self._progress.done.total(), self._progress.failed.total()
-            took = time.monotonic() - self._progress.begun
-            last = f"{done} jobs done{f', {failed} failed' if failed else ''}, {took / 60:.0f} min {took % 60:.0f} s"
+            minutes, seconds = divmod(round(time.monotonic() - self._progress.begun), 60)
+            said = f"{done} job{'s' * (done != 1)} done{f', {failed} failed' if failed else ''}"
+            last = f"{said}, {minutes} min {seconds} s"
         self._display.close(last)
 
     def _receive(self, record: logging.LogRecord) -> None:

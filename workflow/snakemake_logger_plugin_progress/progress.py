@@ -86,7 +86,7 @@ class Progress:
         if cores is None:
             spent = sum(map(sum, self._spent.values())) + sum(job.spent() for job in self.running.values())
             cores = max(spent / max(time.monotonic() - self.begun, 1e-9), 1e-9)
-        running = [(max(0.0, self._expected(job.kind) - job.spent()), job.threads) for job in self.running.values()]
+        running = [(self._rest(job), job.threads) for job in self.running.values()]
         waiting = sum(
             (self.total[rule] - self._started(rule)) * self._expected((rule, self.planned.get(rule, 0.0)))
             for rule in self.total
@@ -112,6 +112,10 @@ class Progress:
     def _started(self, rule: str) -> int:
         """Number of jobs of a rule that have started."""
         return self.done[rule] + self.failed[rule] + sum(job.rule == rule for job in self.running.values())
+
+    def _rest(self, job: Job) -> float:
+        """Core-seconds that a running job is expected to go on; a late one a tenth of what it has taken."""
+        return max(self._expected(job.kind) - job.spent(), job.spent() / 10)
 
     def _expected(self, kind: tuple[str, float]) -> float:
         """Core-seconds that a job of a kind is expected to take."""
