@@ -52,10 +52,15 @@ def test_a_name_becomes_a_file_of_that_name(models: Path, tmp_path: Path, monkey
     assert load(yaml.safe_load(path.read_text())).models["my-model--v2"].source.folder == str(tmp_path / "my model, v2")
 
 
-def test_the_windows_of_a_decoder_fit_its_positions(models: Path, tmp_path: Path) -> None:
-    study = load(yaml.safe_load(init(str(models / "gpt2"), output=tmp_path / "a.yaml").read_text()))
-    assert study.calibration is not None
-    assert study.calibration.sequence_length == study.evaluate.sequence_length == 64
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "bart"])
+def test_sequences_fit_the_positions_of_the_model(kind: str, models: Path, tmp_path: Path) -> None:
+    """The tiny models have 64 positions; windows of text, batches that are timed, and sentences are usually longer."""
+    study = load(yaml.safe_load(init(str(models / kind), output=tmp_path / "a.yaml").read_text()))
+    assert study.measure.sequence_length == 64
+    if study.calibration is not None:
+        assert study.calibration.sequence_length == study.evaluate.sequence_length == 64
+    else:
+        assert study.finetune.max_length == 64
 
 
 def test_a_repository_of_the_hub_is_pinned_to_its_newest_commit(

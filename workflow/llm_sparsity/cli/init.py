@@ -18,7 +18,7 @@ from llm_sparsity.study.config import load as load_config
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "encoder_layers")  # keys of config.json
 TEMPLATES = Path(__file__).parent
 SCHEMA = LIBRARY / "study" / "config.schema.json"
-CALIBRATION = 512  # tokens of a calibration sequence, or as many as the model has positions for
+LENGTHS = {"window": 512, "batch": 128, "sentence": 64}  # tokens, or as many as the model has positions for
 
 
 def init(model: str, *, name: str | None = None, output: Path | None = None) -> Path:
@@ -52,7 +52,7 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
         parameters=f"{parameters / 1e6:.4g}e6 # for the plan, until the model is downloaded" if parameters else "null",
         layers=_layers(folder.config),
         thirds=_thirds(_layers(folder.config)),
-        tokens=min(CALIBRATION, folder.max_length or CALIBRATION),
+        **{name: min(length, folder.max_length or length) for name, length in LENGTHS.items()},
     )
     load_config(yaml.safe_load(text))
     write_text(output, text)
