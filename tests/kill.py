@@ -25,6 +25,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -32,6 +33,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 if TYPE_CHECKING:
     from llm_sparsity.data.tasks import TaskFolder
@@ -45,6 +48,7 @@ SETTINGS: dict[str, Any] = {
     "gradient_checkpointing": False,
 }  # fmt: skip
 EVERY_STEP = 1e-9  # minutes between saves
+tqdm.set_lock(threading.RLock())  # its own lock is shared with forks, and one that is killed would hold it for ever
 
 
 def main() -> None:
