@@ -59,6 +59,11 @@ def device_name(bench: Bench) -> str:
     return f"{name}, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}"
 
 
+def gpus(_: Bench) -> int:
+    """How many there are."""
+    return torch.cuda.device_count()
+
+
 def copy(bench: Bench) -> float:
     """GB/s of a large copy, bytes read and written."""
     source = torch.empty(1 << (30 if bench.on_gpu else 20), dtype=torch.uint8, device=bench.device)

@@ -54,7 +54,7 @@ def _runs(bench: Bench, variant: Path, dense: Path) -> Iterator[Check]:
         hashes = [sha256_of(run / "model") for run in (first, second, killed)]
         yield Check(f"{recipe}: two runs give the same bytes", hashes[0][:12], hashes[0] == hashes[1])
         yield Check(f"{recipe}: a killed run resumes to the same bytes", hashes[2][:12], hashes[0] == hashes[2])
-    losses = [float((run.get() / "history.csv").read_text().splitlines()[-1].split(",")[2]) for run in devices]
+    losses = [last_loss(run.get()) for run in devices]
     difference = abs(losses[0] / losses[1] - 1)
     yield Check("kept: relative difference of the devices' training losses", f"{difference:.1e}", difference < 0.05)
 
@@ -141,6 +141,31 @@ def speed(bench: Bench) -> Iterator[Check]:
         yield from (Check(f"{method}: note", note) for note in cost["notes"])
 
 
+def processes(bench: Bench) -> Iterator[Check]:
+    """One run on several GPUs, whole and sharded weights, beside the same run on one; through gloo in the rehearsal."""
+    count = min(4, bench.child(gpu_children.gpus)) if bench.on_gpu else 2
+    if count < 2:
+        yield Check("several processes", "not run: one GPU")
+        return
+    variant = bench.prune("encoder", "uniform", "0.9") / "model"
+    asked = result(variant, "manifest.json")["pruned"]["measured_sparsity"]
+    alone = last_loss(bench.finetune(variant, "one-process"))
+    several = ["--gpus", count] if bench.on_gpu else ["--processes", count]
+    for kind in ("node", "fsdp") if bench.on_gpu else ("node",):  # accelerate shards on GPUs only
+        arguments = [*bench.finetune_arguments(variant, f"{kind}-{count}"), *several, "--accelerate", kind]
+        bench.run("finetune", *arguments, **FINETUNE)
+        run = bench.work / "runs" / f"{kind}-{count}"
+        sparsity = result(run, "metrics.json")["measured_sparsity"]
+        yield Check(f"{kind}, {count} processes: sparsity after training", f"{sparsity:.4f}", sparsity >= asked)
+        change = abs(last_loss(run) / alone - 1)
+        yield Check(f"{kind}, {count} processes: relative difference of the loss", f"{change:.1e}", change < 0.05)
+
+
+def last_loss(run: Path) -> float:
+    """The training loss of a run's last epoch."""
+    return float((run / "history.csv").read_text().splitlines()[-1].split(",")[2])
+
+
 def recovery(bench: Bench) -> Iterator[Check]:
     """Real recovery at 90 %: MiniLM on SST-2; dense, kept and gradual."""
     if bench.real is None:
@@ -164,5 +189,5 @@ def recovery(bench: Bench) -> Iterator[Check]:
 
 PARTS: dict[str, Callable[[Bench], Iterator[Check]]] = {
     "correctness": correctness, "decode": decode, "training": training, "speed": speed, "pruning": pruning,
-    "recovery": recovery,
+    "processes": processes, "recovery": recovery,
 }  # fmt: skip

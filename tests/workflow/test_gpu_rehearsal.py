@@ -17,7 +17,7 @@ def test_every_part_passes_without_a_gpu(root: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     parts = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert parts.keys() == {"correctness", "decode", "training", "speed", "pruning", "recovery"}
+    assert parts.keys() == {"correctness", "decode", "training", "speed", "pruning", "processes", "recovery"}
     figures = {check["name"]: check for part in parts.values() for check in part["checks"]}
     assert figures["gradual: a killed run resumes to the same bytes"]["ok"] is True
     assert figures["recovery"]["figure"].startswith("not run")  # what has not run is said
