@@ -2,6 +2,7 @@
 
     PYTHONPATH=workflow python benchmarks/execution.py                 all shapes
     PYTHONPATH=workflow python benchmarks/execution.py --shapes GPT-2  one of them
+    PYTHONPATH=workflow python benchmarks/execution.py --layers        single layers, in seconds of the processor
     PYTHONPATH=workflow python benchmarks/execution.py --write         the same, and writes the table to BENCHMARKS.md
 
 RANDOM weights, pruned in the scope linear: the seconds depend on shapes, sparsity and execution only. All models take
@@ -13,6 +14,7 @@ tokens of a sequence at once, as classification does; decode the last one, with 
 import argparse
 import copy
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -23,13 +25,13 @@ import torch
 import transformers
 from table import machine, table, write
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Linear, Module
 from transformers.pytorch_utils import Conv1D
 
 from llm_sparsity.inference import workloads
 from llm_sparsity.inference.executions import Executions
 from llm_sparsity.inference.memory import keep_freed_memory
-from llm_sparsity.inference.sparse_layers import layers_with_zeros
+from llm_sparsity.inference.sparse_layers import SparseLinear, layers_with_zeros
 from llm_sparsity.inference.timing import take_turns
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
@@ -50,12 +52,20 @@ SHAPES = {
 }  # fmt: skip
 VARIANTS = [("random", "0.3"), ("random", "0.5"), ("random", "0.7"), ("random", "0.8"), ("random", "0.9"),
             ("random", "0.95"), ("block", "0.5"), ("block", "0.9"), ("structured", "0.5")]  # fmt: skip
+LAYERS = {
+    "MiniLM": (1536, 384, Linear),
+    "roberta-base": (3072, 768, Linear),
+    "GPT-2": (3072, 768, Conv1D),
+    "Llama": (5632, 2048, Linear),
+}  # outputs, inputs of the first matrix of a feed-forward block
+LAYER_TURNS = 8
 TOKENS = 128
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the table to BENCHMARKS.md")
+    parser.add_argument("--layers", action="store_true", help="time single layers instead, on one thread")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="default: all")
     parser.add_argument("--variants", nargs="+", help="such as random-0.5 (default: all)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
@@ -64,6 +74,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()
+    if args.layers:
+        text = _layers()
+        print(text)
+        return write("execution-layers", text) if args.write else None
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.shapes:
@@ -92,6 +106,40 @@ def main() -> None:
     print(text)
     if args.write:
         write("execution", text)
+    return None
+
+
+def _layers() -> str:
+    """A table of single layers: the fastest way over the dense layer, by processor time, which no other work adds to."""
+    torch.set_num_threads(1)
+    rows = []
+    for name, (outputs, inputs, kind) in LAYERS.items():
+        for sparsity in (0.3, 0.5, 0.7, 0.9):
+            dense: Any = Conv1D(outputs, inputs) if kind is Conv1D else Linear(inputs, outputs)
+            dense.weight.data *= torch.rand(dense.weight.shape) >= sparsity
+            sparse = SparseLinear(dense)
+            shapes = [(1, 1, inputs), (8, 1, inputs), (1, TOKENS, inputs), (8, TOKENS, inputs)]
+            rows.append([name, f"{sparsity:.0%}", *(_fastest(dense, sparse, torch.randn(shape)) for shape in shapes)])
+            print(*rows[-1], sep=" | ", flush=True)
+    heads = ["layer", "sparsity", "decode, batch 1", "decode, batch 8", "prefill, batch 1", "prefill, batch 8"]
+    return (
+        f"Speed-up of a layer's fastest way over the dense layer, float32, {TOKENS} tokens in prefill; least "
+        f"processor time of {LAYER_TURNS} turns. {machine(1)}.\n\n{table(heads, rows)}"
+    )
+
+
+def _fastest(dense: Module, sparse: SparseLinear, x: Tensor) -> str:
+    names = ["expanded", "skipped", *(["product"] if x.shape[0] * x.shape[1] <= 32 else [])]
+    calls = {"dense": dense} | {name: getattr(sparse, name) for name in names}
+    seconds = dict.fromkeys(calls, float("inf"))
+    with torch.inference_mode():
+        for _ in range(LAYER_TURNS):
+            for name, call in calls.items():
+                start = time.thread_time()
+                call(x)
+                seconds[name] = min(seconds[name], time.thread_time() - start)
+    best = min(names, key=lambda name: seconds[name])
+    return f"{seconds['dense'] / seconds[best]:.2f} ({best})"
 
 
 def _rows(dense: ModelFolder, pruned: ModelFolder, batches: list[int], repeats: int) -> Iterator[list[str]]:
