@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def _layers() -> str:
-    """A table of single layers: the fastest way over the dense layer, by processor time, which no other work adds to."""
+    """A table of single layers: the fastest way over the dense layer, by processor time, free of other work."""
     torch.set_num_threads(1)
     rows = []
     for name, (outputs, inputs, kind) in LAYERS.items():
