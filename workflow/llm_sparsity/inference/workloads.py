@@ -51,6 +51,9 @@ def decode(model: Any, batch: Workload) -> Workload:
     """The last token of each sequence of a batch, after keys and values of the others, which a decoder computes."""
     with torch.inference_mode():
         cache = model(input_ids=batch.ids[:, :-1], use_cache=True).past_key_values
+    for layer in cache.layers:
+        if hasattr(layer, "activate_past_recording"):  # a sliding window, which else forgets what `crop` goes back to
+            layer.activate_past_recording()
     return Workload("decode", batch.ids[:, -1:], batch.length, cache)
 
 
