@@ -5,6 +5,7 @@ python scripts/generate.py results/smollm2/wanda-linear-0.5/model --prompt "Grav
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from llm_sparsity.jobs.command import run
 
@@ -28,20 +29,13 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     if args.threads:
         torch.set_num_threads(args.threads)
-    folder, rows = ModelFolder(args.model), []
+    folder = ModelFolder(args.model)
+    rows: list[list[Any]] = []
     for execution in [args.execution] if args.execution else ["dense", "sparse"]:
         found = generate(folder, execution, args.prompt, args.tokens)
         row = [execution, found.layers, found.prefill, found.decode, found.bytes / 1e6, found.seconds]
         rows.append([*row, found.decode / (rows[0][3] if rows else found.decode)])
-    heads = [
-        "execution",
-        "sparse layers",
-        "prompt, tokens/s",
-        "generating, tokens/s",
-        "weights, MB",
-        "load, s",
-        "ratio",
-    ]
+    heads = ["execution", "sparse layers", "prompt, tokens/s", "generating, tokens/s", "weights, MB", "load, s", "ratio"]
     print(f"\n{tabulate(rows, heads, floatfmt='.1f')}\n")
     print(f"CPU threads: {torch.get_num_threads()}; `generating` begins after the first token")
 
