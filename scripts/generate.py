@@ -21,7 +21,7 @@ def main() -> None:
 
     import torch
     import transformers
-    from tabulate import tabulate
+    from tabulate import tabulate  # type: ignore[import-untyped]
 
     from llm_sparsity.inference.generate import generate
     from llm_sparsity.models.folder import ModelFolder
@@ -35,7 +35,7 @@ def main() -> None:
         found = generate(folder, execution, args.prompt, args.tokens)
         row = [execution, found.layers, found.prefill, found.decode, found.bytes / 1e6, found.seconds]
         rows.append([*row, found.decode / (rows[0][3] if rows else found.decode)])
-    heads = ["execution", "sparse layers", "prompt, tokens/s", "generating, tokens/s", "weights, MB", "load, s", "ratio"]
+    heads = ["execution", "sparse layers", "prompt, token/s", "generating, token/s", "weights, MB", "load, s", "ratio"]
     print(f"\n{tabulate(rows, heads, floatfmt='.1f')}\n")
     print(f"CPU threads: {torch.get_num_threads()}; `generating` begins after the first token")
 

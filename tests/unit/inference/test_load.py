@@ -130,4 +130,4 @@ def test_the_script_prints_both_executions(variant: Variant) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "--- dense: w1 w2" in done.stdout and "--- sparse: w1 w2" in done.stdout
-    assert "generating, tokens/s" in done.stdout and "CPU threads: 1" in done.stdout
+    assert "generating, token/s" in done.stdout and "CPU threads: 1" in done.stdout
