@@ -153,7 +153,7 @@ def _rows(dense: ModelFolder, pruned: ModelFolder, batches: list[int], repeats: 
     for size in batches:
         batch = workloads.prefill(reference, size, TOKENS)
         decodes = pruned.family.architecture == "decoder"
-        for workload in [batch, *([workloads.decode(reference, batch)] if decodes else [])]:
+        for workload in [batch, *([workloads.decode(batch)] if decodes else [])]:
             models: dict[str, Module] = {name: way.model for name, way in ways.of(workload).items()} | csr
             expected = workload(models["dense"])
             for model in models.values():

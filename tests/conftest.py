@@ -1,9 +1,12 @@
 """What several tests need: tiny models with random weights (said so), a real tokenizer for them, the shared data."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+os.environ["TRITON_INTERPRET"] = "1"  # kernels for GPUs run on the CPU; read when Triton is imported
 
 ROOT = Path(__file__).parent.parent
 

@@ -340,7 +340,6 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         config(lambda values: values["models"]["bart-base"]["source"].update(revision="0" * 40)),
         [
             "download_model model=bart-base", "weights model=bart-base variant=dense",
-            *measured("bart-base", "dense"), *measured("bart-base", "magnitude-all-0.9"),
             *pruned("bart-base", "magnitude-all-0.9"), *(job for job in SST2 if "bart-base" in job), *END,
         ],
     ),

@@ -243,7 +243,7 @@ def test_pilots_that_pbs_takes_away_are_replaced_and_their_runs_go_on(site: Site
     assert [job for job, *_ in site.events("begin")].count("long-3") == 3
     assert [job for job, *_ in site.events("end")].count("long-3") == 1
     assert oct((site.folder / "out/ok-1").stat().st_mode)[-3:] == "644"
-    site.wait(lambda: {job["job_state"] for job in site.jobs().values()} == {"F"}, 20)
+    site.wait(lambda: {job["job_state"] for job in site.jobs().values()} == {"F"}, HANGS)
 
 
 def test_a_refused_qsub_ends_the_run_with_its_output(site: Site) -> None:
@@ -280,9 +280,9 @@ def test_a_queued_pilot_is_waited_for_and_ctrl_c_deletes_all(site: Site) -> None
     assert driver.poll() is None
     assert len(site.jobs()) == 2, "no third one is submitted"
     os.killpg(driver.pid, signal.SIGINT)
-    assert driver.wait(timeout=30) != 0
-    site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F", "F"], 20)
-    site.wait(lambda: not site.processes(), 30)
+    assert driver.wait(timeout=HANGS) != 0
+    site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F", "F"], HANGS)
+    site.wait(lambda: not site.processes(), HANGS)
     assert first in site.jobs()
 
 
@@ -341,7 +341,7 @@ def test_an_interchange_that_dies_ends_the_run_and_its_pilots(site: Site) -> Non
     os.kill(interchange, signal.SIGKILL)
     assert driver.wait(timeout=40) == 1, site.said()
     assert "error: the interchange of pool gpu has died" in site.said()
-    site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F"], 20)
+    site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F"], HANGS)
 
 
 @pytest.mark.slow
@@ -381,7 +381,7 @@ def polaris(site: Site, hub: Path, root: Path, gpus: int, **mine: object) -> str
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert "Read reports/tiny/report.html" in said
-    site.wait(lambda: {job["job_state"] for job in site.jobs().values()} == {"F"}, 20)
+    site.wait(lambda: {job["job_state"] for job in site.jobs().values()} == {"F"}, HANGS)
     return said
 
 

@@ -1,9 +1,5 @@
 """Kernels for GPUs, run by Triton's interpreter on the CPU. RANDOM weights."""
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
-
 import pytest
 import torch
 from hypothesis import given, settings

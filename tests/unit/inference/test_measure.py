@@ -57,6 +57,14 @@ def test_a_decoder_is_measured_in_both_phases(kind: str, variant: Variant, dense
     assert sparse_row["memory_bytes"] and all(row["copy_bytes_per_second"] > 0 for row in cost["speed"])
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_decoder_without_some_heads_decodes(kind: str, variant: Variant, dense: Dense, tmp_path: Path) -> None:
+    """Its keys and values are narrower than the dense model's."""
+    pruned = variant("0.5", kind=kind, method="structured")
+    measure(pruned, dense(kind), tmp_path, batch_sizes=[2], sequence_length=16, repeats=1)
+    assert {row["phase"] for row in read_json(tmp_path / "cost.json")["speed"]} == {"prefill", "decode"}
+
+
 def test_an_encoder_has_no_decode(variant: Variant, dense: Dense, tmp_path: Path) -> None:
     measure(variant("0.5"), dense("bert"), tmp_path, batch_sizes=[1], sequence_length=8, repeats=1)
     assert {row["phase"] for row in read_json(tmp_path / "cost.json")["speed"]} == {"prefill"}

@@ -12,6 +12,6 @@ def test_decode_repeats_with_a_sliding_window() -> None:
     torch.manual_seed(0)
     model = tf.MistralModel(tf.MistralConfig(**sizes, vocab_size=24, num_key_value_heads=2, sliding_window=8)).eval()
     batch = prefill(model, 2, 16)
-    expected, step = batch(model)[:, -1:], decode(model, batch)
+    expected, step = batch(model)[:, -1:], decode(batch)
     for _ in range(3):
         torch.testing.assert_close(step(model), expected)

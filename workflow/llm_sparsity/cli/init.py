@@ -35,7 +35,7 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
     Raises:
         UserError: there is no such model, its family is not known, it has no safetensors, or the file exists.
     """
-    last = Path(model).resolve().name if Path(model).is_dir() else model.rpartition("/")[-1]
+    last = Path(model).absolute().name if Path(model).is_dir() else model.rpartition("/")[-1]
     name = name or re.sub(r"[^\w.-]", "-", last)
     output = output or Path(f"{name}.yaml")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):

@@ -104,7 +104,7 @@ def _workloads(reference: Any, size: int, length: int, family: Family) -> Iterat
     """The batches of a size: read at once, and of decoders also continued by a token."""
     yield (batch := workloads.prefill(reference, size, length))
     if family.architecture == "decoder" and length > 1:
-        yield workloads.decode(reference, batch)
+        yield workloads.decode(batch)
 
 
 def _measured(

@@ -1,7 +1,8 @@
 """What a model is timed on: a batch of sequences, read at once or continued by a token each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,23 +22,35 @@ class Workload:
         "decode", the last token of each sequence alone, as while text is generated.
     ids: the tokens that are computed, int64 (sequences, tokens).
     length: tokens of a sequence.
-    cache: in decode, keys and values of the tokens before.
+    before: in decode, the tokens before, int64 (sequences, tokens). Their keys and values are computed once for each
+        model: one without some of its heads has fewer.
     """
 
     phase: str
     ids: Tensor
     length: int
-    cache: Any = None
+    before: Tensor | None = None
+    _caches: WeakKeyDictionary[Module, Any] = field(default_factory=WeakKeyDictionary, repr=False)
 
     def __call__(self, model: Module) -> Tensor:
         """The model's outputs, (sequences, tokens, width)."""
         with torch.inference_mode():
-            if self.cache is None:
+            if self.before is None:
                 outputs: Tensor = model(input_ids=self.ids)[0]
             else:
-                outputs = model(input_ids=self.ids, past_key_values=self.cache, use_cache=True)[0]
-                self.cache.crop(-1)  # without the token that was computed
+                cache = self._cache(model, self.before)
+                outputs = model(input_ids=self.ids, past_key_values=cache, use_cache=True)[0]
+                cache.crop(-1)  # without the token that was computed
         return outputs
+
+    def _cache(self, model: Module, before: Tensor) -> Any:
+        if model not in self._caches:
+            cache = model(input_ids=before, use_cache=True).past_key_values
+            for layer in cache.layers:
+                if hasattr(layer, "activate_past_recording"):  # a sliding window, else `crop` loses tokens
+                    layer.activate_past_recording()
+            self._caches[model] = cache
+        return self._caches[model]
 
 
 def prefill(model: Any, size: int, length: int) -> Workload:
@@ -47,14 +60,9 @@ def prefill(model: Any, size: int, length: int) -> Workload:
     return Workload("prefill", ids.to(model.device), length)
 
 
-def decode(model: Any, batch: Workload) -> Workload:
-    """The last token of each sequence of a batch, after keys and values of the others, which a decoder computes."""
-    with torch.inference_mode():
-        cache = model(input_ids=batch.ids[:, :-1], use_cache=True).past_key_values
-    for layer in cache.layers:
-        if hasattr(layer, "activate_past_recording"):  # a sliding window, which else forgets what `crop` goes back to
-            layer.activate_past_recording()
-    return Workload("decode", batch.ids[:, -1:], batch.length, cache)
+def decode(batch: Workload) -> Workload:
+    """The last token of each sequence of a batch, after keys and values of the others."""
+    return Workload("decode", batch.ids[:, -1:], batch.length, batch.ids[:, :-1])
 
 
 def copy_bandwidth(device: torch.device) -> float:
