@@ -134,8 +134,8 @@ class Site:
                 [  # a shell's background jobs ignore SIGINT, and so would their children
                     "env", "--default-signal=INT", sys.executable, "-m", "snakemake", "--executor", "parsl",
                     "--parsl-config", "pools.py", "--parsl-status", "2", "--jobs", "50", "--keep-going",
-                    "--rerun-incomplete", "--latency-wait", "20", "--scheduler", "greedy", "--quiet", "rules", *arguments,
-                    "--config", f"jobs={jobs}",
+                    "--rerun-incomplete", "--latency-wait", "20", "--scheduler", "greedy", "--quiet", "rules",
+                    *arguments, "--config", f"jobs={jobs}",
                 ],
                 cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True,
                 start_new_session=True,
