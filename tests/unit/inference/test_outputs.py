@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Linear, Module, ReLU, Sequential
 
 from llm_sparsity.inference.outputs import check_finite, error
-from llm_sparsity.inference.sparse_layers import layers_with_zeros, with_sparse_layers
+from llm_sparsity.inference.sparse_layers import layers_with_zeros, sparse_layers, with_layers
 from llm_sparsity.inference.ways import Ways
 from llm_sparsity.inference.workloads import Workload
 from llm_sparsity.jobs.errors import UserError
@@ -73,7 +73,7 @@ def test_rounding_errors_of_the_model_itself_are_no_fault(
         if weight.dim() == 2:
             weight.data *= 100
             weight.data[torch.rand_like(weight) < 0.5 if folder.family.role(name) else torch.zeros_like(weight) > 0] = 0
-    sparse = with_sparse_layers(model, folder.family, layers_with_zeros(model, folder.family))
+    sparse = with_layers(model, dict(sparse_layers(model, folder.family, layers_with_zeros(model, folder.family))))
     errors = []
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)

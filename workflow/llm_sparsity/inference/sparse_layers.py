@@ -39,11 +39,6 @@ def sparse_layers(model: Module, family: Family, names: Iterable[str]) -> Iterat
         yield name, layer
 
 
-def with_sparse_layers(model: Module, family: Family, names: Iterable[str]) -> Module:
-    """A copy of a model (CPU) whose named layers are sparse. It shares all other weights with the model."""
-    return with_layers(model, dict(sparse_layers(model, family, names)))
-
-
 def with_layers(model: Module, layers: Mapping[str, Module]) -> Module:
     """A copy of a model in which layers are replaced, by name. It shares all other weights with the model."""
     shared = [*model.parameters(), *layers.values()]
