@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 from table import table, write
 
-from snakemake_executor_plugin_parsl.advice import PILOT_MINUTES, SLOTS, pack
+from llm_sparsity.study.advice import PILOT_MINUTES, SLOTS, pack
 
 ROOT = Path(__file__).parent.parent
 CASES = {

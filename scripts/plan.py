@@ -19,8 +19,7 @@ def main() -> None:
 
     import yaml
 
-    from llm_sparsity.study import config, plan
-    from snakemake_executor_plugin_parsl import advice
+    from llm_sparsity.study import advice, config, plan
 
     for file in (args.configfile, args.queues):
         if not file.is_file():

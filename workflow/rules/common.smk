@@ -326,7 +326,7 @@ def show_plan():
             minutes.setdefault(name, []).append(job.minutes)
     logger.info("", extra={"planned": {name: sum(each) / len(each) for name, each in minutes.items()}})
     if not workflow.local_exec:
-        from snakemake_executor_plugin_parsl import advice
+        from llm_sparsity.study import advice
 
         queues = advice.queues(WORKFLOW / "profiles/polaris/queues.csv")
         print(plan.table(STUDY), advice.advise(plan.jobs(STUDY), queues), sep="\n\n", file=sys.stderr)

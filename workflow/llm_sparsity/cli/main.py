@@ -81,7 +81,7 @@ def _plan(args: argparse.Namespace, rest: Sequence[str]) -> None:
     study = config.load(yaml.safe_load(_study(args.study).read_text(encoding="utf-8")))
     print(plan.table(study))
     if args.queues:
-        from snakemake_executor_plugin_parsl import advice
+        from llm_sparsity.study import advice
 
         print(advice.advise(plan.jobs(study), advice.queues(args.queues)))
 

@@ -1,17 +1,25 @@
-"""The configuration file for Polaris, and the pool of each job."""
+"""The profile for Polaris with real Snakemake and Parsl, under the stand-in for PBS."""
 
+import json
 import re
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from batch_site import HANGS, SOURCES, Site
 from parsl.executors import HighThroughputExecutor
 from parsl.jobs.strategy import Strategy
 
-from snakemake_executor_plugin_parsl import guard, pools
+from snakemake_executor_plugin_parsl import pools
+
+from .conftest import Project
 
 Load = Callable[..., dict[str, HighThroughputExecutor]]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ends processes by a call of Linux")
 
 
 @pytest.fixture
@@ -70,16 +78,6 @@ def test_a_job_of_several_nodes_gets_them_all_or_is_refused(polaris: Load) -> No
     assert "ON_EACH_NODE='mpiexec --envall -n 2 --ppn 1 --cpu-bind none'" in nodes.worker_init
 
 
-def test_without_pinned_devices_one_pool_takes_all_and_cpu_takes_no_gpu_job() -> None:
-    plain = HighThroughputExecutor(label="htex", address="127.0.0.1")
-    cpu = HighThroughputExecutor(label="cpu", address="127.0.0.1")
-    assert pools.route({"htex": plain}, 4) == "htex"
-    assert pools.route({"htex": plain, "cpu": cpu}, 0) == "cpu"
-    assert pools.route({"htex": plain, "cpu": cpu}, 1) == "htex"
-    with pytest.raises(ValueError, match="no pool"):
-        pools.route({"cpu": cpu}, 1)
-
-
 def test_the_batch_script(polaris: Load, tmp_path: Path) -> None:
     provider = polaris(ACCOUNT="p", INTERFACE="lo", NODES=5)["gpu"].provider
     (tmp_path / "000/submit_scripts").mkdir(parents=True)
@@ -105,19 +103,6 @@ def test_one_node_jobs_need_no_mpiexec(polaris: Load) -> None:
     assert "mpiexec" not in provider.launcher("command", 1, 1)
 
 
-def test_an_interchange_is_tied_to_its_driver_and_removing_no_pilot_removes_none() -> None:
-    executor = HighThroughputExecutor(label="gpu", address="127.0.0.1")
-    executor.provider.parallelism = 0.5
-    taken: list[int] = []
-    executor.scale_in = lambda blocks, max_idletime=None: taken.append(blocks) or ["0"]
-    pools.protect(executor)
-    assert guard.__file__ in executor.interchange_launch_cmd
-    assert executor.scale_in(0, max_idletime=1.0) == []
-    assert executor.scale_in(2, max_idletime=1.0) == ["0"]
-    assert taken == [2]
-    assert executor.provider.parallelism == 0.5
-
-
 def test_parsl_asks_for_a_block_per_job_where_a_worker_has_all_nodes(polaris: Load) -> None:
     """By Parsl's own strategy, which counts one slot per node."""
     nodes = polaris(ACCOUNT="p", INTERFACE="lo", QUEUE="preemptable", NODES=2, JOBS=20)["nodes"]
@@ -130,9 +115,70 @@ def test_parsl_asks_for_a_block_per_job_where_a_worker_has_all_nodes(polaris: Lo
     assert asked == [0, 3]
 
 
-def test_a_file_that_is_no_configuration(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not found"):
-        pools.load(tmp_path / "none.py")
-    (tmp_path / "empty.py").touch()
-    with pytest.raises(ValueError, match="sets no `config"):
-        pools.load(tmp_path / "empty.py")
+def run_study(site: Site, hub: Path, root: Path, gpus: int, **mine: object) -> str:
+    """Run the dense and a pruned model of the tiny study with the profile for Polaris, from download to report."""
+    folder = site.folder / "study"
+    for name in ("workflow", "scripts", "envs", "profiles", "studies"):
+        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "Snakefile", folder)
+    values = yaml.safe_load((root / "tests/config.yaml").read_text())
+    sparsities = [0, 0.9] if gpus == 1 else [0]
+    values["study"] = [{"models": ["roberta-base"], "sparsities": sparsities, "tasks": ["sst2"], "measure": False}]
+    values["models"]["roberta-base"] |= {"gpus": gpus, "accelerate": "fsdp"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    pools = folder / "profiles/polaris/pools.py"
+    text = pools.read_text()
+    path = f"{Path(sys.executable).parent}:{site.folder / 'bin'}"
+    mine |= {
+        "ACCOUNT": "p", "QUEUE": "debug", "INTERFACE": "lo",
+        "ENVIRONMENT": f"export PATH={path}:$PATH PYTHONPATH={folder / 'workflow'}:{SOURCES}",
+    }  # fmt: skip
+    for name, value in mine.items():
+        text = re.sub(rf"^{name} = .*", f"{name} = {value!r}", text, flags=re.MULTILINE)
+    if gpus > 1:  # one worker GPU per node; torch finds none, so each process uses a CPU
+        text = re.sub(r'\["0.*?3"\]', '["0"]', text)
+    pools.write_text(re.sub(r'"list:[^"]*"', '"none"', text).replace("strategy_period=30", "strategy_period=1"))
+    environment = site.environment | {"PYTHONPATH": f"{folder / 'workflow'}:{SOURCES}"}
+    done = Project(folder, hub).snakemake("--profile", "profiles/polaris", "--set-threads", "finetune=1", **environment)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "Read reports/tiny/report.html" in said
+    site.wait(lambda: {job["job_state"] for job in site.jobs().values()} == {"F"}, HANGS)
+    return said
+
+
+@pytest.fixture
+def site(root: Path, tmp_path: Path) -> Iterator[Site]:
+    with Site(tmp_path) as site:
+        mpiexec = tmp_path / "bin/mpiexec"
+        mpiexec.write_text(f'#!/bin/sh\nexec {sys.executable} -I {root}/tests/standin_mpiexec.py "$@"\n')
+        mpiexec.chmod(0o755)
+        site.environment["STANDIN_QUEUES"] = str(root / "profiles/polaris/queues.csv")
+        yield site
+
+
+@pytest.mark.slow
+def test_the_profile_for_polaris_runs_a_study(site: Site, hub: Path, root: Path) -> None:
+    """Two runs of the tiny study in one pilot under the stand-in for PBS."""
+    said = run_study(site, hub, root, gpus=1, NODES=1)
+    assert "Plan of tiny" in said
+    assert "5 jobs in pools" in said
+    assert len(site.jobs()) == 1
+
+
+@pytest.mark.slow
+def test_a_run_over_two_nodes_by_config(site: Site, hub: Path, root: Path) -> None:
+    """Its batch job has two nodes and one manager, on the first; a stand-in for mpiexec starts it on both."""
+    run_study(site, hub, root, gpus=2, NODES=2)
+    scripts = {script.stem: script.read_text() for script in site.state.glob("*.sh")}
+    (mine,) = [name for name, script in scripts.items() if "parsl.nodes" in script]
+    assert "#PBS -l select=2:ncpus=64:system=polaris\n" in scripts[mine]
+    assert len(scripts) == 2, "a second batch job for jobs that need no node of their own"
+    study = site.folder / "study"
+    assert len(list(study.glob("logs/parsl/000/nodes/block-0/*/manager.log"))) == 1
+    (log,) = study.glob("logs/finetune/**/seed-0.log")
+    assert log.read_text().count("stand-in for mpiexec: 2 times") == 1
+    assert "--num_machines 2" in log.read_text()
+    assert "--accelerate fsdp" in log.read_text()
+    (runtime,) = study.glob("results/**/seed-0/runtime.json")
+    assert json.loads(runtime.read_text())["processes"] == 2

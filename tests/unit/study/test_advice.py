@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_parsl import advice
-from snakemake_executor_plugin_parsl.advice import Queue
+from llm_sparsity.study import advice
+from llm_sparsity.study.advice import Queue
 
 SMALL = [25.0] * 18 + [3.0] * 18
 LARGE = [25.0] * 150 + [3.0] * 150 + [12.0] * 200

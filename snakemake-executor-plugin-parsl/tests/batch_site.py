@@ -1,0 +1,185 @@
+"""A folder with a workflow, pools and a batch system: pilots run on this machine or under the stand-in for PBS."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parent / "src"
+HANGS = 900  # seconds after which a process hangs; a busy machine takes its time
+
+# Every job appends a line when it begins and one when it ends: event, name, slot, process, time.
+SNAKEFILE = """
+import sys
+rule all:
+    input: expand("out/{job}", job=config["jobs"].split("+"))
+    localrule: True
+rule run:
+    output: "out/{job}"
+    log: "logs/{job}.log"
+    resources:
+        gpu=1,
+        runtime=lambda wildcards: int(wildcards.job.split("-")[1])
+    params:
+        python=sys.executable
+    shell: "{params.python} job.py {wildcards.job} {output} > {log} 2>&1"
+"""
+JOB = """
+import os, signal, sys, time
+from pathlib import Path
+name, output = sys.argv[1:]
+kind, number, *_ = name.split("-")
+def note(event):
+    with open("events", "a") as file:
+        slot = os.environ.get("PARSL_WORKER_BLOCK_ID", "") + "/" + os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        file.write(f"{event} {name} {slot} {os.getpid()} {time.time()}\\n")
+note("begin")
+if kind == "bad":
+    sys.exit("error: loss: is nan at step 3")
+if kind == "oom":
+    os.kill(os.getpid(), signal.SIGKILL)
+if kind == "node" and os.environ["PARSL_WORKER_BLOCK_ID"] == Path("bad-node").read_text():
+    sys.exit(9)
+if kind == "node":
+    time.sleep(1)
+if kind == "long" and not Path("short").exists():
+    time.sleep(60)
+if kind == "late":
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(6)
+        Path(output).write_text("x")
+    os._exit(0)
+time.sleep(0.2)
+Path(output).write_text(str(os.getpid()))
+note("end")
+"""
+LOCAL = """
+from parsl.config import Config
+from parsl.executors import HighThroughputExecutor
+from parsl.providers import LocalProvider
+from snakemake_executor_plugin_parsl.pbs import wait_for_pilots
+
+config = Config(
+    executors=[
+        HighThroughputExecutor(
+            label="gpu", address="127.0.0.1", available_accelerators={slots}, max_workers_per_node={slots},
+            cores_per_worker=0.01, heartbeat_period=1, heartbeat_threshold=6, block_error_handler=wait_for_pilots,
+            provider={provider},
+        )
+    ],
+    strategy="htex_auto_scale", strategy_period=0.5, max_idletime=60, run_dir="pilots",
+)
+"""
+ON_THIS_MACHINE = 'LocalProvider(init_blocks=0, max_blocks={pilots}, worker_init="{worker_init}")'
+UNDER_PBS = """__import__("snakemake_executor_plugin_parsl.pbs", fromlist=["x"]).PBSProvider(
+                account="p", queue="preemptable", nodes_per_block=1, init_blocks=0, max_blocks={pilots},
+                walltime="01:00:00", cpus_per_node=64, select_options="system=polaris", poll_seconds=1, patience=1,
+                scheduler_options="#PBS -l filesystems=home:eagle\\n#PBS -k doe\\n#PBS -r n",
+                worker_init={worker_init!r},
+            )"""
+
+
+class Site:
+    """A folder with a workflow, pools, and a batch system."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state = folder / "pbs"
+        tools = folder / "bin"
+        for made in (self.state, tools, folder / "home"):
+            made.mkdir()
+        for name in ("qsub", "qstat", "qdel", "preempt"):
+            program = HERE / "standin_pbs.py"
+            (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} -I {program} {name} "$@"\n')
+            (tools / name).chmod(0o755)
+        self.environment = {
+            **os.environ,
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "HOME": str(folder / "home"),
+            "PYTHONPATH": str(SOURCES),
+            "STANDIN_PBS": str(self.state),
+            "STANDIN_QUEUES": str(HERE / "queues.csv"),
+            "OMP_NUM_THREADS": "1",
+        }
+        (folder / "Snakefile").write_text(SNAKEFILE)
+        (folder / "job.py").write_text(JOB)
+        self.drivers: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End what a test has left running."""
+        for pid in [*(driver.pid for driver in self.drivers if driver.poll() is None), *self.processes()]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    def pools(self, provider: str, pilots: int = 1, slots: int = 2, worker_init: str = "") -> None:
+        setup = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={SOURCES} TMPDIR=/tmp"
+        worker_init = f"{setup}\\numask 022\\n{worker_init}" if provider == UNDER_PBS else worker_init
+        chosen = provider.format(pilots=pilots, worker_init=worker_init.replace("\\n", "\n"))
+        (self.folder / "pools.py").write_text(LOCAL.format(slots=slots, provider=chosen))
+
+    def start(self, jobs: str, *arguments: str) -> subprocess.Popen[str]:
+        self.log = self.folder / f"driver-{len(self.drivers)}.log"
+        with self.log.open("w") as log:
+            driver = subprocess.Popen(
+                [  # a shell's background jobs ignore SIGINT, and so would their children
+                    "env", "--default-signal=INT", sys.executable, "-m", "snakemake", "--executor", "parsl",
+                    "--parsl-config", "pools.py", "--parsl-status", "2", "--jobs", "50", "--keep-going",
+                    "--rerun-incomplete", "--latency-wait", "20", "--scheduler", "greedy", "--quiet", "rules",
+                    *arguments, "--config", f"jobs={jobs}",
+                ],
+                cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+        self.drivers.append(driver)
+        return driver
+
+    def run(self, jobs: str, *arguments: str, code: int = 0) -> str:
+        driver = self.start(jobs, *arguments)
+        assert driver.wait(timeout=HANGS) == code, self.said()
+        return self.said()
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def events(self, kind: str) -> list[list[str]]:
+        file = self.folder / "events"
+        lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+        return [line[1:] for line in lines if line[0] == kind]
+
+    def jobs(self) -> dict[str, dict]:
+        return {file.stem: json.loads(file.read_text()) for file in self.state.glob("[0-9]*.json")}
+
+    def command(self, *words: str) -> None:
+        subprocess.run(words, env=self.environment, check=False, capture_output=True)
+
+    def wait(self, happened: Callable[[], object], seconds: float = HANGS) -> None:
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.1)
+
+    def processes(self) -> list[int]:
+        """Running processes that were started for this site, except drivers."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    home = f"HOME={self.environment['HOME']}".encode()
+                    state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                    if home in (entry / "environ").read_bytes().split(b"\0") and state != "Z":
+                        found.append(int(entry.name))
+                except OSError:
+                    continue
+        return [pid for pid in found if pid not in [driver.pid for driver in self.drivers]]

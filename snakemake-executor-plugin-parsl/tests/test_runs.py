@@ -1,0 +1,173 @@
+"""The executor with real Snakemake and Parsl; pilots run on this machine or under the stand-in for PBS."""
+
+import os
+import re
+import signal
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from batch_site import HANGS, ON_THIS_MACHINE, UNDER_PBS, Site
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ends processes by a call of Linux")
+
+
+def test_jobs_fill_devices_longest_first_and_a_failure_leaves_others_alone(site: Site) -> None:
+    site.pools(ON_THIS_MACHINE)
+    said = site.run("late-1+ok-2+ok-3+ok-4+bad-5+oom-6", code=1)
+    assert sorted(path.name for path in (site.folder / "out").iterdir()) == ["late-1", "ok-2", "ok-3", "ok-4"]
+    begun = [name for name, *_ in site.events("begin")]
+    assert set(begun[:2]) == {"bad-5", "oom-6"}
+    assert set(begun[2:4]) == {"ok-4", "ok-3"}
+    assert {slot for _, slot, *_ in site.events("begin")} == {"0/0", "0/1"}
+    times = {name: float(when) for name, *_, when in site.events("end")}
+    for slot in ("0/0", "0/1"):  # one job a device at a time
+        spans = sorted((float(when), times[name]) for name, where, _, when in site.events("begin")
+                       if where == slot and name in times)  # fmt: skip
+        assert all(first[1] <= second[0] for first, second in pairwise(spans))
+    assert re.search(r"run bad-5 failed: loss: is nan at step 3, on \S+ after \d+ s; see logs/bad-5.log, ", said)
+    assert "run oom-6 failed: killed (SIGKILL), most likely out of memory" in said
+    assert (
+        re.search(r"parsl: \d+ queued, \d+ running, \d of 6 done, 2 failed, 0 preempted", said) or "of 6 done" in said
+    )
+    assert not (site.folder / "pilots/driver-alive").exists()
+    site.wait(lambda: not site.processes(), 15)
+    assert "pilots up" not in site.run("ok-2+ok-3", "--forcerun", "all"), "local jobs need no pilot"
+
+
+@pytest.mark.slow
+def test_pilots_that_pbs_takes_away_are_replaced_and_their_runs_go_on(site: Site) -> None:
+    """At first the queue is full and JSON invalid; then one pilot is preempted, the next exceeds its walltime."""
+    site.pools(UNDER_PBS)
+    (site.state / "limit").write_text("0")
+    (site.state / "broken-json").touch()
+    driver = site.start("long-3+ok-1")
+    site.wait(lambda: "PBS accepts no more jobs now" in site.said())
+    time.sleep(3)
+    assert site.said().count("PBS accepts no more jobs now") == 1, "printed once"
+    (site.state / "limit").write_text("5")
+    site.wait(lambda: len(site.events("begin")) == 2)
+    (name,) = site.jobs()
+    site.command("preempt", name)
+    site.wait(lambda: [job for job, *_ in site.events("begin")].count("long-3") == 2)
+    assert "preempted" in site.said()
+    assert "restart 1 of at most 5" in site.said()
+    (site.state / "walltime").write_text("1")
+    (site.folder / "short").touch()
+    site.wait(lambda: len(site.jobs()) == 3)
+    (site.state / "walltime").unlink()
+    assert driver.wait(timeout=60) == 0, site.said()
+    assert "its walltime is exceeded" in site.said()
+    assert [job for job, *_ in site.events("begin")].count("long-3") == 3
+    assert [job for job, *_ in site.events("end")].count("long-3") == 1
+    assert oct((site.folder / "out/ok-1").stat().st_mode)[-3:] == "644"
+    site.wait(lambda: {job["job_state"] for job in site.jobs().values()} == {"F"}, HANGS)
+
+
+def test_a_refused_qsub_ends_the_run_with_its_output(site: Site) -> None:
+    site.pools(UNDER_PBS)
+    pools = site.folder / "pools.py"
+    pools.write_text(pools.read_text().replace("preemptable", "small"))
+    said = site.run("ok-1", code=1)
+    assert "qsub refuses: qsub: Access to queue is denied" in said
+    assert not site.events("begin")
+
+
+@pytest.mark.slow
+def test_a_job_that_pbs_loses_is_reported_and_replaced_a_few_times(site: Site) -> None:
+    """prod accepts 10 nodes for 24 hours and returns an id, but the job does not exist."""
+    site.pools(UNDER_PBS)
+    pools = site.folder / "pools.py"
+    text = pools.read_text().replace("preemptable", "prod").replace("nodes_per_block=1", "nodes_per_block=10")
+    pools.write_text(text.replace("01:00:00", "24:00:00"))
+    said = site.run("ok-1", code=1)
+    assert "PBS accepted it and no longer knows it" in said
+    assert "3 pilots in a row ended" in said
+
+
+@pytest.mark.slow
+def test_a_queued_pilot_is_waited_for_and_ctrl_c_deletes_all(site: Site) -> None:
+    site.pools(UNDER_PBS, pilots=2, slots=1)
+    (site.state / "queue-seconds").write_text("3")
+    driver = site.start("long-3+long-2")
+    site.wait(lambda: len(site.jobs()) == 2)
+    first, second = sorted(site.jobs())
+    site.state.joinpath(f"never-{second}").touch()
+    site.wait(lambda: "1 pilots up, 1 in the queue, 1 of 1 slots busy" in site.said())
+    time.sleep(3)
+    assert driver.poll() is None
+    assert len(site.jobs()) == 2, "no third one is submitted"
+    os.killpg(driver.pid, signal.SIGINT)
+    assert driver.wait(timeout=HANGS) != 0
+    site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F", "F"], HANGS)
+    site.wait(lambda: not site.processes(), HANGS)
+    assert first in site.jobs()
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_nothing_and_the_next_one_finds_no_second_writer(site: Site) -> None:
+    site.pools(UNDER_PBS, slots=1)
+    driver = site.start("long-3+ok-1")
+    site.wait(lambda: site.events("begin"))
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    (first,) = site.jobs()
+    site.command(sys.executable, "-m", "snakemake", "-s", str(site.folder / "Snakefile"), "-d", str(site.folder),
+                 "--unlock", "--config", "jobs=ok-1")  # fmt: skip
+    (site.folder / "short").touch()
+    said = site.run("long-3+ok-1")
+    assert "an earlier run was killed; waiting" in said
+    begun = [(name, int(pid), float(when)) for name, _, pid, when in site.events("begin")]
+    assert [name for name, *_ in begun].count("long-3") == 2
+    assert [name for name, *_ in begun].count("ok-1") == 1, "a job that the first driver had not started ran once"
+    assert not Path(f"/proc/{begun[0][1]}").exists(), "the first writer has ended"
+    assert len(site.events("end")) == 2
+    assert site.jobs()[first]["job_state"] == "F"
+
+
+@pytest.mark.slow
+def test_a_pilot_killed_outright_loses_no_job(site: Site) -> None:
+    """Its manager cannot report anything, as when a node goes down."""
+    site.pools(ON_THIS_MACHINE, slots=1)
+    driver = site.start("long-2")
+    site.wait(lambda: site.events("begin"))
+    (site.folder / "short").touch()
+    managers = [pid for pid in site.processes() if b"process_worker_pool" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    for pid in managers:
+        os.kill(pid, signal.SIGKILL)
+    assert driver.wait(timeout=60) == 0, site.said()
+    assert "restart 1 of at most 5" in site.said()
+    (writer,) = [pid for _, _, pid, _ in site.events("begin")][:1]
+    assert not Path(f"/proc/{writer}").exists()
+
+
+@pytest.mark.slow
+def test_pilots_that_end_at_once_are_given_up(site: Site) -> None:
+    site.pools(ON_THIS_MACHINE, worker_init="echo no such module >&2; exit 1")
+    said = site.run("ok-1", code=1)
+    assert "3 pilots in a row ended before a worker connected" in said
+    assert "no such module" in said
+
+
+@pytest.mark.slow
+def test_an_interchange_that_dies_ends_the_run_and_its_pilots(site: Site) -> None:
+    site.pools(UNDER_PBS, slots=1)
+    driver = site.start("long-3")
+    site.wait(lambda: site.events("begin"))
+    children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
+    (interchange,) = [int(pid) for pid in children if b"HTEX interchange" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(interchange, signal.SIGKILL)
+    assert driver.wait(timeout=40) == 1, site.said()
+    assert "error: the interchange of pool gpu has died" in site.said()
+    site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F"], HANGS)
+
+
+@pytest.mark.slow
+def test_jobs_of_a_bad_node_are_moved(site: Site) -> None:
+    site.pools(ON_THIS_MACHINE, pilots=2, slots=2)
+    (site.folder / "bad-node").write_text("0")
+    said = site.run("+".join(f"node-{number}" for number in range(1, 7)))
+    assert len(list((site.folder / "out").iterdir())) == 6
+    assert "is held back" in said
