@@ -179,6 +179,23 @@ def windows(
     return np.array(tokens[: count * length], np.int32).reshape(count, length)
 
 
+def sentences(model: ModelFolder, task: TaskFolder, split: str, max_length: int) -> dict[str, Any]:
+    """The sentences or pairs of a split as token ids: input_ids, labels, and token_type_ids where the model uses them.
+
+    Raises:
+        UserError: a label outside the task's labels.
+    """
+    examples = _checked(task, split)
+    if examples.pairs and model.family.architecture == "decoder" and (separator := task.manifest.get("separator")):
+        examples = replace(examples, texts=[text + separator for text in examples.texts])
+    found = _encode(model.tokenizer, examples, max_length)
+    columns = {"input_ids": found["input_ids"], "labels": examples.labels}
+    named = "token_type_ids" in model.tokenizer.model_input_names and "token_type_ids" in found
+    if named and model.token_types > 1:
+        columns["token_type_ids"] = found["token_type_ids"]
+    return columns
+
+
 def _window_splits(
     model: ModelFolder, task: TaskFolder, text: TaskFolder, max_length: int, evaluation: Mapping[str, Any]
 ) -> "DatasetDict":
@@ -198,14 +215,7 @@ def _sentence_splits(model: ModelFolder, task: TaskFolder, max_length: int) -> "
     types = {"input_ids": List(Value("int32")), "token_type_ids": List(Value("int32")), "labels": Value("int64")}
     splits = datasets.DatasetDict()
     for split in SPLITS:
-        examples = _checked(task, split)
-        if examples.pairs and model.family.architecture == "decoder" and (separator := task.manifest.get("separator")):
-            examples = replace(examples, texts=[text + separator for text in examples.texts])
-        found = _encode(model.tokenizer, examples, max_length)
-        columns = {"input_ids": found["input_ids"], "labels": examples.labels}
-        named = "token_type_ids" in model.tokenizer.model_input_names and "token_type_ids" in found
-        if named and model.token_types > 1:
-            columns["token_type_ids"] = found["token_type_ids"]
+        columns = sentences(model, task, split, max_length)
         features = datasets.Features({name: types[name] for name in columns})
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     return splits
