@@ -29,7 +29,7 @@ from llm_sparsity.models.families import family_name
 from llm_sparsity.storage.files import read_json, sha256, write_text
 from llm_sparsity.study import config as study_config
 from llm_sparsity.study import footprint, methods, plan
-from llm_sparsity.study.cells import DENSE, Run, Variant
+from llm_sparsity.study.cells import Run, Variant
 from llm_sparsity.study.fingerprint import code_hash
 
 # Jobs run this Python with the library beside this file, so that the hashed code is the code that runs. The paths are
@@ -41,6 +41,7 @@ shell.prefix(
 )
 if ":" in str(WORKFLOW):
     sys.exit(f"error: {WORKFLOW}: PYTHONPATH cannot hold a folder with a colon in its name; rename it")
+RULES = {"download": ("download_model", "download_task"), "prune": ("prune", "prune_finetuned")}  # of a stage
 
 LONGEST = 1 << 16  # bytes of a quoted string in a command, of which the kernel takes twice as many
 LARGE = 1 << 28  # bytes of a file that is hashed at every start, in a fraction of a second
@@ -103,6 +104,35 @@ def training_text(wildcards):
     text = STUDY.tasks[wildcards.task].train_on
     return f"resources/tasks/{text}/manifest.json" if text else []
 
+def own_text(wildcards):
+    """The text of a calibrated method that prunes a fine-tuned model: what the model was trained on."""
+    if methods.is_calibrated(Variant.parse(wildcards.pruned).method):
+        return f"resources/tasks/{STUDY.tasks[wildcards.task].train_on or wildcards.task}/manifest.json"
+    return []
+
+
+def run_of(wildcards):
+    """The run that a job computes."""
+    variant = Variant.parse(wildcards.variant)
+    return Run(wildcards.model, variant, wildcards.task, wildcards.recipe, int(wildcards.seed))
+
+
+def start_folder(wildcards):
+    """The folder that a run starts from: that of the variant, or of the variant of the fine-tuned model."""
+    run = run_of(wildcards)
+    return run.pruned / "model" if STUDY.prunes_finetuned(run) else model_folder(wildcards)
+
+
+def start_manifest(wildcards):
+    """The manifest of the folder that a run starts from."""
+    return f"{start_folder(wildcards)}/manifest.json"
+
+
+def start_weights(wildcards):
+    """The weights that a run starts from."""
+    return f"{start_folder(wildcards)}/model.safetensors"
+
+
 
 def dense_run(file):
     """A file of the fine-tuned dense model, for recipes with a schedule or a teacher."""
@@ -110,7 +140,7 @@ def dense_run(file):
     def path(wildcards):
         if not STUDY.recipe(wildcards.recipe).needs_dense:
             return []
-        return f"{Run(wildcards.model, DENSE, wildcards.task, 'kept', wildcards.seed).folder}/model/{file}"
+        return f"{run_of(wildcards).dense.folder}/model/{file}"
 
     return path
 
@@ -322,7 +352,7 @@ def show_plan():
     """Tell the line of progress how long jobs take; print what a run on a batch system takes, before it asks for nodes."""
     minutes = {}
     for job in plan.jobs(STUDY):
-        for name in ("download_model", "download_task") if job.stage == "download" else (job.stage,):
+        for name in RULES.get(job.stage, (job.stage,)):
             minutes.setdefault(name, []).append(job.minutes)
     logger.info("", extra={"planned": {name: sum(each) / len(each) for name, each in minutes.items()}})
     if not workflow.local_exec:

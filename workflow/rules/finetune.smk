@@ -1,7 +1,8 @@
 # finetune: train a variant on a task with one seed, by one recipe.
 #
-# needs   the folder of a variant, resources/tasks/{task}/, and resources/tasks/{train_on}/ if the task names one;
-#         for recipes with a schedule or a teacher, the fine-tuned dense model
+# needs   the folder of a variant, or of this variant of the fine-tuned dense model; resources/tasks/{task}/, and
+#         resources/tasks/{train_on}/ if the task names one; for recipes with a schedule or a teacher, the fine-tuned
+#         dense model
 # leaves  results/{model}/{variant}/{task}/{recipe}/seed-{seed}/
 #             metrics.json     scores after the last epoch
 #             history.csv      loss, scores and sparsity of every epoch
@@ -12,8 +13,8 @@
 
 rule finetune:
     input:
-        model=model_manifest,
-        weights=ancient(model_weights),
+        model=start_manifest,
+        weights=ancient(start_weights),
         task="resources/tasks/{task}/manifest.json",
         text=training_text,
         dense=dense_run("manifest.json"),

@@ -12,6 +12,7 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning import calibration
 from llm_sparsity.storage.container import load, save
+from llm_sparsity.storage.files import write_manifest
 from tests.unit.pruning.helpers import calibrated, drawn, prune
 
 

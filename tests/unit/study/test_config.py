@@ -95,6 +95,20 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
             "recipes.mine.distill: labels, logits and hidden are all 0, so nothing is learned; raise one",
         ),
         (lambda v: v.update(recipes={"mine": {"distill": {"layers": 1}}}), "recipes.mine.distill.layers: unknown key"),
+        (
+            lambda v: v.update(recipes={"mine": {"start": "finetuned", "schedule": {}}}),
+            "recipes.mine: schedule: removes weights of the fine-tuned dense model in any case; remove start",
+        ),
+        (
+            lambda v: v.update(recipes={"mine": {"finetune": {"epochs": 0}}}),
+            "recipes.mine: finetune.epochs: found 0, which needs start: finetuned; add it, or give at least 1",
+        ),
+        (lambda v: v["finetune"].update(epochs=0), "finetune.epochs: found 0, but recipe kept trains on"),
+        (
+            lambda v: v["study"][0].update(methods=["int8"], scopes=["linear"]),
+            "int8 stores whole numbers, which are not fine-tuned, but task sst2 is; give int8 a grid with the recipe "
+            "one-shot",
+        ),
         (lambda v: v.update(recipes={"kept": {}}), "recipes.kept: this name is built in; choose another"),
         (lambda v: v.update(recipes={"long": {"mak": "kept"}}), "recipes.long.mak: unknown key; did you mean 'mask'?"),
         (lambda v: v.update(recipes={"long": {"finetune": {"epoch": 9}}}), "recipes.long.finetune.epoch: unknown key"),

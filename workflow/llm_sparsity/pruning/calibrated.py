@@ -16,7 +16,7 @@ from torch.nn import Module, Parameter
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.pruning import layerwise as owl
-from llm_sparsity.pruning.calibration import Blocks, Observation, sequences
+from llm_sparsity.pruning.calibration import Blocks, Observation, batches
 from llm_sparsity.pruning.pruner import PrunedTensor, Pruner, tensor_row
 from llm_sparsity.pruning.scores import ScoredTensors
 from llm_sparsity.storage.container import Reader
@@ -30,10 +30,10 @@ class CalibratedPruner(Pruner):
         tensors: the tensors of the scope, all of them matrices of transformer blocks.
         sparsities: fractions and patterns.
         text: the calibration text.
-        calibration: samples, sequence_length and seed, see `calibration.sequences`.
+        calibration: samples, sequence_length and seed, see `calibration.batches`.
         min_density: the fraction of every tensor that is kept.
         layerwise: "uniform" or "owl", see `layerwise`.
-        batch: tokens that run at once, see `Blocks`.
+        bounds: of the batches: tokens and least, see `calibration.batches`.
 
     Raises:
         UserError: the text is too short, or a sequence is longer than the model allows.
@@ -48,12 +48,12 @@ class CalibratedPruner(Pruner):
         calibration: Mapping[str, int],
         min_density: float = 0.0,
         layerwise: str = "uniform",
-        batch: int | None = None,
+        bounds: Mapping[str, int] | None = None,
     ) -> None:
         self._tensors, self._sparsities, self._min_density = tensors, sparsities, min_density
         self._layerwise = layerwise
-        drawn = sequences(tensors.model, text, **calibration)
-        self._blocks = Blocks(tensors.model, tensors.reader, drawn, batch=batch)
+        drawn = batches(tensors.model, text, **calibration, **(bounds or {}))
+        self._blocks = Blocks(tensors.model, tensors.reader, drawn)
         self._matrices: dict[str, dict[str, Module]] = {
             block: {name: module for name, module in self._blocks.matrices(block).items() if name in tensors.roles}
             for block in self._blocks.names

@@ -7,6 +7,7 @@ Memory: the embeddings, one block in float32, the observations of its inputs, an
 the block, its inputs and their observations are on the accelerator.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from llm_sparsity.data.tasks import TaskFolder
+from llm_sparsity.data.tokens import sentences
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.checkpoint import stored_names
 from llm_sparsity.models.folder import ModelFolder
@@ -26,6 +28,51 @@ from llm_sparsity.models.loading import load_skeleton
 from llm_sparsity.storage.container import Reader
 
 TOKENS = 2048  # tokens in a batch
+Batch = dict[str, Tensor]  # inputs of a model: token ids, token types if it uses them; (sequences, tokens), int64
+
+
+def batches(
+    model: ModelFolder, text: TaskFolder, *,
+    samples: int, sequence_length: int, seed: int,
+    tokens: int | None = None, least: int = 1,
+) -> list[Batch]:  # fmt: skip
+    """Draw calibration sequences, in batches whose sequences are equally long.
+
+    Of a language-model task, pieces of its text, see `sequences`; of a classification task, sentences or pairs of its
+    split train, as a fine-tuning encodes them, the shortest first.
+
+    Args:
+        model: its tokenizer is used.
+        text: a task.
+        samples: number of sequences.
+        sequence_length: tokens of a piece; sentences are truncated to as many.
+        seed: of the drawing.
+        tokens: of a batch, which has at least one sequence. Default: `TOKENS`.
+        least: number of batches; there may be fewer only if there are fewer sequences.
+
+    Raises:
+        UserError: the task has too little text, or a sequence is longer than the model allows.
+    """
+    if text.manifest["task"] != "classification":
+        drawn = sequences(model, text, samples=samples, sequence_length=sequence_length, seed=seed)
+        limit = min(tokens or TOKENS, drawn.numel() // least)
+        return [{"input_ids": ids} for ids in drawn.split(max(limit // sequence_length, 1))]
+    model.check_length("calibration.sequence_length", sequence_length)
+    columns = sentences(model, text, "train", sequence_length)
+    del columns["labels"]
+    lengths = [len(ids) for ids in columns["input_ids"]]
+    if len(lengths) < samples:
+        raise UserError(
+            f"calibration: {samples} sentences are asked for, but {text.name} has {len(lengths)}; lower samples"
+        )
+    rows = sorted(random.Random(seed).sample(range(len(lengths)), samples), key=lengths.__getitem__)
+    limit = min(tokens or TOKENS, sum(lengths[row] for row in rows) // least)
+    found = []
+    for length, group in itertools.groupby(rows, key=lengths.__getitem__):
+        whole = torch.tensor(list(group))
+        for part in whole.split(max(limit // length, 1)):
+            found.append({name: torch.tensor([values[row] for row in part]) for name, values in columns.items()})
+    return found
 
 
 def sequences(model: ModelFolder, text: TaskFolder, *, samples: int, sequence_length: int, seed: int) -> Tensor:
@@ -82,19 +129,18 @@ class Blocks:
     Args:
         model: the model.
         reader: its weights.
-        drawn: token ids, (sequences, tokens).
-        batch: tokens in a batch, which has at least one sequence.
+        batches: of calibration sequences, see `batches`.
 
     Attributes:
-        drawn: as above.
+        batches: as above.
         names: the names of the blocks, in the order in which they run.
 
     Raises:
         UserError: the checkpoint lacks a tensor.
     """
 
-    def __init__(self, model: ModelFolder, reader: Reader, drawn: Tensor, *, batch: int | None = None) -> None:
-        self._model, self._reader, self.drawn = model, reader, drawn
+    def __init__(self, model: ModelFolder, reader: Reader, batches: Sequence[Batch]) -> None:
+        self._model, self._reader, self.batches = model, reader, batches
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = load_skeleton(model)
         self._stored = stored_names(self._net, reader.names)
@@ -177,7 +223,7 @@ class Blocks:
         Returns:
             The output for the first batch.
         """
-        stack = self._outputs.setdefault(_stack(self._current), [None] * len(self._batches))
+        stack = self._outputs.setdefault(_stack(self._current), [None] * len(self.batches))
         for number, output in enumerate(self._run()):
             stack[number] = output
         return hidden(stack[0])
@@ -188,14 +234,14 @@ class Blocks:
 
     def outputs(self, end: Module) -> list[Tensor]:
         """The outputs of a module inside the current block, of each batch."""
-        return [send_to_device(self.output(number, end), "cpu") for number in range(len(self._batches))]
+        return [send_to_device(self.output(number, end), "cpu") for number in range(len(self.batches))]
 
     def output(self, number: int, end: Module | None = None) -> Any:
         """Run a batch through the current block, or up to a module inside it; the output, on the device."""
         self._number = number
         hook = end.register_forward_hook(_stop) if end else None
         try:
-            self._net(input_ids=self._batches[number])
+            self._net(**self.batches[number])
         except _BlockDone as done:
             return done.output
         finally:
@@ -204,7 +250,7 @@ class Blocks:
 
     def _run(self) -> Iterator[Any]:
         """The outputs of the current block, batch after batch."""
-        for number in range(len(self._batches)):
+        for number in range(len(self.batches)):
             yield send_to_device(self.output(number), "cpu")
 
     def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,6 @@ the activations of the calibration sequences.
 import importlib
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -61,7 +60,7 @@ def prune(
     inputs from the pruned blocks before it, and `block_error` the relative change of the whole block's output.
 
     Args:
-        model: a dense model.
+        model: a dense model, pretrained or fine-tuned.
         outputs: sparsity -> output folder.
         method: the name of a module in `llm_sparsity.pruning.methods`, and the steps after it, see `methods.Chain`.
         scope: see `TensorRole.in_scope`.
@@ -69,8 +68,8 @@ def prune(
         min_density: the fraction of every tensor that is kept, whatever its scores.
         layerwise: for calibrated methods: "uniform" removes the same fraction of every layer, "owl" less of layers
             with more outliers, see `llm_sparsity.pruning.layerwise`.
-        calibration: for calibrated methods and steps: samples, sequence_length and seed, see `calibration.sequences`.
-        text: for calibrated methods and steps: a language-model task with a train split.
+        calibration: for calibrated methods and steps: samples, sequence_length and seed, see `calibration.batches`.
+        text: for calibrated methods and steps: a task with a train split, of sentences or running text.
 
     Raises:
         UserError: names that are no chain, the scope has no tensors, no method can rank the weights, a pattern or a

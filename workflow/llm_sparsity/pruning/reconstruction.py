@@ -37,13 +37,11 @@ class ReconstructionPruner(CalibratedPruner):
     """
 
     def __init__(self, tensors: ScoredTensors, before: Reader, sparsity: Sparsity, **drawn: Any) -> None:
-        samples, length, seed = (drawn["calibration"][key] for key in ("samples", "sequence_length", "seed"))
-        if samples < 2:
+        if drawn["calibration"]["samples"] < 2:
             raise UserError("calibration.samples: found 1, but reconstruct holds a sequence out; give at least 2")
-        batch = min(TOKENS, samples * length // BATCHES)
-        super().__init__(tensors, [sparsity], batch=batch, **drawn)
-        self._before, self._seed = before, int(seed)
-        self._dense = Blocks(tensors.model, tensors.reader, self._blocks.drawn, batch=batch)
+        super().__init__(tensors, [sparsity], bounds={"tokens": TOKENS, "least": BATCHES}, **drawn)
+        self._before, self._seed = before, int(drawn["calibration"]["seed"])
+        self._dense = Blocks(tensors.model, tensors.reader, self._blocks.batches)
         self._trained: dict[str, Tensor] = {}
 
     def _observe(self, inputs: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,16 @@ class Run:
         """The folder of its results."""
         return RESULTS / self.model / str(self.variant) / self.task / self.recipe / f"seed-{self.seed}"
 
+    @property
+    def dense(self) -> "Run":
+        """The dense model, fine-tuned on the same task with the same seed."""
+        return replace(self, variant=DENSE, recipe="kept")
+
+    @property
+    def pruned(self) -> Path:
+        """The folder of the variant of that model, which recipes with `start: finetuned` begin with."""
+        return RESULTS / self.model / str(self.variant) / self.task / f"seed-{self.seed}"
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -101,7 +111,8 @@ def expand(grids: Iterable[Mapping[str, Any]], stages: Mapping[str, Iterable[str
     structured ones) are fine-tuned by the recipe `kept` alone.
 
     Args:
-        grids: of a config, see `Config.grids`. `calibration_seeds` (method -> seeds) repeat a method.
+        grids: of a config, see `Config.grids`. `calibration_seeds` (method -> seeds) repeat a method; `finetuned` are
+            the recipes that start from the fine-tuned model, `untrained` those of them that do not train.
         stages: task -> "evaluate", "finetune", or both.
     """
     variants: dict[tuple[str, Variant], None] = {}
@@ -125,7 +136,21 @@ def expand(grids: Iterable[Mapping[str, Any]], stages: Mapping[str, Iterable[str
                     evaluations[Evaluation(model, variant, task)] = None
                 if "finetune" not in stages[task]:
                     continue
-                recipes = grid["recipes"] if variant.has_mask else ["kept"]
-                for recipe, seed in itertools.product(recipes, grid["seeds"]):
+                for recipe, seed in itertools.product(_recipes(grid, variant), grid["seeds"]):
                     runs[Run(model, variant, task, recipe, seed)] = None
+
+
+def _recipes(grid: Mapping[str, Any], variant: Variant) -> list[str]:
+    """The recipes of a variant: `kept` alone if it is dense, `kept` for any mask if it has none.
+
+    Quantised variants are not trained.
+    """
+    if variant.is_dense:
+        return ["kept"]
+    chosen, finetuned = grid["recipes"], grid.get("finetuned", [])
+    if Chain(variant.method).is_quantised:
+        return [recipe for recipe in chosen if recipe in grid.get("untrained", [])]
+    if not variant.has_mask:
+        chosen = [recipe if recipe in finetuned else "kept" for recipe in chosen]
+    return list(dict.fromkeys(chosen))
     return Cells(tuple(variants), tuple(measured), tuple(evaluations), tuple(runs))

@@ -10,13 +10,13 @@ import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_sparsity.jobs.lock import is_dead
 from llm_sparsity.storage.files import MANIFEST, read_json, sha256, write_json
-from llm_sparsity.study.cells import DENSE, Run
+from llm_sparsity.study.cells import Run
 from llm_sparsity.study.config import Config
 
 DAY = 24 * 3600  # seconds; a lock's owner touches it every few
@@ -160,11 +160,13 @@ def _difference(
 
 def _inputs(study: Config, run: Run) -> dict[str, Path]:
     """The manifests that a run reads, by the names in its cache."""
+    if study.prunes_finetuned(run):
+        model = run.pruned / "model"
     dense = Path("resources/models") / run.model
     model = dense if run.variant.is_dense else Path("results") / run.model / str(run.variant) / "model"
     inputs = {"model": model / MANIFEST, "task": Path("resources/tasks") / run.task / MANIFEST}
     if text := study.tasks[run.task].train_on:
         inputs["text"] = Path("resources/tasks") / text / MANIFEST
     if study.recipe(run.recipe).needs_dense:
-        inputs["dense"] = Run(run.model, DENSE, run.task, "kept", run.seed).folder / "model" / MANIFEST
+        inputs["dense"] = run.dense.folder / "model" / MANIFEST
     return inputs

@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.study.cells import Cells, expand
+from llm_sparsity.study.cells import Cells, Run, expand
 from llm_sparsity.study.fields import (
     Name,
     ScopeName,
@@ -66,7 +66,9 @@ class Config(Section):
     calibration: Calibration | None = None
     measure: Measure = Measure()
     finetune: Finetune = Finetune()
-    recipes: dict[Name, Recipe] = Field({}, description="in addition to the built-in kept, released, gradual and lora")
+    recipes: dict[Name, Recipe] = Field(
+        {}, description="beside the built-in kept, released, one-shot, gradual and lora"
+    )
     evaluate: Evaluate = Evaluate()
     claims: str | None = Field(None, description="YAML file with claims of an earlier study, to be judged by this one")
     published: str | None = Field(None, description="CSV file with published values, drawn beside this study's")
@@ -116,10 +118,10 @@ class Config(Section):
                     "choose linear, attention, mlp, encoder, decoder or a list of layers"
                 )
             trained = [task for task in grid.tasks if "finetune" in self.stages()[task]]
-            if chain.is_quantised and trained:
+            if chain.is_quantised and trained and all(self.recipe(recipe).trains for recipe in grid.recipes):
                 raise ValueError(
                     f"{where}.methods: {method} stores whole numbers, which are not fine-tuned, but task {trained[0]} "
-                    f"is; give {method} a grid without it"
+                    f"is; give {method} a grid with the recipe one-shot, or without the task"
                 )
 
     def _check_models(self, where: str, grid: Grid) -> None:
@@ -173,6 +175,10 @@ class Config(Section):
         """A recipe, built in or of this config."""
         return RECIPES.get(name) or self.recipes[name]
 
+    def prunes_finetuned(self, run: Run) -> bool:
+        """Whether a run starts from a variant of the fine-tuned dense model, not of the pretrained one."""
+        return not run.variant.is_dense and self.recipe(run.recipe).start == "finetuned"
+
     def download_settings(self, kind: str, name: str) -> dict[str, Any]:
         """The settings that shape a downloaded "model" or "task"."""
         if kind == "model":
@@ -194,8 +200,11 @@ class Config(Section):
     def finetune_settings(self, task: str, recipe: str) -> dict[str, Any]:
         """The values of `finetune` with the task's and the recipe's overrides, and the recipe itself."""
         chosen = self.recipe(recipe)
-        values = Finetune(**override(self.finetune, self.tasks[task].finetune or {}, f"tasks.{task}.finetune"))
-        return override(values, chosen.finetune, f"recipes.{recipe}.finetune") | chosen.model_dump(exclude={"finetune"})
+        own = Finetune(**override(self.finetune, self.tasks[task].finetune or {}, f"tasks.{task}.finetune"))
+        values = override(own, chosen.finetune, f"recipes.{recipe}.finetune")
+        if chosen.trains and not values["epochs"]:
+            raise ValueError(f"finetune.epochs: found 0, but recipe {recipe} trains on {task}; give at least 1")
+        return values | chosen.model_dump(exclude={"finetune"})
 
     def run_settings(self, task: str, recipe: str, seed: int) -> dict[str, Any]:
         """All settings that shape the result of a run."""
@@ -222,6 +231,8 @@ class Config(Section):
             {
                 **grid.model_dump(),
                 "calibration_seeds": {method: seeds for method in grid.methods if is_calibrated(method)},
+                "finetuned": [recipe for recipe in grid.recipes if self.recipe(recipe).start == "finetuned"],
+                "untrained": [recipe for recipe in grid.recipes if not self.recipe(recipe).trains],
             }
             for grid in self.study
         ]

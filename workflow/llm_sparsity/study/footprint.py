@@ -193,7 +193,7 @@ def run_bytes(config: Config, model: str, variant: Variant, task: str, recipe: s
     """
     settings = config.finetune_settings(task, recipe)
     share = stored(variant.sparsity) if settings["mask"] == "kept" else 1.0
-    return model_size(config, model)[1] * share * float(settings["epochs"] + 2)
+    return model_size(config, model)[1] * share * float(settings["epochs"] and settings["epochs"] + 2)
 
 
 def _variant(variant: Variant | str) -> Variant | None:

@@ -151,6 +151,9 @@ def jobs(config: Config) -> list[Job]:
     for evaluation in cells.evaluations:
         stage = "zero_shot" if config.tasks[evaluation.task].kind == "zero-shot" else "evaluate"
         add(stage, evaluation.folder / "metrics.json", 0, evaluation.model, 1, task=evaluation.task)
+    for folder, run in {run.pruned: run for run in cells.runs if config.prunes_finetuned(run)}.items():
+        size, method = model_size(config, run.model)[1] * stored(run.variant.sparsity), run.variant.method
+        add("prune", folder / "sparsity.csv", size, run.model, int(is_calibrated(method)), method=method)
     for run in cells.runs:
         size, gpus = run_bytes(config, run.model, run.variant, run.task, run.recipe), config.models[run.model].gpus
         add("finetune", run.folder / "metrics.json", size, run.model, gpus, task=run.task, recipe=run.recipe)

@@ -47,7 +47,9 @@ class Measure(Section):
 class Finetune(Section):
     """How a variant is fine-tuned."""
 
-    epochs: Positive = Field(3, description="passes over the training split")
+    epochs: Annotated[int, Field(ge=0)] = Field(
+        3, description="passes over the training split; 0 needs a recipe with start: finetuned"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-5, description="highest, after the warm-up")
     batch_size: Positive = Field(128, description="sequences per optimizer step, over all processes")
     micro_batch_size: Positive = Field(32, description="sequences per forward pass and process")
@@ -101,6 +103,9 @@ class Lora(Section):
 class Recipe(Section):
     """How a variant is fine-tuned, to recover quality that pruning took."""
 
+    start: Literal["pretrained", "finetuned"] = Field(
+        "pretrained", description="the model that is pruned: as it came, or the dense model fine-tuned on the task"
+    )
     mask: Literal["kept", "released"] = Field("kept", description="removed weights stay removed, or may grow back")
     schedule: Schedule | None = Field(None, description="absent: all weights are removed before training")
     distill: Distill | None = Field(None, description="absent: learn from the labels alone")
@@ -111,10 +116,19 @@ class Recipe(Section):
     def _consistent(self) -> Self:
         if self.schedule and self.mask == "released":
             raise ValueError("schedule: weights that it removes cannot be released; remove schedule, or use mask: kept")
+        if self.schedule and self.start == "finetuned":
+            raise ValueError("schedule: removes weights of the fine-tuned dense model in any case; remove start")
+        if not self.trains and self.start == "pretrained":
+            raise ValueError("finetune.epochs: found 0, which needs start: finetuned; add it, or give at least 1")
         if self.lora and (self.schedule or self.mask == "released"):
             other = "schedule" if self.schedule else "mask: released"
             raise ValueError(f"lora: keeps the weights as they were pruned, which excludes {other}; remove one")
         return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights change after pruning; if not, the pruned model is evaluated as it is."""
+        return self.finetune.get("epochs") != 0
 
     @property
     def needs_dense(self) -> bool:
@@ -125,6 +139,7 @@ class Recipe(Section):
 RECIPES = {  # built in, so that these words mean the same in every study
     "kept": Recipe(),
     "released": Recipe(mask="released"),
+    "one-shot": Recipe(start="finetuned", finetune={"epochs": 0}),
     # Small batches and a high learning rate: at 90 % sparsity the remaining weights have to move far. Chosen on MiniLM,
     # and provisional (BENCHMARKS.md, Recovery); a larger model may need a lower rate.
     "lora": Recipe(lora=Lora(), finetune={"learning_rate": 1e-3}),

@@ -1,8 +1,9 @@
 """Fine-tune a variant on a task with one seed: a classifier, or a language model on running text.
 
 With the mask `kept`, removed weights stay zero (`mask.py`). With `released`, training starts from the pruned weights
-and zeros may grow back, as after torch's `prune.remove`. A recipe may add a gradual schedule (`schedule.py`), a teacher
-(`distillation.py`), or low-rank updates (`lora.py`).
+and zeros may grow back, as after torch's `prune.remove`. A recipe may start from a model that was fine-tuned before it
+was pruned, and then need not train at all: without epochs, the pruned model is evaluated as it is. A recipe may also
+add a gradual schedule (`schedule.py`), a teacher (`distillation.py`), or low-rank updates (`lora.py`).
 """
 
 import time
@@ -78,9 +79,10 @@ def finetune(
         )  # fmt: skip
         trainer.fit()
         if accelerator.is_main_process:
-            export_model(cache.epoch_folder(settings.epochs), output / "model")
+            export_model(cache.epoch_folder(settings.epochs) if settings.epochs else model.path, output / "model")
             _report(trainer, output)
-            cache.finish()
+            if settings.epochs:
+                cache.finish()
         accelerator.end_training()
 
 
@@ -102,7 +104,7 @@ def _report(trainer: Trainer, output: Path) -> None:
         output / "runtime.json",
         {
             **{f"{part}_seconds": value for part, value in seconds.items()},
-            "samples_per_second": len(tokens.train) * settings.epochs / seconds["train"],
+            "samples_per_second": len(tokens.train) * settings.epochs / seconds["train"] if settings.epochs else None,
             **environment(accelerator.device, accelerator.num_processes),
         },
     )

@@ -12,13 +12,14 @@ from llm_sparsity.jobs.errors import UserError
 class FinetuneSettings:
     """Settings of `finetune`, as the config's `finetune:` and its recipe give them.
 
+    start: "pretrained" (the variant is of the model as it came) or "finetuned" (of the dense model, fine-tuned).
     mask: "kept" (removed weights stay zero) or "released" (all weights are trained).
     schedule: begin, end and scores of `GradualSchedule`; None: all weights are removed before training.
     distill: arguments of `Teacher`; None: the loss is that of the labels alone.
     lora: rank and alpha of low-rank updates to the matrices of the layers; None: the weights themselves are trained.
     evaluation: sequence_length (tokens) and max_tokens of a language model's perplexity; None for classifiers.
     seed: of the new head, the order of sentences, LoRA's first factors and dropout.
-    epochs: passes over the training split.
+    epochs: passes over the training split; 0: the model is evaluated as it is.
     learning_rate: the maximum of AdamW's learning rate, which falls linearly to 0.
     batch_size: sequences per optimizer step, over all processes.
     micro_batch_size: sequences in memory at once, per process.
@@ -30,6 +31,7 @@ class FinetuneSettings:
     gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
     """
 
+    start: str = "pretrained"
     mask: str
     schedule: Mapping[str, Any] | None = None
     distill: Mapping[str, Any] | None = None
@@ -63,7 +65,7 @@ class FinetuneSettings:
 
     @property
     def needs_dense(self) -> bool:
-        """Whether training starts from the fine-tuned dense model."""
+        """Whether training reads the fine-tuned dense model."""
         return bool(self.schedule or self.distill)
 
     def derived_seed(self, *parts: int | str) -> int:

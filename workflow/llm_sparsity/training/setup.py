@@ -54,8 +54,9 @@ def initial_model(
 ) -> tuple[Any, dict[str, int], Teacher | None]:
     """The model that training starts from.
 
-    It is the variant; or the fine-tuned dense model, with the variant's mask unless a schedule removes the weights. If
-    weights are sharded, the first process reads them and hands each other one its shards, but all hold a teacher.
+    It is the variant. With a schedule or a teacher, unless it was fine-tuned before it was pruned, it is the fine-tuned
+    dense model, with the variant's mask unless a schedule removes the weights. If weights are sharded, the first
+    process reads them and hands each other one its shards, but all hold a teacher.
 
     Returns:
         The model on the CPU; the number of removed weights in each tensor of the variant's scope; the teacher.
@@ -66,11 +67,14 @@ def initial_model(
     counts = {name: int(gone.sum()) for name, gone in removed.items()}
     if dense is None:
         return net, counts, None
-    net, teacher = objective.load(dense, settings.seed, values=values or settings.distill is not None), None
+    finetuned, teacher = objective.load(dense, settings.seed, values=values or settings.distill is not None), None
     if settings.distill:
-        teacher = Teacher(copy.deepcopy(net).to(accelerator.device), **settings.distill)
+        teacher = Teacher(copy.deepcopy(finetuned).to(accelerator.device), **settings.distill)
+    if settings.start == "pretrained":
+        net = finetuned
+    if settings.distill:
         disable_dropout(net)
-    if not settings.schedule:
+    if settings.start == "pretrained" and not settings.schedule:
         for name, weight in scope.parameters(net).items():
             weight.detach().masked_fill_(removed[name], 0)
     return net, counts, teacher

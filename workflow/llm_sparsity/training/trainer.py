@@ -95,19 +95,25 @@ class Trainer:
         self.state.seconds.setup += time.perf_counter() - begun
 
     def fit(self) -> None:
-        """Train all epochs, or those that are left; save and evaluate after each."""
+        """Train all epochs, or those that are left; save and evaluate after each. Without epochs, evaluate once."""
         state = self.state
+        if not self.settings.epochs:
+            self.evaluate_epoch({"epoch": 0, "step": 0})
+            return
         quiet = not self.accelerator.is_main_process
         with tqdm(total=self.steps, initial=state.step, unit="step", disable=quiet) as bar:
             for epoch in range(state.epoch, self.settings.epochs):
                 self.train_epoch(epoch, bar)
-                begun = time.perf_counter()
-                metrics = self.evaluate()
-                row = {"epoch": epoch + 1, "step": state.step, "train_loss": state.loss / self.steps_per_epoch}
-                state.history.append(row | metrics | {"measured_sparsity": state.sparsity()})
+                mean = state.loss / self.steps_per_epoch
+                self.evaluate_epoch({"epoch": epoch + 1, "step": state.step, "train_loss": mean})
                 state.epoch, state.loss = epoch + 1, 0.0
-                state.seconds.eval += time.perf_counter() - begun
                 state.record(self.cache)
+
+    def evaluate_epoch(self, row: dict[str, Any]) -> None:
+        """Add a row to the history: what is given, the metrics, and the sparsity."""
+        begun = time.perf_counter()
+        self.state.history.append(row | self.evaluate() | {"measured_sparsity": self.state.sparsity()})
+        self.state.seconds.eval += time.perf_counter() - begun
 
     def train_epoch(self, epoch: int, bar: Any) -> None:
         """Take the steps of an epoch (from 0) that have not been taken; save when it is time to."""
