@@ -36,7 +36,9 @@ def test_sequences_are_pieces_of_the_text(
 
 
 def test_unusable_texts_are_refused(tiny_model: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
-    model = tiny_model("llama")
+    model, empty = tiny_model("llama"), tmp_path / "empty"
+    empty.mkdir()
+    write_manifest(empty, kind="task", task="language-model")
     with pytest.raises(UserError, match=r"calibration: 43 sequences of 32 tokens .* words has text for 42; lower"):
         drawn(model, text, samples=43)
     with pytest.raises(UserError, match=r"calibration.sequence_length: found 65, but llama.* allows 64 tokens"):
@@ -44,7 +46,7 @@ def test_unusable_texts_are_refused(tiny_model: Callable[[str], Path], text: Pat
     with pytest.raises(UserError, match="method wanda: needs a calibration text"):
         prune(model, {"0.5": tmp_path / "out"}, method="wanda", scope="linear")
     with pytest.raises(UserError, match=r"no train.jsonl; the task has no such split"):
-        calibrated(model, tmp_path, tmp_path / "out", "0.5", "wanda")
+        calibrated(model, empty, tmp_path / "out", "0.5", "wanda")
     with pytest.raises(UserError, match=r"method sparsegpt prunes matrices of layers, tensor .* has none; choose"):
         calibrated(model, text, tmp_path / "out", "0.5", "sparsegpt", "all")
     assert not (tmp_path / "out").exists()

@@ -77,3 +77,23 @@ def test_language_tasks_are_evaluated_not_trained() -> None:
         "results/gpt2/dense/wikitext",
         "results/gpt2/magnitude-all-0.5/wikitext",
     ]
+
+
+def test_a_recipe_of_the_finetuned_model_is_for_every_pruned_variant_and_alone_for_quantised_ones() -> None:
+    grid = GRID | {
+        "methods": ["magnitude", "structured", "int8"], "scopes": ["linear"], "seeds": [0],
+        "recipes": ["kept", "released", "one-shot", "again"], "finetuned": ["one-shot", "again"],
+        "untrained": ["one-shot"],
+    }  # fmt: skip
+    found: dict[str, list[str]] = {}
+    for run in expand([grid], STAGES).runs:
+        found.setdefault(str(run.variant), []).append(run.recipe)
+    assert found == {
+        "dense": ["kept"],
+        "magnitude-linear-0.5": ["kept", "released", "one-shot", "again"],
+        "structured-linear-0.5": ["kept", "one-shot", "again"],
+        "int8-linear-0": ["one-shot"],
+    }
+    run = Run("gpt2", Variant.parse("int8-linear-0"), "sst2", "one-shot", 3)
+    assert run.pruned == Path("results/gpt2/int8-linear-0/sst2/seed-3")
+    assert run.dense == Run("gpt2", DENSE, "sst2", "kept", 3)

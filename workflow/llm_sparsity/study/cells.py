@@ -107,8 +107,7 @@ def expand(grids: Iterable[Mapping[str, Any]], stages: Mapping[str, Iterable[str
     """Cross the lists of every grid.
 
     Every model is also studied dense, as the baseline of every comparison. A quantised model of which nothing is
-    removed is one variant, of sparsity 0, whatever the sparsities of its grid. Variants without a mask (dense and
-    structured ones) are fine-tuned by the recipe `kept` alone.
+    removed is one variant, of sparsity 0, whatever the sparsities of its grid.
 
     Args:
         grids: of a config, see `Config.grids`. `calibration_seeds` (method -> seeds) repeat a method; `finetuned` are
@@ -138,6 +137,7 @@ def expand(grids: Iterable[Mapping[str, Any]], stages: Mapping[str, Iterable[str
                     continue
                 for recipe, seed in itertools.product(_recipes(grid, variant), grid["seeds"]):
                     runs[Run(model, variant, task, recipe, seed)] = None
+    return Cells(tuple(variants), tuple(measured), tuple(evaluations), tuple(runs))
 
 
 def _recipes(grid: Mapping[str, Any], variant: Variant) -> list[str]:
@@ -153,4 +153,3 @@ def _recipes(grid: Mapping[str, Any], variant: Variant) -> list[str]:
     if not variant.has_mask:
         chosen = [recipe if recipe in finetuned else "kept" for recipe in chosen]
     return list(dict.fromkeys(chosen))
-    return Cells(tuple(variants), tuple(measured), tuple(evaluations), tuple(runs))
