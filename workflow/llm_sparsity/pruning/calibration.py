@@ -144,7 +144,6 @@ class Blocks:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = load_skeleton(model)
         self._stored = stored_names(self._net, reader.names)
-        self._batches = drawn.split(max((batch or TOKENS) // drawn.shape[1], 1))
         self.names = model.family.blocks(name for name, _ in self._net.named_modules())
         for name in self.names:
             self._net.get_submodule(name).forward = partial(self._forward, name)
