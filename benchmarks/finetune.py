@@ -127,11 +127,11 @@ def timed(times: Path, steps: int, command: list[str]) -> None:
     import transformers
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    from llm_sparsity.evaluation.classification import Accuracy
+    from llm_sparsity.evaluation.scores import LocalMetric
     from llm_sparsity.training.mask import Mask
 
     torch.set_num_threads(1)
-    evaluate.load = lambda *_: Accuracy()
+    evaluate.load = lambda *_: LocalMetric("accuracy")
     transformers.utils.send_example_telemetry = lambda *_: None  # removed in transformers 5, but the script imports it
     stamps: list[float] = []
     masking, hold = [0.0], Mask.hold

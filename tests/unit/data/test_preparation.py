@@ -32,6 +32,9 @@ def prepared(folder: Path, tables: dict[str, Any], **settings: Any) -> dict[str,
     return facts
 
 
+REGRESSION = {"kind": "regression"}
+
+
 def both(table: Any, suffix: str = "parquet") -> dict[str, Any]:
     return {f"train.{suffix}": table, f"validation.{suffix}": table}
 
@@ -109,6 +112,23 @@ def test_pairs_of_the_same_document(tmp_path: Path) -> None:
     assert not documents["train"] & documents["validation"]
 
 
+def test_numbers_of_a_regression(tmp_path: Path) -> None:
+    rows = [{"sentence": f"a film {n}", "label": n / 4} for n in range(20)]
+    more = {"other.parquet": rows[:3]}
+    facts = prepared(tmp_path, {**both(rows), **more}, kind="regression", score="pearsonr", limit={"train": 9})
+    assert facts == {
+        "task": "regression", "rows": {"train": 9, "validation": 20, "other": 3}, "dropped": 0, "score": "pearsonr",
+    }  # fmt: skip
+    task = TaskFolder(tmp_path / "out")
+    assert task.examples("validation").labels == [n / 4 for n in range(20)]
+    assert (task.num_labels, task.score, task.splits) == (1, "pearsonr", ["train", "validation", "other"])
+
+
+def test_a_score_that_is_not_named_is_accuracy_and_no_fact(tmp_path: Path) -> None:
+    assert "score" not in prepared(tmp_path, both(ROWS))
+    assert TaskFolder(tmp_path / "out").score == "accuracy"
+
+
 def test_limit_draws_rows(tmp_path: Path) -> None:
     facts = prepared(tmp_path, both(ROWS), limit={"train": 7, "validation": None, "seed": 0})
     assert facts["rows"] == {"train": 7, "validation": 20}
@@ -169,6 +189,14 @@ def test_lines_of_running_text(tmp_path: Path) -> None:
             {"split": {"validation": 4}, "pairs": {"train": 4, "validation": 4, "group": "(?=.)"}},
             "split.validation: found 4, but whole groups leave no row for train",
         ),
+        (both("sentence\tlabel\na\thigh\n", "tsv"), REGRESSION, "column 'label' holds 'high'; expected a number"),
+        (both("sentence\tlabel\na\tNaN\n", "tsv"), REGRESSION, "column 'label' holds 'NaN'; expected a number, as the"),
+        (both("sentence\tlabel\na\t-inf\n", "tsv"), REGRESSION, "column 'label' holds '-inf'; expected a number"),
+        (both("sentence\tlabel\na\t1e999\n", "tsv"), REGRESSION, "column 'label' holds '1e999'; expected a number"),
+        (both("sentence\tlabel\na\ttrue\n", "tsv"), REGRESSION, "column 'label' holds 'true'; expected a number"),
+        (both([{"sentence": "a", "label": x} for x in (1.5, float("nan"))]), REGRESSION, "row 2: column"),
+        (both([{"sentence": "a", "label": 2.5}]), REGRESSION, "train: all rows have the same label; there is nothing"),
+        (both([{"sentence": "a", "label": n} for n in range(3)]), {"score": "f1"}, "score: f1 is for two labels, but"),
         (both('{"sentence": "a\\ud800", "label": 1}\n{"sentence": "b", "label": 0}', "jsonl"), {}, "half a character"),
         (both(ROWS), {"labels": ["only"]}, "labels: 1 names given, but the rows hold label 1"),
         ({"train.parquet": ROWS}, {"split": {"validation": 20}}, "split.validation: found 20, but there are 20 rows"),

@@ -33,6 +33,46 @@ def test_faulty_task_is_one_line(change: dict[str, Any], message: str) -> None:
     assert line.startswith(message)
 
 
+LABELLED = {"split": None, "files": {"train": "t.csv", "validation": "v.csv"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": "pearsonr"}, "score: found 'pearsonr', but kind is classification; choose one of accuracy, f1, "),
+        ({"score": "accuracy", "kind": "regression"}, "score: found 'accuracy', but kind is regression; choose"),
+        ({"score": "acuracy"}, "score: found 'acuracy'; input should be 'accuracy', 'f1'"),
+        ({"score": "f1", "labels": ["a", "b", "c"]}, "score: f1 is for two labels; use macro_f1, the mean over all"),
+        ({"kind": "regression", "labels": ["a", "b"]}, "labels: makes classes, but kind is regression; remove one"),
+        ({"kind": "regression", "binarize": {}}, "binarize: makes classes, but kind is regression; remove one of them"),
+        ({"kind": "regression", "label": None}, "label: missing; name the column that holds the label"),
+        ({"files": {"train": "t.csv", "mismatched": "m.csv"}}, "files: expected train and validation, found train"),
+        ({"files": LABELLED["files"] | {"../x": "m.csv"}}, "files.../x: found '../x'; a name becomes a folder"),
+        ({"split": {"validation": 1}, "files": {"train": "t", "other": "v"}}, "files: expected train, found train"),
+    ],
+)
+def test_faulty_score_is_one_line(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        Task.model_validate(TASK | LABELLED | change)
+    [line] = lines(error.value, Task)
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("change", "score"),
+    [
+        ({}, "accuracy"),
+        ({"score": "matthews_correlation"}, "matthews_correlation"),
+        ({"kind": "regression"}, "pearsonr"),
+        ({"kind": "regression", "score": "spearmanr"}, "spearmanr"),
+        ({"files": LABELLED["files"] | {"mismatched": "m.csv"}}, "accuracy"),
+        ({"kind": "language-model", "label": None, "files": {"test": "t"}}, "perplexity"),
+    ],
+)
+def test_what_a_task_is_judged_by(change: dict[str, Any], score: str) -> None:
+    assert Task.model_validate(TASK | LABELLED | change).judged_by == score
+
+
 def test_path_outside_a_package() -> None:
     with pytest.raises(ValidationError) as error:
         Source.model_validate({"package": "a==1", "sha256": "0" * 64, "path": "a/../../b"})

@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ from llm_sparsity.evaluation.evaluate import evaluate
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal
 from llm_sparsity.storage.files import read_json, write_manifest
-from llm_sparsity.training.objective import Labels, NextTokens, objective, summed_loss
-from tests.tiny import save_text_task
+from llm_sparsity.training.objective import Labels, NextTokens, divergence, objective, summed_loss
+from tests.tiny import save_mood_task, save_text_task
+
+from .helpers import run
 
 WINDOWS = {"sequence_length": 24, "max_tokens": 100}
 
@@ -47,6 +50,75 @@ def test_the_loss_of_windows_is_transformers_own(dense: Callable[[str], ModelFol
     with torch.no_grad():
         output = model(input_ids=tokens, labels=tokens)
     assert float(summed_loss(output.logits, tokens)) == pytest.approx(3 * float(output.loss), rel=1e-5)
+
+
+@pytest.fixture
+def stars(tmp_path: Path) -> TaskFolder:
+    """A made-up regression: the mood of a sentence as a number, with a second split to score, and a score."""
+    folder = save_mood_task(tmp_path / "stars")
+    for split in ("train", "validation"):
+        rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+        text = "".join(json.dumps(row | {"label": row["label"] - 0.25}) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(text)
+        (folder / "other.jsonl").write_text(text)
+    sizes = {"train": 64, "validation": 32, "other": 32}
+    write_manifest(folder, kind="task", task="regression", score="pearsonr", rows=sizes)
+    return TaskFolder(folder)
+
+
+def test_a_number_is_learned(dense: Callable[[str], ModelFolder], stars: TaskFolder, tmp_path: Path) -> None:
+    result = run(dense("bert"), stars, tmp_path, epochs=8)
+    metrics = result["metrics"]
+    assert metrics["pearsonr"] > 0.9
+    assert metrics.keys() == {"pearsonr", "spearmanr", "pearsonr_stderr", "pearsonr_other", "spearmanr_other"}
+    assert metrics["pearsonr_other"] == pytest.approx(metrics["pearsonr"])  # the same rows
+    assert result["baseline"] == {"pearsonr": 0, "spearmanr": 0, "pearsonr_other": 0, "spearmanr_other": 0}
+    assert result["score"] == "pearsonr"
+    assert result["examples"] == {"train": 64, "validation": 32, "other": 32}
+    config = json.loads((result["weights"] / "config.json").read_text())
+    assert config["problem_type"] == "regression"
+    assert len(config["id2label"]) == 1
+    head = (tmp_path / "out/history.csv").read_text().splitlines()[0].split(",")
+    assert head[:7] == ["epoch", "step", "train_loss", "accuracy", "f1", "combined", "perplexity"]
+    assert head[7:] == [
+        "pearsonr",
+        "pearsonr_other",
+        "pearsonr_stderr",
+        "spearmanr",
+        "spearmanr_other",
+        "measured_sparsity",
+    ]
+
+
+def test_a_number_is_learned_from_a_teacher(
+    dense: Callable[[str], ModelFolder], variant: Callable[[str], ModelFolder], stars: TaskFolder, tmp_path: Path
+) -> None:
+    teacher = ModelFolder(run(dense("bert"), stars, tmp_path / "dense", epochs=8)["weights"])
+    distill = {"labels": 0.0, "logits": 1.0, "hidden": 0.0, "temperature": 2.0}
+    schedule = {"begin": 0.0, "end": 0.3, "scores": "magnitude"}
+    result = run(variant("bert"), stars, tmp_path, dense=teacher, distill=distill, schedule=schedule, epochs=8)
+    assert result["metrics"]["pearsonr"] > 0.9
+
+
+def test_classes_are_scored_by_the_score_of_the_task_too(
+    dense: Callable[[str], ModelFolder], task: TaskFolder, tmp_path: Path
+) -> None:
+    plain = run(dense("bert"), task, tmp_path / "plain")
+    folder = save_mood_task(tmp_path / "mood")
+    write_manifest(folder, kind="task", task="classification", labels=["bad", "good"], score="matthews_correlation")
+    found = run(dense("bert"), TaskFolder(folder), tmp_path / "named")
+    extra = found["metrics"].keys() - plain["metrics"].keys()
+    assert extra == {"matthews_correlation", "matthews_correlation_stderr"}
+    assert {key: found["metrics"][key] for key in plain["metrics"]} == plain["metrics"]
+    assert "score" not in plain
+    assert found["score"] == "matthews_correlation"
+    assert found["baseline"]["matthews_correlation"] == 0
+
+
+def test_the_loss_of_numbers_is_the_squared_error() -> None:
+    logits, labels = torch.tensor([[1.0], [4.0]]), torch.tensor([0.0, 2.0])
+    assert float(summed_loss(logits, labels)) == 1 + 4
+    assert 4 * float(divergence(logits, logits + 3, labels, 2.0)) == pytest.approx(9 + 9)
 
 
 def test_the_loss_of_labels_is_a_sum() -> None:

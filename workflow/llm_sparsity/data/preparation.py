@@ -1,8 +1,8 @@
 """Preparation: the tables of a source become the JSON lines of a task folder, one file a split.
 
-A row is {"text", "text_pair", "label"} in classification, {"text"} in language modelling, where blanks and empty lines
-are kept, and all columns of the source in a zero-shot task, which lm-evaluation-harness reads. All random draws come
-from `random.Random(seed)`, so a source gives the same bytes on every machine.
+A row is {"text", "text_pair", "label"} in classification and regression, {"text"} in language modelling, where blanks
+and empty lines are kept, and all columns of the source in a zero-shot task, which lm-evaluation-harness reads. All
+random draws come from `random.Random(seed)`, so a source gives the same bytes on every machine.
 """
 
 import json
@@ -29,7 +29,7 @@ class TaskSettings:
     """How the tables of a task are read, and how rows become examples: the keys of a task's entry in the config.
 
     Attributes:
-        kind: "classification", "language-model" or "zero-shot".
+        kind: "classification", "regression", "language-model" or "zero-shot".
         format: format of the tables; the default follows each file's suffix.
         columns: names of the columns, for tables without a header.
         text, text_pair, label: names of columns.
@@ -41,6 +41,7 @@ class TaskSettings:
             same label. `group` is a regular expression; what it matches at the start of the label column replaces the
             label, and all rows of a group stay in one split.
         limit: {split: maximum number of rows, "seed"}: drawn at random, but the first rows in language modelling.
+        score: what the task is judged by; default: accuracy.
         separator: text between the two sentences of a pair for a decoder; default: what its tokenizer puts there.
     """
 
@@ -55,6 +56,7 @@ class TaskSettings:
     split: Mapping[str, int] | None = None
     pairs: Mapping[str, Any] | None = None
     limit: Mapping[str, int] | None = None
+    score: str | None = None
     separator: str | None = None
 
     @property
@@ -89,8 +91,9 @@ def prepare(
         max_bytes: of a decompressed table, see `compressed.Budget`.
 
     Returns:
-        Facts for the manifest: `task` (the kind) and `rows` by split; in classification also `labels` (names),
-        `label_counts` by split, `dropped`, the number of rows without text or inside the margin, and `separator`.
+        Facts for the manifest: `task` (the kind) and `rows` by split; of a task with labels also `dropped`, the number
+        of rows without text or inside the margin, `separator`, and `score` if given; in classification `labels` (names)
+        and `label_counts` by split.
 
     Raises:
         UserError: a table is not readable, a column is missing, a label is invalid, or there are too few rows.
@@ -105,7 +108,7 @@ def prepare(
     elif settings.kind == "zero-shot":
         splits = _limited({split: table.rows for split, table in tables.items()}, settings.limit)
     else:
-        splits, facts = _classification(tables, settings)
+        splits, facts = _labelled(tables, settings)
     for split, rows in splits.items():
         lines = [json.dumps(row, ensure_ascii=False, default=plain) + "\n" for row in rows]
         for number, line in enumerate(lines, start=1):
@@ -115,8 +118,7 @@ def prepare(
                 half = shown(line[error.start])
                 raise UserError(f"{split}: example {number} holds {half}, half a character; correct the text") from None
         write_text(folder / f"{split}.jsonl", "".join(lines))
-    if settings.separator is not None:
-        facts["separator"] = settings.separator
+    facts |= {key: value for key in ("separator", "score") if (value := getattr(settings, key)) is not None}
     return {"task": settings.kind, "rows": {split: len(rows) for split, rows in splits.items()}, **facts}
 
 
@@ -132,7 +134,7 @@ def _lines(tables: Mapping[str, Table], settings: TaskSettings) -> Splits:
     return splits
 
 
-def _classification(tables: Mapping[str, Table], settings: TaskSettings) -> tuple[Splits, dict[str, Any]]:
+def _labelled(tables: Mapping[str, Table], settings: TaskSettings) -> tuple[Splits, dict[str, Any]]:
     """Labelled examples, and the facts about their labels."""
     splits = {split: _examples(table, settings) for split, table in tables.items()}
     dropped = sum(len(table.rows) - len(splits[split]) for split, table in tables.items())
@@ -148,7 +150,12 @@ def _classification(tables: Mapping[str, Table], settings: TaskSettings) -> tupl
             split: _pairs(rows, pairs[split], f"{pairs.get('seed', 0)} {split}") for split, rows in splits.items()
         }
     splits = _limited(splits, settings.limit)
+    _check_splits(splits)
+    if settings.kind == "regression":
+        return splits, {"dropped": dropped}
     names = _label_names(splits, settings.labels)
+    if settings.score == "f1" and len(names) > 2:
+        raise UserError(f"score: f1 is for two labels, but there are {len(names)}; use macro_f1, the mean over all")
     counts = {split: Counter(int(row["label"]) for row in rows) for split, rows in splits.items()}
     return splits, {
         "labels": names,
@@ -163,7 +170,7 @@ def _examples(table: Table, settings: TaskSettings) -> list[Row]:
     columns = {"text": settings.text} | ({"text_pair": settings.text_pair} if settings.text_pair else {})
     texts = {key: table.texts(column) for key, column in columns.items()}
     values = table.texts(settings.label)
-    known: dict[str, int | str | None] = {}  # by value: there are few, and a group takes time to match
+    known: dict[str, float | str | None] = {}  # by value: there are few, and a group takes time to match
     examples = []
     for position, value in enumerate(map(str.strip, values)):
         example: Row = {key: column[position].strip() for key, column in texts.items()}
@@ -178,7 +185,7 @@ def _examples(table: Table, settings: TaskSettings) -> list[Row]:
     return examples
 
 
-def _label(value: str, settings: TaskSettings, found: str) -> int | str | None:
+def _label(value: str, settings: TaskSettings, found: str) -> float | str | None:
     """The label that a value stands for: a number, or the name of a group; None for a rating inside the margin.
 
     Args:
@@ -189,6 +196,10 @@ def _label(value: str, settings: TaskSettings, found: str) -> int | str | None:
     if settings.group:
         return _group(value, settings.group, found)
     number = _number(value)
+    if settings.kind == "regression":
+        if number is None or not math.isfinite(float(number)) or value.lower() in ("true", "false"):
+            raise UserError(f"{found}; expected a number, as the task is a regression")
+        return float(number)
     if settings.binarize is not None:
         if number is None or not math.isfinite(float(number)):
             raise UserError(f"{found}; expected a number, as `binarize` is given")
@@ -285,21 +296,25 @@ def _pairs(rows: list[Row], count: int, seed: str) -> list[Row]:
     return drawn
 
 
+def _check_splits(splits: Splits) -> None:
+    """Raise UserError if a split is empty, or the training rows have one label."""
+    for split, rows in splits.items():
+        if not rows:
+            raise UserError(f"{split}: no rows are left; lower binarize.margin, or name another column for the text")
+    if len({row["label"] for row in splits["train"]}) < 2:
+        raise UserError("train: all rows have the same label; there is nothing to learn")
+
+
 def _label_names(splits: Splits, labels: Sequence[str] | None) -> list[str]:
     """The names of the labels.
 
     Raises:
-        UserError: a split is empty, or the training rows do not use the labels.
+        UserError: the training rows do not use the labels.
     """
-    for split, rows in splits.items():
-        if not rows:
-            raise UserError(f"{split}: no rows are left; lower binarize.margin, or name another column for the text")
     highest = max(row["label"] for rows in splits.values() for row in rows)  # may be any number: it sizes nothing
     if labels is not None and highest >= len(labels):
         raise UserError(f"labels: {len(labels)} names given, but the rows hold label {highest}; name all of them")
     seen = {row["label"] for row in splits["train"]}
-    if len(seen) < 2:
-        raise UserError("train: all rows have the same label; there is nothing to learn")
     lowest_unseen = next(label for label in range(len(seen) + 1) if label not in seen)
     if labels is None and lowest_unseen <= highest:
         raise UserError(

@@ -12,11 +12,11 @@ from llm_sparsity.storage.files import read_manifest
 
 @dataclass(frozen=True)
 class Examples:
-    """A split of a classification task."""
+    """A split of a task with labels: classes from 0, or of a regression task numbers."""
 
     texts: list[str]
     pairs: list[str] | None
-    labels: list[int]
+    labels: list[float]
 
 
 class TaskFolder:
@@ -53,8 +53,18 @@ class TaskFolder:
 
     @property
     def num_labels(self) -> int:
-        """The number of labels of a classification task."""
-        return len(self.manifest["labels"])
+        """The number of labels of a task; 1 for a regression task, whose label is a number."""
+        return 1 if self.manifest.get("task") == "regression" else len(self.manifest["labels"])
+
+    @property
+    def score(self) -> str:
+        """The score that a task with labels is judged by; the manifest names it unless it is accuracy."""
+        return str(self.manifest.get("score", "accuracy"))
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits of a task with labels: train, validation, and others that are scored too."""
+        return list(dict.fromkeys(["train", "validation", *self.manifest.get("rows", {})]))
 
     def rows(self, split: str) -> list[dict[str, Any]]:
         """The rows of a split, of a task of any kind.
@@ -76,7 +86,7 @@ class TaskFolder:
         return rows
 
     def examples(self, split: str) -> Examples:
-        """A split of a classification task."""
+        """A split of a task with labels."""
         rows = self.rows(split)
         pairs = [row["text_pair"] for row in rows] if "text_pair" in rows[0] else None
         return Examples([row["text"] for row in rows], pairs, [row["label"] for row in rows])

@@ -1,7 +1,7 @@
 """Tasks as token ids: tokenised once per tokenizer, task and length, stored with `datasets`, batched by length.
 
-    work/tokens/{key}/         splits train and validation; columns input_ids, token_type_ids where the model uses them,
-                               and labels of sentences
+    work/tokens/{key}/         splits train, validation and others that are scored too; columns input_ids,
+                               token_type_ids where the model uses them, and labels of sentences
     work/tokens/{key}.lock     held while the folder is written
 
 The Arrow files are memory-mapped: runs that share a task share the pages, and read only the rows that they use.
@@ -54,15 +54,16 @@ class TokenSplit:
             self.data = data.with_format("torch")
         lengths = pyarrow.compute.list_value_length(data.data["input_ids"])
         self.lengths: NDArray[np.int64] = lengths.to_numpy().astype(np.int64)
-        self.labels: list[int] | None = data["labels"][:] if "labels" in data.column_names else None
+        self.labels: list[float] | None = data["labels"][:] if "labels" in data.column_names else None
 
     def __len__(self) -> int:
         return len(self.data)
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[dict[str, "Tensor"], "Tensor"]:
-        """Model inputs, (batch, longest), int64, and labels, (batch,), int64; of windows, the tokens are the labels.
+        """Model inputs, (batch, longest), int64, and labels, (batch,), int64, or float32 of a regression task.
 
-        There is an attention mask only if a sequence is padded: attention is faster without one.
+        Of windows, the tokens are the labels. There is an attention mask only if a sequence is padded: attention is
+        faster without one.
         """
         rows = self.data[indices.tolist()]
         if self._collate is None:
@@ -100,14 +101,18 @@ class Tokens:
 
     key: the name of its folder in work/tokens.
     task: its name and labels, see `TaskFolder.facts`.
-    num_labels: labels of a classification task; 0 for a language model's.
+    others: splits that are scored beside validation, by name.
+    num_labels: labels of a classification task, 1 for a regression task; 0 for a language model's.
+    score: what a task with labels is judged by.
     """
 
     key: str
     task: dict[str, Any]
     train: TokenSplit
     validation: TokenSplit
+    others: dict[str, TokenSplit]
     num_labels: int
+    score: str
 
 
 def tokenize(
@@ -124,7 +129,7 @@ def tokenize(
 
     Args:
         model: its tokenizer is used.
-        task: a classification or language-model task.
+        task: a task with labels, or a language-model task.
         work: the folder of caches.
         max_length: tokens per sentence or pair, which are truncated; or per training window of a language model.
         code: the hash of the code.
@@ -150,8 +155,9 @@ def tokenize(
                 _save(splits, folder)
     splits = datasets.load_from_disk(folder)
     collate = None if evaluation else _collator(model)
-    train, validation = (TokenSplit(splits[split], collate) for split in SPLITS)
-    return Tokens(key, task.facts, train, validation, 0 if evaluation else task.num_labels)
+    found = {split: TokenSplit(splits[split], collate) for split in splits}
+    train, validation = (found.pop(split) for split in SPLITS)
+    return Tokens(key, task.facts, train, validation, found, 0 if evaluation else task.num_labels, task.score)
 
 
 def windows(
@@ -212,9 +218,10 @@ def _sentence_splits(model: ModelFolder, task: TaskFolder, max_length: int) -> "
     import datasets
     from datasets import List, Value
 
-    types = {"input_ids": List(Value("int32")), "token_type_ids": List(Value("int32")), "labels": Value("int64")}
+    types = {"input_ids": List(Value("int32")), "token_type_ids": List(Value("int32"))}
+    types["labels"] = Value("float64" if task.num_labels == 1 else "int64")
     splits = datasets.DatasetDict()
-    for split in SPLITS:
+    for split in task.splits:
         columns = sentences(model, task, split, max_length)
         features = datasets.Features({name: types[name] for name in columns})
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
@@ -246,6 +253,8 @@ def _encode(tokenizer: Any, examples: Examples, max_length: int) -> Any:
 
 def _checked(task: TaskFolder, split: str) -> Examples:
     examples = task.examples(split)
+    if task.num_labels == 1:
+        return examples
     for row, label in enumerate(examples.labels, 1):
         if not 0 <= label < task.num_labels:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Evaluation: perplexity, zero-shot accuracy, classification metrics, weight statistics.
+"""Evaluation: perplexity, zero-shot accuracy, scores of labels, weight statistics.
 
 This package alone knows what a score means and how it is computed.
 """

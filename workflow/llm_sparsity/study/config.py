@@ -135,7 +135,7 @@ class Config(Section):
                 kind = self.tasks[task].kind
                 if kind == "language-model" and "test" not in self.tasks[task].files:
                     raise ValueError(f"{where}.tasks: {task} has no split test to measure perplexity on; add it")
-                if kind != "classification" and architecture != "decoder":
+                if kind in ("language-model", "zero-shot") and architecture != "decoder":
                     raise ValueError(
                         f"{where}.tasks: {task} is a {kind} task, but model {model} is an {architecture}; "
                         "give decoders a grid of their own"
@@ -183,7 +183,10 @@ class Config(Section):
         """The settings that shape a downloaded "model" or "task"."""
         if kind == "model":
             return self.models[name].model_dump(exclude_none=True, include={"architecture", "source"})
-        return self.tasks[name].model_dump(exclude_none=True, exclude={"finetune", "train_on", "evaluate"})
+        task = self.tasks[name]
+        values = task.model_dump(exclude_none=True, exclude={"finetune", "train_on", "evaluate", "score"})
+        # Accuracy and perplexity are computed in any case.
+        return values | ({} if task.judged_by in (None, "accuracy", "perplexity") else {"score": task.judged_by})
 
     def prune_settings(self, method: str, calibration_seed: int = 0) -> dict[str, Any]:
         """The values of `prune` and `calibration` that a method and its steps use."""
@@ -245,6 +248,10 @@ class Config(Section):
             + ["finetune"] * (task.kind not in untrained or task.finetune is not None)
             for name, task in self.tasks.items()
         }
+
+    def scores(self) -> dict[str, str]:
+        """Task -> the score that it is judged by; none of zero-shot tasks, which have several."""
+        return {name: task.judged_by for name, task in self.tasks.items() if task.judged_by}
 
     def wanted_tasks(self) -> list[str]:
         """The tasks to download: those that are evaluated, trained on, or calibrated with."""

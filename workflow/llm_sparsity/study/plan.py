@@ -33,7 +33,10 @@ SETUP_MINUTES = 2.0  # of a fine-tuning
 SAMPLES_PER_SECOND = 146.0  # sentences of SENTENCE_TOKENS in a fine-tuning, for a model of BASE parameters
 SENTENCE_TOKENS = 40
 TOKEN_BYTES = 4.5  # of English
-ROWS = {"sst2": 67_349, "mrpc": 3_668, "cola": 8_551, "rte": 2_490, "qnli": 104_743, "qqp": 363_846, "mnli": 392_702}
+ROWS = {  # of GLUE's training splits
+    "cola": 8_551, "sst2": 67_349, "mrpc": 3_668, "stsb": 5_749, "qqp": 363_846, "mnli": 392_702, "qnli": 104_743,
+    "rte": 2_490, "wnli": 635,
+}  # fmt: skip
 UNKNOWN_ROWS = 20_000
 
 

@@ -104,14 +104,34 @@ class Limit(Section):
     seed: int = Field(0, description="of the draw")
 
 
+Score = Literal["accuracy", "f1", "macro_f1", "combined", "matthews_correlation", "pearsonr", "spearmanr", "perplexity"]
+SCORES: dict[str, tuple[Score, ...]] = {  # of each kind of task; the first is the default
+    "classification": ("accuracy", "f1", "macro_f1", "combined", "matthews_correlation"),
+    "regression": ("pearsonr", "spearmanr"),
+    "language-model": ("perplexity",),
+    "zero-shot": (),
+}
+
+
 class Task(Section):
     """A data set with a metric."""
 
-    kind: Literal["classification", "language-model", "zero-shot"] = Field(
-        description="scored by accuracy and F1; by perplexity; by lm-evaluation-harness"
+    kind: Literal["classification", "regression", "language-model", "zero-shot"] = Field(
+        description="scored by accuracy and F1; by correlations, as the label is a number; by perplexity; by "
+        "lm-evaluation-harness"
+    )
+    score: Score | None = Field(
+        None,
+        description="what the task is judged by in figures, answers, decisions and claims; default: accuracy, pearsonr "
+        "or perplexity, by the kind. f1 is of two labels, macro_f1 the mean over all; combined the mean of accuracy "
+        "and F1",
     )
     source: Source
-    files: dict[str, Inside] = Field(min_length=1, description="split -> file inside the source")
+    files: dict[Name, Inside] = Field(
+        min_length=1,
+        description="split -> file inside the source; a task with labels has train and validation, and may have others "
+        "that are scored too",
+    )
     format: Literal["parquet", "jsonl", "csv", "tsv", "text"] | None = Field(
         None, description="of the files; default: by their names"
     )
@@ -124,7 +144,7 @@ class Task(Section):
         description="text between the two sentences of a pair for a decoder, such as a line break; default: what its "
         "tokenizer puts there, which is often nothing",
     )
-    label: str | None = Field(None, description="column of the label, for classification")
+    label: str | None = Field(None, description="column of the label, for classification and regression")
     labels: list[str] | None = Field(None, description="names of the labels, in the order of their numbers")
     binarize: Binarize | None = None
     split: Split | None = None
@@ -150,19 +170,40 @@ class Task(Section):
             raise ValueError(f"labels: {twice[0]!r} is given twice; remove one")
         if self.train_on and self.kind != "language-model":
             raise ValueError("train_on: is for language-model tasks; remove it")
+        if self.score and self.score not in SCORES[self.kind]:
+            known = ", ".join(SCORES[self.kind])
+            fix = f"choose one of {known}" if known else "remove it, lm-evaluation-harness knows the score"
+            raise ValueError(f"score: found {self.score!r}, but kind is {self.kind}; {fix}")
         check = {
             "classification": self._classification,
+            "regression": self._regression,
             "language-model": self._language_model,
             "zero-shot": self._zero_shot,
         }
         check[self.kind]()
         return self
 
+    @property
+    def judged_by(self) -> str | None:
+        """The score that the task is judged by; None: several, of lm-evaluation-harness."""
+        return self.score or next(iter(SCORES[self.kind]), None)
+
     def _classification(self) -> None:
+        self._labelled()
+        if self.score == "f1" and len(self.labels or ()) > 2:
+            raise ValueError("score: f1 is for two labels; use macro_f1, the mean over all")
+
+    def _regression(self) -> None:
+        self._labelled()
+        if extra := [key for key in ("labels", "binarize", "pairs") if getattr(self, key)]:
+            raise ValueError(f"{extra[0]}: makes classes, but kind is regression; remove one of them")
+
+    def _labelled(self) -> None:
         if self.label is None:
             raise ValueError("label: missing; name the column that holds the label")
         expected = {"train"} if self.split else {"train", "validation"}
-        if set(self.files) != expected:
+        others = set(self.files) - expected if not (self.split or self.pairs) else set()
+        if set(self.files) - others != expected:
             raise ValueError(
                 f"files: expected {' and '.join(sorted(expected))}, found {', '.join(self.files)}; "
                 "`split` splits a validation set off train"

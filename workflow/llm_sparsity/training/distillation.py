@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Dropout, Module
-from torch.nn.functional import kl_div, log_softmax, softmax
 
-from llm_sparsity.training.objective import aligned, summed_loss
+from llm_sparsity.training.objective import divergence, summed_loss
 
 
 class Teacher:
@@ -35,16 +34,15 @@ class Teacher:
         Args:
             net: the student.
             inputs: input_ids and, if sequences are padded, attention_mask, (batch, length), int64; options.
-            labels: (batch,), or the tokens of windows, (batch, length), int64.
+            labels: (batch,), int64, or float32 of a regression; or the tokens of windows, (batch, length), int64.
         """
         student = net(**inputs, output_hidden_states=self._hidden > 0)
         with torch.no_grad():
             teacher = self._net(**inputs, output_hidden_states=self._hidden > 0)
         loss = self._labels * summed_loss(student.logits, labels)
         if self._logits:
-            ours, theirs = (aligned(output.logits, labels)[0] / self._temperature for output in (student, teacher))
-            divergence = kl_div(log_softmax(ours, -1), softmax(theirs, -1), reduction="sum") * len(labels) / len(ours)
-            loss = loss + self._logits * self._temperature**2 * divergence  # gradients as large as those of the labels
+            away = divergence(student.logits, teacher.logits, labels, self._temperature)
+            loss = loss + self._logits * self._temperature**2 * away  # gradients as large as those of the labels
         if self._hidden:
             pairs = list(zip(_layer_outputs(student), _layer_outputs(teacher), strict=True))
             present = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[..., None]

@@ -26,9 +26,9 @@ from llm_sparsity.training.settings import FinetuneSettings
 from llm_sparsity.training.setup import is_main_process, make_accelerator
 from llm_sparsity.training.trainer import Trainer
 
-METRICS = ["accuracy", "f1", "combined", "perplexity"]  # of a classifier; of a language model
-HISTORY = ["epoch", "step", "train_loss", *METRICS, "measured_sparsity"]
-CHECKPOINTS = ["epoch", "path", "bytes", "sha256", *METRICS]
+METRICS = ["accuracy", "f1", "combined", "perplexity"]  # columns of every run; a task may have others
+EPOCH = ["epoch", "step", "train_loss", "measured_sparsity"]  # what else the history tells of an epoch
+CHECKPOINT = ["epoch", "path", "bytes", "sha256"]
 
 
 def finetune(
@@ -47,7 +47,7 @@ def finetune(
 
     Args:
         model: a variant.
-        task: a classification task, or a language-model task with the splits train and test.
+        task: a task with labels, or a language-model task with the splits train and test.
         output: gets model/ (the final model), metrics.json, history.csv, checkpoints.csv and runtime.json.
         work: the folder of caches.
         settings: everything else that the result depends on.
@@ -97,8 +97,10 @@ def _check(model: ModelFolder, settings: FinetuneSettings, dense: ModelFolder | 
 def _report(trainer: Trainer, output: Path) -> None:
     """Write the run's tables. Their bytes depend on settings, code and inputs alone, except those of runtime.json."""
     state, settings, tokens, accelerator = trainer.state, trainer.settings, trainer.tokens, trainer.accelerator
-    write_csv(output / "history.csv", state.history, HISTORY)
-    write_csv(output / "checkpoints.csv", _checkpoints(state.history, trainer.cache), CHECKPOINTS)
+    last = state.history[-1]
+    names = [*METRICS, *sorted(last.keys() - {*METRICS, *EPOCH})]
+    write_csv(output / "history.csv", state.history, [*EPOCH[:-1], *names, EPOCH[-1]])
+    write_csv(output / "checkpoints.csv", _checkpoints(state.history, names, trainer.cache), [*CHECKPOINT, *names])
     seconds = asdict(state.seconds)
     write_json(
         output / "runtime.json",
@@ -108,28 +110,29 @@ def _report(trainer: Trainer, output: Path) -> None:
             **environment(accelerator.device, accelerator.num_processes),
         },
     )
-    last = state.history[-1]
-    metrics = {key: last[key] for key in METRICS if key in last}
+    metrics = {key: last[key] for key in names if key in last}
+    others = {name: len(split) for name, split in tokens.others.items()}
     write_json(
         output / "metrics.json",
         {
             "metrics": metrics,
+            **({} if tokens.score == "accuracy" else {"score": tokens.score}),
             **overflow_note(metrics),
             "baseline": trainer.objective.baseline(),
             "measured_sparsity": last["measured_sparsity"],
-            "examples": {"train": len(tokens.train), "validation": len(tokens.validation)},
+            "examples": {"train": len(tokens.train), "validation": len(tokens.validation), **others},
             "settings": asdict(settings),
         },
     )
 
 
-def _checkpoints(history: list[dict[str, Any]], cache: RunCache) -> list[dict[str, Any]]:
+def _checkpoints(history: list[dict[str, Any]], names: list[str], cache: RunCache) -> list[dict[str, Any]]:
     """The weights after each epoch, with their metrics."""
     rows = []
     for row in history:
         if row["epoch"]:
             folder = cache.epoch_folder(row["epoch"])
             weights = read_manifest(folder)["files"][WEIGHTS]
-            metrics = {key: row[key] for key in METRICS if key in row}
+            metrics = {key: row[key] for key in names if key in row}
             rows.append({"epoch": row["epoch"], "path": str(folder), **weights, **metrics})
     return rows

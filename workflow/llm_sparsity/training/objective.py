@@ -1,63 +1,85 @@
-"""Training objectives and their metrics: the label of a sentence, or each next token of a window.
+"""Training objectives and their metrics: the label of a sentence, a class or a number; each next token of a window.
 
-A classifier is scored by accuracy, F1 and their mean. A language model is scored by perplexity, with the protocol of
-`evaluate`: windows do not overlap, and each is predicted from its own tokens only, in float32.
+Labels are scored as `scores` says. A language model is scored by perplexity, with the protocol of `evaluate`: windows
+do not overlap, and each is predicted from its own tokens only, in float32.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, softmax
 
-from llm_sparsity.data.tokens import Tokens
+from llm_sparsity.data.tokens import Tokens, TokenSplit
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal, load_classifier
 
 
 class Labels:
-    """Predict the label of a sentence or pair."""
+    """Predict the label of a sentence or pair: a class, or of a regression task (one label) a number."""
 
     options: ClassVar[dict[str, Any]] = {}  # of the model's forward pass
 
     def __init__(self, tokens: Tokens) -> None:
-        self._num_labels, self._task = tokens.num_labels, tokens.task
-        self._train: list[int] = tokens.train.labels or []
-        self._validation: list[int] = tokens.validation.labels or []
+        self._num_labels, self._task, self._score = tokens.num_labels, tokens.task, tokens.score
+        self._train = tokens.train.labels or []
+        self._scored = {"": tokens.validation, **{f"_{name}": split for name, split in tokens.others.items()}}
 
     def load(self, folder: ModelFolder, seed: int, *, values: bool) -> Any:
         """A model with a new head, drawn with the seed, unless the folder's was trained on this task."""
-        return load_classifier(folder, labels=self._num_labels, seed=seed, task=self._task, values=values)
+        net = load_classifier(folder, labels=self._num_labels, seed=seed, task=self._task, values=values)
+        if self._num_labels == 1:
+            net.config.problem_type = "regression"  # or transformers' pipelines would squash the number
+        return net
 
     def is_new(self, net: Module, name: str) -> bool:
         """Whether a parameter belongs to the new head."""
         return not name.startswith(f"{net.base_model_prefix}.")
 
+    @property
+    def scored(self) -> Mapping[str, TokenSplit]:
+        """The splits that are scored, by what their metrics' names end in: nothing for validation."""
+        return self._scored
+
     def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The predicted label of each sequence of a batch, (batch,), float64; NaN where a logit is not finite."""
         del labels
-        return logits.argmax(-1).double().where(logits.isfinite().all(-1), math.nan)
+        found = logits.squeeze(-1) if self._num_labels == 1 else logits.argmax(-1)
+        return found.double().where(logits.isfinite().all(-1), math.nan)
 
-    def metrics(self, predictions: Sequence[float]) -> dict[str, float | None]:
-        """Metrics of the predictions for the validation split, in its order."""
-        from llm_sparsity.evaluation.classification import score
+    def metrics(self, predictions: Sequence[float], ending: str = "") -> dict[str, float | None]:
+        """Metrics of the predictions for a split of `scored`, in its order.
 
-        return {**score([int(label) for label in predictions], self._validation, self._num_labels)}
+        For the validation split, with the standard error of the score that the task is judged by.
+        """
+        from llm_sparsity.evaluation.scores import scores
+
+        ours = predictions if self._num_labels == 1 else [int(label) for label in predictions]
+        references = self._scored[ending].labels or []
+        found = scores(ours, references, self._num_labels, self._score, error=not ending)
+        return {f"{metric}{ending}": value for metric, value in found.items()}
 
     def baseline(self) -> dict[str, float]:
-        """Metrics of the most frequent training label."""
-        from llm_sparsity.evaluation.classification import majority
+        """Metrics of the most frequent training label, or of the mean training number."""
+        from llm_sparsity.evaluation.scores import baseline
 
-        return majority(self._train, self._validation, self._num_labels)
+        return {
+            f"{metric}{ending}": value
+            for ending, split in self._scored.items()
+            for metric, value in baseline(self._train, split.labels or [], self._num_labels, self._score).items()
+        }
 
 
 class NextTokens:
     """Predict each token of a window but the first from the tokens before it."""
 
     options: ClassVar[dict[str, Any]] = {"use_cache": False}  # no text is continued
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.scored = {"": tokens.validation}
 
     def load(self, folder: ModelFolder, seed: int, *, values: bool) -> Any:
         """A causal language model."""
@@ -74,10 +96,11 @@ class NextTokens:
         windows = zip(logits.split(1), labels.split(1), strict=True)
         return torch.stack([summed_loss(*window) for window in windows]).double()
 
-    def metrics(self, predictions: Sequence[float]) -> dict[str, float | None]:
+    def metrics(self, predictions: Sequence[float], ending: str = "") -> dict[str, float | None]:
         """Perplexity; windows are equally long, so the mean over windows is that over tokens."""
         from llm_sparsity.evaluation.metrics import perplexity
 
+        del ending
         return {"perplexity": perplexity(sum(predictions) / len(predictions))}
 
     def baseline(self) -> dict[str, float]:
@@ -90,18 +113,37 @@ Objective = Labels | NextTokens
 
 def objective(tokens: Tokens) -> Objective:
     """The objective of a task."""
-    return NextTokens() if tokens.train.labels is None else Labels(tokens)
+    return NextTokens(tokens) if tokens.train.labels is None else Labels(tokens)
 
 
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy summed over the sequences of a batch; that of a window is the mean over its tokens.
 
+    Of numbers, the squared error.
+
     Args:
-        logits: (batch, classes), or (batch, length, vocabulary).
-        labels: (batch,), or the tokens of windows, (batch, length).
+        logits: (batch, classes), (batch, 1) of a regression, or (batch, length, vocabulary).
+        labels: (batch,), floats of a regression; or the tokens of windows, (batch, length).
     """
+    if labels.is_floating_point():
+        return mse_loss(logits.squeeze(-1).float(), labels, reduction="sum")
     found, targets = aligned(logits, labels)
     return cross_entropy(found, targets, reduction="sum") * len(labels) / len(found)
+
+
+def divergence(logits: Tensor, teachers: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """How far a model's logits are from its teacher's, summed over the sequences of a batch.
+
+    The Kullback-Leibler divergence of their probabilities; of numbers, the squared difference.
+
+    Args:
+        logits, teachers, labels: see `summed_loss`.
+        temperature: divides the logits, and so the gradients by its square.
+    """
+    if labels.is_floating_point():
+        return mse_loss(logits.float() / temperature, teachers.float() / temperature, reduction="sum")
+    ours, theirs = (aligned(each, labels)[0] / temperature for each in (logits, teachers))
+    return kl_div(log_softmax(ours, -1), softmax(theirs, -1), reduction="sum") * len(labels) / len(ours)
 
 
 def aligned(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

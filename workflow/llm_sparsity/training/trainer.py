@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from llm_sparsity.data.tokens import Tokens
+from llm_sparsity.data.tokens import Tokens, TokenSplit
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.training import setup, sigterm
@@ -180,12 +180,19 @@ class Trainer:
         self.state.seconds.save += time.perf_counter() - begun
 
     def evaluate(self) -> dict[str, float | None]:
-        """Metrics of the validation split; batches of similar length, split over the processes.
+        """Metrics of the validation split, and of others that the task has."""
+        metrics: dict[str, float | None] = {}
+        for ending, split in self.objective.scored.items():
+            metrics |= self.objective.metrics(self.predictions(split), ending)
+        return metrics
+
+    def predictions(self, split: TokenSplit) -> list[float]:
+        """The predictions for a split, in its order; batches of similar length, split over the processes.
 
         Raises:
             UserError: a prediction is not finite.
         """
-        accelerator, split = self.accelerator, self.tokens.validation
+        accelerator = self.accelerator
         batches = split.by_length(self.evaluation_batch_size())
         found = torch.zeros(len(split), dtype=torch.float64, device=accelerator.device)
         self.wrapped.eval()
@@ -204,7 +211,7 @@ class Trainer:
         found = accelerator.reduce(found, "sum")  # a sequence is predicted by one process; tensors, as pickle runs code
         if not found.isfinite().all():
             raise self.diverged("a prediction is not finite after")
-        return self.objective.metrics(found.tolist())
+        return [float(prediction) for prediction in found.tolist()]
 
     def evaluation_batch_size(self) -> int:
         """Sequences at once in evaluation; of a language model, as many tokens as in training."""
