@@ -35,6 +35,7 @@ rule all:
 
 onstart:
     driver.record()
+    cancel_left_over()
     refuse_unreachable_sources()
     show_plan()
 

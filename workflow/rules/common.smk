@@ -26,6 +26,7 @@ from llm_sparsity.jobs import driver
 from llm_sparsity.jobs.command import quoted
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.families import family_name
+from llm_sparsity.site import slurm
 from llm_sparsity.storage.files import read_json, sha256, write_text
 from llm_sparsity.study import config as study_config
 from llm_sparsity.study import footprint, methods, plan
@@ -348,6 +349,12 @@ def disk(stage):
 # --- before the first job, and after the last ---
 
 
+def cancel_left_over():
+    """Cancel the Slurm jobs of a killed driver that make what this one is about to make."""
+    if workflow.executor_plugin.name == "slurm":
+        slurm.cancel_left_over((job.name, list(job.wildcards or [])) for job in workflow.dag.needrun_jobs())
+
+
 def show_plan():
     """Tell the line of progress how long jobs take; print what a run on a batch system takes, before it asks for nodes."""
     minutes = {}
@@ -358,8 +365,10 @@ def show_plan():
     if not workflow.local_exec:
         from llm_sparsity.study import advice
 
-        queues = advice.queues(WORKFLOW / "profiles/polaris/queues.csv")
-        print(plan.table(STUDY), advice.advise(plan.jobs(STUDY), queues), sep="\n\n", file=sys.stderr)
+        print(plan.table(STUDY), file=sys.stderr)
+        pools = getattr(workflow.executor_settings, "config", None)  # a site's Parsl configuration, beside its queues
+        if pools and (queues := Path(pools).with_name("queues.csv")).is_file():
+            print("", advice.advise(plan.jobs(STUDY), advice.queues(queues)), sep="\n", file=sys.stderr)
 
 
 def refuse_unreachable_sources():
