@@ -36,6 +36,9 @@ def draw(study: Study) -> Iterable[Drawn]:
                 caption += _crosses(study.claims)
             yield Drawn(f"{metric}-{task}", QUALITY, highest_loss(study, values, metric, f"on {task}"), caption, figure)
         runs = data["runs"][data["runs"].task == task].assign(value=lambda rows: rows.train_seconds)
+        runs = runs[runs.value > 0]  # a recipe may evaluate only
+        if (runs.method == "dense").all():
+            continue
         figure = by_sparsity(study, runs, "Training time (s)", from_zero)
         caption = "Seconds of training, without set-up and evaluation."
         yield Drawn(f"train-time-{task}", SAVINGS, _time(runs, task), caption, figure)
