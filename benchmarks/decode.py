@@ -31,7 +31,7 @@ from llm_sparsity.inference import kernels
 from llm_sparsity.inference.packed import Packed
 from llm_sparsity.inference.sparse_layers import SparseLinear, layers_with_zeros, replace_layers, sparse_layers
 from llm_sparsity.inference.workloads import copy_bandwidth
-from llm_sparsity.models.families import family_of
+from llm_sparsity.models.structure import derive
 
 SPARSITIES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 OUTPUTS, INPUTS = 2048, 2048
@@ -177,12 +177,12 @@ def _model_row(dtype: torch.dtype, sparsity: float, repeats: int) -> list[str]:
     """Dense first, then the same model with its layers replaced: two of them do not fit small machines."""
     torch.manual_seed(0)
     model: Any = transformers.AutoModelForCausalLM.from_config(LLAMA, dtype=dtype).eval()
-    family = family_of("llama")
+    structure = derive(LLAMA)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if (role := family.role(name)) and role.in_scope("linear"):
+            if (role := structure.role(name)) and role.in_scope("linear"):
                 weight.mul_(torch.rand(weight.shape) >= sparsity)
-    layers = dict(sparse_layers(model, family, layers_with_zeros(model, family)))
+    layers = dict(sparse_layers(model, structure, layers_with_zeros(model, structure)))
     dense = {name: model.get_submodule(name) for name in layers}
     sizes = [
         sum(module.weight.nbytes for module in dense.values()),

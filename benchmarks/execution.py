@@ -148,11 +148,11 @@ def _rows(dense: ModelFolder, pruned: ModelFolder, batches: list[int], repeats: 
     for model in (reference, variant):
         model.config.use_cache = False
     ways = Executions(variant, pruned)
-    names = layers_with_zeros(variant, pruned.family)
+    names = layers_with_zeros(variant, pruned.structure)
     csr = {"CSR": _with_csr(variant, names)} if names else {}
     for size in batches:
         batch = workloads.prefill(reference, size, TOKENS)
-        decodes = pruned.family.architecture == "decoder"
+        decodes = pruned.structure.architecture == "decoder"
         for workload in [batch, *([workloads.decode(batch)] if decodes else [])]:
             models: dict[str, Module] = {name: way.model for name, way in ways.of(workload).items()} | csr
             expected = workload(models["dense"])

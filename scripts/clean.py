@@ -24,8 +24,6 @@ def main() -> None:
 
     import yaml
 
-    from llm_sparsity.models.families import family_name
-    from llm_sparsity.storage.files import MANIFEST, read_json
     from llm_sparsity.study.clean import leftovers, remove
     from llm_sparsity.study.config import Config, load
     from llm_sparsity.study.fingerprint import code_hash
@@ -39,13 +37,7 @@ def main() -> None:
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path}: no config of a study: {' '.join(str(error).split())}") from None
 
-    def code(model: str) -> str | None:
-        manifest = args.work.absolute().parent / "resources/models" / model / MANIFEST
-        if not manifest.exists():
-            return None
-        family = family_name(read_json(manifest)["model_type"])
-        return code_hash(ROOT / "scripts/finetune.py", symbols=(f"llm_sparsity.models.families.{family}",))
-
+    code = code_hash(ROOT / "scripts/finetune.py")
     versions = {name: version(name) for name in ("torch", "transformers")}
     found = leftovers(args.work, map(study, args.studies), code, versions, others=args.all)
     for leftover in found:

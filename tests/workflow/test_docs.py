@@ -35,10 +35,10 @@ PAGES = [
     "README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/polaris.md", "docs/extending.md", "docs/outputs.md",
     "docs/troubleshooting.md", "docs/reruns.md", "docs/container.md", "docs/configuration.md",
     "docs/library.md", "docs/tutorial.md", "docs/howto.md", "docs/explanation.md",
-    "docs/generating.md",
+    "docs/generating.md", "docs/models.md",
 ]  # fmt: skip
 # Pages without commands, and those whose commands have tests of their own.
-QUIET = {"docs/explanation.md", "docs/configuration.md", "docs/generating.md"}
+QUIET = {"docs/explanation.md", "docs/configuration.md", "docs/generating.md", "docs/models.md"}
 OWN = {"docs/polaris.md", "docs/extending.md"}
 
 

@@ -70,7 +70,6 @@ VARIANTS = [
 WEIGHTS = [f"weights model={model} variant={variant}" for model, variant in VARIANTS if variant == "dense"]
 PRUNES = [f"prune model={model} pruned={variant}" for model, variant in VARIANTS if variant != "dense"]
 STAGES = [*PRUNES, *WEIGHTS, *(job for cell in MEASURED for job in measured(*cell)), *EVALUATE, *TRAINED]
-GPT2 = [job for job in STAGES if " model=gpt2 " in job]
 PRUNED = [job for job in STAGES if "variant=dense" not in job]  # prune, and all that follows
 DOWNLOADS = [
     *(f"download_model model={model}" for model in ("roberta-base", "gpt2", "bart-base")),
@@ -141,13 +140,6 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "options of every command line": (appended(f"{LIBRARY}jobs/command.py", "\nCHANGED = 1\n"), []),
     "function that nothing calls": (
         appended(f"{LIBRARY}storage/files.py", "\ndef unused() -> int:\n    return 1\n"), [],
-    ),
-    "new family": (
-        lambda project: project.edit(
-            f"{LIBRARY}models/families.py",
-            lambda source: source.replace("FAMILIES = {", "MAMBA = OPT\n\nFAMILIES = {\n    'MAMBA': MAMBA,", 1),
-        ),
-        [],
     ),
     "docstring of a module": (
         lambda project: project.edit(
@@ -319,9 +311,8 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         replaced(f"{LIBRARY}storage/files.py", "os.O_RDONLY", "os.O_RDONLY | os.O_CLOEXEC"),
         [*DOWNLOADS, *STAGES, *END],
     ),
-    "one family": (
-        replaced(f"{LIBRARY}models/families.py", 'transposed=True,', 'transposed=True, alias="^lm_head$",'),
-        [*GPT2, *END],
+    "words that no structure tells": (
+        replaced(f"{LIBRARY}models/roles.py", "attn|attention", "attention|attn"), [*DOWNLOADS, *STAGES, *END],
     ),
     "claims of an earlier study": (appended("studies/report/claims.yaml", "\n"), END),
     "numbers of an earlier study": (appended("studies/report/numbers.csv", "\n"), END),
@@ -351,7 +342,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
 FAST = {
     "nothing", "fresh clone", "error message of a shared module", "learning rate of one task", "new scope",
     "new task of the harness", "code of a calibrated method", "code of weights", "code of finetune", "code of plot",
-    "one family", "older claims", "rows of a task edited in place",
+    "words that no structure tells", "older claims", "rows of a task edited in place",
 }  # fmt: skip
 
 

@@ -25,9 +25,8 @@ from llm_sparsity.data.model_files import MODEL_FILES, matching
 from llm_sparsity.jobs import driver
 from llm_sparsity.jobs.command import quoted
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.families import family_name
 from llm_sparsity.site import slurm
-from llm_sparsity.storage.files import read_json, sha256, write_text
+from llm_sparsity.storage.files import sha256, write_text
 from llm_sparsity.study import config as study_config
 from llm_sparsity.study import footprint, methods, plan
 from llm_sparsity.study.cells import Run, Variant
@@ -251,28 +250,14 @@ def folder_content(kind, name):
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def code(stage, modules=(), symbols=(), files=()):
+def code(stage, modules=(), files=()):
     """The hash of the code of a stage."""
-    return code_hash(
-        WORKFLOW / "scripts" / f"{stage}.py", modules=tuple(modules), symbols=tuple(symbols), files=tuple(files)
-    )
+    return code_hash(WORKFLOW / "scripts" / f"{stage}.py", modules=tuple(modules), files=tuple(files))
 
 
-def model_code(stage, modules=lambda wildcards: ()):
-    """The hash of the code of a stage, with only the family of the job's model: a new family affects no other model."""
-
-    # Snakemake does not compare the value of a function that has an argument `input`; this one's value counts.
-    def hashed(wildcards, **job):
-        manifest = read_json(Path(job["input"].model))  # does not exist yet: Snakemake asks again after it is made
-        family = family_name(manifest["model_type"])
-        return code(stage, modules(wildcards), [f"llm_sparsity.models.families.{family}"])
-
-    return hashed
-
-
-def prune_modules(wildcards):
-    """The modules of a method and its steps alone: a change in one of them affects no variant without it."""
-    return methods.Chain(Variant.parse(wildcards.pruned).method).modules
+def prune_code(wildcards):
+    """The hash of pruning, with the modules of the method and its steps alone: others affect no variant without them."""
+    return code("prune", methods.Chain(Variant.parse(wildcards.pruned).method).modules)
 
 
 def prune_settings(wildcards):

@@ -24,7 +24,7 @@ rule evaluate:
         disk_mb=disk("evaluate"),
     params:
         settings=evaluate_settings,
-        code=model_code("evaluate"),
+        code=code("evaluate"),
     shell:
         'python "$LLM_SPARSITY/scripts/evaluate.py" --model "$(dirname {input.model:q})"'
         ' --task "$(dirname {input.task:q})" --output "$(dirname {output.metrics:q})"'

@@ -39,7 +39,7 @@ rule finetune:
         disk_mb=disk("finetune"),
     params:
         settings=finetune_settings,
-        code=model_code("finetune"),
+        code=code("finetune"),
     shell:
         'python "$LLM_SPARSITY/scripts/finetune.py" --model "$(dirname {input.model:q})"'
         ' --task "$(dirname {input.task:q})" --output "$(dirname {output.metrics:q})" --work work'

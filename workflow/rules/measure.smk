@@ -24,7 +24,7 @@ rule measure:
         disk_mb=disk("measure"),
     params:
         settings=settings(**STUDY.measure.model_dump()),
-        code=model_code("measure"),
+        code=code("measure"),
     shell:
         'python "$LLM_SPARSITY/scripts/measure.py" --model "$(dirname {input.model:q})"'
         ' --dense "$(dirname {input.dense:q})" --output "$(dirname {output:q})"'

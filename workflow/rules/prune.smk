@@ -29,7 +29,7 @@ rule prune:
         disk_mb=disk("prune"),
     params:
         settings=prune_settings,
-        code=model_code("prune", prune_modules),
+        code=prune_code,
     shell:
         'python "$LLM_SPARSITY/scripts/prune.py" --model "$(dirname {input.model:q})" --text {input.text:q}'
         ' --output "$(dirname {output.sparsity:q})" --threads {threads} --gpus {resources.gpu}'

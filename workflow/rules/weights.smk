@@ -18,7 +18,7 @@ rule weights:
         disk_mb=disk("weights"),
     params:
         settings=settings(),
-        code=model_code("weights"),
+        code=code("weights"),
     shell:
         'python "$LLM_SPARSITY/scripts/weights.py" --model "$(dirname {input.model:q})" --output {output:q}'
         " --settings {params.settings:q} > {log:q} 2>&1"

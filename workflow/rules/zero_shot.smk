@@ -25,7 +25,7 @@ rule zero_shot:
         disk_mb=disk("zero_shot"),
     params:
         settings=evaluate_settings,
-        code=model_code("zero_shot"),
+        code=code("zero_shot"),
     shell:
         'python "$LLM_SPARSITY/scripts/zero_shot.py" --model "$(dirname {input.model:q})"'
         ' --task "$(dirname {input.task:q})" --harness "$(dirname {input.harness:q})"'

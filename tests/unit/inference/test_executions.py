@@ -12,7 +12,7 @@ from tests.unit.inference.conftest import Variant
 def test_speedups_are_of_the_layers_named(variant: Variant) -> None:
     folder = variant("0.5", scope="layers.1")
     model = load_base(folder)
-    layers = dict(sparse_layers(model, folder.family, layers_with_zeros(model, folder.family)))
+    layers = dict(sparse_layers(model, folder.structure, layers_with_zeros(model, folder.structure)))
     shapes = {name: (2, 9, layer.in_features) for name, layer in layers.items()}
     found = speedups(model, layers, shapes)
     assert len(found) == 6 and all("layer.1." in name and speedup > 0 for name, speedup in found.items())

@@ -112,7 +112,7 @@ def test_fastest_is_chosen_for_each_batch(
     sparse = variant("0.9")
     measure(sparse, dense("bert"), tmp_path, batch_sizes=[1, 2, 3, 4], sequence_length=8, repeats=1)
     rows = read_json(tmp_path / "cost.json")["speed"]
-    names = sparse_layers.layers_with_zeros(load_base(sparse), sparse.family)
+    names = sparse_layers.layers_with_zeros(load_base(sparse), sparse.structure)
     assert {(row["batch_size"], row["execution"]): row["layers"] for row in rows} == {
         **{(size, "dense"): [] for size in (1, 2, 3, 4)},
         **{(size, "sparse"): names for size in (1, 2, 3, 4)},

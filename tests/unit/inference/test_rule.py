@@ -19,7 +19,7 @@ class STUDY:
         model_dump = dict
 model_manifest = model_weights = "Snakefile"
 runtime = memory = disk = lambda stage: 1
-model_code = lambda stage: ""
+code = lambda stage: ""
 settings = lambda: ""
 include: "{rules}/measure.smk"
 """

@@ -137,8 +137,8 @@ def test_a_sparse_layer_is_saved_as_the_dense_one(dtype: torch.dtype, conv: bool
 def test_a_sparse_model_gives_the_same_outputs(kind: str, method: str, variant: Variant) -> None:
     folder = variant("0.5", method, kind=kind)
     model = load_base(folder)
-    names = layers_with_zeros(model, folder.family)
-    sparse = with_layers(model, dict(sparse_layers(model, folder.family, names)))
+    names = layers_with_zeros(model, folder.structure)
+    sparse = with_layers(model, dict(sparse_layers(model, folder.structure, names)))
     assert names and all(isinstance(sparse.get_submodule(name), SparseLinear) for name in names)
     assert all(not isinstance(module, SparseLinear) for module in model.modules())
     inputs = {"input_ids": torch.randint(6, 20, (3, 9))}
@@ -151,7 +151,7 @@ def test_a_sparse_model_gives_the_same_outputs(kind: str, method: str, variant: 
 def test_only_the_input_of_the_activation_keeps_its_layout(variant: Variant) -> None:
     folder = variant("0.5")
     model = load_base(folder)
-    sparse = with_layers(model, dict(sparse_layers(model, folder.family, layers_with_zeros(model, folder.family))))
+    sparse = with_layers(model, dict(sparse_layers(model, folder.structure, layers_with_zeros(model, folder.structure))))
     for layer in sparse.modules():
         if isinstance(layer, SparseLinear):
             layer.ways.fastest = lambda x: "skipped"  # type: ignore[method-assign]

@@ -61,9 +61,9 @@ def test_every_pruned_layer_runs_sparse(
     """GPT-2's Conv1D too, whose matrices are (inputs, outputs); Llama's keys and values are too narrow here."""
     folder = variant("2of4", kind=kind)
     model = load_base(folder)
-    sparse, names, refused = with_sparse_tensor_cores(model, folder.family)
+    sparse, names, refused = with_sparse_tensor_cores(model, folder.structure)
     assert len(names) == layers == len(kernels) and len(refused) == narrow
-    assert {*names, *refused} == {*layers_with_zeros(model, folder.family)}
+    assert {*names, *refused} == {*layers_with_zeros(model, folder.structure)}
     assert all(
         name.endswith(("k_proj", "v_proj")) and "is not supported! multiple" in refused[name] for name in refused
     )
@@ -114,4 +114,4 @@ def test_a_full_gpu_is_no_unsupported_shape(variant: Variant, monkeypatch: pytes
     monkeypatch.setattr("torch.sparse.to_sparse_semi_structured", full)
     folder = variant("2of4")
     with pytest.raises(torch.OutOfMemoryError):
-        with_sparse_tensor_cores(load_base(folder), folder.family)
+        with_sparse_tensor_cores(load_base(folder), folder.structure)

@@ -71,7 +71,7 @@ def test_a_product_of_many_passes_is_not_tried() -> None:
 def test_layers_of_one_kind_share_what_is_known(variant: Variant) -> None:
     folder = variant("0.5")
     model = load_base(folder)
-    made = dict(sparse_layers(model, folder.family, layers_with_zeros(model, folder.family)))
+    made = dict(sparse_layers(model, folder.structure, layers_with_zeros(model, folder.structure)))
     first, second = (made[f"encoder.layer.{number}.attention.self.query"].ways for number in (0, 1))
     assert first is second and first is not made["encoder.layer.0.output.dense"].ways
     assert copy.deepcopy(made["encoder.layer.0.output.dense"]).ways is made["encoder.layer.0.output.dense"].ways

@@ -21,9 +21,22 @@ def test_a_folder_without_a_configuration_is_refused(config: str | None, tmp_pat
 
 
 def test_an_unknown_model_type_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
-    with pytest.raises(UserError, match=r"config.json: model type 'mamba' is not known; known: bert, "):
-        ModelFolder(tmp_path)
+    for more, code in (
+        ({}, ""),
+        ({"auto_map": {"AutoModel": "modeling.Mine"}}, " and its own code, which is never run,"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", **more}))
+        with pytest.raises(UserError, match=rf"config\.json: model type 'mine'{code} is not one that transformers 5\."):
+            _ = ModelFolder(tmp_path).structure
+
+
+def test_a_configuration_with_impossible_values_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "llama", "hidden_size": 32, "num_attention_heads": 5})
+    )
+    with pytest.raises(UserError, match=r"config\.json: .*; correct it") as error:
+        _ = ModelFolder(tmp_path).structure
+    assert "\n" not in str(error.value)
 
 
 def test_a_folder_without_a_manifest_is_incomplete(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

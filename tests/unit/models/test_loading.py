@@ -68,7 +68,7 @@ def test_the_head_of_another_task_gives_way(
     trained.base_model.save_pretrained(tmp_path / "body")
     shutil.copyfile(tiny_model(kind) / "tokenizer.json", tmp_path / "body/tokenizer.json")
     shutil.copyfile(tiny_model(kind) / "tokenizer_config.json", tmp_path / "body/tokenizer_config.json")
-    architecture = ModelFolder(tmp_path / "mine").family.architecture
+    architecture = ModelFolder(tmp_path / "mine").structure.architecture
     heads = []
     for name in ("mine", "body"):
         download_model(tmp_path / f"{name}-model", source={"folder": str(tmp_path / name)}, architecture=architecture)
@@ -99,7 +99,7 @@ def test_a_head_that_this_program_trained_is_kept(tiny_model: Callable[[str], Pa
 def half(folder: Path, target: Path, keep: str = "^$") -> ModelFolder:
     """A copy of a model with its weights in bfloat16, except those whose names match `keep`."""
     shutil.copytree(folder, target)
-    with ModelReader(folder, ModelFolder(folder).family) as reader:
+    with ModelReader(folder, ModelFolder(folder).structure) as reader:
         tensors = {name: reader.tensor(name) for name in reader.names}
     stored = {name: tensor if re.search(keep, name) else tensor.bfloat16() for name, tensor in tensors.items()}
     save_file(stored, target / "model.safetensors", {"format": "pt"})

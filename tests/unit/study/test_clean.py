@@ -53,7 +53,7 @@ def made(study: Config, cache: str, output: Path | None = None) -> None:
 
 
 def found(*studies: Config, others: bool = False) -> dict[str, str]:
-    listed = leftovers(WORK, studies, lambda model: "now", TODAY, others=others)
+    listed = leftovers(WORK, studies, "now", TODAY, others=others)
     return {leftover.path.name: leftover.reason for leftover in listed}
 
 
@@ -132,11 +132,6 @@ def test_versions_of_libraries_count_once_the_results_were_made_anew(
     assert found(study) == {"old": f"{study.cells().runs[0].folder} was made anew"}
 
 
-def test_a_model_that_is_not_downloaded_hides_no_cache(study: Config, cached: Callable[..., Path]) -> None:
-    cached("code", code="then")
-    assert leftovers(WORK, [study], lambda model: None, TODAY) == []
-
-
 def test_the_weights_that_a_model_is_made_of_stay(study: Config, cached: Callable[..., Path]) -> None:
     cached("branch", code="then")
     cached("downloaded", code="then")
@@ -173,7 +168,7 @@ def test_removing_removes_what_is_listed_and_all_that_speaks_of_it(study: Config
     for name in ("used", "unused"):
         (WORK / "tokens" / name).mkdir(parents=True)
         (WORK / f"tokens/{name}.lock").touch()
-    listed = leftovers(WORK, [study], lambda model: "now", TODAY)
+    listed = leftovers(WORK, [study], "now", TODAY)
     assert listed[0].bytes == sum(path.stat().st_size for path in listed[0].path.rglob("*") if path.is_file())
     remove(WORK, listed)
     assert sorted(path.name for path in WORK.iterdir()) == ["runs", "same", "tokens"]

@@ -252,36 +252,11 @@ def test_modules_chosen_at_run_time_count_whole(project: Project) -> None:
     assert not differ(project, "X = 1\n", "X = 2\n", module="second", modules=chosen), "an annotation does not"
 
 
-FAMILIES = """
-from dataclasses import dataclass
-@dataclass
-class Family:
-    layer: str
-BERT = Family("layer")
-GPT2 = Family("h")
-FAMILIES = {"BERT": BERT, "GPT2": GPT2}
-def family_of(name): return FAMILIES[name]
-"""
-ADDED = FAMILIES.replace("GPT2}", "GPT2, 'OPT': OPT}").replace("GPT2 =", "OPT = Family('layers')\nGPT2 =")
-
-
-def test_a_registry_counts_by_the_entries_that_a_job_names(project: Project) -> None:
-    project.write(script="from llm_sparsity.models.families import family_of\nfamily_of('x')\n")
-    module, gpt2 = "models__families", ("llm_sparsity.models.families.GPT2",)
-    assert not differ(project, FAMILIES, ADDED, module=module)
-    assert not differ(project, FAMILIES, ADDED, module=module, symbols=gpt2)
-    assert not differ(project, FAMILIES, FAMILIES.replace('"layer"', '"x"'), module=module, symbols=gpt2)
-    assert differ(project, FAMILIES, FAMILIES.replace('"h"', '"x"'), module=module, symbols=gpt2)
-    assert differ(project, FAMILIES, FAMILIES.replace("[name]", "[name.upper()]"), module=module)
-
-
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
         ({"modules": ("llm_sparsity.nope",)}, "llm_sparsity.nope: this library has no such module"),
         ({"modules": ("numpy",)}, "numpy: this library has no such module"),
-        ({"symbols": ("llm_sparsity.nope.X",)}, "llm_sparsity.nope: this library has no such module"),
-        ({"symbols": ("llm_sparsity.first.X",)}, "module llm_sparsity.first has no definition X"),
     ],
 )
 def test_what_does_not_exist_is_an_error(project: Project, chosen: dict[str, tuple[str]], message: str) -> None:
@@ -388,7 +363,6 @@ SILENT_EDITS = {
     "errors": everywhere(r"\Z", "\nX = 1\n", folder="jobs"),
     "progress bars": everywhere(r'(desc=|unit=)"', r'\1"anew '),
     "comments": everywhere(r"\Z", "\n# Anew.\n"),
-    "a new family": everywhere(r"(\nFAMILIES\b[^{]*\{)", r'\nANEW = BERT\n\1"ANEW": ANEW, ', folder="models"),
     "a new method": added_method,
 }
 
@@ -455,21 +429,12 @@ def test_modules_that_are_imported_by_a_computed_name_are_those_that_the_rules_n
 
 
 def test_what_is_not_followed_exists() -> None:
-    assert all(fingerprint._chosen_symbol(name) for name in fingerprint.REGISTRIES)
     assert all(fingerprint._chosen_module(name) for name in fingerprint.IGNORED)
-
-
-def test_a_family_reaches_the_jobs_that_name_it(copy: Project) -> None:
-    chosen = [(f"llm_sparsity.models.families.{name}",) for name in ("BERT", "GPT2")]
-    old = [copy.hash("finetune", symbols=symbols) for symbols in chosen]
-    everywhere(r"(\nGPT2\b.*)", r"\1transposed=False or True, ", folder="models")(copy)
-    new = [copy.hash("finetune", symbols=symbols) for symbols in chosen]
-    assert (old[0] == new[0], old[1] == new[1]) == (True, False)
 
 
 def test_the_hashes_of_a_large_study_take_less_than_a_second(copy: Project) -> None:
     copy.hash("finetune")
     begin = time.process_time()
     for _ in range(10_000):
-        fingerprint.code_hash(copy.scripts / "finetune.py", symbols=("llm_sparsity.models.families.GPT2",))
+        fingerprint.code_hash(copy.scripts / "finetune.py")
     assert time.process_time() - begin < 1

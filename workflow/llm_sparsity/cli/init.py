@@ -33,7 +33,8 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
         The file.
 
     Raises:
-        UserError: there is no such model, its family is not known, it has no safetensors, or the file exists.
+        UserError: there is no such model, transformers does not know its type, it has no safetensors, or the file
+            exists.
     """
     last = Path(model).absolute().name if Path(model).is_dir() else model.rpartition("/")[-1]
     name = name or re.sub(r"[^\w.-]", "-", last)
@@ -43,7 +44,7 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
     if output.exists():
         raise UserError(f"{output}: exists; remove it, or name another file by --output")
     folder, source, parameters = _local(Path(model)) if Path(model).is_dir() else _of_hub(model)
-    architecture = folder.family.architecture
+    architecture = folder.structure.architecture
     text = Template((TEMPLATES / f"{architecture}.yaml").read_text(encoding="utf-8")).substitute(
         name=name,
         file=output,

@@ -27,14 +27,14 @@ from llm_sparsity.data.packages import unpacked
 from llm_sparsity.data.preparation import TaskSettings, prepare
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.jobs.lock import locked
-from llm_sparsity.models.families import BUFFERS
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import check_checkpoint
+from llm_sparsity.models.roles import BUFFERS
 from llm_sparsity.storage.files import MANIFEST, write_manifest
 from llm_sparsity.storage.paths import inside
 
 if TYPE_CHECKING:
-    from llm_sparsity.models.families import Family
+    from llm_sparsity.models.structure import Structure
     from llm_sparsity.storage.container import Reader
 
 
@@ -54,16 +54,16 @@ def download_model(folder: Path, *, source: Source, architecture: str) -> None:
     with fetched(source, "model", MODEL_FILES) as (found, licence), replacing(folder, MODEL_FILES) as fresh:
         check_files(found, name)
         model = ModelFolder(found)
-        if model.family.architecture != architecture:
+        if model.structure.architecture != architecture:
             raise UserError(
-                f"architecture: found {architecture!r}, but {name} is an {model.family.architecture} "
+                f"architecture: found {architecture!r}, but {name} is an {model.structure.architecture} "
                 f"({model.model_type}); correct the model's entry"
             )
         check_weights(found)
         check_tokenizer(model, check_checkpoint(model))
         copy_model(model, fresh, link="folder" not in source)  # users edit their folders, nobody edits the hub's cache
         with ModelFolder(fresh).open() as reader:
-            parameters = count_parameters(reader, model.family)
+            parameters = count_parameters(reader, model.structure)
         facts: dict[str, Any] = {}
         if source.get("converted"):
             facts["conversion"] = found.name  # the commit
@@ -178,10 +178,10 @@ def replacing(folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def count_parameters(reader: "Reader", family: "Family") -> int:
+def count_parameters(reader: "Reader", structure: "Structure") -> int:
     """The number of parameters of a checkpoint, without the buffers in old files, such as GPT-2's causal masks."""
 
-    names = family.without_aliases(reader.names)
+    names = structure.without_copies(reader.names)
     return sum(math.prod(reader.shape(name)) for name in names if not re.search(BUFFERS, name))
 
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.families import CLASSIFIERS
 from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.roles import CLASSIFIERS
 from llm_sparsity.storage.files import MANIFEST, read_json
 from llm_sparsity.storage.paths import inside
 
@@ -97,7 +97,7 @@ def check_tokenizer(model: ModelFolder, embeddings: int) -> None:
             "tokens; choose the tokenizer that it was trained with, or call resize_token_embeddings and save both"
         )
     end = model.config.get("eos_token_id")
-    if model.family.architecture == "encoder-decoder" and end not in model.tokenizer("a")["input_ids"]:
+    if model.structure.architecture == "encoder-decoder" and end not in model.tokenizer("a")["input_ids"]:
         raise UserError(
             f"{model}: the tokenizer does not end a text with token {end}, `eos_token_id` of config.json, at which "
             f"{model.model_type} classifies; add it to the `post_processor` in tokenizer.json"

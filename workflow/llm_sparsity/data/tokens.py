@@ -192,7 +192,7 @@ def sentences(model: ModelFolder, task: TaskFolder, split: str, max_length: int)
         UserError: a label outside the task's labels.
     """
     examples = _checked(task, split)
-    if examples.pairs and model.family.architecture == "decoder" and (separator := task.manifest.get("separator")):
+    if examples.pairs and model.structure.architecture == "decoder" and (separator := task.manifest.get("separator")):
         examples = replace(examples, texts=[text + separator for text in examples.texts])
     found = _encode(model.tokenizer, examples, max_length)
     columns = {"input_ids": found["input_ids"], "labels": examples.labels}

@@ -30,8 +30,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.families import TensorRole
 from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.roles import TensorRole
 from llm_sparsity.storage.container import Reader
 from llm_sparsity.storage.files import atomic
 

@@ -61,10 +61,10 @@ class Executions:
 
     @cached_property
     def _layers(self) -> Mapping[str, Module]:
-        family = self._folder.family
-        names = layers_with_zeros(self._variant, family)
+        structure = self._folder.structure
+        names = layers_with_zeros(self._variant, structure)
         if self._device.type == "cpu":
-            return dict(sparse_layers(self._variant, family, names))
+            return dict(sparse_layers(self._variant, structure, names))
         from llm_sparsity.inference.gpu_layers import gpu_layers  # Triton comes with torch's builds for GPUs
 
         layers, refused = gpu_layers(self._variant, names)
@@ -97,7 +97,7 @@ class Executions:
         if reason := unsupported_reason(self._device):
             self.notes.append(reason)
             return None
-        model, layers, refused = with_sparse_tensor_cores(self._variant, self._folder.family)
+        model, layers, refused = with_sparse_tensor_cores(self._variant, self._folder.structure)
         self._note("2of4", layers, refused)
         if not layers:
             self.notes.append("2of4: left out, as no layer runs on sparse tensor cores")

@@ -46,7 +46,7 @@ def generate(folder: ModelFolder, execution: str, prompt: str, tokens: int, out:
     Raises:
         UserError: the model generates no text, or has no positions for so many tokens.
     """
-    if folder.family.architecture == "encoder":
+    if folder.structure.architecture == "encoder":
         raise UserError(f"{folder}: {folder.model_type} is an encoder, which generates no text; choose a decoder")
     ids = folder.tokenizer(prompt, return_tensors="pt").input_ids
     if not ids.numel():

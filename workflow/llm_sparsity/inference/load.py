@@ -48,7 +48,7 @@ def load(folder: Path | str | ModelFolder, execution: str = "sparse", *, dtype: 
         dtype = torch.bfloat16 if stored_dtype(folder) == torch.bfloat16 else torch.float32
     model = load_model(auto_class(folder), folder, dtype=dtype)
     if execution == "sparse":
-        replace_layers(model, sparse_layers(model, folder.family, layers_with_zeros(model, folder.family)))
+        replace_layers(model, sparse_layers(model, folder.structure, layers_with_zeros(model, folder.structure)))
     return model
 
 

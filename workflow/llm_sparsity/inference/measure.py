@@ -25,9 +25,9 @@ from llm_sparsity.inference.memory import inference_bytes, keep_freed_memory
 from llm_sparsity.inference.sizes import weight_sizes
 from llm_sparsity.inference.workloads import Workload
 from llm_sparsity.jobs.environment import environment
-from llm_sparsity.models.families import Family
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
+from llm_sparsity.models.structure import Structure
 from llm_sparsity.storage.files import write_json
 
 LOADS = 3  # how often loading is timed
@@ -66,7 +66,7 @@ def measure(
     ways, rows = Executions(variant, model), []
     copied = workloads.copy_bandwidth(device)
     for size in batch_sizes:
-        for workload in _workloads(reference, size, sequence_length, model.family):
+        for workload in _workloads(reference, size, sequence_length, model.structure):
             outputs.check_finite(reference, dense, workload)
             outputs.check_finite(variant, model, workload)
             for row in _measured(reference, ways.of(workload), workload, repeats):
@@ -100,10 +100,10 @@ def dtype_of(folder: ModelFolder, device: torch.device) -> torch.dtype:
     return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
 
 
-def _workloads(reference: Any, size: int, length: int, family: Family) -> Iterator[Workload]:
+def _workloads(reference: Any, size: int, length: int, structure: Structure) -> Iterator[Workload]:
     """The batches of a size: read at once, and of decoders also continued by a token."""
     yield (batch := workloads.prefill(reference, size, length))
-    if family.architecture == "decoder" and length > 1:
+    if structure.architecture == "decoder" and length > 1:
         yield workloads.decode(batch)
 
 

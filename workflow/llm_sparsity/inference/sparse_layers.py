@@ -19,21 +19,21 @@ from transformers.pytorch_utils import Conv1D
 from llm_sparsity.inference.packed import Packed, transposed
 from llm_sparsity.inference.ways import Ways
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.families import Family
+from llm_sparsity.models.structure import Structure
 
 APART = 64  # sequences with this many tokens or more are tiled on their own, not as one batch
 CHANCE_ZEROS = 0.001  # a layer with at most this share of zeros counts as dense
 
 
-def sparse_layers(model: Module, family: Family, names: Iterable[str]) -> Iterator[tuple[str, "SparseLinear"]]:
+def sparse_layers(model: Module, structure: Structure, names: Iterable[str]) -> Iterator[tuple[str, "SparseLinear"]]:
     """The name and the sparse version of each named layer, one after the other.
 
     A feed-forward block's first matrix keeps its layout for the activation.
     """
     kinds: dict[object, Ways] = {}
     for name in names:
-        axis = family.axis(f"{name}.bias")  # only matrices whose outputs are heads or neurons have one
-        layer = SparseLinear(model.get_submodule(name), keep_layout=axis is not None and axis.block.endswith(".mlp"))
+        role, ends = structure.role(f"{name}.weight"), structure.ends_block(f"{name}.weight")
+        layer = SparseLinear(model.get_submodule(name), keep_layout=bool(role and role.part == "mlp") and not ends)
         layer.ways = kinds.setdefault(layer.kind, Ways())
         layer.ways.layers.append(layer)
         yield name, layer
@@ -56,13 +56,13 @@ def replace_layers(model: Module, layers: Iterable[tuple[str, Module]]) -> None:
             model.set_submodule(name, InMemoryOrder(module))
 
 
-def layers_with_zeros(model: Module, family: Family) -> list[str]:
+def layers_with_zeros(model: Module, structure: Structure) -> list[str]:
     """The names of the prunable linear layers with more than `CHANCE_ZEROS` zeros."""
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, Linear | Conv1D)
-        and family.role(f"{name}.weight")
+        and structure.role(f"{name}.weight")
         and module.weight.count_nonzero() < (1 - CHANCE_ZEROS) * module.weight.numel()
     ]
 

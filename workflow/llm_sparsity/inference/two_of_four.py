@@ -9,10 +9,10 @@ from torch.nn import Linear, Module, Parameter
 from transformers.pytorch_utils import Conv1D
 
 from llm_sparsity.inference.sparse_layers import layers_with_zeros
-from llm_sparsity.models.families import Family
+from llm_sparsity.models.structure import Structure
 
 
-def with_sparse_tensor_cores(model: Module, family: Family) -> tuple[Module, list[str], dict[str, str]]:
+def with_sparse_tensor_cores(model: Module, structure: Structure) -> tuple[Module, list[str], dict[str, str]]:
     """A copy of a half-precision model on a GPU, whose 2:4 matrices run on sparse tensor cores through torch.
 
     It shares all other weights with the model.
@@ -23,7 +23,7 @@ def with_sparse_tensor_cores(model: Module, family: Family) -> tuple[Module, lis
     """
     model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
     sparse, refused = [], {}
-    for name in layers_with_zeros(model, family):
+    for name in layers_with_zeros(model, structure):
         try:
             model.set_submodule(name, _sparse_linear(model.get_submodule(name)))
             sparse.append(name)

@@ -3,8 +3,10 @@
 Names and shapes are compared before a value is read, because transformers draws parameters that it does not find.
 """
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +14,9 @@ import torch
 from torch import Tensor
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.families import BUFFERS, HEADS, Family
+from llm_sparsity.models.names import ModuleNames, Place
+from llm_sparsity.models.roles import BUFFERS, HEADS, POOLERS
+from llm_sparsity.models.structure import Structure
 from llm_sparsity.storage.container import Reader
 
 SHOWN = 3  # names in a message
@@ -28,16 +32,16 @@ CAUSES = {
 
 
 class ModelReader(Reader):
-    """Reads the tensors of a model folder by the names that they have in the model, see `Family.module_names`.
+    """Reads the tensors of a model folder, see `Structure.file_names` for their names.
 
     Args:
         folder: of the model.
-        family: its family.
+        structure: of the model.
     """
 
-    def __init__(self, folder: Any, family: Family) -> None:
+    def __init__(self, folder: Any, structure: Structure) -> None:
         super().__init__(folder)
-        self._stored_names = family.module_names(self.names)
+        self._stored_names = structure.file_names(self.names)
         self.names = sorted(self._stored_names)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -54,23 +58,17 @@ class ModelReader(Reader):
 
 
 def stored_names(model: Any, names: Iterable[str]) -> dict[str, str]:
-    """Parameter or buffer of a model -> name in the checkpoint, with or without the base model's prefix.
+    """Parameter or buffer of a model -> name in the checkpoint, for those that a checkpoint holds as they are.
 
     Args:
         model: a transformers model, on any device.
         names: of the checkpoint's tensors, as a `ModelReader` gives them.
     """
-    own, prefix = model.state_dict().keys(), f"{model.base_model_prefix}."
-    found: dict[str, str] = {}
-    for name in names:
-        new = re.sub(r"^embed_out\.", "lm_head.", name)  # GPT-NeoX's output layer, in the files of all its checkpoints
-        known = next((known for known in (new, prefix + new, new.removeprefix(prefix)) if known in own), None)
-        if known:
-            found.setdefault(known, name)
-    return found
+    places = ModuleNames(model).places(names)
+    return {place.names[0]: name for name, place in places.items() if place.names and not place.fused}
 
 
-def check(model: Any, family: Family, reader: Reader, where: object) -> dict[str, str]:
+def check(model: Any, structure: Structure, reader: Reader, where: object) -> dict[str, str]:
     """Check that a checkpoint holds the parameters of a model, no others, in their shapes.
 
     Poolers and new heads may be absent, but not the output layer of a language model. Heads of other tasks and old
@@ -78,75 +76,80 @@ def check(model: Any, family: Family, reader: Reader, where: object) -> dict[str
 
     Args:
         model: a transformers model, best on the meta device.
-        family: its family.
+        structure: of the model.
         reader: of the checkpoint.
         where: the checkpoint, for the message.
 
     Returns:
-        What `stored_names` gives.
+        The name that transformers loads a tensor by -> its name in the checkpoint. It is the name of a parameter or
+        buffer, unless transformers fuses the tensor with others.
 
     Raises:
         UserError: it does not; the message names tensors and the usual cause.
     """
-    stored = stored_names(model, reader.names)
+    places = ModuleNames(model).places(reader.names)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    quantised = [name for known, name in stored.items() if known in parameters and not _is_plain(reader.dtype(name))]
-    if quantised:
+    held = {name: place for name, place in places.items() if place.names}
+    weights = [name for name, place in held.items() if place.names[0] in parameters]
+    if quantised := [name for name in weights if not _is_plain(reader.dtype(name))]:
         kind = str(reader.dtype(quantised[0])).removeprefix("torch.")
         raise UserError(f"{where}: {quantised[0]} is {kind}, a quantised weight; choose the unquantised checkpoint")
-    missing = _missing(model, parameters, stored)
-    known_names = set(stored.values())
-    unexpected = [name for name in reader.names if name not in known_names and not _is_harmless(model, name, stored)]
-    shapes = {known: reader.shape(name) for known, name in stored.items() if known in parameters}
-    misshapen = [
-        f"{stored[known]}: {_size(shapes[known])} in place of {_size(parameters[known].shape)}"
-        for known in _misshapen(parameters, family, shapes)
-    ]
+    missing = _missing(model, parameters, {own for place in held.values() for own in place.names})
+    unexpected = [name for name in reader.names if name not in held and not _is_harmless(model, name, held)]
+    misshapen = _misshapen(parameters, structure, held, reader)
     if missing or unexpected or misshapen:
         kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
         found = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names)
         raise UserError(f"{where}: tensors do not fit config.json: {found}; {_cause(model, reader.names, missing)}")
-    return stored
+    return {name if place.fused else place.names[0]: name for name, place in held.items()}
 
 
-def _missing(model: Any, parameters: Mapping[str, Tensor], stored: Mapping[str, str]) -> list[str]:
+def _missing(model: Any, parameters: Mapping[str, Tensor], names: Collection[str]) -> list[str]:
     """The parameters that a checkpoint has to hold and does not; of tied ones, it holds any."""
-    held = {id(parameters[name]) for name in stored if name in parameters}
+    held = {id(parameters[name]) for name in names if name in parameters}
     output = model.get_output_embeddings()
     scored = {id(weight) for weight in output.parameters()} if output else set()
-    return [
-        name
-        for name, weight in model.named_parameters()
-        if id(weight) not in held and (id(weight) in scored or not re.search(HEADS, name))
-    ]
+    body = {id(weight) for name, weight in model.base_model.named_parameters() if not re.search(POOLERS, name)}
+    return [name for name, weight in model.named_parameters() if id(weight) not in held and id(weight) in scored | body]
 
 
-def _misshapen(parameters: Mapping[str, Tensor], family: Family, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The parameters whose shape is another one; all tensors of a block may be narrower by the same share."""
+def _misshapen(
+    parameters: Mapping[str, Tensor], structure: Structure, held: Mapping[str, Place], reader: Reader
+) -> list[str]:
+    """What has another shape; all tensors of a block may be narrower by the same share."""
     shares: dict[str, Fraction] = {}
-    wrong = []
-    for name, shape in shapes.items():
-        own, axis = tuple(parameters[name].shape), family.axis(name)
-        fits = shape == own
-        if axis and len(shape) == len(own):
-            share = Fraction(shape[axis.dim], own[axis.dim])
-            narrowed = (*own[: axis.dim], shape[axis.dim], *own[axis.dim + 1 :])
-            fits = shape == narrowed and 0 < share <= 1 and share == shares.setdefault(axis.block, share)
-        if not fits:
-            wrong.append(name)
+    wrong, fused = [], Counter[tuple[str, ...]]()
+    for name, place in held.items():
+        shape = reader.shape(name)
+        if place.fused:
+            fused[place.names] += math.prod(shape)
+        elif place.names[0] in parameters:
+            own, axis = tuple(parameters[place.names[0]].shape), structure.axis(place.names[0])
+            fits = shape == own
+            if axis and len(shape) == len(own):
+                share = Fraction(shape[axis.dim], own[axis.dim])
+                narrowed = (*own[: axis.dim], shape[axis.dim], *own[axis.dim + 1 :])
+                fits = shape == narrowed and 0 < share <= 1 and share == shares.setdefault(axis.block, share)
+            if not fits:
+                wrong.append(f"{name}: {_size(shape)} in place of {_size(own)}")
+    for names, size in fused.items():
+        expected = sum(parameters[name].numel() for name in names)
+        if size != expected:
+            wrong.append(f"{names[0]}: {size} weights in place of {expected}")
     return wrong
 
 
-def _is_harmless(model: Any, name: str, stored: Mapping[str, str]) -> bool:
+def _is_harmless(model: Any, name: str, held: Collection[str]) -> bool:
     """Whether a tensor that the model has no parameter for is an old buffer, a pooler or the head of another task."""
-    if re.search(BUFFERS, name):
+    ignored = model._keys_to_ignore_on_load_unexpected or ()
+    if any(re.search(pattern, name) for pattern in (BUFFERS, *ignored)):
         return True
     prefix = f"{model.base_model_prefix}."
     inner = name.removeprefix(prefix)
     part = inner.partition(".")[0]
     if any(part in dict(module.named_children()) for module in (model, model.base_model)):
         return False
-    outside = name == inner and any(other.startswith(prefix) for other in stored.values())
+    outside = name == inner and any(other.startswith(prefix) for other in held)
     return outside or re.search(HEADS, inner) is not None
 
 

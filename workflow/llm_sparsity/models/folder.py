@@ -6,42 +6,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.families import Family, PrunableAxis, TensorRole, family_of
+from llm_sparsity.models.roles import PrunableAxis, TensorRole
 from llm_sparsity.storage.files import read_json, read_manifest, weight_bytes
 
 if TYPE_CHECKING:
     from llm_sparsity.models.checkpoint import ModelReader
+    from llm_sparsity.models.structure import Structure
 
 
 class ModelFolder:
-    """The folder of a transformers model, dense or pruned: configuration, family, manifest, tensor roles, tokenizer.
+    """The folder of a transformers model, dense or pruned: configuration, structure, manifest, tensor roles, tokenizer.
 
-    It reads nothing twice, and imports neither torch nor transformers before weights or the tokenizer are used.
+    It reads nothing twice, and imports neither torch nor transformers before structure, weights or tokenizer are used.
 
     Args:
         path: the folder.
 
     Attributes:
         config: what config.json holds.
-        family: the names of its tensors.
 
     Raises:
-        UserError: there is no config.json, no family covers its model type, or its weights are quantised.
+        UserError: there is no config.json, or its weights are quantised.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             self.config: dict[str, Any] = read_json(path / "config.json")
-            model_type = self.config["model_type"]
+            _ = self.config["model_type"]
         except (FileNotFoundError, KeyError, TypeError, ValueError):
             raise UserError(
                 f"{path}/config.json: not the configuration of a transformers model; expected `model_type`"
             ) from None
-        try:
-            self.family: Family = family_of(model_type)
-        except UserError as error:
-            raise UserError(f"{path}/config.json: {error}") from None
         if kind := _quantisation(self.config):
             raise UserError(
                 f"{path}/config.json: a quantised checkpoint ({kind}), whose weights are codes; "
@@ -60,6 +56,40 @@ class ModelFolder:
     def model_type(self) -> str:
         """`model_type` of config.json."""
         return str(self.config["model_type"])
+
+    @cached_property
+    def model_config(self) -> Any:
+        """The configuration as an object of transformers.
+
+        Raises:
+            UserError: transformers does not know the model type, or the values.
+        """
+        import transformers
+
+        if self.model_type not in transformers.CONFIG_MAPPING:
+            code = " and its own code, which is never run," if self.config.get("auto_map") else ""
+            raise UserError(
+                f"{self.path}/config.json: model type {self.model_type!r}{code} is not one that transformers "
+                f"{transformers.__version__} knows; choose another model"
+            )
+        try:
+            return transformers.AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+        except Exception as error:  # each class checks its values in its own way
+            raise UserError(f"{self.path}/config.json: {' '.join(str(error).split())}; correct it") from error
+
+    @cached_property
+    def structure(self) -> "Structure":
+        """What its tensors are for.
+
+        Raises:
+            UserError: see `structure.derive`.
+        """
+        from llm_sparsity.models.structure import derive
+
+        try:
+            return derive(self.model_config)
+        except UserError as error:
+            raise UserError(f"{self.path}/config.json: {error}") from error
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -89,19 +119,19 @@ class ModelFolder:
         """A reader of its tensors, by the names that they have in the model."""
         from llm_sparsity.models.checkpoint import ModelReader
 
-        return ModelReader(self.path, self.family)
+        return ModelReader(self.path, self.structure)
 
     def role(self, name: str) -> TensorRole | None:
         """The role of a tensor; None if it is never pruned."""
-        return self.family.role(name)
+        return self.structure.role(name)
 
     def axis(self, name: str) -> PrunableAxis | None:
         """The axis of heads or neurons of a weight or bias; None if it has none."""
-        return self.family.axis(name)
+        return self.structure.axis(name)
 
     def is_transposed(self, name: str) -> bool:
         """Whether a matrix is stored as (in, out)."""
-        return self.family.is_transposed(name)
+        return self.structure.is_transposed(name)
 
     def in_scope(self, name: str, scope: str) -> bool:
         """Whether a tensor belongs to a scope, see `TensorRole.in_scope`."""
@@ -110,21 +140,18 @@ class ModelFolder:
 
     def roles(self, names: Iterable[str], scope: str = "all") -> dict[str, TensorRole]:
         """The roles of the tensors of a scope among a checkpoint's names, tied tensors once."""
-        unique = self.family.without_aliases(list(names))
+        unique = self.structure.without_copies(names)
         return {name: role for name in unique if (role := self.role(name)) and role.in_scope(scope)}
 
     def heads(self, stack: str) -> int:
         """The number of attention heads in each layer of a stack; with grouped queries, of groups."""
-        keys = ("num_key_value_heads", f"{stack}_attention_heads", "num_attention_heads", "n_head", "n_heads")
-        return int(next(self.config[key] for key in keys if self.config.get(key)))
+        return self.structure.heads[stack]
 
     @property
     def max_length(self) -> int | None:
         """The longest sequence that the model has positions for, in tokens; None if it sets no limit."""
         longest = self.config.get("max_position_embeddings") or self.config.get("n_positions")
-        if longest and self.model_type in ("roberta", "xlm-roberta"):
-            longest -= self.config.get("pad_token_id", 1) + 1  # positions start after the padding index
-        return int(longest) if longest else None
+        return int(longest) - self.structure.first_position if longest else None
 
     def check_length(self, key: str, value: int) -> None:
         """Refuse a sequence length that the model has no positions for.
@@ -142,10 +169,7 @@ class ModelFolder:
     @cached_property
     def token_types(self) -> int:
         """The number of token types (segments) that the model has embeddings for; 0 if it knows none."""
-        import transformers
-
-        config = transformers.AutoConfig.from_pretrained(self.path, trust_remote_code=False)
-        return int(getattr(config, "type_vocab_size", 0))
+        return int(getattr(self.model_config, "type_vocab_size", 0))
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -4,10 +4,9 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any
 
-from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.families import CLASSIFIERS, HEADS
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.narrowing import resize_to_checkpoint
+from llm_sparsity.models.roles import CLASSIFIERS, POOLERS
 
 if TYPE_CHECKING:
     import torch
@@ -75,13 +74,13 @@ def load_model(
     with folder.open() as reader:
         if fresh_head:
             reader.names = [name for name in reader.names if not re.search(CLASSIFIERS, name)]
-        stored, turn = check(empty, folder.family, reader, folder), threading.Lock()
+        stored, turn = check(empty, folder.structure, reader, folder), threading.Lock()
         tensors = {name: StoredTensor(reader, known, turn, values=values) for name, known in stored.items()}
         model_class, shapes = type(empty), {name: reader.shape(known) for name, known in stored.items()}
 
         def make(self: Any, *args: Any, **kwargs: Any) -> None:
             model_class.__init__(self, *args, **kwargs)
-            resize_to_checkpoint(self, folder.family, shapes)
+            resize_to_checkpoint(self, folder.structure, shapes)
 
         # The same class, whose layers are made as narrow as the tensors that they will hold.
         members = {"__init__": make, "__module__": model_class.__module__}
@@ -107,24 +106,22 @@ def check_checkpoint(folder: ModelFolder) -> int:
     from llm_sparsity.models.checkpoint import check
 
     with folder.open() as reader:
-        scored = folder.family.architecture == "decoder" and not any(re.search(CLASSIFIERS, n) for n in reader.names)
+        scored = folder.structure.architecture == "decoder" and not any(re.search(CLASSIFIERS, n) for n in reader.names)
         empty = _empty(transformers.AutoModelForCausalLM if scored else transformers.AutoModel, folder)
-        check(empty, folder.family, reader, folder)
+        check(empty, folder.structure, reader, folder)
     return int(empty.get_input_embeddings().weight.shape[0])
 
 
 def _empty(auto_class: Any, folder: ModelFolder, **kwargs: Any) -> Any:
-    """A model whose parameters and buffers are on the meta device."""
-    import torch
+    """A model whose parameters and buffers are on the meta device; `kwargs` are fields of its configuration."""
     import transformers
 
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, **kwargs)
-        with torch.device("meta"):
-            return auto_class.from_config(config)
-    except Exception as error:  # each class checks its configuration in its own way
-        reason = " ".join(str(error).split())
-        raise UserError(f"{folder}/config.json: transformers cannot make the model: {reason}; correct it") from error
+    from llm_sparsity.models.structure import empty_model
+
+    _ = folder.model_config  # or the reason why there is none
+    return empty_model(
+        auto_class, transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, **kwargs)
+    )
 
 
 def load_classifier(
@@ -161,7 +158,7 @@ def load_causal(folder: ModelFolder, dtype: "torch.dtype | None" = None, *, valu
 
 def load_base(folder: ModelFolder, dtype: "torch.dtype | None" = None) -> Any:
     """A model without a head, the part that all tasks share; its weights in `dtype`, by default float32."""
-    return _load("AutoModel", folder, dtype=dtype)
+    return _with_decoder_inputs(_load("AutoModel", folder, dtype=dtype))
 
 
 def loading_dtype(folder: ModelFolder, device: "torch.device") -> "torch.dtype":
@@ -179,21 +176,44 @@ def loading_dtype(folder: ModelFolder, device: "torch.device") -> "torch.dtype":
     return found.pop() if half and device.type != "cpu" else torch.float32
 
 
-def load_skeleton(folder: ModelFolder) -> Any:
-    """A model without head and weights, in evaluation mode: parameters are on the meta device, buffers are real."""
+def load_skeleton(folder: ModelFolder, config: Any = None) -> Any:
+    """A model without head and weights, in evaluation mode: parameters are on the meta device, buffers are real.
+
+    Args:
+        folder: a model folder.
+        config: of transformers. Default: the folder's.
+    """
     import torch
     import transformers
     from accelerate import init_empty_weights
 
-    config = transformers.AutoConfig.from_pretrained(folder.path)
+    config = config or transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
     with init_empty_weights():
         model = transformers.AutoModel.from_config(config, dtype=torch.float32)
     model.tie_weights()
     model.config.use_cache = False
     for name, _ in list(model.named_children()):
-        if re.search(HEADS, name):
+        if re.search(POOLERS, name):
             setattr(model, name, None)
-    return model.eval()
+    return _with_decoder_inputs(model).eval()
+
+
+def _with_decoder_inputs(model: Any) -> Any:
+    """Let an encoder-decoder without a head run on `input_ids` alone: the decoder gets them, shifted by one.
+
+    BART's class does so itself, T5's does not.
+    """
+
+    def shifted(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if "input_ids" in kwargs and not any(name.startswith("decoder_") for name in kwargs):
+            ids = kwargs["input_ids"].roll(1, dims=1)
+            ids[:, 0] = getattr(model.config, "decoder_start_token_id", None) or 0
+            kwargs = {**kwargs, "decoder_input_ids": ids}
+        return args, kwargs
+
+    if model.config.is_encoder_decoder:
+        model.register_forward_pre_hook(shifted, with_kwargs=True)
+    return model
 
 
 def _load(auto_class: str, folder: ModelFolder, **kwargs: Any) -> Any:

@@ -1,10 +1,18 @@
 """Narrower models: configurations and layers for models that have lost heads and neurons."""
 
+import os
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from llm_sparsity.models.families import Family
+import torch
+
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.structure import Structure, empty_model
+
+NEURONS = ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "d_ff", "d_inner")  # keys of config.json
+# Attributes of modules that are a number of outputs of all heads together.
+WIDTHS = {"split_size", "all_head_size", "inner_dim"}
 
 
 def narrowed_config(config: dict[str, Any], stack: str, part: str, share: Fraction) -> dict[str, Any]:
@@ -21,9 +29,9 @@ def narrowed_config(config: dict[str, Any], stack: str, part: str, share: Fracti
     """
     changed = dict(config)
     if part == "mlp":
-        for key in ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", f"{stack}_ffn_dim"):
+        for key in (*NEURONS, f"{stack}_ffn_dim"):
             if key in config:
-                changed[key] = int((config[key] or 4 * config["n_embd"]) * share)
+                changed[key] = int((config[key] or 4 * (config.get("n_embd") or config["hidden_size"])) * share)
     elif config.get("num_key_value_heads"):
         changed["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         for key in ("num_attention_heads", "num_key_value_heads"):
@@ -31,29 +39,88 @@ def narrowed_config(config: dict[str, Any], stack: str, part: str, share: Fracti
     return changed
 
 
-def resize_to_checkpoint(model: Any, family: Family, shapes: Mapping[str, Sequence[int]]) -> None:
+def makes(config: Any, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether the model without a head that a configuration makes has parameters of these shapes.
+
+    Args:
+        config: of transformers.
+        shapes: name in the model -> shape.
+    """
+    import transformers
+
+    try:
+        own = dict(empty_model(transformers.AutoModel, config).named_parameters())
+    except UserError:
+        return False
+    return all(tuple(own[name].shape) == tuple(shape) for name, shape in shapes.items())
+
+
+def resize_to_checkpoint(model: Any, structure: Structure, shapes: Mapping[str, Sequence[int]]) -> None:
     """Narrow a model's layers, in place, to the shapes of the tensors that it will hold.
 
     Args:
         model: a transformers model, on any device. Resized parameters lose their values.
-        family: its family.
+        structure: of the model.
         shapes: name in the model -> shape.
     """
-    import torch
-
+    shares: dict[str, Fraction] = {}
+    modules: dict[str, list[str]] = {}  # attention block -> its narrowed modules
     for name, old in list(model.named_parameters()):
-        shape = shapes.get(name)
-        if shape is None or tuple(shape) == tuple(old.shape) or family.axis(name) is None:
+        shape, axis = shapes.get(name), structure.axis(name)
+        if shape is None or tuple(shape) == tuple(old.shape) or axis is None:
             continue
         path, _, field = name.rpartition(".")
         module = model.get_submodule(path)
         setattr(module, field, torch.nn.Parameter(old.new_empty(tuple(shape)), old.requires_grad))
         if field == "weight":
-            sizes = ("nx", "nf") if family.is_transposed(name) else ("out_features", "in_features")
+            sizes = ("nx", "nf") if structure.is_transposed(name) else ("out_features", "in_features")
             for size, value in zip(sizes, shape, strict=True):
                 setattr(module, size, value)
+        if ".attention" in axis.block:
+            shares[axis.block] = Fraction(shape[axis.dim], old.shape[axis.dim])
+            modules.setdefault(axis.block, []).append(path)
+    for block, paths in modules.items():
+        root = os.path.commonpath([path.replace(".", "/") for path in paths]).replace("/", ".")
+        for module in model.get_submodule(root).modules():
+            _narrow_counts(module, shares[block])
+
+
+def _narrow_counts(module: Any, share: Fraction) -> None:
+    """Lower the numbers of heads, and of their outputs, that a module of attention has noted."""
+    for name, value in list(vars(module).items()):
+        counts = name in WIDTHS or ("head" in name and not name.endswith(("dim", "size")))
+        if counts and type(value) is int and (value * share).denominator == 1:
+            setattr(module, name, int(value * share))
+
+
+def check_runs(model: Any, structure: Structure, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check that transformers' classes run a model that is narrower than they were made for.
+
+    The weights are zeros that take no memory: what is checked is that all shapes agree, those that code computes from
+    the configuration too, such as the slopes of ALiBi.
+
+    Args:
+        model: without a head; its parameters are on the meta device, its buffers are real.
+        structure: of the model.
+        shapes: name in the model -> shape, of those that are narrower.
+
+    Raises:
+        UserError: they do not.
+    """
+    resize_to_checkpoint(model, structure, shapes)
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # others need weights that take memory
     for module in model.modules():
-        if hasattr(module, "split_size"):  # GPT-2 splits the outputs of the fused matrix into three
-            module.split_size = module.c_attn.nf // 3
-        if hasattr(module, "num_heads") and hasattr(module, "q_proj"):
-            module.num_heads = module.q_proj.out_features // module.head_dim
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                zeros = torch.zeros((), dtype=torch.float32).expand(weight.shape)
+                module._parameters[name] = torch.nn.Parameter(zeros, requires_grad=False)
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.zeros(1, 4, dtype=torch.long))
+    except Exception as error:  # whatever code of a model meets
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"method structured: transformers' {type(model).__name__} does not run with fewer heads or neurons "
+            f"({reason}); choose another scope, or another method"
+        ) from error

@@ -103,7 +103,7 @@ def sequences(model: ModelFolder, text: TaskFolder, *, samples: int, sequence_le
 
 def _special_tokens(model: ModelFolder) -> tuple[list[int], list[int]]:
     """The special tokens before and after a text; none for decoders."""
-    if model.family.architecture == "decoder":
+    if model.structure.architecture == "decoder":
         return [], []
     probe = model.tokenizer("a", return_special_tokens_mask=True)
     inside = [number for number, special in enumerate(probe["special_tokens_mask"]) if not special]
@@ -144,7 +144,7 @@ class Blocks:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = load_skeleton(model)
         self._stored = stored_names(self._net, reader.names)
-        self.names = model.family.blocks(name for name, _ in self._net.named_modules())
+        self.names = list(model.structure.layers)
         for name in self.names:
             self._net.get_submodule(name).forward = partial(self._forward, name)
         inside = tuple(f"{name}." for name in self.names)

@@ -60,12 +60,19 @@ def _check_shape(tensors: ScoredTensors, name: str, sparsities: Sequence[Sparsit
     """Refuse tensors that the method does not apply to, or whose shape it does not divide."""
     method, shape = _name(tensors), tensors.reader.shape(name)
     size = "x".join(map(str, shape))
-    if (tensors.granularity is None or tensors.is_calibrated) and tensors.model.axis(name) is None:
+    if (tensors.granularity is None or tensors.is_calibrated) and not tensors.roles[name].is_matrix:
         does = "prunes matrices of layers" if tensors.granularity else "removes heads and neurons"
         raise UserError(
             f"scope: method {method} {does}, tensor {name} has none; choose scope linear, "
             "attention, mlp, encoder, decoder or a list of layers"
         )
+    if tensors.granularity is None and (reason := tensors.model.structure.why_whole(name)):
+        raise UserError(
+            f"method {method}: heads or neurons of {name} cannot be told apart: {reason}; choose another scope, or "
+            "another method"
+        )
+    if tensors.is_calibrated and (reason := _why_unobserved(tensors, name)):
+        raise UserError(f"method {method}: the inputs of {name} are not observed: {reason}; choose another method")
     rows, columns = tensors.granularity or (1, 1)
     if rows * columns > 1 and (len(shape) != 2 or shape[0] % rows or shape[1] % columns):
         raise UserError(
@@ -80,6 +87,18 @@ def _check_shape(tensors: ScoredTensors, name: str, sparsities: Sequence[Sparsit
                     f"sparsity {sparsity}: {group} does not divide the input dimension of tensor {name}, which is "
                     f"{size}; choose scope linear, or another pattern"
                 )
+
+
+def _why_unobserved(tensors: ScoredTensors, name: str) -> str:
+    """Why a calibrated method cannot run the layer of a matrix; "" if it can."""
+    structure = tensors.model.structure
+    if structure.repeats > 1:
+        return f"its layer runs {structure.repeats} times, with other inputs each time"
+    if not structure.is_chain:
+        return "the layers are not one list that runs in order"
+    if fused := next((other for other in tensors.reader.names if structure.is_fused(other)), None):
+        return f"{fused} is fused with others when the model is loaded"
+    return "" if structure.is_linear(name) else "it is not the weight of a linear layer"
 
 
 def _check_density(tensors: ScoredTensors, name: str, sparsities: Sequence[Sparsity], min_density: float) -> None:

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.families import OUTPUT_LAYERS
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning.checks import check
 from llm_sparsity.pruning.pruner import Pruner, Row
@@ -170,7 +169,7 @@ def _step(step: str, tensors: ScoredTensors, before: Reader, sparsity: Sparsity,
 
 def _write_weights(tensors: ScoredTensors, pruner: Pruner, outputs: Mapping[Sparsity, Path]) -> dict[Sparsity, Rows]:
     """Write the weights of every pruned model; the rows of their sparsity.csv."""
-    names = tensors.model.family.without_aliases(tensors.reader.names)
+    names = tensors.model.structure.without_copies(tensors.reader.names)
     tied = _tied_output_layers(tensors, names)
     untied = sorted(set(names) - set(tied))
     rows: dict[Sparsity, Rows] = {sparsity: {} for sparsity in outputs}
@@ -205,7 +204,7 @@ def _tied_output_layers(tensors: ScoredTensors, names: Sequence[str]) -> dict[st
         layer: name
         for layer in names
         for name in embeddings
-        if re.search(OUTPUT_LAYERS, layer)
+        if tensors.model.structure.is_output_layer(layer)
         and reader.shape(layer) == reader.shape(name)
         and torch.equal(reader.tensor(layer), reader.tensor(name))
     }

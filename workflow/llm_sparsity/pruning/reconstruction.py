@@ -96,15 +96,12 @@ class ReconstructionPruner(CalibratedPruner):
         """Attention or feed-forward block -> its matrices in the scope, in the order in which they run."""
         parts: dict[str, list[str]] = {}
         for name in self._matrices[block]:
-            axis = self._tensors.model.axis(name)
-            parts.setdefault(axis.block if axis else "", []).append(name)
+            parts.setdefault(self._tensors.model.structure.block(name), []).append(name)
         return parts
 
     def _last(self, names: list[str]) -> str:
         """The matrix of a sub-block that gives its output: its inputs are the heads or neurons."""
-        model = self._tensors.model
-        axes = {name: model.axis(name) for name in names}
-        return next(name for name, axis in axes.items() if axis and (axis.dim == 1) != model.is_transposed(name))
+        return next((name for name in names if self._tensors.model.structure.ends_block(name)), names[-1])
 
 
 step = ReconstructionPruner

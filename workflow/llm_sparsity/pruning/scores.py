@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llm_sparsity.models.families import TensorRole
 from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.roles import TensorRole
 from llm_sparsity.storage.container import Reader
 
 STRIP = 1 << 18  # weights in a strip; it fits the cache of a processor

@@ -1,7 +1,7 @@
 """Structured pruning: whole attention heads and feed-forward neurons are removed, and tensors become smaller."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.families import PrunableAxis
-from llm_sparsity.models.narrowing import narrowed_config
+from llm_sparsity.models.loading import load_skeleton
+from llm_sparsity.models.narrowing import check_runs, makes, narrowed_config
+from llm_sparsity.models.roles import PrunableAxis
 from llm_sparsity.pruning.pruner import PrunedTensor, Pruner, tensor_row
 from llm_sparsity.pruning.scores import ScoredTensors
 from llm_sparsity.pruning.selection import removable
@@ -28,7 +29,8 @@ class StructuredPruner(Pruner):
         min_density: the fraction of the heads and of the neurons of every layer that is kept.
 
     Raises:
-        UserError: a sparsity would remove all heads or all neurons of a layer.
+        UserError: a sparsity would remove all heads or all neurons of a layer, or transformers does not run the model
+            without some of them.
     """
 
     def __init__(self, tensors: ScoredTensors, sparsities: Sequence[Sparsity], min_density: float = 0.0) -> None:
@@ -41,6 +43,9 @@ class StructuredPruner(Pruner):
             for sparsity in sparsities
             for block, scores in self._scores.items()
         }
+        largest = max(sparsities)
+        if not largest.is_dense:
+            check_runs(load_skeleton(tensors.model), tensors.model.structure, self._shapes(largest))
 
     def config(self, sparsity: Sparsity) -> dict[str, Any]:
         """The configuration of the pruned model, as far as the configuration class can express it."""
@@ -50,8 +55,21 @@ class StructuredPruner(Pruner):
             alike = [block for block in blocks if block.startswith(f"{stack}.") and part in block.split(".")]
             if all(block in self._scores for block in alike):  # otherwise some layers keep their width
                 share = Fraction(len(self._kept[sparsity, alike[0]]), len(self._scores[alike[0]]))
-                config = narrowed_config(config, stack, part, share)
+                narrower = narrowed_config(config, stack, part, share)
+                if makes(type(self._tensors.model.model_config).from_dict(narrower), self._shapes(sparsity, alike)):
+                    config = narrower
         return config
+
+    def _shapes(self, sparsity: Sparsity, blocks: Collection[str] | None = None) -> dict[str, list[int]]:
+        """Name in the model without a head -> shape after pruning, of tensors of all blocks in the scope, or some."""
+        structure, found = self._tensors.model.structure, {}
+        for name, axis in self._axes.items():
+            if axis.block in (self._scores if blocks is None else blocks):
+                shape = list(self._tensors.reader.shape(name))
+                kept, units = len(self._kept[sparsity, axis.block]), len(self._scores[axis.block])
+                shape[axis.dim] = shape[axis.dim] // units * kept
+                found[structure.body_name(name)] = shape
+        return found
 
     def results(self, names: Sequence[str]) -> Iterator[PrunedTensor]:
         """Yield every tensor at every sparsity, in the order of the names; biases shrink, but have no row."""
@@ -74,7 +92,7 @@ class StructuredPruner(Pruner):
         for name, role in tensors.roles.items():
             axis = self._axes[name]
             weight = tensors.reader.tensor(name).movedim(axis.dim, 0)
-            units = tensors.model.heads(role.stack) if role.part == "attention" else len(weight)
+            units = tensors.model.heads(role.stack) if role.part == "attention" else len(weight) // axis.fused
             before = scores.get(axis.block, torch.zeros(units, dtype=torch.float64))
             scores[axis.block] = before + tensors.method.score(weight.reshape(axis.fused, units, -1))
         return scores

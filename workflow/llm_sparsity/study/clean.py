@@ -33,7 +33,7 @@ class Leftover(NamedTuple):
 def leftovers(
     work: Path,
     studies: Iterable[Config],
-    code: Callable[[str], str | None],
+    code: str,
     versions: dict[str, str],
     *,
     others: bool = False,
@@ -43,7 +43,7 @@ def leftovers(
     Args:
         work: the folder of caches; the folders of results and resources lie beside it.
         studies: the studies whose caches are kept.
-        code: model -> the hash of the code that fine-tunes it; None if the model is not downloaded.
+        code: the hash of the code that fine-tunes.
         versions: library -> version that a run would use today.
         others: list caches of studies that were not given, too.
     """
@@ -110,7 +110,7 @@ def _reason(
     folder: Path,
     cached: dict[str, Any],
     cells: list[tuple[Config, Run]],
-    code: Callable[[str], str | None],
+    code: str,
     versions: dict[str, str],
     others: bool,
 ) -> str | None:
@@ -143,14 +143,12 @@ def _is_finished(folder: Path, cached: dict[str, Any]) -> bool:
         return False
 
 
-def _difference(
-    cached: dict[str, Any], study: Config, run: Run, code: Callable[[str], str | None], home: Path
-) -> str | None:
+def _difference(cached: dict[str, Any], study: Config, run: Run, code: str, home: Path) -> str | None:
     """How a cached run differs from a study's, such as "another epochs"; None if the study would continue from it."""
     made, wanted = cached["settings"], json.loads(json.dumps(study.run_settings(run.task, run.recipe, run.seed)))
     if names := [key for key in sorted(made.keys() | wanted.keys()) if made.get(key) != wanted.get(key)]:
         return f"another {', '.join(names)}"
-    if code(run.model) not in (cached["code"], None):
+    if code != cached["code"]:
         return "another code"
     for name, manifest in _inputs(study, run).items():
         if (home / manifest).exists() and sha256(home / manifest) != cached["inputs"].get(name):

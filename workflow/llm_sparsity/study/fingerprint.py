@@ -21,8 +21,6 @@ from llm_sparsity.study.syntax import STATEMENTS, Definition, Module, parse
 
 PACKAGE = Path(__file__).parents[1]
 
-# Dicts whose entries are looked up at run time. They do not count; a rule names the entry that its job uses.
-REGISTRIES = {"llm_sparsity.models.families.FAMILIES"}
 # Packages that shape no result: errors, command lines, leases, locks.
 IGNORED = {"llm_sparsity.jobs"}
 
@@ -39,29 +37,26 @@ class Symbol(NamedTuple):
         return f"{_dotted(self.path)}:{self.name}" if self.path else self.name
 
 
-def code_hash(
-    script: Path, *, modules: Iterable[str] = (), symbols: Iterable[str] = (), files: Iterable[Path] = ()
-) -> str:
+def code_hash(script: Path, *, modules: Iterable[str] = (), files: Iterable[Path] = ()) -> str:
     """Hash the code that can shape a job's result.
 
     Args:
         script: the stage's script. All of it counts.
         modules: modules chosen at run time, such as "llm_sparsity.pruning.methods.magnitude". All of each counts.
-        symbols: definitions chosen at run time, such as "llm_sparsity.models.families.GPT2".
         files: other files that shape the result, such as a template; compared byte for byte.
 
     Returns:
         16 hex digits.
 
     Raises:
-        ValueError: a module or a symbol does not exist.
+        ValueError: a module does not exist.
     """
-    return _code_hash(script, tuple(modules), tuple(symbols), tuple(files))
+    return _code_hash(script, tuple(modules), tuple(files))
 
 
 @cache
-def _code_hash(script: Path, modules: tuple[str, ...], symbols: tuple[str, ...], files: tuple[Path, ...]) -> str:
-    waiting = [Symbol(script, EVERYTHING), *map(_chosen_module, modules), *map(_chosen_symbol, symbols)]
+def _code_hash(script: Path, modules: tuple[str, ...], files: tuple[Path, ...]) -> str:
+    waiting = [Symbol(script, EVERYTHING), *map(_chosen_module, modules)]
     reached: set[Symbol] = set()
     while waiting:
         symbol = waiting.pop()
@@ -81,14 +76,6 @@ def _chosen_module(name: str) -> Symbol:
     if path is None:
         raise ValueError(f"{name}: this library has no such module")
     return Symbol(path, EVERYTHING)
-
-
-def _chosen_symbol(name: str) -> Symbol:
-    module, _, symbol = name.rpartition(".")
-    path = _chosen_module(module).path
-    if path is None or symbol not in _module(path).definitions:
-        raise ValueError(f"{name}: module {module} has no definition {symbol}")
-    return Symbol(path, symbol)
 
 
 @cache
@@ -149,7 +136,7 @@ def _inside(path: Path, parts: list[str]) -> Iterator[Symbol]:
         return
     first, *rest = parts
     name = f"{_dotted(path)}.{first}"
-    if name in REGISTRIES | IGNORED:
+    if name in IGNORED:
         return
     module = _module(path)
     imported = module.imports.get(first, set()) - {name}  # a package may import its own submodule

@@ -1,0 +1,85 @@
+"""What a tensor is for, as values: its role, its axis of heads or neurons, and the scopes that hold it.
+
+`structure` derives them from a model. The words that no structure tells are here.
+"""
+
+from dataclasses import dataclass
+
+# The parts of a model that each scope covers.
+PARTS_OF_SCOPE = {
+    "all": {"attention", "mlp", "embeddings", "norm"},
+    "linear": {"attention", "mlp"},
+    "attention": {"attention"},
+    "mlp": {"mlp"},
+    "embeddings": {"embeddings"},
+    "encoder": {"attention", "mlp"},
+    "decoder": {"attention", "mlp"},
+    "layers": {"attention", "mlp"},
+}
+
+# Names of modules that mix tokens; the other matrices of a layer are feed-forward.
+ATTENTION = r"(?i)attn|attention|mixer|mamba"
+# Names of modules that choose experts, a few weights each; they belong to no scope.
+ROUTERS = r"(^|\.)(router|gate|shared_expert_gate)(\.|$)"
+# Names of parameters of layers that are no matrices, though they have several dimensions.
+VECTORS = r"bias|embed|conv"
+# Poolers, which belong to no scope, and which pretraining need not have trained.
+POOLERS = r"(^|\.)pooler"
+# Poolers, and heads of pretraining and of tasks, in files whose names do not tell body and head apart.
+HEADS = r"pooler|lm_head|classifi|score|^cls\.|qa_outputs|^vocab_|_predictions\."
+# Heads of classification, which belong to a task.
+CLASSIFIERS = r"^((pre_)?classif|score\b|logits_proj|sequence_summary)"
+# Buffers that old checkpoints hold; models compute them.
+BUFFERS = (
+    r"(^|\.)(position_ids|token_type_ids|masked_bias|inv_freq|(cos|sin)_cached|version|(cross)?(attn|attention)\.bias)$"
+    r"|^final_logits_bias$"
+)
+# Types that transformers also makes causal, or only causal, but that are pretrained to fill in words.
+ENCODERS = {"xlnet", "xlm"}
+
+
+@dataclass(frozen=True)
+class TensorRole:
+    """The role of a prunable tensor.
+
+    stack: "encoder" or "decoder".
+    layer: the layer's number, from 0; -1 outside the layers.
+    part: "attention", "mlp", "embeddings" or "norm".
+    """
+
+    stack: str
+    layer: int
+    part: str
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the tensor is a matrix of a layer."""
+        return self.part in PARTS_OF_SCOPE["linear"]
+
+    def in_scope(self, scope: str) -> bool:
+        """Whether the tensor belongs to a scope.
+
+        `encoder` and `decoder` are the matrices of one stack, `layers.0.3` those of layers 0 and 3 of every stack. The
+        other scopes are in `PARTS_OF_SCOPE`.
+        """
+        word, *layers = scope.split(".")
+        if self.part not in PARTS_OF_SCOPE[word]:
+            return False
+        if word == "layers":
+            return str(self.layer) in layers
+        return word not in ("encoder", "decoder") or self.stack == word
+
+
+@dataclass(frozen=True)
+class PrunableAxis:
+    """The dimension of a tensor along which heads or neurons are removed.
+
+    block: name of the attention or feed-forward block. All tensors of a block shrink together.
+    dim: the dimension.
+    fused: the number of matrices of equal size that are concatenated along it: 3 for query, key and value, 2 for a gate
+        and what it multiplies, else 1.
+    """
+
+    block: str
+    dim: int
+    fused: int
