@@ -41,8 +41,8 @@ shell.prefix(
 )
 if ":" in str(WORKFLOW):
     sys.exit(f"error: {WORKFLOW}: PYTHONPATH cannot hold a folder with a colon in its name; rename it")
-RULES = {"download": ("download_model", "download_task"), "prune": ("prune", "prune_finetuned")}  # of a stage
 
+RULES = {"download": ("download_model", "download_task"), "prune": ("prune", "prune_finetuned")}  # of a stage
 LONGEST = 1 << 16  # bytes of a quoted string in a command, of which the kernel takes twice as many
 LARGE = 1 << 28  # bytes of a file that is hashed at every start, in a fraction of a second
 
@@ -104,6 +104,7 @@ def training_text(wildcards):
     text = STUDY.tasks[wildcards.task].train_on
     return f"resources/tasks/{text}/manifest.json" if text else []
 
+
 def own_text(wildcards):
     """The text of a calibrated method that prunes a fine-tuned model: what the model was trained on."""
     if methods.is_calibrated(Variant.parse(wildcards.pruned).method):
@@ -131,7 +132,6 @@ def start_manifest(wildcards):
 def start_weights(wildcards):
     """The weights that a run starts from."""
     return f"{start_folder(wildcards)}/model.safetensors"
-
 
 
 def dense_run(file):
@@ -302,13 +302,13 @@ def axes(wildcards):
 
 
 def runtime(stage):
-    """Minutes that a job may take, twice the plan's: batch systems enforce it, pilots start the longest jobs first."""
+    """Minutes that a job requests, from the plan: batch systems enforce them, pilots start the longest jobs first."""
 
     def minutes(wildcards):
         # A process that runs a single job leaves out measured minutes: it would read the results of all others.
         measured = workflow.is_main_process
         found, _ = plan.minutes(STUDY, stage, wildcards.model, measured=measured, **axes(wildcards))
-        return 5 + round(2 * found)
+        return plan.requested_minutes(found)
 
     return minutes
 

@@ -112,6 +112,11 @@ def minutes(
     return size * (passes * ASSUMED["calibrate"] or ASSUMED[stage]), False
 
 
+def requested_minutes(expected: float) -> int:
+    """Minutes that a job requests, twice those expected: batch systems enforce them."""
+    return 5 + round(2 * expected)
+
+
 @cache
 def _measured(stage: str, model: str, task: str, recipe: str) -> float | None:
     """Mean minutes of a model's finished jobs on a task that ran on a GPU."""
