@@ -10,8 +10,15 @@ Its state is the folder $STANDIN_PBS, with a file `N.json` per job, and files by
     never-N        job N stays queued
     walltime       seconds after which jobs are killed, whatever they requested
     broken-json    qstat escapes nothing
+    stuck          jobs that are deleted do not end while this file exists
+    comment-N      comment of job N while it is queued
+    held-N         job N is held by its user while this file exists
+    stopped-QUEUE  the queue starts no jobs
+
+Every command is noted in the file `calls`.
 """
 
+import contextlib
 import csv
 import fcntl
 import json
@@ -22,11 +29,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 STATE = Path(os.environ["STANDIN_PBS"])
 SERVER = "polaris-pbs-01.lab.test"
+KILL = 10  # seconds from SIGTERM to SIGKILL
 RAN = "Job run at Tue Nov 24 at 04:08 on (x3001c0s1b0n0:ncpus=64)"
 
 
@@ -35,7 +42,7 @@ def setting(name: str, default: str = "") -> str:
     return file.read_text().strip() if file.exists() else default
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked() -> Iterator[None]:
     with (STATE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -137,7 +144,7 @@ def mom(number: int) -> None:
     """The life of a job: it is queued, starts, and ends or is killed."""
     while True:
         begun = time.monotonic()
-        while (STATE / f"never-{number}").exists() or time.monotonic() < begun + float(setting("queue-seconds", "0")):
+        while waits(number) or time.monotonic() < begun + float(setting("queue-seconds", "0")):
             time.sleep(0.1)
             if load(number).get("delete"):
                 return change(number, job_state="F", substate=91, delete=None)
@@ -178,13 +185,7 @@ def run(number: int, record: dict) -> str:
         elif time.monotonic() > begun + 1.2 * limit + 0.5:  # late, as observed
             reason = "exceeded resource walltime"
         if reason:
-            for kill in (signal.SIGTERM, signal.SIGKILL):
-                try:
-                    os.killpg(job.pid, kill)
-                except ProcessLookupError:
-                    break
-                time.sleep(0.7)
-            job.wait()
+            end(job)
     if "Scheduler" in reason and record["rerunnable"] == "y":
         change(number, job_state="Q", substate=10, Exit_status=-11, comment=RAN, delete=None)
         return "again"
@@ -200,7 +201,49 @@ def run(number: int, record: dict) -> str:
     return ""
 
 
+def end(job: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to all processes of the session, and some time later, or once the script has ended, SIGKILL."""
+    os.killpg(job.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        job.wait(KILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    while (STATE / "stuck").exists():
+        time.sleep(0.1)
+
+
+def waits(number: int) -> bool:
+    """Whether a test keeps a job in the queue; its state and comment follow the test's files."""
+    held = (STATE / f"held-{number}").exists()
+    comment = setting(f"comment-{number}", "Not Running: Not enough free nodes available")
+    fields = {"job_state": "H", "Hold_Types": "u", "comment": None} if held else {"job_state": "Q", "comment": comment}
+    if any(load(number).get(key) != value for key, value in fields.items()):
+        change(number, **fields)
+    return held or (STATE / f"never-{number}").exists()
+
+
+def queues() -> None:
+    """What `qstat -Q -f` prints; a routing queue has no limits of its own."""
+    refuse_if_down("qstat", 255)
+    with Path(os.environ["STANDIN_QUEUES"]).open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    for name in dict.fromkeys(row["queue"] for row in rows):
+        print(f"Queue: {name}\n    queue_type = {'Route' if name == 'prod' else 'Execution'}")
+        for row in (row for row in rows if row["queue"] == name and name != "prod"):
+            for bound in ("min", "max"):
+                walltime = f"{int(row[f'{bound}_minutes']) // 60:02d}:{int(row[f'{bound}_minutes']) % 60:02d}:00"
+                print(f"    resources_{bound}.nodect = {row[f'{bound}_nodes']}")
+                print(f"    resources_{bound}.walltime = {walltime}")
+            print(f"    max_run = [u:PBS_GENERIC={row['jobs']}]")
+        print(f"    enabled = True\n    started = {not (STATE / f'stopped-{name}').exists()}\n")
+
+
 def qstat(arguments: list[str]) -> None:
+    if "--version" in arguments:
+        return print("pbs_version = 23.06.06")
+    if "-Q" in arguments:
+        return queues()
     form = arguments[arguments.index("-F") + 1] if "-F" in arguments else "text"
     wanted = [argument for argument in arguments if argument[0].isdigit()]
     every = "-E" in arguments or form == "dsv"
@@ -249,6 +292,9 @@ def qdel(names: list[str], by: str = "pbsuser") -> None:
 
 if __name__ == "__main__":
     command, *rest = sys.argv[1:]
+    if command != "mom":
+        with (STATE / "calls").open("a") as calls:
+            calls.write(f"{command}\n")
     if command == "mom":
         mom(int(rest[0]))
     elif command == "preempt":

@@ -10,6 +10,7 @@ from parsl.jobs.states import JobState, JobStatus
 from parsl.providers.errors import SubmitException
 
 from snakemake_executor_plugin_parsl import pbs
+from snakemake_executor_plugin_parsl.config import PREEMPTED, REFUSED, WAITS, wait_for_pilots
 
 TRANSCRIPTS = Path(__file__).parents[3] / "shared/pbs/transcripts"
 QUEUES = Path(__file__).with_name("queues.csv")
@@ -27,7 +28,8 @@ STATES: list[tuple[str, int | None, int | None, str, JobState, str]] = [
     ("Q", 1, None, f"{BEGAN}terminated", JobState.PENDING, ""),
     ("Q", 1, None, "Job Array Began at Tue Nov 24 at 04:20", JobState.PENDING, ""),
     ("W", None, None, "", JobState.PENDING, ""),
-    ("H", None, None, "", JobState.PENDING, ""),  # held by its user, or for a dependency
+    ("H", None, None, "", JobState.PENDING, "held"),  # held by its user, or for a dependency
+    ("H", None, None, "Job held by pbsuser on Tue", JobState.PENDING, "held: Job held by pbsuser"),
     ("H", -3, 21, GIVEN_UP, JobState.FAILED, "folder of its -o and -e files"),
     ("R", None, 1, RAN, JobState.RUNNING, ""),
     ("R", None, 1, "", JobState.RUNNING, ""),  # after a restart of the server
@@ -52,7 +54,7 @@ STATES: list[tuple[str, int | None, int | None, str, JobState, str]] = [
     ("F", 271, 1, f"{RAN} and terminated by Scheduler@polaris-pbs-01.lab.test", JobState.CANCELLED, "preempted"),
     ("F", -29, 1, f"{RAN} and exceeded resource walltime", JobState.TIMEOUT, "walltime"),
     ("F", -27, 1, f"{RAN} and failed", JobState.FAILED, "out of memory"),
-    ("F", 137, 1, f"{RAN} and failed", JobState.FAILED, "out of memory"),
+    ("F", 137, 1, f"{RAN} and failed", JobState.FAILED, "killed (SIGKILL)"),
     ("F", -1, 1, "", JobState.FAILED, "could not start"),
     ("F", None, None, "", JobState.FAILED, NEVER_RAN),  # deleted while it was queued, or a dependency failed
 ]
@@ -196,13 +198,13 @@ def test_a_job_held_after_failed_starts_is_deleted_with_a_reason(provider: pbs.P
 @pytest.mark.parametrize(
     ("said", "word"),
     [
-        ("qsub: would exceed queue generic's per-user limit", pbs.WAITING),
-        ("Connection refused\nqsub: cannot connect to server polaris-pbs-01.lab.test (errno=15010)", pbs.WAITING),
-        ("qsub: Account_Name is required to be set.", pbs.REFUSED),
-        ("qsub: No active allocation found for project p and resource polaris", pbs.REFUSED),
-        ("qsub: Job violates queue and/or server resource limits", pbs.REFUSED),
-        ("qsub: Unknown queue", pbs.REFUSED),
-        ("qsub: Access to queue is denied", pbs.REFUSED),
+        ("qsub: would exceed queue generic's per-user limit", WAITS),
+        ("Connection refused\nqsub: cannot connect to server polaris-pbs-01.lab.test (errno=15010)", WAITS),
+        ("qsub: Account_Name is required to be set.", REFUSED),
+        ("qsub: No active allocation found for project p and resource polaris", REFUSED),
+        ("qsub: Job violates queue and/or server resource limits", REFUSED),
+        ("qsub: Unknown queue", REFUSED),
+        ("qsub: Access to queue is denied", REFUSED),
     ],
 )
 def test_a_refused_qsub_waits_or_ends(provider: pbs.PBSProvider, said: str, word: str) -> None:
@@ -215,20 +217,6 @@ def test_a_refused_qsub_waits_or_ends(provider: pbs.PBSProvider, said: str, word
     assert len(commands.calls) == 1, "qsub is not repeated at once"
 
 
-def test_pilots_of_a_killed_driver_are_deleted_before_the_first_submission(provider: pbs.PBSProvider) -> None:
-    old = Path(provider.script_dir).parents[1] / "-01/submit_scripts/9.polaris-pbs-01.pilot"
-    old.parent.mkdir(parents=True)
-    old.touch()
-    provider.execute_wait = commands = Commands(("qdel", (153, "", "")), ("qsub", (0, "10.polaris-pbs-01\n", "")))
-    assert provider.submit("true", 1) == "10.polaris-pbs-01"
-    assert commands.calls[0] == "qdel 9.polaris-pbs-01"
-    assert not old.exists()
-    mark = Path(provider.script_dir) / "10.polaris-pbs-01.pilot"
-    assert mark.exists()
-    assert provider.cancel(["10.polaris-pbs-01"]) == [True]
-    assert not mark.exists()
-
-
 @pytest.mark.parametrize(
     ("code", "gone"), [(0, True), (35, True), (153, True), (168, True), (162, False), (159, False)]
 )
@@ -236,6 +224,33 @@ def test_jobs_that_no_longer_exist_count_as_deleted(provider: pbs.PBSProvider, c
     names = known(provider, 1, 2)
     provider.execute_wait = Commands(("qdel", (code, "", "")))
     assert provider.cancel(names) == [gone, gone]
+
+
+def test_a_qdel_that_fails_is_said_and_tried_again_until_the_server_answers(provider: pbs.PBSProvider) -> None:
+    names = known(provider, 1)
+    running = ("qstat", (0, listing(j1=RUNNING), ""))
+    provider.execute_wait = Commands(("qdel", (162, "", "qdel: cannot connect to server p\n")), running)
+    assert provider.cancel(names) == [False]
+    for _ in range(2):
+        (status,) = provider.status(names)
+        assert status.state == JobState.PENDING
+        assert status.message == "qdel failed and is tried again: qdel: cannot connect to server p"
+    provider.execute_wait = commands = Commands(("qdel", (0, "", "")), running)
+    (status,) = provider.status(names)
+    assert (commands.calls[0], status.state, status.message) == (f"qdel {names[0]}", JobState.RUNNING, None)
+    commands.calls.clear()
+    provider.status(names)
+    assert not [call for call in commands.calls if call.startswith("qdel")], "deleted once"
+
+
+def test_a_batch_script_outlives_sigterm_and_leaves_its_files_with_the_logs(provider: pbs.PBSProvider) -> None:
+    provider.worker_init = "source env"
+    provider.execute_wait = commands = Commands(("qsub", (0, "1.polaris-pbs-01\n", "")))
+    provider.submit("true", 1)
+    script = Path(commands.calls[0].split()[-1]).read_text()
+    assert f"\ncd {provider.script_dir}\ntrap : TERM\nsource env\n" in script
+    provider.submit("true", 1)
+    assert provider.worker_init == "source env"
 
 
 class Executor:
@@ -260,18 +275,18 @@ MISSING = JobStatus(JobState.MISSING, "workers failed to register")
     ("pilots", "words"),
     [
         ([], ""),
-        ([failed(f"Failed to start block 0: {pbs.WAITING}: qsub: would exceed")] * 9, ""),
-        ([failed(f"Failed to start block 0: {pbs.REFUSED}: qsub: Unknown queue")], "Unknown queue"),
-        ([JobStatus(JobState.RUNNING), failed(f"{pbs.REFUSED}: qsub: no allocation")], ""),  # running pilots go on
+        ([failed(f"Failed to start block 0: {WAITS}: qsub: would exceed")] * 9, ""),
+        ([failed(f"Failed to start block 0: {REFUSED}: qsub: Unknown queue")], "Unknown queue"),
+        ([JobStatus(JobState.RUNNING), failed(f"{REFUSED}: qsub: no allocation")], ""),  # running pilots go on
         ([MISSING, MISSING], ""),
         ([MISSING, MISSING, MISSING], "3 pilots in a row"),
-        ([MISSING, MISSING, JobStatus(JobState.MISSING, pbs.PREEMPTED)], ""),
+        ([MISSING, MISSING, JobStatus(JobState.MISSING, PREEMPTED)], ""),
         ([MISSING, MISSING, JobStatus(JobState.TIMEOUT)], ""),
     ],
 )
 def test_giving_up(pilots: list[JobStatus], words: str) -> None:
     executor = Executor()
-    pbs.wait_for_pilots(executor, {str(block): pilot for block, pilot in enumerate(pilots)})
+    wait_for_pilots(executor, {str(block): pilot for block, pilot in enumerate(pilots)})
     assert bool(executor.given_up) == bool(words)
     assert words in executor.given_up
 
@@ -288,7 +303,7 @@ def test_giving_up(pilots: list[JobStatus], words: str) -> None:
             "24:00:00",
             "10-24 nodes for 5-180 minutes; 25-99 nodes for 5-360 minutes",
         ),  # PBS would accept and lose it
-        ("small", 10, "01:00:00", "QUEUE: found 'small'"),
+        ("small", 10, "01:00:00", "parsl-queue: found 'small'"),
         ("debug", 1, "5m", "write HH:MM:SS"),
     ],
 )
@@ -306,5 +321,5 @@ def test_a_request_within_the_limits_passes(queue: str, nodes: int, walltime: st
 
 
 def test_no_account_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="ACCOUNT: missing"):
+    with pytest.raises(ConfigurationError, match="parsl-account: missing"):
         pbs.PBSProvider(account="", queue="debug")

@@ -136,11 +136,12 @@ def test_commands_for_polaris_are_true(root: Path, tmp_path: Path) -> None:
         [sys.executable, root / "scripts/plan.py"],
         cwd=root, env={"PYTHONPATH": str(root / "workflow")}, text=True, capture_output=True, check=True,
     )  # fmt: skip
-    assert 'QUEUE = "' in plan.stdout or "Nothing is left" in plan.stdout
+    assert "\nparsl-queue: " in plan.stdout or "Nothing is left" in plan.stdout
     pools = (root / "profiles/polaris/pools.py").read_text()
-    for setting in ("ACCOUNT", "QUEUE", "JOBS", "NODES", "WALLTIME"):
-        assert re.search(rf"^{setting} = ", pools, re.MULTILINE)
-        assert setting in page
+    profile = (root / "profiles/polaris/config.yaml").read_text()
+    for setting in ("account", "queue", "pilots", "nodes", "minutes"):
+        assert re.search(rf"^parsl-{setting}: ", profile, re.MULTILINE)
+        assert f"parsl-{setting}" in page
     for value in ("HF_HUB_OFFLINE=1", "TMPDIR=/tmp", "umask 022"):
         assert value in pools
         assert value in page

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,7 +14,8 @@ from batch_site import HANGS, SOURCES, Site
 from parsl.executors import HighThroughputExecutor
 from parsl.jobs.strategy import Strategy
 
-from snakemake_executor_plugin_parsl import pools
+from llm_sparsity.study import advice
+from snakemake_executor_plugin_parsl import ExecutorSettings, config
 
 from .conftest import Project
 
@@ -24,17 +26,16 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ends processes 
 
 @pytest.fixture
 def polaris(root: Path, tmp_path: Path) -> Load:
-    """Load profiles/polaris/pools.py with other values in its first block."""
+    """Load profiles/polaris/pools.py for a site, on this machine's loopback interface."""
 
-    def load(**values: object) -> dict[str, HighThroughputExecutor]:
+    def load(interface: str = "lo", **settings: object) -> dict[str, HighThroughputExecutor]:
         shutil.copytree(root / "profiles/polaris", tmp_path / "polaris", dirs_exist_ok=True)
         file = tmp_path / "polaris/pools.py"
-        text = file.read_text()
-        for name, value in values.items():
-            text, changed = re.subn(rf"^{name} = [^#\n]*", f"{name} = {value!r}  ", text, flags=re.MULTILINE)
-            assert changed == 1
-        file.write_text(text)
-        return {executor.label: executor for executor in pools.load(file).executors}
+        file.write_text(file.read_text().replace('INTERFACE = "hsn0"', f'INTERFACE = "{interface}"'))
+        profile = yaml.safe_load((root / "profiles/polaris/config.yaml").read_text())
+        ours = {name: profile[f"parsl-{name}"] for name in ("account", "queue", "pilots", "nodes", "minutes")}
+        site = ExecutorSettings(**ours | {"account": "p"} | settings).site()
+        return {executor.label: executor for executor in config.load(file, site).executors}
 
     return load
 
@@ -42,10 +43,14 @@ def polaris(root: Path, tmp_path: Path) -> Load:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({}, "ACCOUNT: missing"),
-        ({"ACCOUNT": "p"}, "INTERFACE: found 'hsn0', but this machine has"),
-        ({"ACCOUNT": "p", "INTERFACE": "lo", "NODES": 11}, "queue debug-scaling takes 1-10 nodes for 5-60 minutes"),
-        ({"ACCOUNT": "p", "INTERFACE": "lo", "QUEUE": "debgu"}, "QUEUE: found 'debgu'"),
+        ({"account": ""}, "parsl-account: missing"),
+        ({"interface": "hsn9"}, "INTERFACE: found 'hsn9', but this machine has"),
+        (
+            {"nodes": 11},
+            "parsl-nodes, parsl-minutes: found 11 nodes for 60 minutes, but queue debug-scaling takes 1-10",
+        ),
+        ({"minutes": 61}, "found 5 nodes for 61 minutes, but queue debug-scaling takes 1-10 nodes for 5-60 minutes"),
+        ({"queue": "debgu"}, "parsl-queue: found 'debgu'"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_file(polaris: Load, values: dict[str, object], said: str) -> None:
@@ -55,22 +60,39 @@ def test_a_mistake_is_one_line_that_names_the_file(polaris: Load, values: dict[s
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("wrong", ["1:00", "01:00:00", "an hour", "0", "-5", "1.5"])
+def test_minutes_that_are_no_whole_number_are_refused(polaris: Load, wrong: str) -> None:
+    with pytest.raises(ValueError, match=rf"^parsl-minutes: found '{wrong}'; write a whole number, such as 60$"):
+        polaris(minutes=wrong)
+    assert polaris(minutes="60")["gpu"].provider.walltime == "01:00:00"
+
+
+def test_the_plan_prints_what_the_profile_takes(root: Path) -> None:
+    """Its lines replace those of the profile, and nothing else of it."""
+    work = [SimpleNamespace(minutes=3.0, gpus=1, done=False, local=False)] * 5
+    printed = advice.advise(work, advice.queues(root / "profiles/polaris/queues.csv"))
+    lines = yaml.safe_load("\n".join(line for line in printed.splitlines() if line.startswith("parsl-")))
+    profile = yaml.safe_load((root / "profiles/polaris/config.yaml").read_text())
+    assert lines == {"parsl-queue": "debug", "parsl-pilots": 1, "parsl-nodes": 2, "parsl-minutes": 15}
+    assert not set(lines) - set(profile)
+
+
 def test_jobs_go_to_the_first_pool_with_enough_gpus(polaris: Load) -> None:
-    executors = polaris(ACCOUNT="p", INTERFACE="lo")
-    assert [pools.route(executors, gpus) for gpus in (0, 1, 2, 4)] == ["gpu", "gpu", "node", "node"]
-    with pytest.raises(ValueError, match=r"^gpus: a job uses 5, but .* \(gpu: 1, node: 4, nodes: 20\); change"):
-        pools.route(executors, 5)
+    executors = polaris()
+    assert [config.route(executors, gpus) for gpus in (0, 1, 2, 4)] == ["gpu", "gpu", "node", "node"]
+    with pytest.raises(ValueError, match=r"^gpu: a job uses 5, but .* \(gpu: 1, node: 4, nodes: 20\); change"):
+        config.route(executors, 5)
     gpu = executors["gpu"]
     assert gpu.workers_per_node == 4
     assert gpu.cpu_affinity.split(":")[1] == "24-31,56-63", "GPU 0 is beside the last cores"
 
 
 def test_a_job_of_several_nodes_gets_them_all_or_is_refused(polaris: Load) -> None:
-    executors = polaris(ACCOUNT="p", INTERFACE="lo", NODES=2)
-    assert [pools.route(executors, gpus) for gpus in (0, 1, 4, 8)] == ["gpu", "gpu", "node", "nodes"]
+    executors = polaris(nodes=2)
+    assert [config.route(executors, gpus) for gpus in (0, 1, 4, 8)] == ["gpu", "gpu", "node", "nodes"]
     for gpus in (6, 12):
-        with pytest.raises(ValueError, match=f"gpus: a job uses {gpus}, but no pool"):
-            pools.route(executors, gpus)
+        with pytest.raises(ValueError, match=f"gpu: a job uses {gpus}, but no pool"):
+            config.route(executors, gpus)
     nodes = executors["nodes"].provider
     assert (nodes.nodes_per_block, nodes.init_blocks) == (2, 0)
     assert nodes.launcher("command", 1, 2) == "command", "one manager, on the first node"
@@ -79,7 +101,7 @@ def test_a_job_of_several_nodes_gets_them_all_or_is_refused(polaris: Load) -> No
 
 
 def test_the_batch_script(polaris: Load, tmp_path: Path) -> None:
-    provider = polaris(ACCOUNT="p", INTERFACE="lo", NODES=5)["gpu"].provider
+    provider = polaris(nodes=5)["gpu"].provider
     (tmp_path / "000/submit_scripts").mkdir(parents=True)
     provider.script_dir = str(tmp_path / "000/submit_scripts")
     commands = []
@@ -98,15 +120,15 @@ def test_the_batch_script(polaris: Load, tmp_path: Path) -> None:
 
 
 def test_one_node_jobs_need_no_mpiexec(polaris: Load) -> None:
-    provider = polaris(ACCOUNT="p", INTERFACE="lo", QUEUE="preemptable", NODES=1, JOBS=20)["gpu"].provider
+    provider = polaris(queue="preemptable", nodes=1, pilots=20)["gpu"].provider
     assert provider.max_blocks == 20
     assert "mpiexec" not in provider.launcher("command", 1, 1)
 
 
 def test_parsl_asks_for_a_block_per_job_where_a_worker_has_all_nodes(polaris: Load) -> None:
     """By Parsl's own strategy, which counts one slot per node."""
-    nodes = polaris(ACCOUNT="p", INTERFACE="lo", QUEUE="preemptable", NODES=2, JOBS=20)["nodes"]
-    pools.protect(nodes)
+    nodes = polaris(queue="preemptable", nodes=2, pilots=20)["nodes"]
+    config.repair(nodes)
     asked: list[int] = []
     nodes.outstanding, nodes.scale_out_facade = lambda: 3, asked.append
     strategy = Strategy(strategy="htex_auto_scale", max_idletime=1)
@@ -115,7 +137,7 @@ def test_parsl_asks_for_a_block_per_job_where_a_worker_has_all_nodes(polaris: Lo
     assert asked == [0, 3]
 
 
-def run_study(site: Site, hub: Path, root: Path, gpus: int, **mine: object) -> str:
+def run_study(site: Site, hub: Path, root: Path, gpus: int, nodes: int) -> str:
     """Run the dense and a pruned model of the tiny study with the profile for Polaris, from download to report."""
     folder = site.folder / "study"
     for name in ("workflow", "scripts", "envs", "profiles", "studies"):
@@ -129,17 +151,16 @@ def run_study(site: Site, hub: Path, root: Path, gpus: int, **mine: object) -> s
     pools = folder / "profiles/polaris/pools.py"
     text = pools.read_text()
     path = f"{Path(sys.executable).parent}:{site.folder / 'bin'}"
-    mine |= {
-        "ACCOUNT": "p", "QUEUE": "debug", "INTERFACE": "lo",
-        "ENVIRONMENT": f"export PATH={path}:$PATH PYTHONPATH={folder / 'workflow'}:{SOURCES}",
-    }  # fmt: skip
-    for name, value in mine.items():
-        text = re.sub(rf"^{name} = .*", f"{name} = {value!r}", text, flags=re.MULTILINE)
-    if gpus > 1:  # one worker GPU per node; torch finds none, so each process uses a CPU
-        text = re.sub(r'\["0.*?3"\]', '["0"]', text)
-    pools.write_text(re.sub(r'"list:[^"]*"', '"none"', text).replace("strategy_period=30", "strategy_period=1"))
+    ours = f"export PATH={path}:$PATH PYTHONPATH={folder / 'workflow'}:{SOURCES}"
+    for name, value in (("INTERFACE", "lo"), ("ENVIRONMENT", ours), ("ALL_CORES", "none"), ("BESIDE_GPUS", "none")):
+        text, changed = re.subn(rf"^{name} = .*", f"{name} = {value!r}", text, flags=re.MULTILINE)
+        assert changed == 1
+    pools.write_text(text.replace("strategy_period=10", "strategy_period=1"))
     environment = site.environment | {"PYTHONPATH": f"{folder / 'workflow'}:{SOURCES}"}
-    done = Project(folder, hub).snakemake("--profile", "profiles/polaris", "--set-threads", "finetune=1", **environment)
+    done = Project(folder, hub).snakemake(
+        "--profile", "profiles/polaris", "--set-threads", "finetune=1", "--parsl-account", "p",
+        "--parsl-queue", "debug", "--parsl-nodes", str(nodes), **environment,
+    )  # fmt: skip
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert "Read reports/tiny/report.html" in said
@@ -160,7 +181,7 @@ def site(root: Path, tmp_path: Path) -> Iterator[Site]:
 @pytest.mark.slow
 def test_the_profile_for_polaris_runs_a_study(site: Site, hub: Path, root: Path) -> None:
     """Two runs of the tiny study in one pilot under the stand-in for PBS."""
-    said = run_study(site, hub, root, gpus=1, NODES=1)
+    said = run_study(site, hub, root, gpus=1, nodes=1)
     assert "Plan of tiny" in said
     assert "5 jobs in pools" in said
     assert len(site.jobs()) == 1
@@ -168,8 +189,11 @@ def test_the_profile_for_polaris_runs_a_study(site: Site, hub: Path, root: Path)
 
 @pytest.mark.slow
 def test_a_run_over_two_nodes_by_config(site: Site, hub: Path, root: Path) -> None:
-    """Its batch job has two nodes and one manager, on the first; a stand-in for mpiexec starts it on both."""
-    run_study(site, hub, root, gpus=2, NODES=2)
+    """Its batch job has two nodes and one manager, on the first; a stand-in for mpiexec starts it on both.
+
+    Four processes on each, as there are four GPUs; torch finds none here, so each uses a CPU.
+    """
+    run_study(site, hub, root, gpus=8, nodes=2)
     scripts = {script.stem: script.read_text() for script in site.state.glob("*.sh")}
     (mine,) = [name for name, script in scripts.items() if "parsl.nodes" in script]
     assert "#PBS -l select=2:ncpus=64:system=polaris\n" in scripts[mine]
@@ -181,4 +205,4 @@ def test_a_run_over_two_nodes_by_config(site: Site, hub: Path, root: Path) -> No
     assert "--num_machines 2" in log.read_text()
     assert "--accelerate fsdp" in log.read_text()
     (runtime,) = study.glob("results/**/seed-0/runtime.json")
-    assert json.loads(runtime.read_text())["processes"] == 2
+    assert json.loads(runtime.read_text())["processes"] == 8

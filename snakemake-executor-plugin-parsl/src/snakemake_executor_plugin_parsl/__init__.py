@@ -4,10 +4,11 @@ Snakemake imports this module at every start, dry runs included, so Parsl is imp
 """
 
 import re
+import signal
 import sys
+import threading
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,45 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase
 
+from snakemake_executor_plugin_parsl.progress import Job, Progress, line
+from snakemake_executor_plugin_parsl.site import Site, whole
+
 
 @dataclass
 class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
-    """Settings of the plugin, from the command line or a profile."""
+    """Settings of the plugin, from the command line or a profile.
+
+    Numbers of the site are text, so that a mistake is one line instead of a page of usage.
+    """
 
     config: Path | None = field(
         default=None,
-        metadata={"help": "Parsl configuration file: Python code that sets `config`.", "required": True, "type": Path},
+        metadata={
+            "help": "Parsl configuration file: Python code that sets `config`, to a parsl.config.Config or to a "
+            "function of a snakemake_executor_plugin_parsl.site.Site, which holds the five settings that follow.",
+            "required": True,
+            "type": Path,
+        },
     )
+    account: str = field(default="", metadata={"help": "Project that is charged for the pilots.", "type": str})
+    queue: str = field(default="", metadata={"help": "Queue or partition of the pilots.", "type": str})
+    pilots: str = field(default="1", metadata={"help": "Maximum number of pilots at once.", "type": str})
+    nodes: str = field(default="1", metadata={"help": "Nodes of each pilot.", "type": str})
+    minutes: str = field(default="60", metadata={"help": "Walltime of each pilot, in minutes.", "type": str})
     again: int = field(
         default=5,
         metadata={"help": "Maximum number of restarts of a job whose pilot was preempted or lost.", "type": int},
     )
     status: int = field(default=60, metadata={"help": "Seconds between two lines of progress.", "type": int})
+
+    def site(self) -> Site:
+        """The settings of the site.
+
+        Raises:
+            ValueError: one of them is no number; in one line.
+        """
+        numbers = {name: whole(name, getattr(self, name)) for name in ("pilots", "nodes", "minutes")}
+        return Site(account=str(self.account or ""), queue=str(self.queue or ""), **numbers)
 
 
 common_settings = CommonSettings(
@@ -47,63 +73,70 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     """Submits jobs to the pools of a Parsl configuration file."""
 
     _pools: Any = None  # read by the thread that checks jobs before __post_init__ runs
-    _broken = False
+    _broken = _closed = False
+    _signals = 0
 
     def __post_init__(self) -> None:
         """Load the pools, in the main thread: Parsl ends its processes with the thread that started them."""
         from snakemake_executor_plugin_parsl.pools import Pools
-        from snakemake_logger_plugin_progress.progress import Progress
 
         settings = self.workflow.executor_settings
         self._lengths: dict[Any, float] = {}
+        self._progress = Progress()
         self._watched = self._reported = 0.0
         self.next_seconds_between_status_checks = 1  # futures are checked, no batch system is queried
+        outlive_readers()
         try:
-            jobs = [job for job in self.dag.needrun_jobs() if not job.is_local]
-            gpus = {_number(job, "gpu") for job in jobs}
-            if jobs:  # otherwise all remaining jobs are local and no pilot is needed
-                self._pools = Pools(settings.config, gpus, settings.again, self.logger.info)
+            gpus = {_number(job, "gpu") for job in self.dag.needrun_jobs() if not job.is_local}
+            if gpus:  # otherwise all remaining jobs are local and no pilot is needed
+                self._pools = Pools(settings.config, settings.site(), gpus, settings.again, self.logger.info)
         except ValueError as error:
             self.shutdown()
             sys.exit(f"error: {error}")
-        self._progress = Progress(Counter(job.name for job in jobs))
+        self._handle_signals()
 
     def run_jobs(self, jobs: list[Any]) -> None:
         """Submit jobs, longest first: a free slot takes the first job of the queue."""
+        self._handle_signals()  # Snakemake's scheduler, made after this object, has set its own
+        self._lengths.clear()  # a checkpoint may have added jobs
+        self._progress.left = {
+            job: Job(_number(job, "runtime") * 60, self._length(job) * 60)
+            for job in self.dag.needrun_jobs()
+            if not job.is_local and not self.dag.finished(job) and job not in self.workflow.scheduler.failed
+        }
         super().run_jobs(sorted(jobs, key=self._length, reverse=True))
 
     def run_job(self, job: Any) -> None:
         """Submit a job to the first pool with enough GPUs per worker."""
         from snakemake_executor_plugin_parsl.pools import PoolError, Task
-        from snakemake_logger_plugin_progress.progress import Job
 
         name = " ".join([job.name, *map(str, job.wildcards)]) if not job.is_group() else str(job)
         log = self._pools.folder / "jobs" / f"{job.name}-{job.jobid}-{job.attempt}.log"
-        task = Task(
-            name=name,
-            label=self._pools.route(_number(job, "gpu")),
-            priority=-self._length(job),
-            command=self.format_job_exec(job),
-            log=str(log),
-        )
-        self._progress.start(job.jobid, Job(job.name, minutes=_number(job, "runtime"), begun=None))
-        self.report_job_submission(SubmittedJobInfo(job, aux={"task": task}))
         try:
+            task = Task(
+                name=name,
+                label=self._pools.route(_number(job, "gpu")),
+                priority=-self._length(job),
+                seconds=_number(job, "runtime") * 60,
+                command=self.format_job_exec(job),
+                log=str(log),
+            )
+            self.report_job_submission(SubmittedJobInfo(job, aux={"task": task}))
             self._pools.start(task)
-        except PoolError as error:
+        except (PoolError, ValueError) as error:
             self._give_up(error)
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
         """Report jobs that have ended, yield all others, and check the pools every WATCH seconds."""
-        from snakemake_executor_plugin_parsl.pools import LostError, PoolError, summary
-        from snakemake_executor_plugin_parsl.progress import line
+        from snakemake_executor_plugin_parsl.pools import LostError, PoolError
 
-        if self._pools is None or self._broken:
+        if self._pools is None or self._broken or self._closed:
             return
         own: dict[int, Any] = {}
         try:
             if time.monotonic() > self._watched + WATCH:
-                own = {id(task): outcome for task, outcome in self._pools.watch()}
+                tasks = [info.aux["task"] for info in active_jobs]
+                own = {id(task): outcome for task, outcome in self._pools.watch(tasks, self._progress.pace)}
                 self._watched = time.monotonic()
             for info in active_jobs:
                 task = info.aux["task"]
@@ -115,14 +148,23 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                 if outcome is None:
                     yield info
                 elif outcome.code == 0:
-                    self._progress.end(info.job.jobid, outcome.seconds)
+                    self._progress.end(_members(info.job), outcome.seconds)
                     self.report_job_success(info)
                 else:
-                    reason = why(outcome.code, Path(task.log), [Path(log) for log in info.job.log])
+                    logs = [Path(log) for log in info.job.log]
+                    reason = why(outcome.code, Path(task.log), logs, out_of_memory=outcome.out_of_memory)
                     self._failed(info, f"{reason}, on {outcome.host} after {outcome.seconds:.0f} s")
             if time.monotonic() > self._reported + self.workflow.executor_settings.status:
                 self._reported = time.monotonic()
-                status = line(self._progress, summary(self._pools))
+                begun = {
+                    member: info.aux["task"].begun
+                    for info in active_jobs
+                    if info.aux["task"].begun is not None
+                    for member in _members(info.job)
+                    if member in self._progress.left
+                }
+                submitted = sum(len(_members(info.job)) for info in active_jobs)
+                status = line(self._progress, begun, submitted, self._pools.counts())
                 self.logger.info(status, extra={"status": status})
         except PoolError as error:
             self._give_up(error)
@@ -133,16 +175,31 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def shutdown(self) -> None:
         """Delete all pilots."""
         super().shutdown()
+        if self._pools is not None and not self._closed:
+            self._closed = True
+            self._pools.close()
+
+    def _handle_signals(self) -> None:
+        """Let SIGTERM and SIGHUP end a run as Ctrl-C does."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main_thread() else ():
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        """The first signal ends the run; with the second, nothing waits for pilots; the third kills the driver."""
+        self._signals += 1
+        if self._signals == 1:
+            raise KeyboardInterrupt
         if self._pools is not None:
-            pools, self._pools = self._pools, None
-            pools.close()
+            self._pools.hurry = True
+        signal.signal(number, signal.SIG_DFL)
 
     def _failed(self, info: SubmittedJobInfo, reason: str) -> None:
         """Report a failed job with its reason in one line, which `--quiet` does not hide."""
         task = info.aux["task"]
         logs = ", ".join([*map(str, info.job.log), task.log])
         self.logger.error(f"parsl: {task.name} failed: {reason}; see {logs}")
-        self._progress.end(info.job.jobid, None)
+        self._progress.end(_members(info.job), None)
         self.report_job_error(info)
 
     def _give_up(self, error: Exception) -> None:
@@ -154,9 +211,20 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def _length(self, job: Any) -> float:
         """Minutes of the longest chain of dependent jobs that starts with this one; it is the priority."""
         if job not in self._lengths:
-            waiting = [after for after in self.dag.depending[job] if self.dag.needrun(after)]
+            members = _members(job)
+            waiting = {
+                after
+                for member in members
+                for after in self.dag.depending.get(member, ())
+                if self.dag.needrun(after) and after not in members
+            }
             self._lengths[job] = _number(job, "runtime") + max(map(self._length, waiting), default=0.0)
         return self._lengths[job]
+
+
+def _members(job: Any) -> list[Any]:
+    """The jobs of a group; a job alone."""
+    return list(job.jobs) if job.is_group() else [job]
 
 
 def _number(job: Any, resource: str) -> int:
@@ -164,26 +232,47 @@ def _number(job: Any, resource: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def why(code: int, spawned: Path, logs: list[Path]) -> str:
+def in_main_thread() -> bool:
+    """Whether signals can be handled here."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def outlive_readers() -> None:
+    """Let output that nobody reads be lost: after Ctrl-C, `| tee` is gone before the pilots are deleted."""
+
+    def patient(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            try:
+                return method(*arguments)
+            except OSError:
+                return None
+
+        return call
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.write, stream.flush = patient(stream.write), patient(stream.flush)  # type: ignore[method-assign]
+
+
+def why(code: int, spawned: Path, logs: list[Path], *, out_of_memory: bool = False) -> str:
     """The reason of a failure: the error message of the job, or its exit code.
 
     Args:
         code: exit code of the Snakemake that ran the job, which is not that of the job.
         spawned: output of that Snakemake.
         logs: of the job.
+        out_of_memory: whether the kernel killed a process of the job's control group because memory ran out.
     """
     printed = "\n".join(_tail(log) for log in logs)
     if errors := re.findall(r"^error: (.+)$", printed, re.MULTILINE):
         return str(errors[-1])
-    if "out of memory" in printed.lower() or "MemoryError" in printed:
+    if out_of_memory or "out of memory" in printed.lower() or "MemoryError" in printed:
         return "out of memory"
     text = _tail(spawned)
     if killed := re.search(r"died with <Signals\.(\w+)", text):
-        name = killed.group(1)
-        return "killed (SIGKILL), most likely out of memory" if name == "SIGKILL" else f"killed ({name})"
+        return f"killed ({killed.group(1)})"
     if exit_code := re.search(r"returned non-zero exit status (\d+)", text):
         number = int(exit_code.group(1))
-        return "killed (SIGKILL), most likely out of memory" if number == 137 else f"exit code {number}"
+        return "killed (SIGKILL)" if number == 128 + signal.SIGKILL else f"exit code {number}"
     if "MissingOutputException" in text:
         return "it ended without writing all of its outputs"
     return f"exit code {code}"

@@ -1,28 +1,31 @@
 """Parsl pilots as PBS Pro jobs.
 
-`PBSProvider` and `wait_for_pilots` fix faults of Parsl's PBSProProvider (2026.10.26), each reproduced on OpenPBS 23.06:
+`PBSProvider` fixes faults of Parsl's PBSProProvider (2026.10.26), each reproduced on OpenPBS 23.06:
 
 - `qstat` in JSON lists only the first of several jobs; Parsl takes all others as ended and submits a new pilot every
   minute.
 - One unknown job freezes the state of all jobs.
-- One refused `qsub` (a full queue) ends the run.
 - A job that PBS holds after 21 failed starts is never removed.
+- A `qdel` that fails is forgotten.
+- The batch script ends at once on SIGTERM, and PBS then kills the tasks that save their state.
+- A list of nodes is left in the home folder.
 """
 
 import csv
 import json
 import re
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from parsl.errors import ConfigurationError
-from parsl.executors.status_handling import BlockProviderExecutor
-from parsl.jobs.errors import TooManyJobFailuresError
 from parsl.jobs.states import JobState, JobStatus
 from parsl.providers import PBSProProvider
 from parsl.providers.errors import SubmitException
+
+from snakemake_executor_plugin_parsl.config import PREEMPTED, NotSubmitted
 
 Job = Mapping[str, Any]  # attributes of a job, from qstat
 
@@ -32,20 +35,13 @@ SERVER_DOWN = ("cannot connect to server", "Connection refused", "Couldn't conne
 LIMIT = ("would exceed",)  # "... queue generic's per-user limit", per-project, per-group, server's
 GONE = (0, 35, 153, 168)  # exit codes of qdel: deleted, has finished, unknown, is being deleted
 
-PENDING = "QWTM"
+PENDING = "QWTMH"
 RUNNING = "RBESU"  # E: exiting, its node is not free yet
-WALLTIME, MEMORY, KILLED = -29, -27, 256 + 9
+WALLTIME = -29
+CODES = {-27: "killed: out of memory", 128 + 9: "killed (SIGKILL)", 256 + 9: "killed (SIGKILL)"}
+READ = ("job_state", "Exit_status", "comment", "run_count", "Hold_Types")  # attributes that `judge` reads
+HOLDS = {"u": " by its user (qrls releases it)", "o": " by an operator", "s": " by PBS", "p": " for a bad password"}
 TRIES = 20  # failed starts; after one more, PBS holds the job
-PREEMPTED = "preempted"
-WAITING = "PBS accepts no more jobs now"
-REFUSED = "qsub refuses"
-
-
-class NotSubmitted(SubmitException):  # type: ignore[misc]
-    """A pilot was not submitted. The message is WAITING or REFUSED, followed by the output of qsub."""
-
-    def __str__(self) -> str:
-        return str(self.message)
 
 
 def judge(job: Job) -> JobStatus:
@@ -59,8 +55,10 @@ def judge(job: Job) -> JobStatus:
             f"PBS holds it after {TRIES + 1} failed starts; most often the folder of its -o and -e files is missing "
             "or not writable on the compute node",
         )
-    if state in PENDING or state == "H":  # with the Exit_status of an earlier start, perhaps
-        return JobStatus(JobState.PENDING, comment or None)
+    if state in PENDING:  # with the Exit_status of an earlier start, perhaps
+        holds = "".join(HOLDS.get(kind, "") for kind in str(job.get("Hold_Types", "")))
+        parts = [f"held{holds}"] * (state == "H") + [comment] * bool(comment)
+        return JobStatus(JobState.PENDING, ": ".join(parts) or None)
     if state not in ("F", "X"):
         return JobStatus(JobState.UNKNOWN, f"PBS shows state {state}")
     if code is None:
@@ -77,11 +75,11 @@ def _judge_ended(code: int, comment: str) -> JobStatus:
         return JobStatus(JobState.COMPLETED, exit_code=0)
     if code == WALLTIME:
         return JobStatus(JobState.TIMEOUT, "its walltime is exceeded", code)
-    if code == MEMORY or code in (KILLED, 128 + 9):
-        return JobStatus(JobState.FAILED, "killed: out of memory", code)
-    if code < 0:
-        return JobStatus(JobState.FAILED, f"PBS could not start it (Exit_status {code})", code)
-    return JobStatus(JobState.FAILED, f"exit code {code}", code)
+    return JobStatus(JobState.FAILED, CODES.get(code) or _named(code), code)
+
+
+def _named(code: int) -> str:
+    return f"PBS could not start it (Exit_status {code})" if code < 0 else f"exit code {code}"
 
 
 def number(job_id: str) -> str:
@@ -99,13 +97,13 @@ def read(text: str) -> dict[str, Job]:
 
 
 def read_lines(text: str) -> dict[str, Job]:
-    """Jobs by number, from `qstat -F dsv` (one line per job), with the attributes that `judge` reads."""
+    """Jobs by number, from `qstat -F dsv` (one line per job), with the attributes in READ."""
     jobs: dict[str, Job] = {}
     for line in text.splitlines():
         name, *fields = line.split("|")
         if name.startswith("Job Id: "):
             pairs = [field.partition("=") for field in fields]
-            job = {key: value for key, _, value in pairs if key in ("job_state", "Exit_status", "comment", "run_count")}
+            job = {key: value for key, _, value in pairs if key in READ}
             jobs[number(name.removeprefix("Job Id: "))] = job
     return jobs
 
@@ -124,18 +122,22 @@ class PBSProvider(PBSProProvider):  # type: ignore[misc]
         ConfigurationError: no account, or nodes and walltime outside the limits of the queue.
     """
 
+    worker_init: str
+
     def __init__(
-        self, *, queues: Path | None = None, poll_seconds: int = 60, patience: int = 60, **arguments: Any
+        self, *, queues: Path | None = None, poll_seconds: int = 30, patience: int = 60, **arguments: Any
     ) -> None:
         super().__init__(**arguments)
         self.queues, self.poll_seconds, self.patience = queues, poll_seconds, patience
         if not self.account:
-            raise ConfigurationError("ACCOUNT: missing; set it to the project that is charged for the node-hours")
+            raise ConfigurationError(
+                "parsl-account: missing; set it in the profile to the project that is charged for the node-hours"
+            )
         if queues is not None:
             check(queues, str(self.queue), self.nodes_per_block, self.walltime)
         self._not_before = 0.0
-        self._refusal = ""
-        self._cleaned = False
+        self._refusal: NotSubmitted | None = None
+        self._undeleted: set[str] = set()
 
     @property
     def status_polling_interval(self) -> int:
@@ -143,38 +145,45 @@ class PBSProvider(PBSProProvider):  # type: ignore[misc]
         return self.poll_seconds
 
     def submit(self, command: str, tasks_per_node: int, job_name: str = "parsl") -> str:
-        """Submit a pilot. Before the first one, delete the pilots of an earlier driver.
+        """Submit a pilot.
 
         Raises:
             NotSubmitted: a queue is full, the server is down, or qsub refuses for another reason.
         """
-        if not self._cleaned:
-            self._delete_left_over()
-            self._cleaned = True
-        if time.monotonic() < self._not_before:
-            raise NotSubmitted(job_name, self._refusal)
+        if self._refusal and time.monotonic() < self._not_before:
+            raise self._refusal
+        init: str = self.worker_init
+        self.worker_init = f"cd {shlex.quote(str(self.script_dir))}\ntrap : TERM\n{init}"
         try:
             job_id: str = super().submit(command, tasks_per_node, job_name)
         except SubmitException as error:
             output = " ".join((error.stderr or error.stdout or str(error)).split())
-            temporary = any(words in output for words in (*LIMIT, *SERVER_DOWN))
-            self._refusal = f"{WAITING if temporary else REFUSED}: {output}"
+            waits = any(words in output for words in (*LIMIT, *SERVER_DOWN))
+            self._refusal = NotSubmitted(job_name, output, waits=waits)
             self._not_before = time.monotonic() + self.patience
-            raise NotSubmitted(job_name, self._refusal) from None
-        self._mark(job_id).touch()
+            raise self._refusal from None
+        finally:
+            self.worker_init = init
         return job_id
 
     def cancel(self, job_ids: Sequence[str]) -> list[bool]:
-        """Delete jobs. A job that no longer exists counts as deleted."""
-        if not job_ids:
-            return []
-        code, _, _ = self.execute_wait("qdel " + " ".join(job_ids))
-        for job_id in job_ids if code in GONE else ():
-            self._end(job_id, JobStatus(JobState.COMPLETED))
-        return [code in GONE] * len(job_ids)
+        """Delete jobs; whether each is deleted. One that no longer exists is. Others are tried again at each poll."""
+        return [self._delete(job_id) for job_id in job_ids]
+
+    def _delete(self, job_id: str) -> bool:
+        code, _, error = self.execute_wait(f"qdel {job_id}")
+        if code in GONE:
+            self._undeleted.discard(job_id)
+            return True
+        self._undeleted.add(job_id)
+        status = self.resources[job_id]["status"]
+        status.message = f"qdel failed and is tried again: {' '.join(error.split())}"
+        return False
 
     def _status(self) -> None:
         """Update the states of jobs that have not ended. They stay unchanged while the server does not answer."""
+        for job_id in sorted(self._undeleted):
+            self._delete(job_id)
         waiting = [job_id for job_id, resource in self.resources.items() if not resource["status"].terminal]
         found = self._query(waiting) if waiting else {}
         for job_id in waiting:
@@ -199,8 +208,8 @@ class PBSProvider(PBSProProvider):  # type: ignore[misc]
             if status.terminal:
                 self._end(job_id, status)
                 if job["job_state"] == "H":
-                    self.execute_wait(f"qdel {job_id}")
-            else:
+                    self._delete(job_id)
+            elif job_id not in self._undeleted:
                 resource["status"] = status
 
     def _query(self, job_ids: Sequence[str]) -> dict[str, Job | None]:
@@ -236,19 +245,7 @@ class PBSProvider(PBSProProvider):  # type: ignore[misc]
         resource = self.resources[job_id]
         status.stdout_path, status.stderr_path = resource["job_stdout_path"], resource["job_stderr_path"]
         resource["status"] = status
-        self._mark(job_id).unlink(missing_ok=True)
-
-    def _mark(self, job_id: str) -> Path:
-        """A file beside the submit scripts that exists as long as the job may."""
-        return Path(self.script_dir) / f"{job_id}.pilot"
-
-    def _delete_left_over(self) -> None:
-        """Delete the pilots of a killed driver, found by its marks."""
-        here = Path(self.script_dir).resolve()
-        marks = [mark for mark in here.parents[1].glob(f"*/{here.name}/*.pilot") if mark.parent != here]
-        if marks and self.execute_wait("qdel " + " ".join(mark.stem for mark in marks))[0] in GONE:
-            for mark in marks:
-                mark.unlink(missing_ok=True)
+        self._undeleted.discard(job_id)
 
 
 def check(queues: Path, queue: str, nodes: int, walltime: str) -> None:
@@ -262,9 +259,9 @@ def check(queues: Path, queue: str, nodes: int, walltime: str) -> None:
     rows = [row for row in table if row["queue"] == queue]
     if not rows:
         known = ", ".join(dict.fromkeys(row["queue"] for row in table))
-        raise ConfigurationError(f"QUEUE: found {queue!r}, which is not in {queues.name}; known: {known}")
+        raise ConfigurationError(f"parsl-queue: found {queue!r}, which is not in {queues.name}; known: {known}")
     if not re.fullmatch(r"\d+:\d\d:\d\d", walltime):
-        raise ConfigurationError(f"WALLTIME: found {walltime!r}; write HH:MM:SS")
+        raise ConfigurationError(f"walltime: found {walltime!r}; write HH:MM:SS")
     hours, minutes, seconds = map(int, walltime.split(":"))
     requested = hours * 60 + minutes + seconds / 60
     fits = [
@@ -277,37 +274,5 @@ def check(queues: Path, queue: str, nodes: int, walltime: str) -> None:
             f"{row['min_nodes']}-{row['max_nodes']} nodes for {row['min_minutes']}-{row['max_minutes']} minutes"
             for row in rows
         )
-        raise ConfigurationError(f"NODES, WALLTIME: found {nodes} for {walltime}, but queue {queue} takes {limits}")
-
-
-def wait_for_pilots(executor: BlockProviderExecutor, status: Mapping[str, JobStatus], in_a_row: int = 3) -> None:
-    """Block error handler of Parsl: end the run with a reason when waiting for pilots cannot help.
-
-    That is the case when no pilot runs or is queued, and either qsub refuses for another reason than a full queue or a
-    server that is down, or the last pilots all ended before a worker connected.
-
-    Args:
-        executor: of a pool.
-        status: of its pilots, by block.
-        in_a_row: number of such pilots.
-    """
-    if not status or executor.bad_state_is_set:
-        return
-    if any(pilot.state in (JobState.PENDING, JobState.RUNNING) for pilot in status.values()):
-        return
-    latest = [status[block] for block in sorted(status, key=int)]
-    message = latest[-1].message or ""
-    if REFUSED in message:
-        executor.set_bad_state_and_fail_all(TooManyJobFailuresError(message[message.index(REFUSED) :]))
-    started = [pilot for pilot in latest if WAITING not in (pilot.message or "")][-in_a_row:]
-    if len(started) == in_a_row and all(
-        pilot.state in (JobState.FAILED, JobState.MISSING) and pilot.message != PREEMPTED for pilot in started
-    ):
-        last = started[-1]
-        printed = " ".join((last.stderr_summary or "").split())[-500:]
-        executor.set_bad_state_and_fail_all(
-            TooManyJobFailuresError(
-                f"{in_a_row} pilots in a row ended before a worker connected: {last.message or 'no reason given'}"
-                + (f"; the last one printed: {printed}" if printed else "")
-            )
-        )
+        found = f"found {nodes} nodes for {requested:g} minutes"
+        raise ConfigurationError(f"parsl-nodes, parsl-minutes: {found}, but queue {queue} takes {limits}")

@@ -1,23 +1,18 @@
-"""The Parsl side of the plugin: the pools of a configuration file, and one task per Snakemake job.
+"""The Parsl side of the plugin: running pools, one task per Snakemake job, and what becomes of nodes and pilots.
 
 This module imports Parsl, so only a run that starts jobs imports it.
 """
 
-import os
 import re
-import runpy
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import parsl
-from parsl.config import Config
-from parsl.errors import ParslError
 from parsl.executors import HighThroughputExecutor
 from parsl.executors.errors import BadStateException
 from parsl.executors.high_throughput.errors import (
@@ -26,20 +21,20 @@ from parsl.executors.high_throughput.errors import (
     ManagerLost,
     WorkerLost,
 )
-from parsl.executors.high_throughput.executor import DEFAULT_INTERCHANGE_LAUNCH_CMD
-from parsl.jobs.states import JobState
-from parsl.launchers import SimpleLauncher
+from parsl.jobs.states import JobState, JobStatus
 
-from snakemake_executor_plugin_parsl import guard
+from snakemake_executor_plugin_parsl.config import load, repair, route
+from snakemake_executor_plugin_parsl.drivers import Driver
+from snakemake_executor_plugin_parsl.site import Site
 from snakemake_executor_plugin_parsl.task import Outcome, run
 
-# Labels of pools, in the order in which `route` tries them: workers with no GPU, one, several, those of several nodes.
-LABELS = ("cpu", "gpu", "node", "nodes")
 FAST = 120  # seconds; a bad node fails jobs within this time
 TOGETHER = 2  # failures that mark a node as bad, if no job has succeeded on it
 PATIENCE = 30  # seconds to wait for the second failure
 ANSWER = 60  # seconds in which an interchange has to answer
-MARGIN = 20  # seconds from a driver's last heartbeat to its end, and from a pilot's end to that of its processes
+STARTS = 2  # deaths of workers on a node that has completed nothing, after which the run ends
+LEAVE = 15  # seconds for pilots to end after they are deleted
+TRY = 3  # seconds between two attempts to delete a pilot at the end
 
 
 @dataclass
@@ -49,9 +44,11 @@ class Task:
     name: str
     label: str
     priority: float  # Parsl starts the lowest first
+    seconds: float  # expected duration; 0: unknown
     command: str
     log: str
     future: Future[Outcome] | None = None
+    begun: float | None = None  # when it was seen to run, of `time.monotonic`
     again_at: float | None = None
     lost: int = 0
     moved: bool = False
@@ -61,7 +58,9 @@ class Task:
 class Node:
     """State of a node, which runs one Parsl manager."""
 
+    label: str = ""
     block: str = ""
+    host: str = ""
     busy: int = 0
     slots: int = 0
     good: bool = False
@@ -78,54 +77,39 @@ class Pools:
     """The running pools of a configuration file.
 
     Args:
-        file: a Parsl configuration file, which sets `config`.
+        file: a Parsl configuration file, see `config.load`.
+        site: what the file's function `config` is called with.
         gpus: numbers of GPUs that jobs use. A pool that no job needs is not started.
         again: maximum number of restarts of a job whose pilot was lost.
         say: prints one line to the user.
 
     Raises:
-        ValueError: an error in the file, in one line.
+        ValueError: an error in the file, or another driver is alive; in one line.
     """
 
-    def __init__(self, file: Path, gpus: set[int], again: int, say: Callable[[str], None]) -> None:
+    def __init__(self, file: Path, site: Site, gpus: set[int], again: int, say: Callable[[str], None]) -> None:
         self.again, self.say = again, say
-        config = load(file)
-        self.executors: dict[str, HighThroughputExecutor] = {executor.label: executor for executor in config.executors}
+        config = load(file, site)
+        every: dict[str, HighThroughputExecutor] = {executor.label: executor for executor in config.executors}
         try:
-            needed = {self.route(count) for count in gpus}
+            needed = {route(every, count) for count in gpus}
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
-        self.executors = {label: executor for label, executor in self.executors.items() if label in needed}
+        self.executors = {label: executor for label, executor in every.items() if label in needed}
         config._executors = tuple(self.executors.values())
-        # Parsl finds its scripts by PATH, which lacks them if the environment was not activated.
-        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        self.driver = Driver(Path(config.run_dir), say)
+        self.driver.take_over(every)
         for executor in self.executors.values():
-            protect(executor)
-        self.threshold = max(executor.heartbeat_threshold for executor in self.executors.values())
-        self.wait_for_an_earlier_driver(Path(config.run_dir))
+            repair(executor)
+            self.driver.record(executor)
         self.dfk = parsl.load(config)
         self.folder = Path(self.dfk.run_dir)
         self.nodes: dict[str, Node] = defaultdict(Node)
         self.lost = 0
-        self._reported: set[tuple[str, str]] = set()
-
-    def wait_for_an_earlier_driver(self, folder: Path) -> None:
-        """Wait until the pilots of a killed driver have ended, so that no file has two writers.
-
-        They end by themselves within their heartbeat threshold.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        self._pulse = folder / "driver-alive"
-        try:
-            last = self._pulse.stat().st_mtime
-        except FileNotFoundError:
-            last = None
-        self._pulse.touch()
-        if last is not None:  # both times are from the file system, as clocks of login nodes differ
-            left = last + self.threshold + MARGIN - self._pulse.stat().st_mtime
-            if left > 0:
-                self.say(f"parsl: an earlier run was killed; waiting {left:.0f} s until its pilots have ended")
-                time.sleep(left)
+        self.hurry = False  # set by a second signal: `close` waits for nothing
+        self._pace = 1.0
+        self._said: dict[tuple[str, str], str] = {}
+        self._ended: set[tuple[str, str]] = set()
 
     def route(self, gpus: int) -> str:
         """The label of the pool for a job that uses `gpus` GPUs."""
@@ -133,10 +117,11 @@ class Pools:
 
     def start(self, task: Task) -> None:
         """Submit a task to its pool."""
-        task.again_at = None
+        task.again_at = task.begun = None
         executor = self.executors[task.label]
+        resources = {"priority": task.priority, "seconds": task.seconds}
         try:
-            task.future = executor.submit(run, {"priority": task.priority}, task.command, str(Path.cwd()), task.log)
+            task.future = executor.submit(run, resources, task.command, str(Path.cwd()), task.log)
         except Exception as error:
             raise PoolError(str(error)) from error
 
@@ -173,62 +158,101 @@ class Pools:
         """Schedule the restart of a task whose pilot was lost, after the last of its processes must have ended."""
         self.lost += 1
         task.lost += 1
-        node = getattr(error, "manager_id", b"").decode()
-        reason = self._verdict(task.label, self.nodes[node].block if node in self.nodes else "")
+        manager = getattr(error, "manager_id", b"").decode()
+        block = self.nodes[manager].block if manager in self.nodes else ""
+        reason = self._verdict(task.label, block)
         loss = f"lost with {getattr(error, 'hostname', 'its node')}" + (f" ({reason})" if reason else "")
         if task.lost > self.again:
             raise LostError(f"{loss}, for the {task.lost}th time")
         self.say(f"parsl: {task.name}: {loss}; restart {task.lost} of at most {self.again}")
-        task.again_at = time.monotonic() + self.executors[task.label].heartbeat_period
+        has_ended = (task.label, block) in self._ended
+        task.again_at = time.monotonic() + (0 if has_ended else self.executors[task.label].heartbeat_period)
 
     def _verdict(self, label: str, block: str) -> str:
         """The reason of a pilot's end, if the batch system gives one."""
         status = self.executors[label].status_facade.get(block)
         return status.message or "" if status is not None and status.terminal else ""
 
-    def watch(self) -> list[tuple[Task, Outcome]]:
+    def watch(self, running: list[Task], pace: float) -> list[tuple[Task, Outcome]]:
         """Check pilots and nodes. Call it every few seconds.
+
+        Args:
+            running: tasks that have not ended.
+            pace: measured by expected duration of the tasks that have ended.
 
         Returns:
             Tasks with outcomes whose failures are not due to their node.
 
         Raises:
-            PoolError: the interchange of a pool has died.
+            PoolError: the interchange of a pool has died, or workers cannot start.
         """
-        self._pulse.touch()
         for node in self.nodes.values():
             node.busy = node.slots = 0
+        numbers: set[tuple[str, int]] = set()
         for label, executor in self.executors.items():
-            for manager in self._managers(label):
+            managers = self._ask(label, "MANAGERS")
+            for manager in managers:
                 node = self.nodes[manager["manager"]]
-                node.block, node.slots = manager["block_id"], manager["worker_count"]
+                node.label, node.block, node.host = label, manager["block_id"], manager["hostname"]
+                node.slots = manager["worker_count"]
                 node.busy = min(manager["tasks"], node.slots)
+                numbers |= {(label, number) for number in manager["running"]}
+                if node.busy and not node.good:
+                    self._refuse_dying_workers(executor, node, manager["manager"])
+            executor.unfit = sum(manager["unfit"] for manager in managers)
+            if abs(pace / self._pace - 1) > 0.1:
+                self._ask(label, ["PACE", pace])
             for block, status in list(executor.status_facade.items()):
-                if status.terminal and status.message and status.state != JobState.SCALED_IN:
-                    self._report(label, block, status.message)
+                self._follow(label, block, status, {manager["block_id"] for manager in managers})
+        self._pace = pace if abs(pace / self._pace - 1) > 0.1 else self._pace
+        for task in running:
+            number = getattr(task.future, "parsl_executor_task_id", -1)
+            if task.begun is None and (task.label, number) in numbers:
+                task.begun = time.monotonic()
         return self._judge_nodes()
 
-    def _report(self, label: str, block: str, message: str) -> None:
-        """Print the reason of a pilot's end once, and each reason for refused submissions once."""
+    def _follow(self, label: str, block: str, status: JobStatus, connected: set[str]) -> None:
+        """Say why a pilot waits or has ended, and give its tasks out again once the batch system says that it has."""
         job_id = self.executors[label].blocks_to_job_id.get(block)
-        reason = re.sub(r"^Failed to start block \d+: ", "", message)
-        key = (label, block if job_id else reason)
-        if key not in self._reported:
-            self._reported.add(key)
-            self.say(
-                f"parsl: pilot {job_id}: {reason}" if job_id else f"parsl: no pilot for pool {label} yet: {reason}"
-            )
+        if status.message and status.state != JobState.SCALED_IN:
+            reason = re.sub(r"^Failed to start block \d+: ", "", status.message)
+            key = (label, block if job_id else "")
+            if self._said.get(key) != reason:
+                self._said[key] = reason
+                verb = "" if status.terminal else " waits" if status.state == JobState.PENDING else ""
+                who = f"pilot {job_id}{verb}" if job_id else f"no pilot for pool {label} yet"
+                self.say(f"parsl: {who}: {reason}")
+        if status.terminal and job_id and (label, block) not in self._ended:
+            self._ended.add((label, block))
+            if block in connected:
+                self._ask(label, ["LOST", block])
 
-    def _managers(self, label: str) -> list[dict[str, Any]]:
-        """The managers that the interchange of a pool lists. An interchange that does not answer is killed."""
+    def _ask(self, label: str, command: str | list[Any]) -> Any:
+        """The answer of the interchange of a pool. One that does not answer is killed."""
         executor = self.executors[label]
         if executor.interchange_proc.poll() is None:
             try:
-                managers: list[dict[str, Any]] = executor.command_client.run("MANAGERS", timeout_s=ANSWER)
-                return managers
+                return executor.command_client.run(command, timeout_s=ANSWER)
             except (CommandClientTimeoutError, CommandClientBadError):
                 executor.interchange_proc.kill()
         raise PoolError(f"the interchange of pool {label} has died; see {executor.logdir}/interchange.log")
+
+    def _refuse_dying_workers(self, executor: HighThroughputExecutor, node: Node, manager: str) -> None:
+        """End the run where workers die again and again before they do anything, as their manager restarts them.
+
+        Raises:
+            PoolError: with the end of a worker's log.
+        """
+        folder = Path(executor.worker_logdir) / f"block-{node.block}" / manager
+        if _text(folder / "manager.log").count("was not busy when it died") < STARTS:
+            return
+        logs = [_text(log).strip() for log in sorted(folder.glob("worker_*.log"))]
+        printed = _text(Path(str(_stderr(executor, node.block)))).strip()
+        last = next((text.splitlines()[-1] for text in [printed, *logs] if text), "nothing")
+        raise PoolError(
+            f"workers of pool {node.label} die on {node.host} before they run anything; the last words: {last}; check "
+            f"cpu_affinity ({executor.cpu_affinity}) against the cores of a node, and see {folder}"
+        )
 
     def _judge_nodes(self) -> list[tuple[Task, Outcome]]:
         """Hold back nodes on which jobs fail while other nodes work, and move each of their jobs once."""
@@ -256,22 +280,61 @@ class Pools:
             return
         node.held = True
         task, outcome, _ = node.suspects[0]
-        self.executors[task.label]._hold_manager(manager)
+        self._ask(task.label, ["HOLD_MANAGER", manager])
         self.say(
             f"parsl: node {outcome.host} is held back: its first {len(node.suspects)} jobs failed within "
             f"{outcome.seconds:.0f} s while other nodes work; they are moved to other nodes (see {task.log})"
         )
 
+    def counts(self) -> dict[str, int]:
+        """Numbers of slots and pilots. A pilot is up once a node of it is connected, whenever its state was asked."""
+        connected = {(node.label, node.block) for node in self.nodes.values() if node.slots}
+        waiting = [
+            block
+            for label, executor in self.executors.items()
+            for block, status in executor.status_facade.items()
+            if not status.terminal and (label, block) not in connected
+        ]
+        return {
+            "busy": sum(node.busy for node in self.nodes.values()),
+            "slots": sum(node.slots for node in self.nodes.values()),
+            "pilots": len(connected),
+            "waiting": len(waiting),
+            "lost": self.lost,
+        }
+
     def close(self) -> None:
-        """Delete all pilots."""
+        """Delete all pilots and wait until they have ended, for their tasks save their state."""
+        pilots = {label: self._not_ended(executor) for label, executor in self.executors.items()}
         if all(executor.interchange_proc.poll() is None for executor in self.executors.values()):
             self.dfk.cleanup()  # it never returns if an interchange is dead
         for executor in self.executors.values():
-            left = [block for block, status in executor.status_facade.items() if not status.terminal]
-            executor.provider.cancel([executor.blocks_to_job_id[block] for block in left])
+            executor.provider.cancel(self._not_ended(executor))
             if executor.interchange_proc.poll() is None:
                 executor.interchange_proc.kill()
-        self._pulse.unlink(missing_ok=True)
+        deadline = time.monotonic() + LEAVE
+        while pilots := {label: left for label, each in pilots.items() if (left := self._living(label, each))}:
+            if self.hurry or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+        for label, left in pilots.items():
+            said = {self.executors[label].provider.resources[pilot]["status"].message for pilot in left} - {None}
+            self.say(f"parsl: pilots that have not ended yet: {', '.join(left)} {'; '.join(said)}".rstrip())
+        self.driver.end(clean=not pilots)
+
+    def _not_ended(self, executor: HighThroughputExecutor) -> list[str]:
+        """Ids of the pilots of a pool that have not ended, as far as Parsl knows."""
+        states = executor.status_facade
+        return [
+            pilot
+            for block, pilot in executor.blocks_to_job_id.items()
+            if block not in states or not states[block].terminal
+        ]
+
+    def _living(self, label: str, pilots: list[str]) -> list[str]:
+        """The pilots among these that have not ended, as the batch system says now."""
+        states = self.executors[label].provider.status(pilots)
+        return [pilot for pilot, status in zip(pilots, states, strict=True) if not status.terminal]
 
 
 class PoolError(Exception):
@@ -282,79 +345,15 @@ class LostError(Exception):
     """A job lost its pilot more often than it may be restarted."""
 
 
-def load(file: Path) -> Config:
-    """Run a Parsl configuration file.
-
-    Raises:
-        ValueError: one line with the file, the error and the fix.
-    """
-    if not file.is_file():
-        raise ValueError(f"{file}: not found; parsl-config in the profile names a Parsl configuration file")
+def _text(file: Path) -> str:
     try:
-        config = runpy.run_path(str(file)).get("config")
-    except (ParslError, OSError, TypeError) as error:
-        raise ValueError(f"{file}: {error}") from error
-    if not isinstance(config, Config):
-        raise ValueError(f"{file}: sets no `config = parsl.config.Config(...)`")
-    if others := [executor.label for executor in config.executors if not isinstance(executor, HighThroughputExecutor)]:
-        raise ValueError(f"{file}: {others[0]} is not a HighThroughputExecutor")
-    return config
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
-def route(executors: Mapping[str, HighThroughputExecutor], gpus: int) -> str:
-    """The label of the first pool whose workers have enough GPUs for a job.
-
-    A pool that pins no GPUs takes any job, unless its label is `cpu`.
-
-    Raises:
-        ValueError: no pool has enough GPUs per worker.
-    """
-    has = {label: devices(executor) for label, executor in executors.items()}
-    for label in sorted(has, key=lambda label: LABELS.index(label) if label in LABELS else len(LABELS)):
-        enough = has[label] == gpus if span(executors[label]) > 1 else has[label] >= gpus
-        if gpus == 0 or (enough if has[label] else label != "cpu"):
-            return label
-    raise ValueError(
-        f"gpus: a job uses {gpus}, but no pool has workers of so many "
-        f"({', '.join(f'{label}: {count}' for label, count in has.items())}); change `gpus` of its model, or the nodes "
-        "of a batch job: a run over several nodes uses all of them"
-    )
-
-
-def devices(executor: HighThroughputExecutor) -> int:
-    """GPUs of each worker of a pool; 0 if it pins none."""
-    return span(executor) * min((len(name.split(",")) for name in executor.available_accelerators), default=0)
-
-
-def span(executor: HighThroughputExecutor) -> int:
-    """Nodes of each worker of a pool: all of its block if the block starts a single manager, otherwise 1."""
-    alone = isinstance(getattr(executor.provider, "launcher", None), SimpleLauncher)
-    return executor.provider.nodes_per_block if alone else 1
-
-
-def protect(executor: HighThroughputExecutor) -> None:
-    """Work around three faults of Parsl's executor, in place.
-
-    - Its interchange outlives a killed driver and keeps starting jobs: it is tied to the driver.
-    - When the slots outnumber the jobs by less than a pilot, Parsl asks to remove 0 pilots, and the executor then
-      removes all that are queued: such calls are ignored.
-    - Parsl counts one slot per node even where one worker has all nodes of a block: `parallelism` makes up for it.
-    """
-    executor.provider.parallelism *= span(executor)
-    scale_in = executor.scale_in
-    executor.scale_in = lambda blocks, *args, **kwargs: scale_in(blocks, *args, **kwargs) if blocks > 0 else []
-    if executor.interchange_launch_cmd == DEFAULT_INTERCHANGE_LAUNCH_CMD:
-        script = Path(sys.executable).parent / DEFAULT_INTERCHANGE_LAUNCH_CMD[0]
-        executor.interchange_launch_cmd = [sys.executable, "-I", guard.__file__, sys.executable, str(script)]
-
-
-def summary(pools: Pools) -> dict[str, Any]:
-    """Counts of slots and pilots."""
-    states = [status.state for executor in pools.executors.values() for status in executor.status_facade.values()]
-    return {
-        "busy": sum(node.busy for node in pools.nodes.values()),
-        "slots": sum(node.slots for node in pools.nodes.values()),
-        "pilots": states.count(JobState.RUNNING),
-        "waiting": states.count(JobState.PENDING),
-        "lost": pools.lost,
-    }
+def _stderr(executor: HighThroughputExecutor, block: str) -> str | None:
+    """Where a pilot writes its errors."""
+    job = executor.provider.resources.get(executor.blocks_to_job_id.get(block), {})
+    path: str | None = job.get("job_stderr_path")
+    return path

@@ -5,6 +5,7 @@ Parsl imports this module on compute nodes; it uses the standard library only.
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -13,35 +14,30 @@ from pathlib import Path
 
 from snakemake_executor_plugin_parsl import guard
 
-# SIGTERM goes to the whole process group: Snakemake alone would wait for its jobs. A fine-tuning saves its state on
-# SIGTERM; ten seconds later everything is killed.
-GROUP = """
-trap 'trap "" TERM; kill -TERM 0; sleep 10; kill -KILL 0' TERM
-sh -c "$1" &
-wait $!
-"""
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Exit code of a command, its duration, and the host, manager and slot that ran it."""
+    """Exit code of a command, its duration, the host, manager and slot that ran it, and what memory it lacked."""
 
     code: int
     host: str
     manager: str
     slot: str
     seconds: float
+    out_of_memory: bool = False
 
 
 def run(command: str, folder: str, log: str) -> Outcome:
     """Run a shell command in `folder`. Its output is written to `log`, which is deleted on success."""
     guard.die_with_parent()  # a worker without a manager cannot return a result
-    started = time.monotonic()
+    started, kills = time.monotonic(), memory_kills()
     path = Path(log)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as output:
         code = subprocess.run(
-            [sys.executable, "-I", guard.__file__, "sh", "-c", GROUP, "sh", command],
+            [sys.executable, "-I", guard.__file__, "job", "sh", "-c", command],
             cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False,
         ).returncode  # fmt: skip
     if code == 0:
@@ -52,4 +48,24 @@ def run(command: str, folder: str, log: str) -> Outcome:
         manager=os.environ.get("PARSL_WORKER_POOL_ID", ""),
         slot=f"{os.environ.get('PARSL_WORKER_BLOCK_ID')}/{os.environ.get('PARSL_WORKER_RANK')}",
         seconds=time.monotonic() - started,
+        out_of_memory=code != 0 and memory_kills() > kills,
     )
+
+
+def memory_kills(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+    """Processes that the kernel has killed in the control group of this process because memory ran out; 0: unknown."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        version_1 = "memory" in controllers.split(",")
+        file = cgroups / ("memory" if version_1 else "") / path.lstrip("/")
+        file /= "memory.oom_control" if version_1 else "memory.events"
+        try:
+            if found := re.search(r"^oom_kill (\d+)", file.read_text(), re.MULTILINE):
+                return int(found.group(1))
+        except OSError:
+            continue
+    return 0

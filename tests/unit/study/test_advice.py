@@ -109,7 +109,7 @@ def test_finished_and_local_jobs_are_ignored(site: list[Queue]) -> None:
     assert advice.advise(idle, site) == "Nothing is left to do in pools."
     text = advice.advise([*idle, *work([3.0] * 5)], site)
     assert "5 jobs in pools; one batch job for each of them would take 0.4 node-hours" in text
-    assert 'Recommended: QUEUE = "debug", JOBS = 1, NODES = 2, WALLTIME = "00:15:00"' in text
+    assert "parsl-queue: debug\nparsl-pilots: 1\nparsl-nodes: 2\nparsl-minutes: 15\n" in text
 
 
 def test_jobs_that_no_queue_can_finish(site: list[Queue]) -> None:

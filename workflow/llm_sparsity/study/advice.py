@@ -191,7 +191,7 @@ def advise(jobs: Iterable[Job], table: Sequence[Queue]) -> str:
 
 
 def recommendation(choice: Option | None, widest: int = 1) -> str:
-    """One line: the settings for the site's Parsl configuration file, and the reason.
+    """Settings of the executor plugin, as lines to paste into a profile, and the reason.
 
     Args:
         choice: the recommended option; None if no queue can finish all jobs.
@@ -203,10 +203,11 @@ def recommendation(choice: Option | None, widest: int = 1) -> str:
         )
     if choice is None:
         return "No queue can finish all jobs at once: choose preemptable or prod, and repeat the command for the rest."
-    hours, minutes = divmod(choice.walltime, 60)
     return (
-        f'Recommended: QUEUE = "{choice.queue.queue}", JOBS = {choice.jobs}, NODES = {choice.nodes}, '
-        f'WALLTIME = "{hours:02d}:{minutes:02d}:00": all jobs end {choice.minutes:.0f} minutes after the nodes have '
-        f"started, the fastest choice with at most {HEADROOM - 1:.0%} more node-hours than "
-        f"{'one node' if widest == 1 else f'{widest} nodes'} would take; the first such queue of the table"
+        "Recommended, for config.yaml of the profile:\n\n"
+        f"parsl-queue: {choice.queue.queue}\nparsl-pilots: {choice.jobs}\nparsl-nodes: {choice.nodes}\n"
+        f"parsl-minutes: {choice.walltime}\n\n"
+        f"All jobs end {choice.minutes:.0f} minutes after the nodes have started, the fastest choice with at most "
+        f"{HEADROOM - 1:.0%} more node-hours than {'one node' if widest == 1 else f'{widest} nodes'} would take; the "
+        "first such queue of the table."
     )
