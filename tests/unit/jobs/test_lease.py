@@ -1,23 +1,28 @@
-import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llm_sparsity.jobs import lease
 
+# Holds its lease, and a file that names the devices, until a test removes the file.
 JOB = """
-import json, os, sys, time
+import os, sys, time
+from pathlib import Path
 from llm_sparsity.jobs.lease import lease
 count = lease(int(sys.argv[1]))
-begun = time.monotonic()
-time.sleep(0.4)
-print(json.dumps({"count": count, "devices": os.environ["CUDA_VISIBLE_DEVICES"].split(","),
-                  "begun": begun, "ended": time.monotonic()}))
+held, new = Path(f"held-{os.getpid()}"), Path(f"new-{os.getpid()}")
+new.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+new.rename(held)
+while held.exists():
+    time.sleep(0.02)
+print(count)
 """
+HANGS = 300  # seconds
 
 
 def start(root: Path, tmp_path: Path, count: int, program: str = JOB) -> subprocess.Popen[str]:
@@ -25,35 +30,46 @@ def start(root: Path, tmp_path: Path, count: int, program: str = JOB) -> subproc
         "PYTHONPATH": str(root / "workflow"), "CUDA_VISIBLE_DEVICES": "0,1,GPU-abc", "TMPDIR": str(tmp_path)
     }  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-c", program, str(count)], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, str(count)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     )
+
+
+def wait(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + HANGS
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_no_device_is_leased_twice_at_once(root: Path, tmp_path: Path) -> None:
     jobs = [start(root, tmp_path, 1) for _ in range(5)] + [start(root, tmp_path, 2)]
-    results = [json.loads(job.communicate(timeout=60)[0]) for job in jobs]
-    assert [one["count"] for one in results] == [1, 1, 1, 1, 1, 2]
-    for number, one in enumerate(results):
-        assert len(one["devices"]) == one["count"]
-        for other in results[number + 1 :]:
-            if set(one["devices"]) & set(other["devices"]):
-                assert one["ended"] <= other["begun"] or other["ended"] <= one["begun"]
+    counts = {1: 0, 2: 0}
+    for _ in jobs:
+        wait(lambda: list(tmp_path.glob("held-*")))
+        held = {file: file.read_text().split(",") for file in tmp_path.glob("held-*")}
+        devices = [device for names in held.values() for device in names]
+        assert len(devices) == len(set(devices))
+        file = next(iter(held))
+        counts[len(held[file])] += 1
+        file.unlink()
+    assert counts == {1: 5, 2: 1}
+    assert [job.communicate(timeout=HANGS)[0] for job in jobs] == ["1\n"] * 5 + ["2\n"]
 
 
 def test_a_lease_outlives_exec_and_ends_with_the_process(root: Path, tmp_path: Path) -> None:
-    program = "import os, sys\nfrom llm_sparsity.jobs.lease import lease\nlease(2)\nos.execvp('sleep', ['sleep', '30'])"
+    program = "import os\nfrom llm_sparsity.jobs.lease import lease\nlease(2)\nos.execvp('sleep', ['sleep', '3600'])"
     holder = start(root, tmp_path, 2, program)
+    wait(lambda: Path(f"/proc/{holder.pid}/comm").read_text() == "sleep\n")
     locks = tmp_path / f"gpus-{os.getuid()}"
-    deadline = time.monotonic() + 30
-    while not list(locks.glob("*.lock")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)
+    free = [lease._acquire(locks / f"{device}.lock") for device in ("0", "1", "GPU-abc")]
+    assert free.count(None) == 2
+    os.close(next(lock for lock in free if lock is not None))
     other = start(root, tmp_path, 2)
-    with pytest.raises(subprocess.TimeoutExpired):
-        other.wait(timeout=1.5)
     holder.kill()
     holder.wait()
-    assert json.loads(other.communicate(timeout=30)[0])["count"] == 2
+    wait(lambda: list(tmp_path.glob("held-*")))
+    next(tmp_path.glob("held-*")).unlink()
+    assert other.communicate(timeout=HANGS)[0] == "2\n"
 
 
 @pytest.mark.parametrize(("visible", "asked", "count"), [("3", 1, 1), ("0,1", 4, 2), ("", 1, 0), ("0,1,2,3", 0, 0)])

@@ -1,11 +1,10 @@
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,10 +35,25 @@ def holder(tmp_path: Path, root: Path) -> Any:
     process.communicate()
 
 
+def napping(monkeypatch: pytest.MonkeyPatch, nap: Callable[[float], None]) -> None:
+    """Let what waits for a lock call `nap` where it would sleep, on a clock that only naps move."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        nap(now[0])
+
+    monkeypatch.setattr(lock, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+
+
 def test_a_second_copy_waits_until_the_first_is_dead(
-    holder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    holder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threading.Timer(1, lambda: holder.send_signal(signal.SIGKILL)).start()
+    def kill(now: float) -> None:
+        holder.kill()
+        holder.wait()
+
+    napping(monkeypatch, kill)
     with locked(tmp_path / "lock"):
         assert lock._started(holder.pid) is None
     assert f'"pid": {holder.pid}' in capsys.readouterr().err
@@ -52,21 +66,22 @@ def test_a_process_number_that_was_given_out_anew_is_not_the_owner(tmp_path: Pat
         pass
 
 
-def test_an_owner_elsewhere_is_dead_when_its_heart_stops_whatever_the_clocks_say(tmp_path: Path) -> None:
+def test_an_owner_elsewhere_is_dead_when_its_heart_stops_whatever_the_clocks_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "lock"
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
     os.utime(path, (2**32, 2**32))  # its clock is far ahead
-    beating = threading.Event()
+    naps: list[float] = []
 
-    def beat() -> None:
-        for second in range(4):
-            os.utime(path, (second, second))  # and jumps back
-            time.sleep(0.3)
-        beating.set()
+    def beat(now: float) -> None:
+        naps.append(now)
+        if now <= 100:
+            os.utime(path, (now, now))  # and jumps back
 
-    threading.Thread(target=beat).start()
-    with locked(path, patience=1.0):
-        assert beating.is_set()
+    napping(monkeypatch, beat)
+    with locked(path, patience=10.0):
+        assert naps[-1] == pytest.approx(110, abs=2)
 
 
 def test_of_two_that_take_over_one_gives_back(tmp_path: Path) -> None:
