@@ -18,6 +18,22 @@ ARCHITECTURE = {
     "llama": "decoder",
     "bart": "encoder-decoder",
 }
+# One variant of a tiny model in the folder `model`, pruned and fine-tuned on the task of `save_mood_task` in `task`.
+MOOD_STUDY = {
+    "name": "tiny",
+    "study": [
+        {"models": ["bert"], "methods": ["magnitude"], "scopes": ["all"], "sparsities": [0.9], "tasks": ["mood"],
+         "measure": False}
+    ],
+    "models": {"bert": {"architecture": "encoder", "source": {"folder": "model"}}},
+    "tasks": {
+        "mood": {
+            "kind": "classification", "source": {"folder": "task"}, "text": "text", "label": "label",
+            "files": {"train": "train.jsonl", "validation": "validation.jsonl"},
+        }
+    },
+    "finetune": {"epochs": 1, "batch_size": 16, "micro_batch_size": 16, "max_length": 32},
+}  # fmt: skip
 
 
 def save_tiny_model(kind: str, folder: Path) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
 NODES = ("n1", "n2")
-GPUS = 4
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom")  # its GPUs: character devices that every machine has
 ANSWERS = 60  # seconds in which daemons must have started
 CONFIG = """
 ClusterName=loopback
@@ -83,7 +83,7 @@ class Slurm:
         ports = _free_ports(1 + len(NODES))
         lines = [
             f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} CPUs=8 "
-            f"RealMemory=64000 Gres=gpu:{GPUS} State=UNKNOWN"
+            f"RealMemory=64000 Gres=gpu:{len(DEVICES)} State=UNKNOWN"
             for node, port in zip(NODES, ports[1:], strict=True)
         ]
         (folder / "slurm.conf").write_text(
@@ -92,9 +92,8 @@ class Slurm:
                 nodes="\n".join(lines), names=",".join(NODES),
             )
         )  # fmt: skip
-        (folder / "gres.conf").write_text(
-            "".join(f"NodeName={node} Name=gpu File=/dev/tty[0-{GPUS - 1}]\n" for node in NODES)
-        )
+        gpus = [f"NodeName={node} Name=gpu File={device}\n" for node in NODES for device in DEVICES]
+        (folder / "gres.conf").write_text("".join(gpus))
         (folder / "key").write_bytes(os.urandom(128))
         (folder / "key").chmod(0o400)
 

@@ -35,11 +35,11 @@ PAGES = [
     "README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/polaris.md", "docs/extending.md", "docs/outputs.md",
     "docs/troubleshooting.md", "docs/reruns.md", "docs/container.md", "docs/configuration.md",
     "docs/library.md", "docs/tutorial.md", "docs/howto.md", "docs/explanation.md",
-    "docs/generating.md", "docs/models.md",
+    "docs/generating.md", "docs/slurm.md", "docs/models.md",
 ]  # fmt: skip
 # Pages without commands, and those whose commands have tests of their own.
 QUIET = {"docs/explanation.md", "docs/configuration.md", "docs/generating.md", "docs/models.md"}
-OWN = {"docs/polaris.md", "docs/extending.md"}
+OWN = {"docs/polaris.md", "docs/slurm.md", "docs/extending.md"}
 
 
 def test_every_page_is_known_here(root: Path) -> None:
@@ -112,7 +112,7 @@ def test_run_explains_itself_and_names_a_missing_python(root: Path, tmp_path: Pa
     assert "error: no Python 3.11 or newer on PATH" in done.stderr
 
 
-@pytest.mark.parametrize("profile", ["polaris", "node"])
+@pytest.mark.parametrize("profile", ["polaris", "slurm", "slurm-nodes", "node"])
 def test_a_profile_plans_on_any_machine_without_what_it_runs_with(profile: str, root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "snakemake", "--profile", f"profiles/{profile}", "-n", "--quiet"],
@@ -124,14 +124,22 @@ def test_a_profile_plans_on_any_machine_without_what_it_runs_with(profile: str, 
     assert not imported & {"parsl", "torch", "transformers"}
 
 
-def test_commands_for_polaris_are_true(root: Path, tmp_path: Path) -> None:
-    """What can be true of them here: options and files exist; the last figure is where the page says."""
-    page = (root / "docs/polaris.md").read_text()
-    script = re.search(r"```sh\n(ssh .*?)```", page, re.DOTALL)
+@pytest.mark.parametrize("page", ["docs/polaris.md", "docs/slurm.md"])
+def test_ten_lines_lead_from_login_to_the_first_figure(page: str, root: Path) -> None:
+    """Each is explained, and names files that exist."""
+    text = (root / page).read_text()
+    script = re.search(r"```sh\n(ssh .*?)```", text, re.DOTALL)
     assert script is not None
     lines = script.group(1).strip().splitlines()
     assert [int(line.rsplit("#", 1)[1]) for line in lines] == list(range(1, 11)), "ten lines, numbered"
-    assert [int(row) for row in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == list(range(1, 11)), "each explained"
+    assert [int(row) for row in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)] == list(range(1, 11)), "each explained"
+    for name in re.findall(r"(?:profiles|scripts)/[\w./-]+", script.group(1)):
+        assert (root / name).exists(), name
+
+
+def test_commands_for_polaris_are_true(root: Path, tmp_path: Path) -> None:
+    """What can be true of them here: options and files exist; the last figure is where the page says."""
+    page = (root / "docs/polaris.md").read_text()
     plan = subprocess.run(
         [sys.executable, root / "scripts/plan.py"],
         cwd=root, env={"PYTHONPATH": str(root / "workflow")}, text=True, capture_output=True, check=True,

@@ -2,6 +2,7 @@
 
 llm-sparsity init MODEL             write a study of a model, and show what it takes
 llm-sparsity plan STUDY             what a study takes: jobs, hours, memory, disk
+llm-sparsity doctor STUDY [...]     check the place where it is to run
 llm-sparsity run STUDY [...]        run it, with any options of Snakemake
 llm-sparsity export FOLDER [...]    convert a model folder to plain safetensors
 llm-sparsity generate FOLDER [...]  continue a prompt by a model, dense and sparse
@@ -16,11 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llm_sparsity import __version__
-from llm_sparsity.cli.project import project
+from llm_sparsity.cli.project import project, study_file
 from llm_sparsity.jobs.command import run as run_command
-from llm_sparsity.jobs.errors import UserError
 
-SCRIPTS = {"export": "checkpoint", "generate": "generate", "clean": "clean"}  # command -> the script that it starts
+# The script that a command starts.
+SCRIPTS = {"export": "checkpoint", "generate": "generate", "clean": "clean", "doctor": "doctor"}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -78,7 +79,7 @@ def _plan(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from llm_sparsity.study import config, plan
 
     del rest
-    study = config.load(yaml.safe_load(_study(args.study).read_text(encoding="utf-8")))
+    study = config.load(yaml.safe_load(study_file(args.study).read_text(encoding="utf-8")))
     print(plan.table(study))
     if args.queues:
         from llm_sparsity.study import advice
@@ -86,17 +87,9 @@ def _plan(args: argparse.Namespace, rest: Sequence[str]) -> None:
         print(advice.advise(plan.jobs(study), advice.queues(args.queues)))
 
 
-def _study(path: Path) -> Path:
-    """A config, or one of the studies that the workflow brings, by its name alone."""
-    shipped = project() / "studies" / f"{path}.yaml"
-    if not path.is_file() and not shipped.is_file():
-        raise UserError(f"{path}: not found; `llm-sparsity init MODEL` writes a study")
-    return path if path.is_file() else shipped
-
-
 def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(project() / "Snakefile")]
-    command += ["--configfile", str(_study(args.study)), "--cores", "all", *rest]
+    command += ["--configfile", str(study_file(args.study)), "--cores", "all", *rest]
     sys.stdout.flush()
     os.environ["LLM_SPARSITY_RUN"] = "1"
     os.execv(sys.executable, command)

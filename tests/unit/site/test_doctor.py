@@ -1,0 +1,258 @@
+"""The doctor, before the stand-in for PBS and on this machine; with a real Slurm in tests/workflow/test_slurm.py."""
+
+import getpass
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.jobs.lock import this_process
+from llm_sparsity.site import doctor, machine, slurm
+from llm_sparsity.site.check import Line, ask, minutes
+from llm_sparsity.site.place import Place, place
+from llm_sparsity.study import config
+from tests.tiny import MOOD_STUDY
+
+
+class Site:
+    """A folder with a study and a profile for the stand-in, in which a check can be spoilt."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder, self.profile, self.state = folder, folder / "polaris", folder / "pbs"
+        for made in (self.state, folder / "bin", folder / "model", folder / "task", folder / "tmp"):
+            made.mkdir()
+        self.table = self.profile / "queues.csv"
+        shutil.copytree(root / "profiles/polaris", self.profile)
+        program = root / "snakemake-executor-plugin-parsl/tests/standin_pbs.py"
+        for name in ("qsub", "qstat", "qdel"):
+            self.tool(name, f'exec {sys.executable} -I {program} {name} "$@"')
+        self.edit("pools.py", 'INTERFACE = "hsn0"', 'INTERFACE = "lo"')
+        self.edit(
+            "pools.py", "source {Path.cwd()}/.venv/bin/activate", f"export PATH={Path(sys.executable).parent}:$PATH"
+        )
+        self.edit("config.yaml", "profiles/polaris/pools.py", str(self.profile / "pools.py"))
+        self.edit("config.yaml", 'parsl-account: ""', "parsl-account: p")
+        (folder / "config.yaml").write_text(yaml.safe_dump(MOOD_STUDY))
+
+    def tool(self, name: str, script: str) -> None:
+        (self.folder / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (self.folder / "bin" / name).chmod(0o755)
+
+    def edit(self, file: str, before: str, after: str) -> None:
+        text = (self.profile / file).read_text()
+        assert before in text
+        (self.profile / file).write_text(text.replace(before, after))
+
+    def place(self) -> Place:
+        return place(config.load(MOOD_STUDY), self.profile)
+
+    def lines(self, *, submits: bool = False) -> dict[str, Line]:
+        return {line.subject: line for line in doctor.examine(self.place(), submits=submits)}
+
+
+@pytest.fixture
+def site(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    made = Site(tmp_path, root)
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "STANDIN_PBS": str(made.state),
+        "STANDIN_QUEUES": str(made.table), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    # Its versions are those of this checkout's lock; importing torch for every test would take minutes.
+    monkeypatch.setattr(machine, "IMPORTED", "print('torch')")
+    monkeypatch.setattr(machine, "_installed", dict(_pins(root)).__getitem__)
+    return made
+
+
+def _pins(root: Path) -> list[tuple[str, str]]:
+    return re.findall(r"^([\w.-]+)==([\w.]+)", (root / "envs/requirements.txt").read_text(), re.MULTILINE)
+
+
+def test_a_healthy_site_has_nothing_to_do(site: Site) -> None:
+    before = sorted(path for path in site.folder.rglob("*") if site.state not in path.parents)
+    lines = site.lines()
+    assert [line for line in lines.values() if line.fix] == []
+    assert lines["scheduler"].found == "PBS 23.06.06 answers; queues: 6"
+    assert lines["queue"].found == "debug-scaling takes pilots of 5 nodes for 01:00:00"
+    assert lines["slots"].found == "jobs use the pools gpu"
+    assert lines["account"].state == "--", "PBS does not tell before a job is submitted"
+    after = sorted(path for path in site.folder.rglob("*") if site.state not in path.parents)
+    assert after == before, "nothing is written"
+
+
+BROKEN: dict[str, tuple[str, Callable[[Site], object], str, str]] = {
+    "no PBS": ("scheduler", lambda site: (site.folder / "bin/qstat").unlink(), "qstat: not found", "login node"),
+    "server down": ("scheduler", lambda site: (site.state / "down").touch(), "cannot connect to server", "repeat"),
+    "no account": (
+        "pools", lambda site: site.edit("config.yaml", "parsl-account: p", 'parsl-account: ""'),
+        "parsl-account: missing", "correct it",
+    ),
+    "stopped queue": (
+        "queue", lambda site: (site.state / "stopped-debug-scaling").touch(), "debug-scaling is not started", "wait",
+    ),
+    "queue gone": (
+        "queue", lambda site: site.tool("qstat", "echo 'Queue: other\n    started = True'"), "no such queue", "other",
+    ),
+    "queue changed": (
+        "queue", lambda site: site.tool("qstat", "echo 'Queue: debug-scaling\n    resources_max.nodect = 4'"),
+        "takes 0 to 4 nodes, pilots have 5", "parsl-nodes",
+    ),
+    "fewer jobs": (
+        "queue", lambda site: (
+            site.edit("config.yaml", "parsl-pilots: 1", "parsl-pilots: 2"),
+            site.edit("queues.csv", "debug-scaling,1,10,5,60,1", "debug-scaling,1,10,5,60,2"),
+            site.tool("qstat", "echo 'Queue: debug-scaling\n    max_run = [u:PBS_GENERIC=1]'"),
+        ), "allows 1 at once", "parsl-pilots to 1",
+    ),
+    "shared cores": (
+        "affinity", lambda site: site.edit("pools.py", "16-23,48-55", "24-31,48-55"), "workers share cores", "pool gpu",
+    ),
+    "no such cores": (
+        "affinity", lambda site: site.edit("pools.py", "list:24-31,56-63", "list:24-31,56-64"), "core 64", "pool gpu",
+    ),
+    "no environment": (
+        "activation",
+        lambda site: site.edit("pools.py", "export PATH=", "source /absent/activate\\nexport PATH="),
+        "/absent/activate", "./run -n",
+    ),
+    "model gone": ("sources", lambda site: (site.folder / "model").rmdir(), "model is no folder", "correct the path"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_broken_is_named_with_what_to_do(case: str, site: Site) -> None:
+    subject, spoil, found, fix = BROKEN[case]
+    spoil(site)
+    line = site.lines()[subject]
+    assert line.state == "TO DO", line
+    assert found in line.found
+    assert fix in line.fix
+
+
+def test_the_machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = site.place()
+    monkeypatch.setattr(machine, "TASKS", 10**9)
+    monkeypatch.setattr(machine, "_control_group", lambda: 100)
+    assert "100 allowed" in machine.threads(here).found
+    assert machine.threads(here).state == "TO DO"
+    monkeypatch.setattr(machine, "TASKS", 0)
+    monkeypatch.setattr(machine, "_control_group", lambda: 0)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert machine.threads(here).fix == "export OMP_NUM_THREADS=1"
+    monkeypatch.setattr(machine, "SKEW", -1)
+    assert machine.clock(here).state == "TO DO"
+    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(site.folder / ("x" * 90)))
+    (site.folder / ("x" * 90)).mkdir()
+    assert machine.temporary(here).fix == "export TMPDIR=/tmp"
+    site.tool("lfs", f"[ $4 = {getpass.getuser()} ] && echo '      . 52428000* 0 52428800 - 1 0 0 -'")
+    assert "0 GB left of your quota" in machine.disk(here).found
+    assert machine.disk(here).state == "TO DO"
+    locks = site.folder / ".snakemake/locks"
+    locks.mkdir(parents=True)
+    (locks / f"owner-{os.getpid()}").write_text(this_process())
+    assert f"process {os.getpid()}" in machine.other_driver(here).found
+    monkeypatch.setattr(machine, "_installed", lambda name: "0.1" if name == "torch" else "missing")
+    assert re.search(r"missing, not [\d.]+.* and \d+ others", machine.environment(here).found)
+
+
+def test_file_systems_that_nodes_share() -> None:
+    mounts = "overlay / overlay rw 0 0\nx /lus/eagle lustre rw 0 0\nshm /dev/shm tmpfs rw 0 0\n"
+    assert machine._file_system(Path("/lus/eagle/projects/p"), mounts) == ("lustre", "/lus/eagle")
+    assert machine._file_system(Path("/lus/eagles"), mounts) == ("overlay", "/")
+
+
+def test_a_job_of_five_minutes(site: Site) -> None:
+    lines = site.lines(submits=True)
+    assert lines["job"].found == "accepted, and its file appeared here"
+    assert lines["node's Python"].state == "OK"
+    assert lines["node's TMPDIR"].found == "/tmp"
+    assert "walltime=00:05:00" in next(site.state.glob("*.sh")).read_text()
+    site.edit("config.yaml", "parsl-queue: debug-scaling", "parsl-queue: debug")
+    site.edit("config.yaml", "parsl-nodes: 5", "parsl-nodes: 1")
+    (site.state / "limit").write_text("0")
+    assert "would exceed" in site.lines(submits=True)["job"].found
+
+
+def test_a_laptop_without_a_profile(site: Site, root: Path) -> None:
+    """By the command: its screen without colours, and its exit status."""
+    environment = os.environ | {"PYTHONPATH": str(root / "workflow"), "PATH": os.environ["PATH"]}
+    words = [sys.executable, root / "scripts/doctor.py"]
+    done = subprocess.run(words, env=environment, cwd=site.folder, text=True, capture_output=True, check=False)
+    assert done.stdout.startswith("Doctor: study tiny, no profile: this machine, on ")
+    assert "scheduler" not in done.stdout
+    assert "\033" not in done.stdout
+    assert done.returncode == (0 if done.stdout.endswith("Nothing to do.\n") else 1), done.stderr
+    (site.folder / "task").rmdir()
+    done = subprocess.run(words, env=environment, cwd=site.folder, text=True, capture_output=True, check=False)
+    assert "task is no folder" in done.stdout
+    assert done.returncode == 1
+
+
+def test_a_profile_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no config\.yaml"):
+        place(config.load(MOOD_STUDY), tmp_path)
+
+
+def test_commands_that_do_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_sparsity.site.check.SECONDS", 0.1)
+    assert (ask("sleep", "9").code, ask("no-such-command").code) == (124, 127)
+    assert ask("sh", "-c", "echo a >&2; echo b >&2; exit 3").reason == "b"
+
+
+def test_walltimes() -> None:
+    texts = ["1-02:03:04", "01:00:00", "30:00", "infinite"]
+    assert [minutes(text) for text in texts] == [1563 + 4 / 60, 60, 30, float("inf")]
+
+
+def test_partitions(site: Site) -> None:
+    """As `sinfo` of Slurm 22.05 and of newer releases prints them."""
+    site.tool(
+        "sinfo", "echo 'cpu*|up|infinite|40|(null)|128+|257000+\ngpu|up|1-00:00:00|8|gpu:a100:4(S:0-1)|64|515000'"
+    )
+    first, second = slurm._partitions()
+    assert (first.name, first.default, first.minutes, first.gpus, first.memory) == (
+        "cpu",
+        True,
+        float("inf"),
+        0,
+        257_000,
+    )
+    assert (second.name, second.default, second.minutes, second.gpus) == ("gpu", False, 1440, 4)
+    needs = slurm.Needs(minutes=30, nodes=1, gpus=1, cores=8, memory=4000)
+    assert first.lacks(needs) == "has 0 GPUs a node, a job asks for 1"
+    assert second.lacks(needs) == ""
+
+
+def test_left_over_jobs_of_other_folders_and_rules_stay(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = site.folder / "listed"
+    rows = [
+        ("1", site.folder, "rule_prune_wildcards_bert_x"), ("2", "/elsewhere", "rule_prune_wildcards_bert_x"),
+        ("3", site.folder, "rule_prune_wildcards_bert_y"), ("4", site.folder, "(null)"),
+    ]  # fmt: skip
+    listed.write_text("".join("|".join(map(str, row)) + "\n" for row in rows))
+    site.tool("squeue", f"cat {listed}")
+    site.tool("scancel", f'echo "$@" > cancelled; grep -v "^$1|" {listed} > rest; mv rest {listed}')
+    slurm.cancel_left_over([("prune", ["bert", "x"]), ("weights", ["bert", "dense"])])
+    assert (site.folder / "cancelled").read_text() == "1\n"
+    assert capsys.readouterr().err == "slurm: cancelling jobs of a killed driver: 1\n"
+    site.tool("scancel", "exit 1")
+    with pytest.raises(UserError, match="3 do not end"):
+        slurm.cancel_left_over([("prune", ["bert", "y"])], patience=0)
+
+
+def test_colours_only_on_a_terminal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, lines = site.place(), [Line("queue", "gone", "choose another"), Line("clock", "agrees")]
+    assert "\033" not in doctor.screen(here, lines)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\033[31mTO DO" in doctor.screen(here, lines)
+    assert json.dumps(doctor.screen(here, lines)).count("u001b[0m") == 2
