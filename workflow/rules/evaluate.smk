@@ -1,7 +1,7 @@
 # evaluate: the perplexity of a causal language model, without training.
 #
 # needs   the folder of a variant, resources/tasks/{task}/
-# leaves  results/{model}/{variant}/{task}/metrics.json, runtime.json
+# leaves  results/{model}/{variant}/{task}/metrics.json, predictions.csv, runtime.json
 
 
 rule evaluate:
@@ -11,6 +11,7 @@ rule evaluate:
         task="resources/tasks/{task}/manifest.json",
     output:
         metrics="results/{model}/{variant}/{task}/metrics.json",
+        predictions="results/{model}/{variant}/{task}/predictions.csv",
         runtime="results/{model}/{variant}/{task}/runtime.json",
     log:
         "logs/evaluate/{model}/{variant}/{task}.log",

@@ -5,6 +5,7 @@
 #         dense model
 # leaves  results/{model}/{variant}/{task}/{recipe}/seed-{seed}/
 #             metrics.json     scores after the last epoch
+#             predictions.csv  of every validation example, after the last epoch
 #             history.csv      loss, scores and sparsity of every epoch
 #             checkpoints.csv  the weights after every epoch, cached in work/
 #             runtime.json     seconds, memory, device, versions
@@ -21,6 +22,7 @@ rule finetune:
         dense_weights=ancient(dense_run("model.safetensors")),
     output:
         metrics="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/metrics.json",
+        predictions="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/predictions.csv",
         history="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/history.csv",
         checkpoints="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/checkpoints.csv",
         runtime="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/runtime.json",

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from llm_sparsity.data.tasks import TaskFolder
-from llm_sparsity.evaluation.evaluate import evaluate
+from llm_sparsity.evaluation.evaluate import evaluate, nll
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal
 from llm_sparsity.storage.container import copy_companions, load, save
 from llm_sparsity.storage.files import read_json, write_manifest
+from tests.zoo import make
 
 
 @pytest.fixture
@@ -54,7 +55,29 @@ def test_perplexity_matches_the_loss_of_transformers(
             losses.append(float(model(input_ids=window, labels=window).loss))
     assert result["tokens"] == 6 * 15
     assert result["metrics"]["perplexity"] == pytest.approx(math.exp(sum(losses) / 6), rel=1e-5)
+    name, *each = (tmp_path / "out/predictions.csv").read_text().split()
+    assert name == "nll" and list(map(float, each)) == pytest.approx(losses, rel=1e-5)
     assert read_json(tmp_path / "out/runtime.json")["device"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("llama", {}),
+        ("granite", {"logits_scaling": 4.0}),
+        ("cohere", {"logit_scale": 0.1}),
+        ("gemma2", {"final_logit_softcapping": 0.5}),
+        ("gptj", {}),  # its output layer has a bias
+        ("opt", {}),  # has a projection before it
+    ],
+)
+def test_scaled_and_capped_logits_count_as_the_model_has_them(kind: str, values: dict[str, float]) -> None:
+    """RANDOM weights."""
+    net, windows = make(kind, **values), torch.randint(6, 26, (3, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = net(input_ids=windows).logits[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, windows[:, 1:].flatten(), reduction="sum")
+    assert sum(map(sum, nll(net, windows, 2))) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_weights_that_are_not_finite(llama: ModelFolder, text: TaskFolder, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Classifiers that are pruned after they were fine-tuned; tiny models with RANDOM weights learn a made-up task."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from llm_sparsity.storage.files import read_json, sha256
 from llm_sparsity.study.sparsity import Sparsity
 from llm_sparsity.training.finetune import finetune
 from llm_sparsity.training.settings import FinetuneSettings
-from tests.unit.training.helpers import SHORT, run
+from tests.unit.training.helpers import SHORT, WINDOWS, run
 
 DRAW = {"samples": 16, "sequence_length": 16, "seed": 0}
 Pruned = Callable[..., ModelFolder]
@@ -135,3 +136,23 @@ def test_calibration_sequences_are_the_sentences_of_the_task(
     assert len(batches(model, task, **DRAW, least=8)) >= 8
     with pytest.raises(UserError, match=r"calibration: 65 sentences are asked for, but .* has 64; lower samples"):
         batches(model, task, **DRAW | {"samples": 65})
+
+
+def test_the_predictions_are_those_that_are_scored(
+    learned: Callable[[str], ModelFolder], task: TaskFolder, text: TaskFolder, dense: Callable[[str], ModelFolder],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    first = learned("bert").path.parent
+    rows = [line.split(",") for line in (first / "predictions.csv").read_text().splitlines()]
+    assert (
+        rows[0] == ["label", "prediction"]
+        and [int(label) for label, _ in rows[1:]] == task.examples("validation").labels
+    )
+    right = sum(label == prediction for label, prediction in rows[1:]) / (len(rows) - 1)
+    assert right == read_json(first / "metrics.json")["metrics"]["accuracy"]
+    run(dense("gpt2"), text, tmp_path, evaluation=WINDOWS, max_length=32, epochs=1)
+    name, *losses = (tmp_path / "out/predictions.csv").read_text().split()
+    mean = sum(map(float, losses)) / len(losses)
+    assert name == "nll" and math.exp(mean) == pytest.approx(
+        read_json(tmp_path / "out/metrics.json")["metrics"]["perplexity"]
+    )

@@ -38,8 +38,8 @@ def batches(
 ) -> list[Batch]:  # fmt: skip
     """Draw calibration sequences, in batches whose sequences are equally long.
 
-    Of a language-model task, pieces of its text, see `sequences`; of a classification task, sentences or pairs of its
-    split train, as a fine-tuning encodes them, the shortest first.
+    Of a language-model task, pieces of its text, see `sequences`; of other tasks, sentences or pairs of their split
+    train, as a fine-tuning encodes them, the shortest first.
 
     Args:
         model: its tokenizer is used.
@@ -53,7 +53,7 @@ def batches(
     Raises:
         UserError: the task has too little text, or a sequence is longer than the model allows.
     """
-    if text.manifest["task"] != "classification":
+    if text.manifest["task"] == "language-model":
         drawn = sequences(model, text, samples=samples, sequence_length=sequence_length, seed=seed)
         limit = min(tokens or TOKENS, drawn.numel() // least)
         return [{"input_ids": ids} for ids in drawn.split(max(limit // sequence_length, 1))]

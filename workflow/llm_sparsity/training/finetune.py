@@ -48,7 +48,8 @@ def finetune(
     Args:
         model: a variant.
         task: a task with labels, or a language-model task with the splits train and test.
-        output: gets model/ (the final model), metrics.json, history.csv, checkpoints.csv and runtime.json.
+        output: gets model/ (the final model), metrics.json, predictions.csv, history.csv, checkpoints.csv and
+            runtime.json.
         work: the folder of caches.
         settings: everything else that the result depends on.
         code: the hash of the code.
@@ -101,6 +102,7 @@ def _report(trainer: Trainer, output: Path) -> None:
     names = [*METRICS, *sorted(last.keys() - {*METRICS, *EPOCH})]
     write_csv(output / "history.csv", state.history, [*EPOCH[:-1], *names, EPOCH[-1]])
     write_csv(output / "checkpoints.csv", _checkpoints(state.history, names, trainer.cache), [*CHECKPOINT, *names])
+    write_csv(output / "predictions.csv", trainer.objective.rows(state.predictions))
     seconds = asdict(state.seconds)
     write_json(
         output / "runtime.json",

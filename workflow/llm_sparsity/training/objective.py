@@ -62,6 +62,13 @@ class Labels:
         found = scores(ours, references, self._num_labels, self._score, error=not ending)
         return {f"{metric}{ending}": value for metric, value in found.items()}
 
+    def rows(self, predictions: Sequence[float]) -> list[dict[str, float]]:
+        """Rows of predictions.csv, of the validation split, in its order."""
+        labels = self._scored[""].labels or []
+        kind = float if self._num_labels == 1 else int
+        pairs = zip(labels, predictions, strict=True)
+        return [{"label": kind(label), "prediction": kind(prediction)} for label, prediction in pairs]
+
     def baseline(self) -> dict[str, float]:
         """Metrics of the most frequent training label, or of the mean training number."""
         from llm_sparsity.evaluation.scores import baseline
@@ -102,6 +109,10 @@ class NextTokens:
 
         del ending
         return {"perplexity": perplexity(sum(predictions) / len(predictions))}
+
+    def rows(self, predictions: Sequence[float]) -> list[dict[str, float]]:
+        """Rows of predictions.csv: the mean negative log-likelihood of each window, in nats a token."""
+        return [{"nll": nll} for nll in predictions]
 
     def baseline(self) -> dict[str, float]:
         """There is no baseline."""

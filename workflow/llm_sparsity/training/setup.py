@@ -88,7 +88,8 @@ def set_trainable(net: Any, model: ModelFolder, objective: Objective, settings: 
         for name, weight in net.named_parameters():
             weight.requires_grad_(not model.in_scope(name, "embeddings"))
     if settings.lora:
-        matrices = [name for name, _ in net.named_parameters() if model.in_scope(name, "linear")]
+        known = {name: model.structure.matrix(name) for name, _ in net.named_parameters()}
+        matrices = [name for name, matrix in known.items() if matrix and matrix.is_linear]  # no packed experts
         lora.attach(net, matrices, seed=settings.derived_seed("lora"), **settings.lora)
         for name, weight in net.named_parameters():
             if objective.is_new(net, name):

@@ -45,6 +45,7 @@ class TrainState:
         epoch: epochs done, evaluation included.
         loss: the sum of the mean losses of the current epoch's steps.
         history: rows of history.csv.
+        predictions: for the validation split, after the last epoch that ended.
         seconds: of each part of the run.
     """
 
@@ -56,6 +57,7 @@ class TrainState:
         self.epoch = 0
         self.loss = 0.0
         self.history: list[dict[str, Any]] = []
+        self.predictions: list[float] = []
         self.seconds = Seconds()
 
     def save(self, cache: RunCache, *, ended_epoch: int | None) -> None:
@@ -81,8 +83,8 @@ class TrainState:
         saved = cache.load()
         if saved is None:
             return
-        self.step, self.epoch, self.loss, self.history = (
-            saved.progress[key] for key in ("step", "epoch", "loss", "history")
+        self.step, self.epoch, self.loss, self.history, self.predictions = (
+            saved.progress[key] for key in ("step", "epoch", "loss", "history", "predictions")
         )
         self.seconds = Seconds(**saved.progress["seconds"])
         self._restore_model(saved.weights)
@@ -107,6 +109,7 @@ class TrainState:
             "epoch": self.epoch,
             "loss": self.loss,
             "history": self.history,
+            "predictions": self.predictions,
             "seconds": asdict(self.seconds),
         }
 

@@ -183,7 +183,10 @@ class Trainer:
         """Metrics of the validation split, and of others that the task has."""
         metrics: dict[str, float | None] = {}
         for ending, split in self.objective.scored.items():
-            metrics |= self.objective.metrics(self.predictions(split), ending)
+            predictions = self.predictions(split)
+            metrics |= self.objective.metrics(predictions, ending)
+            if split is self.tokens.validation:
+                self.state.predictions = predictions
         return metrics
 
     def predictions(self, split: TokenSplit) -> list[float]:
