@@ -19,6 +19,11 @@ from snakemake_executor_plugin_parsl.drivers import Driver
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drivers, "BEAT", 0.1)
+
+
 def other(folder: Path, *, host: str, pid: int, began: str = "1", age: float = 0.0, pilots: Any = None) -> Path:
     folder.mkdir(exist_ok=True)
     file = folder / f"driver-{host}-{pid}.json"
@@ -97,6 +102,19 @@ def test_pilots_of_a_dead_driver_are_deleted_and_waited_for(tmp_path: Path) -> N
     assert not provider.resources, "it is none of this driver's"
     assert list(tmp_path.iterdir()) == [driver.file]
     driver.end(clean=True)
+
+
+def test_pilots_that_cannot_be_deleted_stay_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is down: the next driver tries again."""
+    monkeypatch.setattr(drivers, "MARGIN", -120)
+    provider = pbs.PBSProvider(account="p", queue="debug")
+    provider.execute_wait = lambda command: (162, "", "cannot connect to server")
+    pool = HighThroughputExecutor(label="gpu", address="127.0.0.1", provider=provider, heartbeat_threshold=121)
+    dead = other(tmp_path, host="login-02", pid=7, age=drivers.STALE + 1, pilots={"gpu": ["9.server"]})
+    driver = Driver(tmp_path, print)
+    driver.take_over({"gpu": pool})
+    driver.end(clean=True)
+    assert list(tmp_path.iterdir()) == [dead]
 
 
 def test_pilots_are_written_down_when_they_are_submitted(tmp_path: Path) -> None:

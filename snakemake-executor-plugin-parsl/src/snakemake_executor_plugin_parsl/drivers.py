@@ -1,8 +1,7 @@
 """One driver at a time in a folder of pools: a living one is not disturbed, the pilots of a dead one are deleted.
 
 Each driver has a file, `driver-{host}-{pid}.json`, with the ids of its pilots, whose time it renews every few seconds.
-Login nodes share the folder but not their processes, so a driver on another node lives as long as that time moves.
-Times are compared only with each other: they are the file system's, as clocks of nodes differ.
+Login nodes share the folder but not their processes or clocks, so a driver on another node lives if that time moves.
 """
 
 import json
@@ -19,7 +18,7 @@ from parsl.jobs.states import JobState, JobStatus
 from parsl.providers.cluster_provider import ClusterProvider
 
 BEAT = 5  # seconds between two renewals
-STALE = 60  # seconds without one after which a driver on another node is dead
+STALE = 60  # seconds in which a driver on another node shows that it lives, even if its file system is slow
 MARGIN = 20  # seconds from the end of a pilot to that of the last of its processes
 
 
@@ -67,33 +66,44 @@ class Driver:
         executor.provider.submit = recorded
 
     def take_over(self, executors: Mapping[str, HighThroughputExecutor]) -> None:
-        """Delete the pilots of dead drivers and wait until they have ended, so that no file has two writers."""
+        """Delete the pilots of dead drivers and wait until they have ended, so that no file has two writers.
+
+        Args:
+            executors: every pool of the configuration file, by label.
+        """
+        silent = max(executor.heartbeat_threshold for executor in executors.values()) + MARGIN
         for other in set(self.file.parent.glob("driver-*.json")) - {self.file}:
             found = _read(other)
-            silent = max(executor.heartbeat_threshold for executor in executors.values()) + MARGIN
-            deadline = time.monotonic() + silent - self._age(other)
-            left = {label: ids for label, ids in found.get("pilots", {}).items() if ids}
-            if left and deadline > time.monotonic():
-                who = f"process {found['pid']} on {found['host']}"
-                self.say(f"parsl: {who} was killed; waiting until its pilots have ended")
-            known = {
-                label: executors[label].provider
-                for label in left
-                if label in executors and isinstance(executors[label].provider, ClusterProvider)
-            }
-            for label, provider in known.items():
-                provider.resources |= {pilot: _resource(pilot) for pilot in left[label]}
-                provider.cancel(left[label])
-            while left and time.monotonic() < deadline:
-                if len(known) == len(left) and all(
-                    status.terminal for label, provider in known.items() for status in provider.status(left[label])
-                ):
-                    break
-                time.sleep(1)
-            for label, provider in known.items():
-                for pilot in left[label]:
-                    del provider.resources[pilot]
-            other.unlink(missing_ok=True)
+            pilots = {label: ids for label, ids in found.get("pilots", {}).items() if ids}
+            here = found.get("host") == platform.node()  # clocks of two machines differ
+            left = silent - self._age(other) if here else silent
+            if not pilots or left <= 0 or self._end_pilots(found, pilots, executors, time.monotonic() + left):
+                other.unlink(missing_ok=True)
+
+    def _end_pilots(
+        self, found: Mapping[str, Any], pilots: Mapping[str, list[str]],
+        executors: Mapping[str, HighThroughputExecutor], deadline: float,
+    ) -> bool:  # fmt: skip
+        """Delete pilots; whether they have ended, by the batch system, or where none can be asked, by the deadline."""
+        self.say(f"parsl: process {found['pid']} on {found['host']} was killed; waiting until its pilots have ended")
+        asked = {label: executors[label].provider for label in pilots if label in executors}
+        asked = {label: provider for label, provider in asked.items() if isinstance(provider, ClusterProvider)}
+        for label, provider in asked.items():
+            provider.resources |= {pilot: _resource(pilot) for pilot in pilots[label]}
+            provider.cancel(pilots[label])
+
+        def ended() -> bool:
+            return all(
+                status.terminal for label, provider in asked.items() for status in provider.status(pilots[label])
+            )
+
+        while time.monotonic() < deadline and not (len(asked) == len(pilots) and ended()):
+            time.sleep(1)
+        all_ended = ended()
+        for label, provider in asked.items():
+            for pilot in pilots[label]:
+                del provider.resources[pilot]
+        return all_ended
 
     def end(self, *, clean: bool) -> None:
         """Stop renewing the file. If all pilots have ended, remove it; otherwise the next driver sees to them."""
@@ -119,7 +129,7 @@ class Driver:
                     os.utime(self.file)
 
     def _age(self, other: Path) -> float:
-        """Seconds from another driver's last renewal to now, by the file system."""
+        """Seconds from another driver's last renewal to now; wrong by the difference of two nodes' clocks."""
         os.utime(self.file)
         return _time(self.file) - _time(other)
 
@@ -127,11 +137,12 @@ class Driver:
         found = _read(other)
         if found.get("host") == platform.node():
             return _began(found["pid"]) == str(found["began"])
-        first = _time(other)
-        while self._age(other) < STALE:
+        first, began = _time(other), time.monotonic()
+        patience = STALE if self._age(other) < STALE else 3 * BEAT
+        while time.monotonic() < began + patience:
             if _time(other) != first:
                 return other.exists()
-            time.sleep(0.5)
+            time.sleep(BEAT / 10)
         return False
 
 
