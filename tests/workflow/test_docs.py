@@ -35,7 +35,7 @@ PAGES = [
     "README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/polaris.md", "docs/extending.md", "docs/outputs.md",
     "docs/troubleshooting.md", "docs/reruns.md", "docs/container.md", "docs/configuration.md",
     "docs/library.md", "docs/tutorial.md", "docs/howto.md", "docs/explanation.md",
-    "docs/generating.md", "docs/slurm.md", "docs/models.md",
+    "docs/export.md", "docs/generating.md", "docs/slurm.md", "docs/models.md",
 ]  # fmt: skip
 # Pages without commands, and those whose commands have tests of their own.
 QUIET = {"docs/explanation.md", "docs/configuration.md", "docs/generating.md", "docs/models.md"}
@@ -72,7 +72,7 @@ def test_every_script_explains_itself(script: str, root: Path) -> None:
 
 def test_every_stage_has_one_name_everywhere(root: Path) -> None:
     rules = {path.stem for path in (root / "workflow/rules").glob("*.smk")} - {"common"}
-    scripts = {path.stem for path in (root / "scripts").glob("*.py")} - {"checkpoint", "clean", "generate", "plan"}
+    scripts = {path.stem for path in (root / "scripts").glob("*.py")} - {"clean", "export", "generate", "plan"}
     assert rules == scripts
     for stage in rules:
         (module,) = (root / "workflow/llm_sparsity").glob(f"*/{stage}.py")
@@ -237,8 +237,9 @@ def test_every_command_is_run(page: str, finished: Project, root: Path, tmp_path
     (tmp_path / "my.yaml").write_text((root / "studies/embedded.yaml").read_text())
     ours = {
         "my.yaml": str(tmp_path / "my.yaml"), "RULE": "collect", "plain": str(tmp_path / "plain"),
-        "FOLDER": "results/gpt2/uniform-linear-0.5/model", "OUTPUT": str(tmp_path / "output"),
-        "results/minilm/magnitude-linear-0.9/model": "results/roberta-base/magnitude-linear-0.5/model",
+        "FOLDER": "results/gpt2/uniform-linear-0.5/model", "CELL": "results/gpt2/uniform-linear-0.5",
+        "OUTPUT": str(tmp_path / "output"),
+        "results/minilm/magnitude-linear-0.9": "results/roberta-base/magnitude-linear-0.5",
     }  # fmt: skip
     (tmp_path / "my-model").symlink_to(finished.folder / "resources/models/gpt2")
     found = commands((root / page).read_text())

@@ -27,7 +27,7 @@ def test_a_script_is_a_command_too(name: str, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0
-    assert f"usage: {SCRIPTS[name]}.py" in capsys.readouterr().out
+    assert f"usage: {name}.py" in capsys.readouterr().out
 
 
 def test_a_plan_is_of_a_file_or_of_a_shipped_study(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ llm-sparsity init MODEL             write a study of a model, and show what it t
 llm-sparsity plan STUDY             what a study takes: jobs, hours, memory, disk
 llm-sparsity doctor STUDY [...]     check the place where it is to run
 llm-sparsity run STUDY [...]        run it, with any options of Snakemake
-llm-sparsity export FOLDER [...]    convert a model folder to plain safetensors
+llm-sparsity export CELL [...]      write a model for other programs, with its card
 llm-sparsity generate FOLDER [...]  continue a prompt by a model, dense and sparse
 llm-sparsity clean STUDY [...]      list caches that no study needs
 """
@@ -20,15 +20,14 @@ from llm_sparsity import __version__
 from llm_sparsity.cli.project import project, study_file
 from llm_sparsity.jobs.command import run as run_command
 
-# The script that a command starts.
-SCRIPTS = {"export": "checkpoint", "generate": "generate", "clean": "clean", "doctor": "doctor"}
+SCRIPTS = ("export", "generate", "clean", "doctor")  # commands that start the script of their name
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run a subcommand; user errors end in one line."""
     arguments = list(sys.argv[1:] if words is None else words)
     if arguments and arguments[0] in SCRIPTS:
-        script = project() / "scripts" / f"{SCRIPTS[arguments[0]]}.py"
+        script = project() / "scripts" / f"{arguments[0]}.py"
         sys.argv = [str(script), *arguments[1:]]
         runpy.run_path(str(script), run_name="__main__")
         return

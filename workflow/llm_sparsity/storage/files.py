@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -48,6 +49,29 @@ def atomic(path: Path) -> Iterator[Path]:
         os.close(folder)
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success sync its files and rename it to `path`, else remove it.
+
+    Args:
+        path: must not exist.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(".*.tmp"):
+        if left.name.startswith(f".{path.name}.") and left.is_dir() and _is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = temporary_path(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def temporary_path(path: Path) -> Path:
     """The name beside `path` under which this process writes it: `.{name}.{pid}@{host}.tmp`."""
     return path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")
@@ -63,14 +87,17 @@ def remove_partial(folder: Path, *, alone: bool = False) -> None:
         alone: whether the caller holds a lock, so that nobody else writes here: every temporary file is removed.
     """
     for path in folder.glob(".*.tmp"):
-        name = re.fullmatch(r"\..*\.(\d+)@(.*)\.tmp", path.name, re.DOTALL)
         with suppress(FileNotFoundError):  # its writer has just finished, or another process has removed it
-            if name and name[2] == socket.gethostname():
-                left = not _runs(int(name[1]))
-            else:
-                left = time.time() - path.stat().st_mtime > ABANDONED
-            if path.is_file() and (alone or left):
+            if path.is_file() and (alone or _is_abandoned(path)):
                 path.unlink()
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether the writer of a temporary file or folder was killed."""
+    name = re.fullmatch(r"\..*\.(\d+)@(.*)\.tmp", path.name, re.DOTALL)
+    if name and name[2] == socket.gethostname():
+        return not _runs(int(name[1]))
+    return time.time() - path.stat().st_mtime > ABANDONED
 
 
 def _runs(pid: int) -> bool:

@@ -1,7 +1,5 @@
 """Tiny models with RANDOM weights, pruned by heads and neurons, and transformers' own classes."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +7,10 @@ import pytest
 import torch
 import transformers
 
+from llm_sparsity.export.plain import check_plain
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
-from llm_sparsity.models.plain import check_plain
 from llm_sparsity.pruning.prune import prune
 from llm_sparsity.storage.container import to_plain
 from llm_sparsity.study.sparsity import Sparsity
@@ -47,14 +45,3 @@ def test_every_other_model_passes(kind: str, tiny_model: Callable[[str], Path], 
     check_plain(ModelFolder(tiny_model(kind)))
     prune(ModelFolder(tiny_model(kind)), {Sparsity("0.5"): tmp_path}, method="magnitude", scope="linear")
     check_plain(ModelFolder(tmp_path / "model"))
-
-
-def test_the_script_says_so_and_writes_nothing(root: Path, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    prune(ModelFolder(tiny_model("bert")), {Sparsity("0.5"): tmp_path}, method="structured", scope="linear")
-    done = subprocess.run(
-        [sys.executable, root / "scripts/checkpoint.py", tmp_path / "model", "--output", tmp_path / "plain"],
-        env={"PYTHONPATH": str(root / "workflow")}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/model: structured pruning has made ")
-    assert not (tmp_path / "plain").exists()

@@ -1,0 +1,32 @@
+"""Export a model of a study for other programs: a folder that plain transformers loads, with a model card.
+
+python scripts/export.py results/minilm/wanda-linear-0.5 --output minilm-half
+"""
+
+import argparse
+from pathlib import Path
+
+from llm_sparsity.jobs.command import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cell", type=Path, metavar="CELL", help="folder of a result, or any model folder")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write, a new one")
+    parser.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="of a weight file, as in 500MB (default 5GB)"
+    )
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not compare outputs in a new process, for large models"
+    )
+    args = parser.parse_args()
+
+    from llm_sparsity.export.cell import find_cell
+    from llm_sparsity.export.export import export, summary
+
+    exported = export(find_cell(args.cell), args.output, max_shard_size=args.max_shard_size, check=not args.no_check)
+    print(summary(exported, args.output))
+
+
+if __name__ == "__main__":
+    run(main)

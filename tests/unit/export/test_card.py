@@ -1,0 +1,145 @@
+"""The model card: front matter as the hub reads it, and what it says. Weights are RANDOM."""
+
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from llm_sparsity.export.cell import find_cell
+from llm_sparsity.export.export import export
+from llm_sparsity.export.scores import scores
+from llm_sparsity.storage.files import read_json, write_json
+
+
+def card_of(cell: Path, output: Path) -> ModelCard:
+    export(find_cell(cell), output, check=False)
+    return ModelCard.load(output / "README.md")
+
+
+def test_a_fine_tuned_run(study: Path, tmp_path: Path) -> None:
+    run = study / "results/bert/magnitude-linear-0.5/mood/kept/seed-0"
+    card = card_of(run, tmp_path / "out")
+    found = card.data
+    assert (found.pipeline_tag, found.library_name) == ("text-classification", "transformers")
+    assert found.tags == ["llm-sparsity", "pruned", "magnitude"]
+    own = read_json(run / "metrics.json")["metrics"]
+    assert {result.metric_type: result.metric_value for result in found.eval_results} == own
+    assert {(result.dataset_name, result.dataset_split) for result in found.eval_results} == {("mood", "validation")}
+    assert "with 50 % of the weights of `linear` removed by `magnitude`, fine-tuned on mood" in card.text
+    row = re.search(r"\| mood \(validation, 32 examples\) \| accuracy \| (.*) \|", card.text)
+    assert row is not None
+    accuracy, seeds, dense = row.group(1).split(" | ")
+    assert accuracy.startswith(f"{own['accuracy']:.3f} ± 0.")
+    assert "mean of 2 seeds" in card.text
+    assert "±" in seeds
+    assert "±" in dense
+    assert "Not checked" in card.text
+
+
+def test_an_evaluated_quantised_model(study: Path, tmp_path: Path) -> None:
+    card = card_of(study / "results/llama/int8-linear-0", tmp_path / "out")
+    assert card.data.pipeline_tag == "text-generation"
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
+        "perplexity": 21.5, "nll": 3.0,
+    }  # fmt: skip
+    assert "| text (test, 1,000 tokens) | perplexity | 21.5 | 20.0 |" in card.text
+    assert "The codes and scales of int8 are written as their products, dequantised" in card.text
+    assert "with the weights of `linear` quantised by `int8`" in card.text
+
+
+def test_bytes_are_those_of_the_files(study: Path, tmp_path: Path) -> None:
+    cell = study / "results/llama/magnitude-linear-0.5"
+    card = card_of(cell, tmp_path / "out")
+    dense, sparse, here = (int(text.replace(",", "")) for text in re.findall(r"\| ([\d,]+) \|$", card.text, re.M)[:3])
+    assert dense == (study / "resources/models/llama/model.safetensors").stat().st_size
+    assert sparse == (cell / "model/model.safetensors").stat().st_size
+    assert here == (tmp_path / "out/model.safetensors").stat().st_size
+    assert sparse < here
+
+
+@pytest.mark.parametrize(
+    ("stated", "front", "said"),
+    [
+        ("apache-2.0", {"license": "apache-2.0"}, "as its source states it: apache-2.0"),
+        ("MIT License", {"license": "mit"}, "as its source states it: mit"),
+        ("Some Own Terms", {"license": "other", "license_name": "some-own-terms"}, "states it: some-own-terms"),
+        (None, {}, "Unknown: the source of the base model states none"),
+    ],
+)
+def test_the_licence(stated: str | None, front: dict[str, str], said: str, study: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in (study / "resources/models/llama").iterdir():
+        (source / path.name).symlink_to(path)
+    (source / "manifest.json").unlink()
+    write_json(
+        source / "manifest.json", read_json(study / "resources/models/llama/manifest.json") | {"licence": stated}
+    )
+    card = card_of(source, tmp_path / "out")
+    assert {key: value for key, value in card.data.to_dict().items() if key.startswith("license")} == front
+    assert said in card.text
+
+
+def test_a_hub_model_is_linked_and_its_own_card_is_read(study: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in (study / "resources/models/llama").iterdir():
+        (source / path.name).symlink_to(path)
+    (source / "manifest.json").unlink()
+    facts = read_json(study / "resources/models/llama/manifest.json")
+    facts["source"] = {"hub": "some/model", "revision": "a" * 40}
+    write_json(source / "manifest.json", facts)
+    (source / "README.md").write_text(
+        "---\nlanguage: [en, de]\nlicense: other\nlicense_name: own\nlicense_link: https://example.org\n"
+        "datasets: [a/b]\n---\n# Theirs\n"
+    )
+    card = card_of(source, tmp_path / "out")
+    found = card.data.to_dict()
+    assert found["base_model"] == "some/model"
+    assert (found["language"], found["datasets"]) == (["en", "de"], ["a/b"])
+    assert (found["license"], found["license_name"], found["license_link"]) == ("other", "own", "https://example.org")
+    assert "Theirs" not in card.text
+    assert "[some/model](https://huggingface.co/some/model)" in card.text
+
+
+def test_folders_of_this_machine_stay_private(study: Path, tmp_path: Path) -> None:
+    facts = read_json(study / "resources/models/llama/manifest.json")
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in (study / "resources/models/llama").iterdir():
+        (source / path.name).symlink_to(path)
+    (source / "manifest.json").unlink()
+    write_json(source / "manifest.json", facts | {"source": {"folder": "/home/somebody/private/llama-own"}})
+    card = card_of(source, tmp_path / "out")
+    assert "llama-own" in card.text
+    assert "somebody" not in card.content
+    assert str(tmp_path) not in card.content
+
+
+def test_the_picture_has_a_row_for_each_matrix(study: Path, tmp_path: Path) -> None:
+    exported = export(find_cell(study / "results/bart/structured-mlp-0.5"), tmp_path / "out", check=False)
+    half = [row for row in exported.densities if row.part == "mlp"]
+    assert {row.left / row.size for row in half} == {0.5}
+    assert {row.left / row.size for row in exported.densities if row.part == "attention"} == {1.0}
+    assert {row.stack for row in half} == {"encoder", "decoder"}
+    with Image.open(tmp_path / "out/density.png") as picture:
+        assert picture.width > 1000
+
+
+def test_scores_of_further_splits_and_diverged_ones(study: Path, tmp_path: Path) -> None:
+    run = tmp_path / "results/bert/dense/mnli/kept/seed-0"
+    (run / "model").mkdir(parents=True)
+    for path in (study / "results/bert/dense/mood/kept/seed-0/model").iterdir():
+        (run / "model" / path.name).symlink_to(path)
+    metrics = {
+        "accuracy": 0.5, "accuracy_mismatched": 0.4, "matthews": 0.3, "matthews_stderr": 0.1, "perplexity": None,
+    }  # fmt: skip
+    examples = {"train": 64, "validation": 100, "mismatched": 50}
+    write_json(run / "metrics.json", {"metrics": metrics, "examples": examples, "score": "matthews"})
+    found = {(score.metric, score.split): score for score in scores(find_cell(run))}
+    assert list(found) == [("matthews", "validation"), ("accuracy", "validation"), ("accuracy", "mismatched")]
+    assert found["accuracy", "mismatched"].examples == 50
+    assert found["matthews", "validation"].margin == pytest.approx(0.196, abs=1e-3)
+    assert found["accuracy", "validation"].margin == pytest.approx(0.098, abs=1e-3)

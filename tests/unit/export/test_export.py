@@ -1,0 +1,184 @@
+"""Exported folders, read by transformers in processes of their own. Weights are RANDOM."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+
+from llm_sparsity.export.cell import find_cell
+from llm_sparsity.export.export import export
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.storage import container
+
+RUN = "magnitude-linear-0.5/mood/kept/seed-0"
+CELLS = {
+    f"bert/{RUN}": "BertForSequenceClassification",
+    f"bart/{RUN}": "BartForSequenceClassification",
+    "bert/structured-mlp-0.5/mood/kept/seed-0": "BertForSequenceClassification",
+    "gpt2/magnitude-linear-0.5": "GPT2LMHeadModel",
+    "llama/int8-linear-0": "LlamaForCausalLM",
+}
+SLOW = {
+    f"gpt2/{RUN}": "GPT2ForSequenceClassification",
+    "bert/int8-linear-0": "BertModel",
+    "gpt2/structured-mlp-0.5": "GPT2LMHeadModel",
+    "gpt2/int8-linear-0": "GPT2LMHeadModel",
+    "llama/magnitude-linear-0.5": "LlamaForCausalLM",
+    "llama/structured-linear-0.5": "LlamaForCausalLM",
+    "bart/structured-mlp-0.5": "BartModel",
+    "bart/dense": "BartModel",
+}
+
+
+@pytest.mark.parametrize(
+    ("cell", "model_class"), [*CELLS.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW.items())]
+)
+def test_transformers_alone_computes_the_same(cell: str, model_class: str, study: Path, tmp_path: Path) -> None:
+    exported = export(find_cell(study / "results" / cell), tmp_path / "out")
+    assert exported.checked is not None
+    assert exported.checked.difference <= 1e-5
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["architectures"] == [model_class]
+    assert not {"quantization_config", "compression_config", "auto_map"} & config.keys()
+    assert {"README.md", "density.png", "tokenizer.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    if model_class.endswith(("LM", "LMHeadModel")):
+        assert (tmp_path / "out/generation_config.json").exists()
+    with safe_open(tmp_path / "out/model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "bart"])
+def test_widths_that_no_configuration_has_are_refused(kind: str, study: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"structured pruning has made .*; for other programs, prune with `mlp`"):
+        export(find_cell(study / "results" / kind / "structured-layers.0-0.5"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_classifier_prints_the_labels_of_its_task(study: Path, tmp_path: Path) -> None:
+    export(find_cell(study / "results/gpt2" / RUN), tmp_path / "out", check=False)
+    classify = transformers.pipeline("text-classification", str(tmp_path / "out"))
+    found = classify(["the film was good", "the story was bad"], batch_size=2)
+    assert {row["label"] for row in found} <= {"bad", "good"}
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "out").label2id == {"bad": 0, "good": 1}
+
+
+def test_weights_keep_their_bits_and_dtype(study: Path, tmp_path: Path) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        source = tmp_path / str(dtype)
+        source.mkdir()
+        container.copy_companions(study / "resources/models/llama", source)
+        tensors = container.load(study / "resources/models/llama")
+        container.save(source, {name: tensor.to(dtype) for name, tensor in tensors.items()})
+        export(find_cell(source), tmp_path / f"{dtype}-out", check=dtype == torch.bfloat16)
+        found = container.load(tmp_path / f"{dtype}-out")
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name].to(dtype)) for name in tensors)
+        assert json.loads((tmp_path / f"{dtype}-out/config.json").read_text())["dtype"] == str(dtype)[6:]
+
+
+def test_weights_of_several_dtypes_keep_theirs(study: Path, tmp_path: Path) -> None:
+    source = tmp_path / "mixed"
+    container.copy_companions(study / "resources/models/llama", source)
+    tensors = container.load(study / "resources/models/llama")
+    mixed = {name: tensor if "norm" in name else tensor.bfloat16() for name, tensor in tensors.items()}
+    container.save(source, mixed, sparse=False)
+    export(find_cell(source), tmp_path / "out")
+    found = container.load(tmp_path / "out")
+    assert all(torch.equal(found[name], mixed[name]) and found[name].dtype == mixed[name].dtype for name in mixed)
+
+
+def test_int8_is_written_as_the_values_that_were_measured(study: Path, tmp_path: Path) -> None:
+    cell = find_cell(study / "results/llama/int8-linear-0")
+    exported = export(cell, tmp_path / "out", check=False)
+    own, found = container.load(cell.folder.path), container.load(tmp_path / "out")
+    assert all(torch.equal(own[name], found[name]) for name in own)
+    assert exported.quantised == "int8"
+
+
+def test_large_models_are_written_in_shards(study: Path, tmp_path: Path) -> None:
+    cell = find_cell(study / "results/llama/magnitude-linear-0.5")
+    export(cell, tmp_path / "out", max_shard_size="20KB")  # and it is checked
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    files = {path.name for path in (tmp_path / "out").glob("*.safetensors")}
+    assert files == set(index["weight_map"].values())
+    assert len(files) > 2
+    own, found = container.load(cell.folder.path), container.load(tmp_path / "out")
+    assert all(torch.equal(own[name], found[name]) for name in own)
+
+
+def test_a_head_that_the_folder_does_not_hold_is_not_made_up(study: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    container.copy_companions(study / "resources/models/bert", source)
+    container.save(source, container.load(study / "resources/models/bert"), sparse=False)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
+    assert export(find_cell(source), tmp_path / "out", check=False).model_class == "BertModel"
+    assert container.load(tmp_path / "out").keys() == container.load(source).keys()
+
+
+def test_pickles_and_code_beside_a_model_stay_behind(study: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    container.copy_companions(study / "resources/models/llama", source)
+    container.save(source, container.load(study / "resources/models/llama"), sparse=False)
+    for name in ("pytorch_model.bin", "modeling_own.py", "LICENSE"):
+        (source / name).write_text("x")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "modeling_own.Own"}}))
+    export(find_cell(source), tmp_path / "out")
+    assert {"pytorch_model.bin", "modeling_own.py"}.isdisjoint(path.name for path in (tmp_path / "out").iterdir())
+    assert (tmp_path / "out/LICENSE").exists()
+
+
+def test_a_folder_that_exists_is_refused_and_stays(study: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exists already; name a new folder, or remove this one"):
+        export(find_cell(study / "results/llama/int8-linear-0"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_fails_leaves_nothing(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llm_sparsity.export.export.draw", fail)
+    with pytest.raises(KeyboardInterrupt):
+        export(find_cell(study / "results/llama/int8-linear-0"), tmp_path / "out", check=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_weight_that_changed_fails_the_check(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_sparsity.export import export as module
+
+    def damage(model: torch.nn.Module, folder: ModelFolder, output: Path, size: str) -> None:
+        save(model, folder, output, size)
+        tensors = container.load(output)
+        tensors["model.norm.weight"] *= 1.01
+        container.save(output, tensors, sparse=False)
+
+    save = module.save_plain
+    monkeypatch.setattr(module, "save_plain", damage)
+    with pytest.raises(UserError, match="transformers alone computes other outputs"):
+        export(find_cell(study / "results/llama/int8-linear-0"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_script_says_what_was_written(study: Path, root: Path, tmp_path: Path) -> None:
+    def script(*words: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, root / "scripts/export.py", *map(str, words)], cwd=study, capture_output=True, text=True,
+            env={"PYTHONPATH": str(root / "workflow")}, check=False,
+        )  # fmt: skip
+
+    done = script("results/llama/int8-linear-0", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "LlamaForCausalLM" in done.stdout
+    assert "dequantised" in done.stdout
+    assert "the largest difference is 0" in done.stdout
+    done = script("results/lama/int8-linear-0", "--output", tmp_path / "again")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("no such result; the nearest result is results/llama/int8-linear-0")

@@ -1,0 +1,320 @@
+"""The model card: what the hub reads as front matter, and what a reader wants to know before using the model."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
+
+import llm_sparsity
+from llm_sparsity.export.cell import Cell
+from llm_sparsity.export.check import Checked
+from llm_sparsity.export.density import Density, share_left
+from llm_sparsity.export.scores import Score
+from llm_sparsity.reporting.wording import scope_name, shown
+from llm_sparsity.storage.container import is_sparse, weight_files
+from llm_sparsity.study.methods import NOTES, Chain
+from llm_sparsity.study.sparsity import Sparsity
+
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+# How the name of a model's class ends -> the hub's pipeline, the class that loads it.
+PIPELINES = {
+    "ForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
+    "ForCausalLM": ("text-generation", "AutoModelForCausalLM"),
+    "LMHeadModel": ("text-generation", "AutoModelForCausalLM"),
+    "ForMaskedLM": ("fill-mask", "AutoModelForMaskedLM"),
+    "ForConditionalGeneration": ("text-generation", "AutoModelForSeq2SeqLM"),
+}
+BODY = ("feature-extraction", "AutoModel")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a card describes.
+
+    cell: that was exported.
+    model_class: name of the transformers class.
+    dtype: of the weights.
+    bytes: of the weight files.
+    densities: of the tensors.
+    scores: of the cell.
+    checked: None if the export was not checked.
+    commit: of this program; None if it is not known.
+    """
+
+    cell: Cell
+    model_class: str
+    dtype: str
+    bytes: int
+    densities: Sequence[Density]
+    scores: Sequence[Score]
+    checked: Checked | None
+    commit: str | None
+
+    @property
+    def quantised(self) -> str | None:
+        """The step whose codes were written as values, such as "int8"; None if there was none."""
+        method = (self.cell.facts.get("pruned") or {}).get("method")
+        return str(Chain(method).parts[-1]) if method and Chain(method).is_quantised else None
+
+
+def model_card(exported: Exported) -> str:
+    """The text of a model card, front matter included."""
+    cell, facts = exported.cell, exported.cell.facts
+    pipeline, auto_class = pipeline_of(exported.model_class)
+    seeds = max((len(score.seeds) for score in exported.scores), default=0)
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    text: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        card_data=front_matter(exported).to_yaml(),
+        title=cell.name,
+        summary=_summary(exported),
+        use=_use(cell.name, pipeline, auto_class),
+        pruned=_pruned(facts.get("pruned"), exported.densities),
+        finetuned=cell.task is not None,
+        sizes=_sizes(exported),
+        stored=stored_note(exported),
+        scores=[_score_row(score) for score in exported.scores],
+        seeded=seeds if seeds > 1 else None,
+        intervals=INTERVALS,
+        config=_config(cell),
+        reproduce=_reproduce(exported),
+        checked=checked_note(exported.checked),
+        licence=_licence_note(cell),
+    )
+    ModelCard(text)  # parses the front matter as the hub does, model-index included
+    return text.strip() + "\n"
+
+
+def pipeline_of(model_class: str) -> tuple[str, str]:
+    """The hub's pipeline of a model class, and the auto class that loads it."""
+    return next((found for ending, found in PIPELINES.items() if model_class.endswith(ending)), BODY)
+
+
+def front_matter(exported: Exported) -> ModelCardData:
+    """What the hub reads of a card. Only hub ids are given as ids: the hub refuses other names."""
+    cell, source = exported.cell, _card_of_source(exported.cell)
+    licence, name = _licence(cell)
+    own = cell.facts.get("source") or {}
+    task = cell.task_facts(cell.task) if cell.task else {}
+    datasets = [*_listed(source.get("datasets")), *_listed((task.get("source") or {}).get("hub"))]
+    pruned = cell.facts.get("pruned") or {}
+    results = [_result(exported.cell, score) for score in exported.scores]
+    return ModelCardData(
+        model_name=cell.name,
+        base_model=own.get("hub"),
+        license=licence,
+        license_name=name,
+        license_link=source.get("license_link") if name else None,
+        language=source.get("language"),
+        datasets=list(dict.fromkeys(datasets)) or None,
+        library_name="transformers",
+        pipeline_tag=pipeline_of(exported.model_class)[0],
+        tags=["llm-sparsity", *(["pruned", *Chain(pruned["method"]).parts] if pruned else [])],
+        metrics=list(dict.fromkeys(score.metric for score in exported.scores)) or None,
+        eval_results=results or None,
+    )
+
+
+def _result(cell: Cell, score: Score) -> EvalResult:
+    facts = cell.task_facts(score.task)
+    source = facts.get("source") or {}
+    classifies = facts.get("task") in ("classification", "regression")
+    return EvalResult(
+        task_type="text-classification" if classifies else "text-generation",
+        dataset_type=source.get("hub", score.task),
+        dataset_name=score.task,
+        dataset_split=score.split,
+        dataset_revision=source.get("revision"),
+        metric_type=score.metric,
+        metric_value=score.value,
+    )
+
+
+def _card_of_source(cell: Cell) -> dict[str, Any]:
+    """The front matter of the source's own card, which lies in the model folder; empty if there is none."""
+    path = cell.folder.path / "README.md"
+    try:
+        return dict(metadata_load(path) or {}) if path.is_file() else {}
+    except Exception:  # cards are written by hand
+        return {}
+
+
+def _licence(cell: Cell) -> tuple[str | None, str | None]:
+    """The licence as the hub spells it, and its name where the hub has no word for it; None if it is not known."""
+    stated = cell.facts.get("licence") or ", ".join(_listed(_card_of_source(cell).get("license")))
+    if not stated:
+        return None, None
+    word = str(stated).lower().removesuffix(" license")
+    if re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", word) and word != "other":
+        return word, None
+    name = _card_of_source(cell).get("license_name") or re.sub(r"[^a-z0-9.]+", "-", word).strip("-")
+    return "other", str(name)
+
+
+def _licence_note(cell: Cell) -> str:
+    licence, name = _licence(cell)
+    if licence is None:
+        return "Unknown: the source of the base model states none. Ask its authors before you pass this model on."
+    files = sorted(path.name for path in cell.folder.path.glob("LICENSE*"))
+    text = f"That of the base model, as its source states it: {name or licence}."
+    return f"{text} Its text is in {', '.join(files)}." if files else text
+
+
+def _summary(exported: Exported) -> str:
+    cell = exported.cell
+    source = cell.facts.get("source") or {}
+    base = _source_name(cell)
+    pruned = cell.facts.get("pruned")
+    done = [f"This is {_link(source, base)}{f' {_removed(pruned)}' if pruned else ''}"]
+    if cell.task:
+        how = f" by the recipe `{cell.recipe}`, seed {cell.seed}" if cell.recipe else f", seed {cell.seed}"
+        order = ", fine-tuned" if cell.recipe else ", after it was fine-tuned"
+        done.append(f"{order} on {cell.task}{how}")
+    return f"{''.join(done)}. Made with llm-sparsity {llm_sparsity.__version__}."
+
+
+def _removed(pruned: Mapping[str, Any]) -> str:
+    chain, sparsity = Chain(pruned["method"]), Sparsity(pruned["sparsity"])
+    scope = scope_name(pruned["scope"])
+    if sparsity.is_dense:
+        return f"with the weights of `{scope}` quantised by `{chain}`"
+    return f"with {sparsity.label} of the weights of `{scope}` removed by `{chain}`"
+
+
+def _source_name(cell: Cell) -> str:
+    """The base model, without folders of this machine."""
+    source = cell.facts.get("source") or {}
+    return str(source.get("hub") or source.get("package") or Path(source.get("folder", cell.model)).name)
+
+
+def _link(source: Mapping[str, Any], name: str) -> str:
+    return f"[{name}](https://huggingface.co/{name})" if "hub" in source else f"{name}"
+
+
+def _use(name: str, pipeline: str, auto_class: str) -> str:
+    if pipeline == "feature-extraction":
+        return (
+            f"from transformers import AutoModel, AutoTokenizer\n\n"
+            f'tokenizer, model = (each.from_pretrained("{name}") for each in (AutoTokenizer, AutoModel))\n'
+            'states = model(**tokenizer("A sentence.", return_tensors="pt")).last_hidden_state'
+        )
+    if auto_class == "AutoModelForSeq2SeqLM":
+        return f'from transformers import {auto_class}\n\nmodel = {auto_class}.from_pretrained("{name}")'
+    text = "Paris is the <mask> of France." if pipeline == "fill-mask" else "The film is a delight."
+    return f'from transformers import pipeline\n\nprint(pipeline("{pipeline}", "{name}")("{text}"))'
+
+
+def _pruned(pruned: Mapping[str, Any] | None, rows: Sequence[Density]) -> list[tuple[str, str]]:
+    if not pruned:
+        return []
+    chain, sparsity = Chain(pruned["method"]), Sparsity(pruned["sparsity"])
+    zero = f"{100 * pruned['measured_sparsity']:.4g} % of its weights are zero or gone"
+    calibration = pruned.get("calibration") or {}
+    found = [
+        ("scope", f"`{scope_name(pruned['scope'])}`, {pruned['size']:,} weights"),
+        ("sparsity", f"{zero}, after rounding" if sparsity.is_dense else f"{sparsity.label} asked for; {zero}"),
+        ("all layers, embeddings and norms", f"{100 * share_left(rows):.4g} % of the weights are left"),
+        *((f"`{part}`", NOTES[part]) for part in chain.parts),
+        ("kept in every tensor", f"at least {100 * pruned['min_density']:g} %" if pruned.get("min_density") else ""),
+        ("calibration", ", ".join(f"{key} {value}" for key, value in calibration.items())),
+    ]
+    return [(name, text) for name, text in found if text]
+
+
+def _sizes(exported: Exported) -> list[tuple[str, int]]:
+    cell, dense = exported.cell, exported.cell.dense
+    weights = (name for name in (dense or {}).get("files", {}) if name.endswith(".safetensors"))
+    sizes = [("dense model", sum(dense["files"][name]["bytes"] for name in weights) if dense else 0)]
+    if is_sparse(cell.folder.path):
+        stored = sum(path.stat().st_size for path in weight_files(cell.folder.path))
+        sizes.append(("this model in llm-sparsity's container, which stores no zeros", stored))
+    return [(name, size) for name, size in [*sizes, ("this folder's weights", exported.bytes)] if size]
+
+
+def stored_note(exported: Exported) -> str:
+    """How the weights are stored here, for the card and the terminal."""
+    text = f"The weights are plain safetensors in {exported.dtype}, which store zeros like any other number."
+    if exported.quantised:
+        text += (
+            f" The codes and scales of {exported.quantised} are written as their products, dequantised: the values are "
+            "those that were measured, the bytes are not."
+        )
+    return text
+
+
+INTERVALS = (
+    "After ±: half of a 95 % interval, over the examples of the split for this model (where the metric has one), over "
+    "seeds elsewhere. Dense is the same model with nothing removed, treated and measured in the same way."
+)
+
+
+def _score_row(score: Score) -> dict[str, Any]:
+    return {
+        "task": score.task,
+        "split": score.split,
+        "examples": score.examples,
+        "unit": "tokens" if score.metric in ("perplexity", "nll") and not score.seeds else "examples",
+        "metric": score.metric,
+        "own": _about(score.metric, score.value, score.margin),
+        "seeds": _about(score.metric, *score.over_seeds) if len(score.seeds) > 1 else "",
+        "dense": _about(score.metric, *score.of_dense) if score.dense else "not measured",
+    }
+
+
+def _about(metric: str, value: float, margin: float) -> str:
+    return shown(metric, value) if math.isnan(margin) else f"{shown(metric, value)} ± {shown(metric, margin)}"
+
+
+def _config(cell: Cell) -> str:
+    """The part of a study's config that is this cell, as YAML."""
+    facts, pruned = cell.facts, cell.facts.get("pruned") or {}
+    source = {key: Path(value).name if key == "folder" else value for key, value in (facts.get("source") or {}).items()}
+    grid: dict[str, Any] = {"models": [cell.model]}
+    if pruned:
+        sparsity = Sparsity(pruned["sparsity"])
+        grid |= {"methods": [pruned["method"]], "scopes": [pruned["scope"]]}
+        grid |= {"sparsities": [str(sparsity) if sparsity.is_pattern else sparsity.fraction or 0]}
+    if cell.task:
+        grid |= {"tasks": [cell.task], "recipes": [cell.recipe or "kept"], "seeds": [cell.seed]}
+    found: dict[str, Any] = {"models": {cell.model: {"architecture": facts.get("architecture"), "source": source}}}
+    found["study"] = [grid]
+    defaults = {"min_density": 0, "layerwise": "uniform"}
+    if prune := {key: pruned[key] for key, value in defaults.items() if pruned.get(key, value) != value}:
+        found["prune"] = prune
+    if pruned.get("calibration"):
+        found["calibration"] = pruned["calibration"]
+    return str(yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=100)).strip()
+
+
+def _reproduce(exported: Exported) -> str:
+    cell = exported.cell
+    commit = f" (commit {exported.commit})" if exported.commit else ""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    tasks = "" if cell.task is None else f" The entry of the task `{cell.task}` is that of the study."
+    place = cell.place.removesuffix("/model")
+    return (
+        f"With llm-sparsity {llm_sparsity.__version__}{commit}, {versions}: `llm-sparsity run STUDY.yaml`, then "
+        f"`llm-sparsity export {place} --output FOLDER`. The excerpt has what makes this model; everything else is at "
+        f"its default.{tasks}"
+    )
+
+
+def checked_note(checked: Checked | None) -> str:
+    """The result of the check, for the card and the terminal."""
+    if checked is None:
+        return "Not checked: the export was told not to."
+    return (
+        f"transformers {checked.transformers}, in a process without llm-sparsity, loads this folder and computes the "
+        f"outputs of the original model on {checked.sentences} sentences in float32; the largest difference is "
+        f"{checked.difference:.3g}, the largest output {checked.largest:.3g}."
+    )
+
+
+def _listed(value: Any) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else [str(value)] if value else []

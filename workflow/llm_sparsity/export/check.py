@@ -1,0 +1,73 @@
+"""Whether another program computes the same by an exported folder: transformers alone, in a process of its own."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_sparsity.export import outputs as alone
+from llm_sparsity.jobs.errors import UserError
+
+TOLERANCE = 1e-4  # of the largest output: rounding in float32
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The result of a check.
+
+    sentences: number of sentences.
+    difference: the largest absolute difference of an output.
+    largest: the largest absolute output.
+    transformers: version.
+    """
+
+    sentences: int
+    difference: float
+    largest: float
+    transformers: str
+
+
+def check_export(exported: Path, model: Any, tokenizer: Any) -> Checked:
+    """Compare the outputs of an exported folder with those of the model that it was made from.
+
+    Both compute in float32, on the CPU.
+
+    Args:
+        exported: the folder.
+        model: the transformers model of the cell; its weights become float32.
+        tokenizer: of the cell.
+
+    Raises:
+        UserError: transformers does not load the folder, or other token ids or outputs come out.
+    """
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    expected = alone.outputs(model, tokenizer)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "outputs.safetensors"
+        done = subprocess.run(
+            [sys.executable, alone.__file__, exported, file],
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise UserError(f"transformers alone does not load what was exported: {reason[:300]}; nothing is written")
+        found = load_file(file)
+    if found.keys() != expected.keys() or any(found[key].shape != expected[key].shape for key in expected):
+        raise UserError("transformers alone computes outputs of other shapes; nothing is written")
+    ids, values = ([key for key in expected if key.startswith(kind)] for kind in ("ids.", "outputs."))
+    if not all(torch.equal(found[key], expected[key]) for key in ids):
+        raise UserError("the exported tokenizer gives other token ids; nothing is written")
+    difference = max(float((found[key] - expected[key]).abs().max()) for key in values)
+    largest = max(float(expected[key].abs().max()) for key in values)
+    if not difference <= TOLERANCE * largest:
+        raise UserError(
+            f"transformers alone computes other outputs, by up to {difference:.3g} of {largest:.3g}; nothing is written"
+        )
+    return Checked(len(values), difference, largest, transformers.__version__)

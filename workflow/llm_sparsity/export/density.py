@@ -1,0 +1,114 @@
+"""What is left of a model, matrix by matrix, and a picture of it."""
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_sparsity.export.cell import Cell
+from llm_sparsity.storage.files import atomic
+
+NUMBERED = 16  # layers up to which each cell of the picture shows its number
+
+
+@dataclass(frozen=True)
+class Density:
+    """What is left of a tensor.
+
+    stack, layer, part: its role, see `TensorRole`.
+    matrix: its name within the layer.
+    left: number of weights that are not zero.
+    size: number of weights of the dense model's tensor.
+    """
+
+    stack: str
+    layer: int
+    part: str
+    matrix: str
+    left: int
+    size: int
+
+
+def densities(cell: Cell, model: Any) -> list[Density]:
+    """The density of each tensor that has a role, in the order of the model.
+
+    Args:
+        cell: a cell.
+        model: its transformers model.
+    """
+    from llm_sparsity.models.checkpoint import stored_names
+
+    sizes, found = _dense_sizes(cell), []
+    with cell.folder.open() as reader:
+        roles, stored = cell.folder.roles(reader.names), stored_names(model, reader.names)
+    for own, weight in model.named_parameters():
+        name = stored.get(own, "")
+        if role := roles.get(name):
+            matrix = name.removesuffix(".weight").partition(f".{role.layer}.")[2] or name.removesuffix(".weight")
+            left, size = int(weight.count_nonzero()), sizes.get(name, weight.numel())
+            found.append(Density(role.stack, role.layer, role.part, matrix, left, size))
+    return found
+
+
+def share_left(rows: Iterable[Density]) -> float:
+    """The share of weights that are left; NaN without any."""
+    rows = list(rows)
+    return sum(row.left for row in rows) / sum(row.size for row in rows) if rows else math.nan
+
+
+def draw(rows: Sequence[Density], path: Path) -> None:
+    """Draw the density of each matrix, a column for each layer, a panel for each stack.
+
+    Args:
+        rows: of `densities`.
+        path: of the PNG file.
+    """
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from llm_sparsity.reporting.figures.style import STYLE
+
+    rows = [row for row in rows if row.layer >= 0 and row.part in ("attention", "mlp")]
+    stacks = list(dict.fromkeys(row.stack for row in rows))
+    with mpl.rc_context(STYLE):
+        names = {stack: list(dict.fromkeys(row.matrix for row in rows if row.stack == stack)) for stack in stacks}
+        heights = [len(names[stack]) for stack in stacks]
+        figure, axes = plt.subplots(
+            len(stacks), 1, figsize=(9, 1.4 + 0.34 * sum(heights) + 0.5 * len(stacks)), squeeze=False,
+            height_ratios=heights,
+        )  # fmt: skip
+        for ax, stack in zip(axes.flat, stacks, strict=True):
+            mine = [row for row in rows if row.stack == stack]
+            grid = np.full((len(names[stack]), 1 + max(row.layer for row in mine)), np.nan)
+            for row in mine:
+                grid[names[stack].index(row.matrix), row.layer] = row.left / row.size
+            image = ax.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+            ax.set_yticks(range(len(names[stack])), names[stack])
+            ax.set_xticks(range(0, grid.shape[1], 1 + grid.shape[1] // 24))
+            ax.set_xlabel("Layer, from 0")
+            ax.set_title(f"{stack}: {100 * share_left(mine):.3g} % of the weights are left")
+            ax.grid(visible=False)
+            if grid.shape[1] <= NUMBERED:
+                for (y, x), value in np.ndenumerate(grid):
+                    if not math.isnan(value):
+                        shade = "black" if value > 0.6 else "white"
+                        ax.text(x, y, f"{100 * value:.0f}", ha="center", va="center", color=shade, fontsize=8)
+        bar = figure.colorbar(image, ax=axes, format=mpl.ticker.PercentFormatter(1), pad=0.01)
+        bar.set_label("Weights left")
+        bar.outline.set_visible(False)
+        with atomic(path) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+        plt.close(figure)
+
+
+def _dense_sizes(cell: Cell) -> dict[str, int]:
+    """Tensor -> its number of weights before pruning, of the variant's sparsity.csv; empty if there is none."""
+    paths = [folder / "sparsity.csv" for folder in (cell.folder.path.parent, cell.of_variant) if folder]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["name"]: int(row["size"]) for row in csv.DictReader(file)}

@@ -1,0 +1,143 @@
+"""A model folder as plain transformers saves it: one set of files for every program that loads models of the hub."""
+
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from llm_sparsity.data.model_files import COMPANIONS, matching
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.folder import ModelFolder
+
+# Fields of a configuration that say how weights were stored, or where code lies; nothing of it is true of the export.
+LEFTOVERS = {"quantization_config", "compression_config", "sparsity_config", "auto_map"}
+OWN = ("config.json", "README.md")  # files that the export writes anew
+
+
+def check_plain(folder: ModelFolder) -> None:
+    """Check that the model which transformers makes of a configuration has the shapes of a folder's tensors.
+
+    Most configurations cannot express fewer attention heads than they were made for, nor layers of several widths.
+
+    Raises:
+        UserError: structured pruning made a layer narrower than the configuration can express.
+    """
+    from llm_sparsity.models.checkpoint import stored_names
+    from llm_sparsity.models.loading import load_skeleton
+
+    model = load_skeleton(folder)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with folder.open() as reader:
+        for name, stored in stored_names(model, reader.names).items():
+            if name in parameters and (shape := reader.shape(stored)) != (own := tuple(parameters[name].shape)):
+                raise UserError(
+                    f"{folder}: structured pruning has made {stored} {_size(shape)}, but by config.json transformers' "
+                    f"{type(model).__name__} has {_size(own)}, so only this program can load the model: "
+                    "llm_sparsity.models.loading; for other programs, prune with `mlp` or a method that keeps shapes"
+                )
+
+
+def load_plain(folder: ModelFolder, facts: Mapping[str, Any]) -> Any:
+    """The transformers model that a folder is exported as, its weights in the dtypes of the checkpoint.
+
+    Args:
+        folder: a model folder.
+        facts: its manifest.
+
+    Returns:
+        A classifier with its labels if the model was fine-tuned on some, a causal language model if it is a decoder,
+        and else one of the class that config.json names; without the head where the folder holds none.
+
+    Raises:
+        UserError: the folder's tensors are not those of its configuration.
+    """
+    import torch
+    import transformers
+
+    from llm_sparsity.models.loading import load_model, loading_dtype
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    labels = [str(label) for label in (facts.get("task") or {}).get("labels") or []]
+    fields: dict[str, Any] = {}
+    if labels:
+        fields = {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
+    dtype = loading_dtype(folder, torch.device("cuda"))  # holds all weights exactly
+    model = load_model(_plain_class(folder, facts, fields), folder, dtype=dtype, **fields)
+    with folder.open() as reader:
+        for name, stored in _stored(model, folder).items():
+            weight = model.get_parameter(name)
+            weight.data = weight.data.to(reader.dtype(stored))
+    for field in LEFTOVERS & vars(model.config).keys():
+        delattr(model.config, field)
+    return model
+
+
+def save_plain(model: Any, folder: ModelFolder, output: Path, max_shard_size: str) -> None:
+    """Write a model of `load_plain`, and the folder's tokenizer, generation settings and licence.
+
+    Args:
+        model: the model.
+        folder: that it was loaded from.
+        output: folder to write.
+        max_shard_size: of a weight file, such as "5GB"; a larger model has several, and an index.
+    """
+    drawn = set(_drawn(model, folder))
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in drawn}
+    model.save_pretrained(output, state_dict=weights, max_shard_size=max_shard_size)
+    for path in output.glob("*.safetensors"):
+        shutil.copymode(output / "config.json", path)  # safetensors lets nobody else read its files
+    for path in matching(folder.path, COMPANIONS):
+        if path.name not in OWN:
+            (output / path.name).write_bytes(path.read_bytes())
+    if model.config.pad_token_id is not None and type(model).__name__.endswith("ForSequenceClassification"):
+        folder.tokenizer.save_pretrained(output)  # with the padding token that the classifier was trained with
+
+
+def _plain_class(folder: ModelFolder, facts: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
+    """The first class that is in question whose parameters the folder holds, as an object with `from_config`.
+
+    Args:
+        folder: a model folder.
+        facts: its manifest.
+        fields: of the configuration.
+    """
+    import torch
+    import transformers
+
+    named = getattr(transformers, str((folder.config.get("architectures") or [None])[0]), None)
+    classes: list[Any] = [
+        *([transformers.AutoModelForSequenceClassification] if "task" in facts else []),
+        *([transformers.AutoModelForCausalLM] if facts.get("architecture") == "decoder" else []),
+        *([SimpleNamespace(from_config=named._from_config)] if named else []),
+    ]
+    config = transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, **fields)
+    for found in classes:
+        with torch.device("meta"), suppress(ValueError):  # a type of model without such a class
+            model = found.from_config(config)
+            if all("pooler" in name for name in _drawn(model, folder)):
+                return found
+    return transformers.AutoModel
+
+
+def _drawn(model: Any, folder: ModelFolder) -> list[str]:
+    """The parameters that the folder does not hold, so that they are drawn at random: of a head or pooler."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    held = {id(parameters[name]) for name in _stored(model, folder)}
+    body = {id(weight) for name, weight in model.base_model.named_parameters() if "pooler" not in name}
+    return [name for name, weight in parameters.items() if id(weight) not in held | body]
+
+
+def _stored(model: Any, folder: ModelFolder) -> dict[str, str]:
+    """Parameter of a model -> tensor of the folder."""
+    from llm_sparsity.models.checkpoint import stored_names
+
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with folder.open() as reader:
+        return {name: known for name, known in stored_names(model, reader.names).items() if name in parameters}
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
