@@ -39,7 +39,7 @@ class Site:
             "pools.py", "source {Path.cwd()}/.venv/bin/activate", f"export PATH={Path(sys.executable).parent}:$PATH"
         )
         self.edit("config.yaml", "profiles/polaris/pools.py", str(self.profile / "pools.py"))
-        self.edit("config.yaml", 'parsl-account: ""', "parsl-account: p")
+        self.edit("config.yaml", "# parsl-account: PROJECT", "parsl-account: p")
         (folder / "config.yaml").write_text(yaml.safe_dump(MOOD_STUDY))
 
     def tool(self, name: str, script: str) -> None:
@@ -93,7 +93,7 @@ BROKEN: dict[str, tuple[str, Callable[[Site], object], str, str]] = {
     "no PBS": ("scheduler", lambda site: (site.folder / "bin/qstat").unlink(), "qstat: not found", "login node"),
     "server down": ("scheduler", lambda site: (site.state / "down").touch(), "cannot connect to server", "repeat"),
     "no account": (
-        "pools", lambda site: site.edit("config.yaml", "parsl-account: p", 'parsl-account: ""'),
+        "pools", lambda site: site.edit("config.yaml", "parsl-account: p", "# none"),
         "parsl-account: missing", "correct it",
     ),
     "stopped queue": (
