@@ -229,10 +229,10 @@ def test_the_doctor_on_a_healthy_and_on_a_broken_site(slurm: Slurm, root: Path, 
         return done.returncode, done.stdout
 
     _, said = doctor("--submit")
-    lines = {line[7:20].strip(): line for line in said.splitlines() if line[:2] in ("OK", "TO", "--")}
+    lines = {line[7:22].strip(): line for line in said.splitlines() if line[:2] in ("OK", "TO", "--")}
     for subject, found in {
         "scheduler": "answers; partitions: 1", "partition": "gpus is up: 2 nodes of 8 cores, 4 GPUs, 64 GB",
-        "accounting": "no database; squeue remembers jobs for 300 s", "job": "accepted, and its file appeared here",
+        "accounting": "no database; squeue remembers jobs for 300 s", "job": "accepted; nodes share this folder",
         "node's Python": "Python 3.", "node's clock": "agrees",
     }.items():  # fmt: skip
         assert lines[subject].startswith("OK"), said

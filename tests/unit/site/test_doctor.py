@@ -172,7 +172,8 @@ def test_file_systems_that_nodes_share() -> None:
 
 def test_a_job_of_five_minutes(site: Site) -> None:
     lines = site.lines(submits=True)
-    assert lines["job"].found == "accepted, and its file appeared here"
+    assert lines["job"].found == "accepted; nodes share this folder, as its file appeared here"
+    assert not {"account", "folder"} & set(lines), "the job has answered them"
     assert lines["node's Python"].state == "OK"
     assert lines["node's TMPDIR"].found == "/tmp"
     assert "walltime=00:05:00" in next(site.state.glob("*.sh")).read_text()

@@ -22,7 +22,7 @@ CHECKS: tuple[Check, ...] = (
     machine.clock, machine.other_driver,
 )  # fmt: skip
 COLOURS = {"OK": "32", "TO DO": "31", "--": "2"}
-SUBJECT = 13  # characters of the column of subjects, and of that of states
+SUBJECT = 15  # characters of the column of subjects, and of that of states
 STATE = 7
 WIDTH = 120  # characters of a screen that is no terminal
 
@@ -35,7 +35,10 @@ def examine(place: Place, *, submits: bool = False) -> list[Line]:
         submits: run a job of five minutes on a node as well. Otherwise nothing is submitted and nothing written.
     """
     lines = [line for check in CHECKS if (line := check(place)) is not None]
-    return [*lines, *(submit.submit(place) if submits else [])]
+    submitted = submit.submit(place) if submits else []
+    if submitted and submitted[0].state == "OK":  # the job answers what could not be checked without it
+        lines = [line for line in lines if line.known]
+    return [*lines, *submitted]
 
 
 def screen(place: Place, lines: Iterable[Line]) -> str:

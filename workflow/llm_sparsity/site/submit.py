@@ -44,7 +44,10 @@ def submit(place: Place) -> list[Line]:
         time.sleep(PAUSE)
     if trouble:
         return [Line("job", trouble, f"see {FOLDER}")]
-    return [Line("job", "accepted, and its file appeared here"), *_judge(place, json.loads(report.read_text()))]
+    return [
+        Line("job", "accepted; nodes share this folder, as its file appeared here"),
+        *_judge(place, json.loads(report.read_text())),
+    ]
 
 
 def _pilot(place: Place, command: str) -> str:
@@ -70,7 +73,9 @@ def _pilot(place: Place, command: str) -> str:
 
 def _job(place: Place, command: str) -> str:
     """Run a command as a Slurm job like those of the study; why it failed, or empty."""
-    words = ["sbatch", "--wait", f"--time={MINUTES}", "--nodes=1", "--mem=2000", f"--output={FOLDER}/job.log"]
+    name = f"doctor-{os.getpid()}"
+    words = ["sbatch", "--wait", f"--job-name={name}", f"--time={MINUTES}", "--nodes=1", "--mem=2000"]
+    words.append(f"--output={FOLDER}/job.log")
     words += ["--gpus=1"] * any(job.gpus for job in place.submitted)
     for flag in ("account", "partition"):
         if value := place.resource(f"slurm_{flag}"):
@@ -82,7 +87,7 @@ def _job(place: Place, command: str) -> str:
     try:
         output, error = waits.communicate()
     except KeyboardInterrupt:
-        subprocess.run(["scancel", "--me", "--name=wrap"], check=False)
+        subprocess.run(["scancel", "--me", f"--name={name}"], check=False)
         raise
     return "" if waits.returncode == 0 else " ".join((error or output).split()) or f"exit code {waits.returncode}"
 
