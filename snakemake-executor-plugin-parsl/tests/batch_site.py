@@ -228,7 +228,7 @@ class Site:
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
-                    home = f"HOME={self.environment['HOME']}".encode()
+                    home = f"HOME={self.folder / 'home'}".encode()
                     state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
                     if home in (entry / "environ").read_bytes().split(b"\0") and state != "Z":
                         found.append(int(entry.name))

@@ -99,10 +99,11 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         """Submit jobs, longest first: a free slot takes the first job of the queue."""
         self._handle_signals()  # Snakemake's scheduler, made after this object, has set its own
         self._lengths.clear()  # a checkpoint may have added jobs
+        never = self._never()
         self._progress.left = {
             job: Job(_number(job, "runtime") * 60, self._length(job) * 60)
             for job in self.dag.needrun_jobs()
-            if not job.is_local and not self.dag.finished(job) and job not in self.workflow.scheduler.failed
+            if not job.is_local and not self.dag.finished(job) and job not in never
         }
         super().run_jobs(sorted(jobs, key=self._length, reverse=True))
 
@@ -199,7 +200,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         task = info.aux["task"]
         logs = ", ".join([*map(str, info.job.log), task.log])
         self.logger.error(f"parsl: {task.name} failed: {reason}; see {logs}")
-        self._progress.end(_members(info.job), None)
+        if info.job.attempt > info.job.restart_times:  # otherwise Snakemake tries it again
+            self._progress.end(_members(info.job), None)
         self.report_job_error(info)
 
     def _give_up(self, error: Exception) -> None:
@@ -207,6 +209,16 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             self._broken = True
             self.logger.error(f"error: {error}")
             self.workflow.scheduler.executor_error_callback(WorkflowError(str(error)))
+
+    def _never(self) -> set[Any]:
+        """Jobs that have failed, and all that depend on them."""
+        never: set[Any] = set()
+        found = [member for job in self.workflow.scheduler.failed for member in _members(job)]
+        while found:
+            if (job := found.pop()) not in never:
+                never.add(job)
+                found += self.dag.depending.get(job, ())
+        return never
 
     def _length(self, job: Any) -> float:
         """Minutes of the longest chain of dependent jobs that starts with this one; it is the priority."""
