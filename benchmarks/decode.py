@@ -31,7 +31,7 @@ from llm_sparsity.inference import kernels
 from llm_sparsity.inference.packed import Packed
 from llm_sparsity.inference.sparse_layers import SparseLinear, layers_with_zeros, replace_layers, sparse_layers
 from llm_sparsity.inference.workloads import copy_bandwidth
-from llm_sparsity.models.structure import derive
+from llm_sparsity.models.derivation import derive
 
 SPARSITIES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 OUTPUTS, INPUTS = 2048, 2048

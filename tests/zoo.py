@@ -160,7 +160,7 @@ def save(kind: str, folder: Path, tokenizer: Path, **values: Any) -> Path:
 
 def table() -> str:
     """The table of docs/models.md: what is counted in models of each type, and what structured pruning removes."""
-    from llm_sparsity.models.structure import derive
+    from llm_sparsity.models.derivation import derive
 
     rows = [f"{START} attention | feed-forward | in no scope | structured |", "|---|---|---|---|---|---|"]
     for kind in sorted(ZOO):

@@ -95,6 +95,8 @@ def test_heads_with_the_smallest_weights_are_removed(tmp_path: Path) -> None:
         query(0): torch.tensor([[1.0, 0.0], [0.0, 0.0]]),
         f"{part}self.query.bias": torch.tensor([50.0, 60.0]),
         f"{part}self.key.weight": torch.tensor([[0.0, 2.0], [0.0, 0.0]]),
+        f"{part}self.key.bias": torch.tensor([0.0, 0.0]),
+        f"{part}self.value.bias": torch.tensor([0.0, 0.0]),
         f"{part}self.value.weight": torch.tensor([[1.0, 0.0], [3.0, 0.0]]),
         f"{part}output.dense.weight": torch.tensor([[1.0, 0.0], [0.0, -0.0]]),
         f"{part}output.dense.bias": torch.tensor([7.0, 8.0]),

@@ -5,7 +5,6 @@ import math
 import re
 from pathlib import Path
 from string import Template
-from typing import Any
 
 import yaml
 
@@ -15,7 +14,6 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.files import write_text
 from llm_sparsity.study.config import load as load_config
 
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "encoder_layers")  # keys of config.json
 TEMPLATES = Path(__file__).parent
 SCHEMA = LIBRARY / "study" / "config.schema.json"
 LENGTHS = {"window": 512, "batch": 128, "sentence": 64}  # tokens, or as many as the model has positions for
@@ -45,14 +43,15 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
         raise UserError(f"{output}: exists; remove it, or name another file by --output")
     folder, source, parameters = _local(Path(model)) if Path(model).is_dir() else _of_hub(model)
     architecture = folder.structure.architecture
+    layers = 1 + max(role.layer for role in folder.structure.roles.values())
     text = Template((TEMPLATES / f"{architecture}.yaml").read_text(encoding="utf-8")).substitute(
         name=name,
         file=output,
         schema=SCHEMA,
         source=source,
         parameters=f"{parameters / 1e6:.4g}e6 # for the plan, until the model is downloaded" if parameters else "null",
-        layers=_layers(folder.config),
-        thirds=_thirds(_layers(folder.config)),
+        layers=layers,
+        thirds=_thirds(layers),
         **{name: min(length, folder.max_length or length) for name, length in LENGTHS.items()},
     )
     load_config(yaml.safe_load(text))
@@ -88,10 +87,6 @@ def _of_hub(model: str) -> tuple[ModelFolder, str, int | None]:
 def _quoted(text: str) -> str:
     """A YAML string."""
     return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("'", "''") + "'"
-
-
-def _layers(config: dict[str, Any]) -> int:
-    return int(next((config[key] for key in LAYERS if config.get(key)), 1))
 
 
 def _thirds(layers: int) -> str:

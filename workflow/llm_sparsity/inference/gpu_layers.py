@@ -47,6 +47,11 @@ class GpuSparseLinear(Module):
         """(outputs, inputs)."""
         return gpu_kernels.SparseMatrix(self.shape, self.values, self.gaps, self.bases, self.ends)
 
+    @property
+    def weight(self) -> Tensor:
+        """The dense matrix without its values: code of models, such as T5's, asks for its dtype."""
+        return torch.empty(self.shape, dtype=self.values.dtype, device="meta")
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
         tokens = x.reshape(-1, self.shape[1])

@@ -32,8 +32,9 @@ def sparse_layers(model: Module, structure: Structure, names: Iterable[str]) -> 
     """
     kinds: dict[object, Ways] = {}
     for name in names:
-        role, ends = structure.role(f"{name}.weight"), structure.ends_block(f"{name}.weight")
-        layer = SparseLinear(model.get_submodule(name), keep_layout=bool(role and role.part == "mlp") and not ends)
+        matrix = structure.matrix(f"{name}.weight")
+        opens_mlp = matrix is not None and matrix.block.endswith(".mlp") and not matrix.ends_block
+        layer = SparseLinear(model.get_submodule(name), keep_layout=opens_mlp)
         layer.ways = kinds.setdefault(layer.kind, Ways())
         layer.ways.layers.append(layer)
         yield name, layer
@@ -97,6 +98,11 @@ class SparseLinear(Module):
         """Layers of one kind take as long as each other."""
         matrix = self.matrix
         return matrix.outputs, matrix.inputs, matrix.dtype, matrix.rows, round(matrix.density, 1), self.keep_layout
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense matrix without its values: code of models, such as T5's, asks for its dtype."""
+        return torch.empty(self.out_features, self.in_features, dtype=self.source_dtype, device="meta")
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., tokens, inputs) -> (..., tokens, outputs)."""

@@ -82,9 +82,9 @@ class ModelFolder:
         """What its tensors are for.
 
         Raises:
-            UserError: see `structure.derive`.
+            UserError: see `derivation.derive`.
         """
-        from llm_sparsity.models.structure import derive
+        from llm_sparsity.models.derivation import derive
 
         try:
             return derive(self.model_config)

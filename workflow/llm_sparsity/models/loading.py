@@ -4,6 +4,7 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any
 
+from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.narrowing import resize_to_checkpoint
 from llm_sparsity.models.roles import CLASSIFIERS, POOLERS
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     import torch
 
     from llm_sparsity.models.checkpoint import ModelReader
+
+
+# Types of encoder-decoders that make the decoder's inputs from the encoder's by themselves, each in its own way.
+SHIFTING = {"bart", "mbart"}
 
 
 class StoredTensor:
@@ -116,12 +121,14 @@ def _empty(auto_class: Any, folder: ModelFolder, **kwargs: Any) -> Any:
     """A model whose parameters and buffers are on the meta device; `kwargs` are fields of its configuration."""
     import transformers
 
-    from llm_sparsity.models.structure import empty_model
+    from llm_sparsity.models.derivation import empty_model
 
-    _ = folder.model_config  # or the reason why there is none
-    return empty_model(
-        auto_class, transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, **kwargs)
-    )
+    _ = folder.structure  # or the reason why there is none
+    config = transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, **kwargs)
+    try:
+        return empty_model(auto_class, config)
+    except UserError as error:  # such as a type without this kind of head
+        raise UserError(f"{folder}/config.json: {error}") from error
 
 
 def load_classifier(
@@ -199,10 +206,7 @@ def load_skeleton(folder: ModelFolder, config: Any = None) -> Any:
 
 
 def _with_decoder_inputs(model: Any) -> Any:
-    """Let an encoder-decoder without a head run on `input_ids` alone: the decoder gets them, shifted by one.
-
-    BART's class does so itself, T5's does not.
-    """
+    """Let an encoder-decoder without a head run on `input_ids` alone: the decoder gets them, shifted by one."""
 
     def shifted(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if "input_ids" in kwargs and not any(name.startswith("decoder_") for name in kwargs):
@@ -211,7 +215,7 @@ def _with_decoder_inputs(model: Any) -> Any:
             kwargs = {**kwargs, "decoder_input_ids": ids}
         return args, kwargs
 
-    if model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder and model.config.model_type not in SHIFTING:
         model.register_forward_pre_hook(shifted, with_kwargs=True)
     return model
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.structure import Structure, empty_model
+from llm_sparsity.models.derivation import empty_model
+from llm_sparsity.models.structure import Structure
 
 NEURONS = ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "d_ff", "d_inner")  # keys of config.json
 # Attributes of modules that are a number of outputs of all heads together.
@@ -39,20 +40,22 @@ def narrowed_config(config: dict[str, Any], stack: str, part: str, share: Fracti
     return changed
 
 
-def makes(config: Any, shapes: Mapping[str, Sequence[int]]) -> bool:
-    """Whether the model without a head that a configuration makes has parameters of these shapes.
+def differ_by(before: Any, after: Any, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether the models without a head that two configurations make differ by the shapes of some parameters alone.
 
     Args:
-        config: of transformers.
-        shapes: name in the model -> shape.
+        before, after: configurations of transformers.
+        shapes: name in the model -> shape by `after`.
     """
     import transformers
 
     try:
-        own = dict(empty_model(transformers.AutoModel, config).named_parameters())
+        old, new = (dict(empty_model(transformers.AutoModel, each).named_parameters()) for each in (before, after))
     except UserError:
         return False
-    return all(tuple(own[name].shape) == tuple(shape) for name, shape in shapes.items())
+    return old.keys() == new.keys() and all(
+        tuple(weight.shape) == tuple(shapes.get(name, old[name].shape)) for name, weight in new.items()
+    )
 
 
 def resize_to_checkpoint(model: Any, structure: Structure, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -117,7 +120,7 @@ def check_runs(model: Any, structure: Structure, shapes: Mapping[str, Sequence[i
                 module._parameters[name] = torch.nn.Parameter(zeros, requires_grad=False)
     try:
         with torch.inference_mode():
-            model(input_ids=torch.zeros(1, 4, dtype=torch.long))
+            model(input_ids=torch.arange(4)[None])
     except Exception as error:  # whatever code of a model meets
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -1,6 +1,6 @@
 """What a tensor is for, as values: its role, its axis of heads or neurons, and the scopes that hold it.
 
-`structure` derives them from a model. The words that no structure tells are here.
+`derivation` takes them from a model. The words that no structure tells are here.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ ATTENTION = r"(?i)attn|attention|mixer|mamba"
 # Names of modules that choose experts, a few weights each; they belong to no scope.
 ROUTERS = r"(^|\.)(router|gate|shared_expert_gate)(\.|$)"
 # Names of parameters of layers that are no matrices, though they have several dimensions.
-VECTORS = r"bias|embed|conv"
+VECTORS = r"bias|embed"
 # Poolers, which belong to no scope, and which pretraining need not have trained.
 POOLERS = r"(^|\.)pooler"
 # Poolers, and heads of pretraining and of tasks, in files whose names do not tell body and head apart.
@@ -68,6 +68,24 @@ class TensorRole:
         if word == "layers":
             return str(self.layer) in layers
         return word not in ("encoder", "decoder") or self.stack == word
+
+
+@dataclass(frozen=True)
+class LayerMatrix:
+    """A matrix of a layer.
+
+    block: its attention or feed-forward block, such as "encoder.0.attention".
+    ends_block: whether it gives the output of the block.
+    is_linear: whether a module of its own multiplies by it, so that its inputs can be observed; experts are packed.
+    is_transposed: whether it is stored as (in, out), as GPT-2's Conv1D does.
+    why_whole: why its heads or neurons cannot be told apart; "" if they can.
+    """
+
+    block: str
+    ends_block: bool
+    is_linear: bool
+    is_transposed: bool
+    why_whole: str
 
 
 @dataclass(frozen=True)

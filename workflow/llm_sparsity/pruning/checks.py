@@ -66,10 +66,11 @@ def _check_shape(tensors: ScoredTensors, name: str, sparsities: Sequence[Sparsit
             f"scope: method {method} {does}, tensor {name} has none; choose scope linear, "
             "attention, mlp, encoder, decoder or a list of layers"
         )
-    if tensors.granularity is None and (reason := tensors.model.structure.why_whole(name)):
+    matrix = tensors.model.structure.matrix(name)
+    if tensors.granularity is None and matrix and matrix.why_whole:
         raise UserError(
-            f"method {method}: heads or neurons of {name} cannot be told apart: {reason}; choose another scope, or "
-            "another method"
+            f"method {method}: heads or neurons of {name} cannot be told apart: {matrix.why_whole}; "
+            "choose another scope, or another method"
         )
     if tensors.is_calibrated and (reason := _why_unobserved(tensors, name)):
         raise UserError(f"method {method}: the inputs of {name} are not observed: {reason}; choose another method")
@@ -98,7 +99,8 @@ def _why_unobserved(tensors: ScoredTensors, name: str) -> str:
         return "the layers are not one list that runs in order"
     if fused := next((other for other in tensors.reader.names if structure.is_fused(other)), None):
         return f"{fused} is fused with others when the model is loaded"
-    return "" if structure.is_linear(name) else "it is not the weight of a linear layer"
+    matrix = structure.matrix(name)
+    return "" if matrix and matrix.is_linear else "it is not the weight of a linear layer"
 
 
 def _check_density(tensors: ScoredTensors, name: str, sparsities: Sequence[Sparsity], min_density: float) -> None:

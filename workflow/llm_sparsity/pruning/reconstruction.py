@@ -96,12 +96,14 @@ class ReconstructionPruner(CalibratedPruner):
         """Attention or feed-forward block -> its matrices in the scope, in the order in which they run."""
         parts: dict[str, list[str]] = {}
         for name in self._matrices[block]:
-            parts.setdefault(self._tensors.model.structure.block(name), []).append(name)
+            matrix = self._tensors.model.structure.matrix(name)
+            parts.setdefault(matrix.block if matrix else "", []).append(name)
         return parts
 
     def _last(self, names: list[str]) -> str:
         """The matrix of a sub-block that gives its output: its inputs are the heads or neurons."""
-        return next((name for name in names if self._tensors.model.structure.ends_block(name)), names[-1])
+        matrices = {name: self._tensors.model.structure.matrix(name) for name in names}
+        return next((name for name, matrix in matrices.items() if matrix and matrix.ends_block), names[-1])
 
 
 step = ReconstructionPruner

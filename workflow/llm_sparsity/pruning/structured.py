@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.loading import load_skeleton
-from llm_sparsity.models.narrowing import check_runs, makes, narrowed_config
+from llm_sparsity.models.narrowing import check_runs, differ_by, narrowed_config
 from llm_sparsity.models.roles import PrunableAxis
 from llm_sparsity.pruning.pruner import PrunedTensor, Pruner, tensor_row
 from llm_sparsity.pruning.scores import ScoredTensors
@@ -49,14 +49,15 @@ class StructuredPruner(Pruner):
 
     def config(self, sparsity: Sparsity) -> dict[str, Any]:
         """The configuration of the pruned model, as far as the configuration class can express it."""
-        config = self._tensors.model.config
+        config, known = self._tensors.model.config, type(self._tensors.model.model_config)
         blocks = {axis.block for axis in self._axes.values()}
         for stack, part in sorted({(role.stack, role.part) for role in self._tensors.roles.values()}):
             alike = [block for block in blocks if block.startswith(f"{stack}.") and part in block.split(".")]
             if all(block in self._scores for block in alike):  # otherwise some layers keep their width
                 share = Fraction(len(self._kept[sparsity, alike[0]]), len(self._scores[alike[0]]))
                 narrower = narrowed_config(config, stack, part, share)
-                if makes(type(self._tensors.model.model_config).from_dict(narrower), self._shapes(sparsity, alike)):
+                both = known.from_dict(config), known.from_dict(narrower)
+                if narrower != config and differ_by(*both, self._shapes(sparsity, alike)):
                     config = narrower
         return config
 
