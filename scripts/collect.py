@@ -1,6 +1,6 @@
 """Collect a study's results into tidy tables.
 
-Settings: study (its name), grids, stages (of each task).
+Settings: study (its name), grids, stages and scores (of each task).
 """
 
 from pathlib import Path

@@ -3,7 +3,7 @@
 # needs   everything that the study computes
 # leaves  reports/{study}/tables/*.csv, manifest.json
 
-TABLES = ["metrics", "runs", "history", "sizes", "speed", "weights", "tensors", "baselines", "claims"]
+TABLES = ["tasks", "metrics", "runs", "history", "sizes", "speed", "weights", "tensors", "baselines", "claims"]
 
 
 localrules:
@@ -28,7 +28,7 @@ rule collect:
         mem_mb=memory("collect"),
         disk_mb=disk("collect"),
     params:
-        settings=settings(study=STUDY.name, grids=STUDY.grids(), stages=STUDY.stages()),
+        settings=settings(study=STUDY.name, grids=STUDY.grids(), stages=STUDY.stages(), scores=STUDY.scores()),
         code=code("collect"),
         named=contents(named_file("claims"), claims_numbers()),
     shell:

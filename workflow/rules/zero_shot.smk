@@ -1,7 +1,7 @@
 # zero_shot: the accuracy of a causal language model on a task of lm-evaluation-harness, without training.
 #
 # needs   the folder of a variant, resources/tasks/{task}/, resources/harness/
-# leaves  results/{model}/{variant}/{task}/metrics.json, runtime.json
+# leaves  results/{model}/{variant}/{task}/metrics.json, runtime.json, and lm_eval.json, the harness's own results
 
 
 rule zero_shot:
@@ -13,6 +13,7 @@ rule zero_shot:
     output:
         metrics="results/{model}/{variant}/{task}/metrics.json",
         runtime="results/{model}/{variant}/{task}/runtime.json",
+        own="results/{model}/{variant}/{task}/lm_eval.json",
     log:
         "logs/zero_shot/{model}/{variant}/{task}.log",
     wildcard_constraints:

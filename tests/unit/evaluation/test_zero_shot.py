@@ -119,6 +119,14 @@ def test_accuracy_is_that_of_the_likeliest_answers(
     assert found["examples"] == ROWS
     assert found["harness"]["task"] == "openbookqa"
     assert read_json(tmp_path / "out/runtime.json")["device"]
+    own = read_json(tmp_path / "out/lm_eval.json")
+    from lm_eval.utils import make_table  # what the harness prints of the files that it writes
+
+    assert f"|acc|↑|{share:.4f}|±|{metrics['acc_stderr']:.4f}|" in make_table(own).replace(" ", "")
+    assert own["results"]["openbookqa"]["acc_norm,none"] == metrics["acc_norm"]
+    assert own["n-samples"]["openbookqa"] == {"original": ROWS, "effective": ROWS}
+    assert own["configs"]["openbookqa"]["doc_to_choice"] == "{{choices.text}}"
+    assert own["lm_eval_version"] == found["harness"]["version"]
 
 
 def test_code_beside_the_harness_task_file_is_found(

@@ -12,7 +12,7 @@ from llm_sparsity.reporting.claims import load
 from llm_sparsity.reporting.numbers import results, versions
 from llm_sparsity.reporting.plot import plot
 from llm_sparsity.reporting.summary import summary
-from llm_sparsity.reporting.tables import read
+from llm_sparsity.reporting.tables import frame, read
 from llm_sparsity.reporting.wording import resolution, scope_name
 from tests.tables import CLAIMS, write_tables
 
@@ -208,7 +208,7 @@ def test_every_model_may_have_diverged(tmp_path: Path) -> None:
     metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str, keep_default_na=False)
     metrics.assign(value="").to_csv(tmp_path / "tables/metrics.csv", index=False)
     plot(tmp_path / "tables", tmp_path, config=config, methods={}, claims=CLAIMS)
-    assert "scores no pruned model by accuracy or perplexity" in (tmp_path / "summary.txt").read_text()
+    assert "scores no pruned model on any task" in (tmp_path / "summary.txt").read_text()
     assert "This study has nothing to recommend" in (tmp_path / "report.html").read_text()
 
 
@@ -224,6 +224,34 @@ def test_what_training_on_text_brings_back_is_told_against_a_dense_model_that_wa
     assert ["smollm2", "wanda", "linear", "lora", "20.0", "30.0", "41.5"] in rows
 
 
+def test_a_task_is_judged_by_its_own_score(tmp_path: Path) -> None:
+    config = write_tables(
+        tmp_path / "tables", ["minilm"], ["magnitude"], 3, text=False, score="matthews_correlation",
+        recipes=("kept", "gradual"),
+    )  # fmt: skip
+    # Accuracy would say otherwise: there, nothing is lost.
+    changed(tmp_path, "metrics", {"metric": "accuracy"}, value=0.9)
+    plot(tmp_path / "tables", tmp_path, config=config, methods={}, claims=CLAIMS)
+    told = " ".join((tmp_path / "summary.txt").read_text().split())
+    assert "of its dense Matthews correlation on sst2" in told
+    assert "minilm on sst2: Matthews correlation 0.9" in told
+    assert "reaches Matthews correlation" in told
+    assert "accuracy" not in told
+    drawn = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
+    assert {"matthews_correlation-sst2", "accuracy-sst2", "frontier-sst2"} <= drawn
+
+
+def test_the_error_of_a_score_over_examples_widens_its_interval(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3, text=False, score="pearsonr")
+    data = read(tmp_path / "tables")
+    (asked,) = questions(data)
+    option = next(option for option in asked.options if not option.is_dense)
+    change = option.change()
+    assert change is not None
+    assert change.sampling == pytest.approx(1.96 * (0.04**2 + 0.04**2) ** 0.5, rel=1e-3)
+    assert "near the dense Pearson correlation of 0.9" in resolution(data, "sst2")
+
+
 def test_many_models_are_told_by_their_extremes(tmp_path: Path) -> None:
     write_tables(tmp_path / "tables", [f"model-{n}" for n in range(6)], ["magnitude"], text=False)
     assert sum("dense accuracy" in line for line in told(tmp_path)) == 4
@@ -233,11 +261,13 @@ def test_many_models_are_told_by_their_extremes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("examples", "accuracy", "band"), [(408, 0.86, 3.4), (872, 0.93, 1.7)])
 def test_what_a_validation_split_can_tell(examples: int, accuracy: float, band: float) -> None:
     """MRPC's and SST-2's, at the accuracies that BERT reaches."""
-    metrics = pd.DataFrame([{"task": "t", "metric": "accuracy", "method": "dense", "value": accuracy}])
-    runs = pd.DataFrame([{"task": "t", "validation_examples": examples}])
-    assert f"their number alone leaves ±{band} points of chance (95 %)" in resolution(
-        {"metrics": metrics, "runs": runs}, "t"
-    )
+    dense = {"task": "t", "method": "dense", "sparsity": "0"}
+    data = {
+        "tasks": frame("tasks", [{"task": "t", "score": "accuracy"}]),
+        "metrics": frame("metrics", [dense | {"metric": "accuracy", "value": accuracy}]),
+        "runs": frame("runs", [dense | {"validation_examples": examples}]),
+    }
+    assert f"their number alone leaves ±{band} points of chance (95 %)" in resolution(data, "t")
 
 
 def test_a_recipe_has_a_line_and_an_answer_of_its_own(tmp_path: Path) -> None:

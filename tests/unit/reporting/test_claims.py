@@ -25,7 +25,7 @@ def judged(rows: Rows) -> pd.DataFrame:
 
 def runs_of(accuracies: dict[str, list[float]], model: str, task: str, seconds: float = 10.0) -> Rows:
     """A study of one model and task: sparsity -> accuracy of each seed."""
-    rows: Rows = {"metrics": [], "runs": []}
+    rows: Rows = {"tasks": [{"task": task, "score": "accuracy"}], "metrics": [], "runs": []}
     for sparsity, values in accuracies.items():
         dense = sparsity == "0"
         for seed, value in enumerate(values):

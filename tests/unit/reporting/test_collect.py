@@ -29,6 +29,7 @@ STUDY: dict[str, Any] = {
         },
     ],
     "stages": {"sst2": ["finetune"], "text": ["evaluate"]},
+    "scores": {"sst2": "accuracy", "text": "perplexity"},
 }  # fmt: skip
 VERSIONS = dict.fromkeys(["torch", "transformers", "accelerate", "python"], "1.0")
 

@@ -1,6 +1,9 @@
 """The shipped studies together: results are shared by path, so one path must mean one thing."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +56,27 @@ def test_two_studies_never_mean_two_things_by_one_path(shipped: dict[str, dict[s
 def test_study_names_are_unique() -> None:
     names = [yaml.safe_load(path.read_text())["name"] for path in STUDIES]
     assert len(set(names)) == len(names)
+
+
+def test_glue_has_all_nine_tasks_by_their_own_scores() -> None:
+    study = load(yaml.safe_load((ROOT / "studies/glue.yaml").read_text()))
+    accurate = dict.fromkeys(("sst2", "mrpc", "qqp", "mnli", "qnli", "glue-rte", "wnli"), "accuracy")
+    assert study.scores() == accurate | {"cola": "matthews_correlation", "stsb": "pearsonr"}
+    assert set(study.wanted_tasks()) == set(study.tasks) == set(study.scores())
+    for task in study.tasks.values():
+        assert task.source.hub == "nyu-mll/glue"
+        assert {file.partition("/")[0] for file in task.files.values()} <= {
+            name.removeprefix("glue-") for name in study.tasks
+        }
+
+
+def test_glue_is_planned(tmp_path: Path) -> None:
+    """Its dry run: one pruning, and a fine-tuning for each variant, task and seed; 9 downloads of tasks."""
+    command = ["-m", "snakemake", "-s", ROOT / "Snakefile", "--configfile", ROOT / "studies/glue.yaml", "-n"]
+    done = subprocess.run(
+        [sys.executable, *command, "--quiet", "rules"], cwd=tmp_path, text=True, capture_output=True, check=True
+    )
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE))
+    assert {name: int(counts[name]) for name in ("download_task", "prune", "finetune", "collect")} == {
+        "download_task": 9, "prune": 1, "finetune": 54, "collect": 1,
+    }  # fmt: skip

@@ -5,8 +5,10 @@ The harness's task file defines the prompt, the possible answers and the metrics
 harness's default; on a CPU, and if the checkpoint has several dtypes, in float32.
 """
 
+import json
 import math
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ def zero_shot(model: ModelFolder, task: TaskFolder, output: Path, *, batch_size:
     Args:
         model: a causal language model, dense or pruned.
         task: a zero-shot task.
-        output: folder to write; gets metrics.json (the harness's metrics and their standard errors) and runtime.json.
+        output: folder to write; gets metrics.json (the harness's metrics and their standard errors), runtime.json, and
+            lm_eval.json (the file that the harness itself writes, for programs that read it).
         batch_size: answers in a forward pass.
         packages: folder of the harness, see `harness.install`.
 
@@ -36,10 +39,10 @@ def zero_shot(model: ModelFolder, task: TaskFolder, output: Path, *, batch_size:
             model to write text, or a likelihood is not finite.
     """
     begin = time.perf_counter()
-    version, facts = harness.load(packages), task.manifest["harness"]
-    if version != facts["version"]:
+    found, facts = harness.load(packages), task.manifest["harness"]
+    if found != facts["version"]:
         raise UserError(
-            f"{task}: was prepared for lm-evaluation-harness {facts['version']}, {packages} has {version}; "
+            f"{task}: was prepared for lm-evaluation-harness {facts['version']}, {packages} has {found}; "
             "download the task again"
         )
     import lm_eval
@@ -69,6 +72,7 @@ def zero_shot(model: ModelFolder, task: TaskFolder, output: Path, *, batch_size:
         "harness": {key: facts[key] for key in ("version", "task", "task_version", "split")},
         "settings": {"batch_size": batch_size},
     }
+    write_json(output / "lm_eval.json", _own_results(result, facts, model, batch_size))
     write_json(output / "metrics.json", metrics)
 
 
@@ -94,6 +98,32 @@ def _harness_task(packages: Path, task: TaskFolder) -> Any:
             f"likelihoods of given answers are scored ({', '.join(harness.SCORED)}); choose another task"
         )
     return made
+
+
+def _own_results(result: dict[str, Any], facts: dict[str, Any], model: ModelFolder, batch_size: int) -> Any:
+    """The harness's results in its own layout, without what depends on the machine, such as date, paths and device.
+
+    Args:
+        result: of `lm_eval.evaluate`.
+        facts: of the harness's task.
+        model: that was measured.
+        batch_size: answers in a forward pass.
+    """
+    from lm_eval.utils import handle_non_serializable, sanitize_model_name
+
+    own = {key: value for key, value in result.items() if key != "samples"}
+    settings: dict[str, Any] = dict(own["configs"][facts["task"]])
+    del settings["custom_dataset"]  # how the rows were handed over
+    own["configs"] = {facts["task"]: settings | {"metadata": {**settings["metadata"], "config_source": facts["file"]}}}
+    own |= {
+        "config": {"model": "hf", "model_args": {"pretrained": str(model)}, "batch_size": batch_size},
+        "model_source": "hf",
+        "model_name": str(model),
+        "model_name_sanitized": sanitize_model_name(str(model)),
+        "lm_eval_version": facts["version"],
+        "transformers_version": version("transformers"),
+    }
+    return json.loads(json.dumps(own, default=handle_non_serializable))
 
 
 def _metrics(result: dict[str, Any]) -> dict[str, float]:

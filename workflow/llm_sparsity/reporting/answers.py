@@ -6,11 +6,22 @@ from typing import Any
 
 import pandas as pd
 
-from llm_sparsity.reporting.decisions import Decision, decisions, useless
-from llm_sparsity.reporting.options import QUALITY, Option, options
-from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, dense, fractions, scored
+from llm_sparsity.reporting.decisions import Decision, constant_answer, decisions, useless
+from llm_sparsity.reporting.options import Option, options
+from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, dense, fractions, judged, scored
 from llm_sparsity.reporting.tolerance import Verdict, verdict
-from llm_sparsity.reporting.wording import cost_of, name_of, number_of, part_of, percent, scope_name, shown
+from llm_sparsity.reporting.wording import (
+    cost_of,
+    in_points,
+    name_of,
+    name_of_metric,
+    number_of,
+    part_of,
+    percent,
+    scope_name,
+    shown,
+    tolerance,
+)
 
 WHOLE = ("all", "linear")  # scopes that are whole models, not parts
 NAMED = 4  # verdicts that become sentences; of more, the extremes
@@ -21,7 +32,7 @@ class Question:
     """One model on one task: its options, the verdict on them, and a decision for each budget.
 
     Args:
-        informative: whether the dense model has learned the task: it beats always answering the most frequent label.
+        informative: whether the dense model has learned the task: it beats always giving the same answer.
     """
 
     task: str
@@ -41,7 +52,7 @@ class Question:
     def dense(self) -> float:
         """Quality of the dense model, of the best where several recipes trained it."""
         values = [float(option.dense.mean()) for option in self.options]
-        return max(values) if QUALITY[self.metric][0] > 0 else min(values)
+        return max(values) if in_points(self.metric) else min(values)
 
 
 def questions(data: Tables) -> list[Question]:
@@ -70,28 +81,28 @@ def ranked(asked: list[Question]) -> list[Question]:
 def title(asked: list[Question]) -> str:
     """The finding of the first question, in one sentence."""
     if not asked:
-        return "This study scores no pruned model by accuracy or perplexity"
+        return "This study scores no pruned model on any task"
     first = asked[0]
-    tolerance = QUALITY[first.metric][1]
+    limit, metric = tolerance(first.metric), name_of_metric(first.metric)
     found = first.verdict
     if not first.informative or found is None:
         return f"This study cannot tell how much of {first.model} can be removed"
     if found.decided:
         return (
-            f"{first.model} stays within {tolerance} of its dense {first.metric} on {first.task} "
+            f"{first.model} stays within {limit} of its dense {metric} on {first.task} "
             f"{_size(found.option)}: {name_of(found.option)}"
         )
     costs = _mildest(first)
     if found.decided is None:
         return f"This study does not decide how much of {first.model} can be removed on {first.task}{costs}"
-    return f"No pruned {first.model} stays within {tolerance} of its dense {first.metric} on {first.task}{costs}"
+    return f"No pruned {first.model} stays within {limit} of its dense {metric} on {first.task}{costs}"
 
 
 def _mildest(question: Question) -> str:
     """What the largest budget with a recommendation costs."""
     for decision in question.decisions:
         if decision.option is not None:
-            unit = "of accuracy" if question.metric == "accuracy" else "the perplexity"
+            unit = f"of {name_of_metric(question.metric)}" if in_points(question.metric) else "the perplexity"
             return f"; the best {_size(decision.option)} costs {cost_of(question.metric, decision.change)} {unit}"
     return ""
 
@@ -128,15 +139,16 @@ def answers(data: Tables, asked: list[Question]) -> list[str]:
 def _verdict(question: Question) -> str:
     found, where = question.verdict, f"On {question.task}, {question.model}"
     if not question.informative:
-        return f"{where} shows nothing: the dense model is no better than always answering the most frequent label."
+        answer = constant_answer(question.metric)
+        return f"{where} shows nothing: the dense model is no better than always answering {answer}."
     if found is None:
         return ""
-    option, tolerance = found.option, QUALITY[question.metric][1]
+    option, metric = found.option, name_of_metric(question.metric)
     values = (
-        f"{question.metric} {shown(question.metric, option.value)} against "
+        f"{metric} {shown(question.metric, option.value)} against "
         f"{shown(question.metric, float(option.dense.mean()))} of the dense model"
     )
-    near = f"stays within {tolerance} of its dense {question.metric}"
+    near = f"stays within {tolerance(question.metric)} of its dense {metric}"
     if found.decided:
         return f"{where} {near} {_size(option)}: {name_of(option)}, with {values}."
     if found.decided is False:
@@ -153,17 +165,22 @@ def _evidence(found: Verdict) -> str:
     return f"{number_of(found.option.count, 'example')} and {seeds}" if found.option.count else seeds
 
 
-def _means(data: Tables, metric: str) -> pd.DataFrame:
-    """Means over seeds, one row a cell, the best first. Cells with a released mask are dense models, and left out."""
-    rows = data["metrics"]
-    rows = rows[(rows.metric == metric) & (rows["mask"] != "released")]
-    means = rows.groupby(["task", *CELL, "recipe"], sort=False).value.mean().reset_index()
-    return means.sort_values("value", ascending=QUALITY[metric][0] < 0, kind="stable")
+def _means(data: Tables, *, points: bool) -> pd.DataFrame:
+    """Means over seeds, one row a cell, the best first. Cells with a released mask are dense models, and left out.
+
+    Args:
+        data: the tables.
+        points: of the tasks whose score is counted in points; else of those with a perplexity.
+    """
+    rows = judged(data)
+    rows = rows[(rows.metric.map(in_points) == points) & (rows["mask"] != "released")]
+    means = rows.groupby(["task", "metric", *CELL, "recipe"], sort=False).value.mean().reset_index()
+    return means.sort_values("value", ascending=not points, kind="stable")
 
 
 def _comparable(data: Tables) -> pd.DataFrame:
     """Pruned cells among which a method or a part is chosen. `random` is a control."""
-    means = pd.concat([_means(data, metric).assign(metric=metric) for metric in QUALITY])
+    means = pd.concat([_means(data, points=points) for points in (True, False)])
     means = means[~means.method.isin(["dense", "random"]) & (fractions(means) > 0)]
     return means[(means.metric != "perplexity") | (means.recipe == UNTRAINED)]
 
@@ -176,7 +193,7 @@ def _method(data: Tables) -> str:
     best, worst = gap
     return (
         f"The method matters: with {part_of(best.sparsity, scope_name(best.scope))} of {best.model} removed, "
-        f"{best.method} has {best.metric} {shown(best.metric, best.value)} on {best.task}, "
+        f"{best.method} has {name_of_metric(best.metric)} {shown(best.metric, best.value)} on {best.task}, "
         f"{worst.method} {shown(best.metric, worst.value)}."
     )
 
@@ -189,9 +206,9 @@ def _part(data: Tables) -> str:
         return ""
     best, worst = gap
     return (
-        f"The part matters: with {part_of(best.sparsity, 'one part')} of {best.model} removed, {best.metric} on "
-        f"{best.task} is {shown(best.metric, best.value)} if that is {scope_name(best.scope)}, "
-        f"{shown(best.metric, worst.value)} if it is {scope_name(worst.scope)}."
+        f"The part matters: with {part_of(best.sparsity, 'one part')} of {best.model} removed, "
+        f"{name_of_metric(best.metric)} on {best.task} is {shown(best.metric, best.value)} if that is "
+        f"{scope_name(best.scope)}, {shown(best.metric, worst.value)} if it is {scope_name(worst.scope)}."
     )
 
 
@@ -241,21 +258,21 @@ def _seconds(data: Tables) -> str:
 
 
 def _recipe_gain(data: Tables) -> str:
-    """The largest gain in accuracy of a recipe over plain fine-tuning."""
-    means = _means(data, "accuracy")
-    both = means[means.recipe == "kept"].merge(means[means.recipe != "kept"], on=["task", *CELL])
+    """The largest gain in points of a recipe over plain fine-tuning."""
+    means = _means(data, points=True)
+    both = means[means.recipe == "kept"].merge(means[means.recipe != "kept"], on=["task", "metric", *CELL])
     if both.empty:
         return ""
     row = both.loc[(both.value_y - both.value_x).idxmax()]
     return (
-        f"The recipe matters: {row.model} without {row.sparsity.label} of {scope_name(row.scope)} reaches accuracy "
-        f"{row.value_y:.3f} on {row.task} by {row.recipe_y}, {row.value_x:.3f} by kept."
+        f"The recipe matters: {row.model} without {row.sparsity.label} of {scope_name(row.scope)} reaches "
+        f"{name_of_metric(row.metric)} {row.value_y:.3f} on {row.task} by {row.recipe_y}, {row.value_x:.3f} by kept."
     )
 
 
 def _recovery(data: Tables) -> str:
     """The largest gain in perplexity of training, against a dense model that was trained too."""
-    means = _means(data, "perplexity")
+    means = _means(data, points=False)
     both = means[means.recipe == UNTRAINED].merge(means[means.recipe != UNTRAINED], on=["task", *CELL])
     both = both[both.method != "dense"]
     if both.empty:

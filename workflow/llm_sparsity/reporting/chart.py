@@ -14,7 +14,7 @@ from matplotlib.path import Path as Outline
 from llm_sparsity.reporting.figures.style import marker_of
 from llm_sparsity.reporting.options import Option, front
 from llm_sparsity.reporting.tables import Tables, majority
-from llm_sparsity.reporting.wording import cost_of, name_of, percent, point_name, shown
+from llm_sparsity.reporting.wording import cost_of, in_points, name_of, name_of_metric, percent, point_name, shown
 
 LETTER, LINE = 1.05, 5.0  # width and height of a name's letters, in percent of the plot of a desktop's page
 ROOM = 0.06  # of the y axis, above and below the points
@@ -30,7 +30,7 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
     """
     shown_options = [option for option in options if not math.isnan(option.share)]
     task, metric = shown_options[0].task, shown_options[0].metric
-    base = majority(data, task, metric) if metric == "accuracy" else None
+    base = majority(data, task, metric) if in_points(metric) else None
     low, high, ticks = _axis([option.value for option in shown_options], metric, base)
     widest = max(1.0, *(option.share for option in shown_options)) * 1.06
 
@@ -42,8 +42,8 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
     colours = {model: number for number, model in enumerate(models)}
     return {
         "task": task,
-        "metric": metric,
-        "better": "lower is better, log scale" if metric == "perplexity" else "higher is better",
+        "metric": name_of_metric(metric),
+        "better": "higher is better" if in_points(metric) else "lower is better, log scale",
         "x_ticks": [(round(share / widest, 2), f"{share} %") for share in (0, 10, 25, 50, 75, 100)],
         "y_ticks": [(_position(tick, low, high, metric), _tick(tick, metric)) for tick in ticks],
         "base": None if base is None or not low <= base <= high else _position(base, low, high, metric),
@@ -70,9 +70,9 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
 def _point(option: Option, place: tuple[float, float], colour: int, best: bool, name: str) -> dict[str, Any]:
     change = option.change()
     size = f"{option.bytes / 1e6:,.1f} MB"
-    costs = "worse than" if option.metric == "accuracy" else "the perplexity of"
+    costs = "worse than" if in_points(option.metric) else "the perplexity of"
     lines = [
-        f"{option.metric} {shown(option.metric, option.value)}"
+        f"{name_of_metric(option.metric)} {shown(option.metric, option.value)}"
         + ("" if option.is_dense or change is None else f", {cost_of(option.metric, change)} {costs} dense"),
         f"{size}, {percent(round(100 * option.share, 1) / 100)} of the dense bytes"
         + ("" if math.isnan(option.speedup) or option.is_dense else f"; {option.speedup:.2f} times as fast"),
@@ -95,7 +95,7 @@ def _whisker(option: Option, best: bool, low: float, high: float, metric: str) -
     change = option.change() if best and not option.is_dense else None
     if change is None or math.isnan(change.margin) or not change.margin:
         return {"whisker": None}
-    about = change.margin if metric == "accuracy" else change.margin * float(option.dense.mean())
+    about = change.margin if in_points(metric) else change.margin * float(option.dense.mean())
     ends = [max(option.value - about, low), min(option.value + about, high)]
     return {"whisker": [_position(end, low, high, metric) for end in ends]}
 
@@ -114,7 +114,7 @@ def _axis(values: Sequence[float], metric: str, base: float | None) -> tuple[flo
         return low, high, [step for step in steps if low <= step <= high]
     low, high = min([*values, *([] if base is None else [base])]), max(values)
     room = max(ROOM * (high - low), 0.01)
-    low, high = max(low - room, 0.0), min(high + room, 1.0)
+    low, high = max(low - room, min(low, 0.0)), min(high + room, 1.0)
     step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if (high - low) / step <= 8)
     first = math.ceil(low / step)
     return low, high, [number * step for number in range(first, math.floor(high / step) + 1)]

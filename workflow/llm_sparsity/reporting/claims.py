@@ -41,7 +41,8 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.reporting.intervals import Estimate
 from llm_sparsity.reporting.quantities import QUANTITIES, Cell, Quantity
 from llm_sparsity.reporting.references import NUMBERS, read_numbers
-from llm_sparsity.reporting.tables import Tables, frame
+from llm_sparsity.reporting.tables import Tables, frame, judged
+from llm_sparsity.reporting.wording import in_points
 from llm_sparsity.study.sparsity import Sparsity
 
 
@@ -139,6 +140,7 @@ class Claims:
         cell = {"scope": self.source.scope, "recipe": self.source.recipe, "seed": 0}
         runs = self.numbers[["model", "task"]].drop_duplicates().merge(splits, on="task")
         return {
+            "tasks": frame("tasks", [{"task": task, "score": "accuracy"} for task in self.source.tasks]),
             "metrics": frame("metrics", self.numbers.assign(**cell)),
             "runs": frame("runs", runs.assign(**cell, sparsity="0")),
             "baselines": frame("baselines", splits.assign(metric="accuracy")),
@@ -211,6 +213,7 @@ def judge(claims: Claims | None, tables: Tables) -> pd.DataFrame:
         the claim is true between `low` and `high`; `verdict` is "holds", "does not hold", "undecided" or "not studied".
     """
     rows: list[dict[str, Any]] = []
+    tables = _with_judged(tables) if claims else tables
     for claim in claims.claims if claims else ():
         quantity = claim.function.describe(claim.arguments)
         head = {"claim": claim.claim, "quantity": quantity, "low": claim.low, "high": claim.high}
@@ -219,8 +222,14 @@ def judge(claims: Claims | None, tables: Tables) -> pd.DataFrame:
     return frame("claims", rows)
 
 
+def _with_judged(tables: Tables) -> Tables:
+    """Tables, and the rows of metrics that tasks are judged by."""
+    return {**tables, "judged": judged(tables)}
+
+
 def _judged(claim: Claim, claims: Claims, tables: Tables) -> Iterable[dict[str, Any]]:
-    quantity, arguments, earlier = claim.function, claim.arguments, claims.tables
+    quantity, arguments = claim.function, claim.arguments
+    earlier = _with_judged({**claims.tables, "tasks": tables["tasks"]})
     table = tables[quantity.table]
     if "scope" in quantity.over:
         table = table[(table.method == claims.method) & table.scope.isin(claims.scopes)]
@@ -228,7 +237,8 @@ def _judged(claim: Claim, claims: Claims, tables: Tables) -> Iterable[dict[str, 
         cell = Cell(tables, claims.method, **{str(column): str(value) for column, value in where.items()})
         if (claim.models and cell.model not in claim.models) or (claim.tasks and cell.task not in claim.tasks):
             continue
-        if "task" in quantity.over and not (cell.rows("metrics").metric == "accuracy").any():
+        scored = "task" in quantity.over
+        if scored and (not in_points(cell.metric) or cell.rows("judged").empty):
             continue
         if estimate := quantity.measure(cell, **arguments):
             then = Cell(earlier, claims.method, cell.model, cell.task, claims.source.scope, claims.source.recipe)
@@ -236,6 +246,7 @@ def _judged(claim: Claim, claims: Claims, tables: Tables) -> Iterable[dict[str, 
             before = quantity.measure(then, **arguments) if known else None
             yield {
                 **where,
+                **({"quantity": quantity.describe(arguments, cell.metric)} if scored else {}),
                 **vars(estimate),
                 "earlier": before.value if before else math.nan,
                 "verdict": _verdict(claim, estimate),

@@ -30,6 +30,7 @@ def collect(
     study: str,
     grids: Iterable[Mapping[str, Any]],
     stages: Mapping[str, Iterable[str]],
+    scores: Mapping[str, str],
     claims: Path | None = None,
     root: Path = Path(),
 ) -> None:
@@ -40,6 +41,7 @@ def collect(
         study: its name.
         grids: the grids of the config.
         stages: task -> the stages of its variants, see `cells.expand`.
+        scores: task -> the score that it is judged by; none of tasks that have several.
         claims: file of claims to judge, see `claims`. None: the table claims has no rows.
         root: the folder of `results/` and `resources/`.
 
@@ -49,7 +51,7 @@ def collect(
     to_judge = earlier.load(claims) if claims else None
     cells = expand(grids, stages)
     try:
-        found = _tables(cells, root)
+        found = _tables(cells, scores, root)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: missing; run the study {study} first") from None
     judged = earlier.judge(to_judge, {**found, "metrics": tables.scored(found["metrics"])})
@@ -57,11 +59,13 @@ def collect(
     write_manifest(output, kind="tables", study=study)
 
 
-def _tables(cells: Cells, root: Path) -> dict[str, pd.DataFrame]:
+def _tables(cells: Cells, scores: Mapping[str, str], root: Path) -> dict[str, pd.DataFrame]:
     """Every table but claims, in the order of `tables.COLUMNS`."""
+    tasks = dict.fromkeys([*(cell.task for cell in cells.evaluations), *(run.task for run in cells.runs)])
     results = [_run(run, root) for run in cells.runs]
     costs = {cell: _json(root / "results" / cell[0] / str(cell[1]) / "cost.json") for cell in cells.measured}
     rows: dict[str, Iterable[Row] | pd.DataFrame] = {
+        "tasks": [{"task": task, "score": scores[task]} for task in tasks if task in scores],
         "metrics": [row for cell in cells.evaluations for row in _evaluation(cell, root)]
         + [row for result in results for row in result["metrics"]],
         "runs": [row for result in results for row in result["runs"]],

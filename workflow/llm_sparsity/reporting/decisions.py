@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from llm_sparsity.reporting.intervals import Estimate
 from llm_sparsity.reporting.options import Option, best
 from llm_sparsity.reporting.tables import UNTRAINED, Tables, majority
-from llm_sparsity.reporting.wording import name_of, number_of, percent
+from llm_sparsity.reporting.wording import CORRELATIONS, in_points, name_of, number_of, percent
 
 SHARES = (0.75, 0.5, 0.25, 0.1)  # budgets of bytes, as shares of the dense model's
 FASTER = 2.0  # the budget of latency: half of the dense model's
-ABOVE_MAJORITY = 0.02  # an accuracy that is less above always answering the most frequent label has learned nothing
+ABOVE_MAJORITY = 0.02  # a score that is less above that of always giving the same answer has learned nothing
 USELESS = 10.0  # times the dense model's perplexity
 
 
@@ -76,12 +76,17 @@ def nothing(found: Sequence[Decision]) -> str:
 
 def useless(data: Tables, option: Option) -> str:
     """Why nobody should take an option, in words; "" if somebody may."""
-    if option.metric == "accuracy":
+    if in_points(option.metric):
         if option.value < majority(data, option.task, option.metric) + ABOVE_MAJORITY:
-            return "no better than always answering the most frequent label"
+            return f"no better than always answering {constant_answer(option.metric)}"
         return ""
     times = option.value / float(option.dense.mean())
     return f"has {times:,.0f} times the perplexity of the dense model" if times > USELESS else ""
+
+
+def constant_answer(metric: str) -> str:
+    """The answer of the baseline that a metric is compared with."""
+    return "the same number" if metric in CORRELATIONS else "the most frequent label"
 
 
 def _confirmed(chosen: Option, allowed: list[Option]) -> str:
@@ -91,7 +96,7 @@ def _confirmed(chosen: Option, allowed: list[Option]) -> str:
     seeds = list(chosen.values.index)
     if len(seeds) < 2:
         return "no: one text" if chosen.recipe == UNTRAINED else "no: one seed"
-    sign = 1 if chosen.metric == "accuracy" else -1
+    sign = 1 if in_points(chosen.metric) else -1
     for seed in seeds:
         others = {option: option.values.drop(seed, errors="ignore") for option in allowed}
         known = {option: sign * float(values.mean()) for option, values in others.items() if len(values)}

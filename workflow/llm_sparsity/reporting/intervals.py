@@ -57,23 +57,36 @@ def sampled_margin(values: "pd.Series[float]", errors: "pd.Series[float]") -> fl
     return math.hypot(spread, sampling)
 
 
-def combined(terms: Sequence[tuple[float, "pd.Series[float]"]], examples: int, comparisons: int = 1) -> Estimate | None:
-    """A weighted sum of accuracies on one validation split, such as a difference; None without a common seed.
-
-    Two errors are added in squares: of the seeds (t-interval of the sums, one a seed), and of the split (binomial;
-    weights count in squares). The second is unpaired: accuracies on the same examples are treated as independent, as
-    predictions are not kept. Models that fail on the same examples differ by less chance than this interval says.
+def variance(values: "pd.Series[float]", errors: "pd.Series[float]", examples: int) -> float:
+    """The variance that one example gives to a score: its sampling error is the root of this over `examples`.
 
     Args:
-        terms: weight, and accuracy by seed.
+        values: of the score.
+        errors: standard errors over the examples; missing for a share, whose variance is p (1 - p).
+        examples: of the validation split.
+    """
+    mean, error = float(values.mean()), float((errors**2).mean())
+    return mean * (1 - mean) if math.isnan(error) else error * examples
+
+
+def combined(
+    terms: Sequence[tuple[float, "pd.Series[float]", float]], examples: int, comparisons: int = 1
+) -> Estimate | None:
+    """A weighted sum of scores on one validation split, such as a difference; None without a common seed.
+
+    Two errors are added in squares: of the seeds (t-interval of the sums, one a seed), and of the split (weights count
+    in squares). The second is unpaired: scores on the same examples are treated as independent, as predictions are not
+    kept. Models that fail on the same examples differ by less chance than this interval says.
+
+    Args:
+        terms: weight, score by seed, and `variance` of the score.
         examples: of the validation split.
         comparisons: see `quantile`.
     """
-    sums = pd.concat([weight * accuracy for weight, accuracy in terms], axis=1, join="inner").sum(axis=1)
+    sums = pd.concat([weight * score for weight, score, _ in terms], axis=1, join="inner").sum(axis=1)
     if sums.empty:
         return None
-    means = [(weight, float(accuracy.mean())) for weight, accuracy in terms]
-    split = sum(weight**2 * mean * (1 - mean) for weight, mean in means) / examples
+    split = sum(weight**2 * each for weight, _, each in terms) / examples
     sampling = quantile(comparisons=comparisons) * math.sqrt(split)
     spread = margin(sums, comparisons)
     return Estimate(float(sums.mean()), math.hypot(spread, sampling), len(sums), spread, sampling)

@@ -6,9 +6,17 @@ from typing import Any
 import pandas as pd
 
 from llm_sparsity.reporting.intervals import sampled_margin
-from llm_sparsity.reporting.tables import CELL, LIBRARIES, UNTRAINED, Tables, start_of, with_errors
-from llm_sparsity.reporting.wording import resolution, scope_name, shown
+from llm_sparsity.reporting.tables import CELL, LIBRARIES, UNTRAINED, Tables, score_of, start_of, with_errors
+from llm_sparsity.reporting.wording import in_points, name_of_metric, resolution, scope_name, shown
 from llm_sparsity.study.sparsity import DENSE
+
+MAIN = (
+    "accuracy",
+    "combined",
+    "perplexity",
+    "acc",
+    "acc_norm",
+)  # metrics that the page shows beside the score of a task
 
 
 def results(data: Tables) -> list[dict[str, Any]]:
@@ -28,7 +36,7 @@ def results(data: Tables) -> list[dict[str, Any]]:
 
 
 def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[str, Any]:
-    sparsities = sorted(set(rows.sparsity))
+    sparsities, score = sorted(set(rows.sparsity)), score_of(data, task)
     untrained = "not trained" if (rows.recipe != UNTRAINED).any() else ""  # only where it could be mistaken
     cells = rows.groupby(["model", "method", "scope", "recipe", "sparsity"], sort=False)
     texts = {key: _interval(metric, cell) for key, cell in cells}
@@ -40,10 +48,11 @@ def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[st
         lines.append([model, method, scope_name(scope), recipe or untrained, *values])
     return {
         "task": task,
-        "metric": metric,
+        "metric": name_of_metric(metric),
+        "main": metric in (score, *MAIN),
         "heads": ["model", "method", "scope", "recipe", *(sparsity.label for sparsity in sparsities)],
         "lines": lines,
-        "note": resolution(data, task) if metric == "accuracy" else "",
+        "note": resolution(data, task) if metric == score and in_points(metric) else "",
     }
 
 

@@ -13,16 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from llm_sparsity.reporting.intervals import Estimate, combined, margin
-from llm_sparsity.reporting.tables import UNTRAINED, Tables, dense, examples
+from llm_sparsity.reporting.intervals import Estimate, combined, margin, variance
+from llm_sparsity.reporting.tables import UNTRAINED, Tables, dense, examples, judged
+from llm_sparsity.reporting.wording import in_points
 from llm_sparsity.study.cells import Evaluation, Run, Variant
 from llm_sparsity.study.sparsity import Sparsity
 
-QUALITY = {  # metric -> its sign, and the tolerance of "as good as dense"
-    "accuracy": (1, "2 points"),
-    "perplexity": (-1, "10 %"),
-}
-POINTS, TIMES = -0.02, 1.1  # the tolerances: of a difference of accuracies, of a ratio of perplexities
+POINTS, TIMES = -0.02, 1.1  # the tolerances: of a difference of scores, of a ratio of perplexities
 UNSEEDED = -1  # stands for the seed of what has none
 
 
@@ -33,6 +30,7 @@ class Option:
     Args:
         task, metric, model, method, scope, sparsity, recipe: the cell.
         values, dense: of the metric, by seed (of calibration, for what was not trained).
+        variances: of one example, of both, see `intervals.variance`.
         count: examples of the validation split; 0: a text.
         bytes: of the weight file that was scored, mean over seeds; NaN: unknown.
         share: `bytes` as a share of the dense model's; see `alike`.
@@ -51,6 +49,7 @@ class Option:
     recipe: str
     values: "pd.Series[float]"
     dense: "pd.Series[float]"
+    variances: tuple[float, float]
     count: int
     bytes: float
     share: float
@@ -72,7 +71,7 @@ class Option:
     @property
     def rank(self) -> float:
         """The mean with the sign of the metric: the larger the better."""
-        return QUALITY[self.metric][0] * self.value
+        return self.value if in_points(self.metric) else -self.value
 
     @property
     def sweep(self) -> tuple[str, str, str]:
@@ -80,9 +79,10 @@ class Option:
         return self.method, self.scope, self.recipe
 
     def change(self, comparisons: int = 1) -> Estimate | None:
-        """The difference of accuracies to the dense model, or the ratio of perplexities; None without a common seed."""
-        if self.metric == "accuracy":
-            return combined([(1, self.values), (-1, self.dense)], self.count, comparisons)
+        """The difference of scores to the dense model, or the ratio of perplexities; None without a common seed."""
+        if in_points(self.metric):
+            ours, theirs = self.variances
+            return combined([(1, self.values, ours), (-1, self.dense, theirs)], self.count, comparisons)
         ratios = self.values / (self.dense if self.recipe != UNTRAINED else float(self.dense.mean()))
         ratios = ratios.dropna()
         if ratios.empty:
@@ -93,12 +93,12 @@ class Option:
 
     def near(self, change: Estimate) -> bool:
         """Whether a change is inside the tolerance."""
-        return change.value >= POINTS if self.metric == "accuracy" else change.value <= TIMES
+        return change.value >= POINTS if in_points(self.metric) else change.value <= TIMES
 
     def inside(self, change: Estimate) -> bool | None:
         """Whether its interval is; None: the interval crosses the edge, or there is none."""
         low, high = change.value - change.margin, change.value + change.margin
-        if self.metric == "accuracy":
+        if in_points(self.metric):
             return True if low >= POINTS else False if high < POINTS else None
         return True if high <= TIMES else False if low > TIMES else None
 
@@ -133,21 +133,22 @@ def options(data: Tables) -> list[Option]:
     Args:
         data: the tables; `metrics` without cells that diverged, see `tables.scored`.
     """
-    rows = data["metrics"]
-    rows = rows[rows.metric.isin(QUALITY) & (rows["mask"] != "released") & (rows.method != "random")]
+    rows = judged(data)
+    rows = rows[(rows["mask"] != "released") & (rows.method != "random")]
     found = []
     for (task, metric, model), mine in rows.groupby(["task", "metric", "model"], sort=False):
-        count = examples(data, str(task)) if metric == "accuracy" else 0
+        count = examples(data, str(task)) if in_points(str(metric)) else 0
         for _, cell in mine.groupby(["method", "scope", "sparsity", "recipe"], sort=False):
             first = cell.sort_values(["calibration_seed", "seed"], kind="stable").iloc[0]
             start = dense(mine, first.recipe)
             if start.empty:
                 continue
             size, share, alike, plain = _bytes(data, first)
+            variances = variance(cell.value, cell.stderr, count), variance(start.value, start.stderr, count)
             found.append(
                 Option(
                     str(task), str(metric), str(model), first.method, first.scope, first.sparsity, first.recipe,
-                    _by_seed(cell), _by_seed(start), count, size, share, alike, plain, _speedup(data, first),
+                    _by_seed(cell), _by_seed(start), variances, count, size, share, alike, plain, _speedup(data, first),
                     _folder(first),
                 )
             )  # fmt: skip

@@ -20,7 +20,17 @@ from llm_sparsity.reporting.figures.drawing import PICK
 from llm_sparsity.reporting.figures.style import COLOURS
 from llm_sparsity.reporting.numbers import results, versions
 from llm_sparsity.reporting.tables import CELL, MACHINE, SECONDS, VERSIONS, Tables
-from llm_sparsity.reporting.wording import cost_of, name_of, number_of, percent, scope_name, shown
+from llm_sparsity.reporting.wording import (
+    NAMES,
+    begin,
+    cost_of,
+    name_of,
+    name_of_metric,
+    number_of,
+    percent,
+    scope_name,
+    shown,
+)
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 NOT_ALIKE = (
@@ -50,9 +60,9 @@ def page(
     """
     asked = ranked(questions(data))
     charts = _charts(data, asked, config)
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    )
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["begin"] = begin
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     html: str = template.render(
         name=config["name"],
         title=title(asked),
@@ -155,7 +165,7 @@ def _asked(question: Question, config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": question.model,
         "task": question.task,
-        "metric": question.metric,
+        "metric": name_of_metric(question.metric),
         "dense": shown(question.metric, question.dense),
         "nothing": nothing(question.decisions),
         "rows": [_decision(question, decision) for decision in question.decisions],
@@ -167,7 +177,7 @@ def _claims(table: pd.DataFrame, claims: Claims) -> dict[str, Any]:
     """The earlier study, its claims that were judged, with cells and ranges as text, and the others by name."""
     rows = []
     for row in table[table.verdict != "not studied"].itertuples():
-        points = "accuracy" in row.quantity
+        points = any(name in row.quantity for name in NAMES.values())
         rows.append(
             {
                 "claim": row.claim,

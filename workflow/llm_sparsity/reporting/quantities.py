@@ -1,7 +1,8 @@
 """The quantities that a claim can be about: named functions of one cell of a study.
 
-A quantity of accuracies has a 95 % interval with two sources of error, the seeds and the size of the validation split;
-see `intervals.combined`. A single seed has no interval. A quantity whose data the study lacks is None.
+A quantity of scores is of the score that the task is judged by: accuracy, unless the task names another. It has a 95 %
+interval with two sources of error, the seeds and the size of the validation split; see `intervals.combined`. A single
+seed has no interval. A quantity whose data the study lacks is None.
 """
 
 import inspect
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llm_sparsity.reporting.intervals import Estimate, combined, margin
-from llm_sparsity.reporting.tables import Tables
+from llm_sparsity.reporting.intervals import Estimate, combined, margin, variance
+from llm_sparsity.reporting.tables import Tables, score_of
+from llm_sparsity.reporting.wording import name_of_metric
 from llm_sparsity.study.sparsity import DENSE, Sparsity
 
+Score = tuple["pd.Series[float]", float]  # by seed of fine-tuning; the variance of one example
 WHOLE_CELL = ("model", "task", "scope", "recipe")
 
 
@@ -25,7 +28,7 @@ class Cell:
     """A cell in which a claim is judged.
 
     Args:
-        tables: of the study.
+        tables: of the study, and as "judged" the rows of `tables.judged`.
         method: the pruning method that is compared with the dense model.
         model: name of the model.
         task: name of the task; empty for quantities without one, as are scope and recipe.
@@ -60,22 +63,32 @@ class Cell:
                 rows = rows[rows[column] == value]
         return rows
 
-    def accuracy(self, sparsity: Sparsity) -> "pd.Series[float]":
-        """Accuracy by seed of fine-tuning."""
-        rows = self.rows("metrics", sparsity, metric="accuracy")
-        return rows.groupby(rows.seed.astype(str)).value.mean()
+    @property
+    def metric(self) -> str:
+        """The score that the task is judged by."""
+        return score_of(self.tables, self.task)
+
+    @property
+    def examples(self) -> int:
+        """Examples of the validation split."""
+        return int(self.rows("runs").validation_examples.iloc[0])
+
+    def score(self, sparsity: Sparsity) -> Score:
+        """The score that the task is judged by."""
+        rows = self.rows("judged", sparsity)
+        found = rows.groupby(rows.seed.astype(str)).value.mean()
+        return found, variance(rows.value, rows.stderr, self.examples) if len(rows) else math.nan
 
     def highest(self, table: str) -> Sparsity | None:
         """The highest sparsity that was computed. Patterns are left out: they are no point of a sweep."""
         rows = self.rows(table, method=self.method, scope=self.scope, recipe=self.recipe)
         return max((found for found in rows.sparsity if not found.is_pattern), default=None)
 
-    def estimate(self, *terms: tuple[float, "pd.Series[float]"], comparisons: int = 1) -> Estimate | None:
-        """A weighted sum of accuracies on the validation split of the task; see `intervals.combined`."""
-        if any(accuracy.empty for _, accuracy in terms):
+    def estimate(self, *terms: tuple[float, Score], comparisons: int = 1) -> Estimate | None:
+        """A weighted sum of scores on the validation split of the task; see `intervals.combined`."""
+        if any(values.empty for _, (values, _) in terms):
             return None
-        examples = int(self.rows("runs").validation_examples.iloc[0])
-        return combined(terms, examples, comparisons)
+        return combined([(weight, *score) for weight, score in terms], self.examples, comparisons)
 
 
 @dataclass(frozen=True)
@@ -99,10 +112,10 @@ class Quantity:
         """The arguments by name, without the cell."""
         return dict(list(inspect.signature(self.measure).parameters.items())[1:])
 
-    def describe(self, arguments: Mapping[str, Any]) -> str:
-        """The quantity in words."""
+    def describe(self, arguments: Mapping[str, Any], metric: str = "accuracy") -> str:
+        """The quantity in words, for a task with this score."""
         values = {name: arguments.get(name, each.default) for name, each in self.parameters.items()}
-        return self.text.format(**{name: _words(value) for name, value in values.items()})
+        return self.text.format(score=name_of_metric(metric), **{name: _words(value) for name, value in values.items()})
 
 
 QUANTITIES: dict[str, Quantity] = {}
@@ -126,33 +139,34 @@ def _quantity(
     return register
 
 
-@_quantity("change of accuracy from {against} to {sparsity}")
+@_quantity("change of {score} from {against} to {sparsity}")
 def accuracy_change(cell: Cell, sparsity: Sparsity, against: Sparsity = DENSE) -> Estimate | None:
-    """Accuracy at a sparsity, less that at another one (default: of the dense model)."""
-    return cell.estimate((1, cell.accuracy(sparsity)), (-1, cell.accuracy(against)))
+    """The score at a sparsity, less that at another one (default: of the dense model)."""
+    return cell.estimate((1, cell.score(sparsity)), (-1, cell.score(against)))
 
 
-@_quantity("best accuracy at {sparsities}, less that of the majority class")
+@_quantity("best {score} at {sparsities}, less that of the majority class")
 def best_above_majority(cell: Cell, sparsities: tuple[Sparsity, ...]) -> Estimate | None:
-    """The best accuracy at any of the sparsities, less that of always predicting the most frequent label.
+    """The best score at any of the sparsities, less that of always predicting the most frequent label.
 
     The best of several is high by chance: the intervals of all hold together (Bonferroni), and the upper end of the
     result is the highest of theirs.
     """
-    found = [cell.estimate((1, cell.accuracy(sparsity)), comparisons=len(sparsities)) for sparsity in sparsities]
+    found = [cell.estimate((1, cell.score(sparsity)), comparisons=len(sparsities)) for sparsity in sparsities]
     known = [estimate for estimate in found if estimate]
-    if len(known) < len(sparsities):
+    constant = cell.rows("baselines", metric=cell.metric).value
+    if len(known) < len(sparsities) or constant.empty:
         return None
     best = max(known, key=lambda estimate: estimate.value)
     upper = float(np.max([estimate.value + estimate.margin for estimate in known]))  # NaN if one has no interval
-    majority = float(cell.rows("baselines", metric="accuracy").value.iloc[0])
+    majority = float(constant.iloc[0])
     return Estimate(best.value - majority, upper - best.value, best.seeds)
 
 
-@_quantity("accuracy at {sparsity}, less the mean of that at {below} and {above}")
+@_quantity("{score} at {sparsity}, less the mean of that at {below} and {above}")
 def accuracy_dip(cell: Cell, sparsity: Sparsity, below: Sparsity, above: Sparsity) -> Estimate | None:
-    """Accuracy at a sparsity, less the mean of those at a lower and a higher one."""
-    low, at, high = (cell.accuracy(each) for each in (below, sparsity, above))
+    """The score at a sparsity, less the mean of those at a lower and a higher one."""
+    low, at, high = (cell.score(each) for each in (below, sparsity, above))
     return cell.estimate((1, at), (-0.5, low), (-0.5, high))
 
 

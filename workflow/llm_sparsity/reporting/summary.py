@@ -8,7 +8,7 @@ from llm_sparsity.reporting.claims import Claims
 from llm_sparsity.reporting.decisions import nothing
 from llm_sparsity.reporting.numbers import versions
 from llm_sparsity.reporting.tables import Tables
-from llm_sparsity.reporting.wording import cost_of, name_of, percent, shown
+from llm_sparsity.reporting.wording import cost_of, name_of, name_of_metric, percent, shown
 
 VERDICTS = {"holds": "hold", "does not hold": "do not hold", "undecided": "are undecided"}
 WIDTH = 100  # columns of a sentence
@@ -50,7 +50,8 @@ def _wrapped(text: str, bullet: str) -> list[str]:
 def _decisions(question: Question) -> list[str]:
     """The decision table of one model on one task; below each row, the folder of the model."""
     metric = question.metric
-    head = f"{question.model} on {question.task}: {metric} {shown(metric, question.dense)} dense"
+    name = name_of_metric(metric)
+    head = f"{question.model} on {question.task}: {name} {shown(metric, question.dense)} dense"
     head += "" if question.alike else "; bytes are a share of its plain file"
     if reason := nothing(question.decisions):
         return [head, "", *_wrapped(reason, "  ")]
@@ -64,7 +65,7 @@ def _decisions(question: Question) -> list[str]:
         value, costs = shown(metric, option.value), cost_of(metric, decision.change)
         rows.append([decision.budget, name_of(option), value, costs, share, decision.confirmed])
         rows.append(["", str(option.folder), "", "", "", ""])
-    return [head, "", *_table(rows, ["at most", "take", metric, "costs", "bytes", "confirmed"])]
+    return [head, "", *_table(rows, ["at most", "take", name, "costs", "bytes", "confirmed"])]
 
 
 def _table(rows: list[list[str]], heads: list[str]) -> list[str]:

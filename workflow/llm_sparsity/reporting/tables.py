@@ -1,5 +1,6 @@
 """The tables of a study: their names, columns and types, how they are written, and how they are read back.
 
+    tasks.csv      one task, and the score that it is judged by
     metrics.csv    one value of one metric of one cell
     runs.csv       one fine-tuning: times, memory, measured sparsity, machine, versions
     history.csv    one epoch of one fine-tuning; rows within the first epoch have epoch 0 and hold the sparsity alone
@@ -42,6 +43,7 @@ INFERENCE = [
 ]  # fmt: skip
 TENSOR = ["name", "stack", "layer", "part", "shape", "size", "removed", "measured_sparsity", "error", "block_error"]
 COLUMNS = {
+    "tasks": ["task", "score"],
     "metrics": [*RUN, "metric", "value", *LIBRARIES],
     "runs": [*RUN, *SECONDS, "epochs", "validation_examples", "measured_sparsity", "bytes", *MACHINE, *VERSIONS],
     "history": [*RUN, "epoch", "step", "train_loss", "accuracy", "f1", "combined", "perplexity", "measured_sparsity"],
@@ -58,7 +60,7 @@ COLUMNS = {
 
 TEXT = {
     "model", "method", "scope", "task", "recipe", "mask", "metric", "execution", "phase", "device", *VERSIONS, "level",
-    "name", "stack", "part", "shape", "statistic", "claim", "quantity", "verdict",
+    "name", "stack", "part", "shape", "statistic", "claim", "quantity", "verdict", "score",
 }  # fmt: skip
 INTEGERS = {
     "calibration_seed", "seed", "peak_memory_bytes", "epochs", "validation_examples", "threads", "processes", "epoch",
@@ -78,9 +80,12 @@ def frame(name: str, rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.Dat
         rows: column -> value; values may be text, as a CSV file holds them. `fraction` is derived from `sparsity`.
 
     Returns:
-        `Sparsity` objects in `sparsity`, "" for missing text, NA for missing integers, NaN for missing floats.
+        `Sparsity` objects in `sparsity`, "" for missing text, NA for missing integers, NaN for missing floats. The
+        history has more columns, of the metrics that its tasks have beside those of every task.
     """
-    table = pd.DataFrame(rows, columns=COLUMNS[name])
+    table = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows))
+    others = sorted(set(table) - set(COLUMNS[name])) if name == "history" else []
+    table = table.reindex(columns=[*COLUMNS[name], *others])
     if "sparsity" in table:
         known = {value: Sparsity.of(value) for value in table["sparsity"].unique()}
         table["sparsity"] = pd.Series([known[value] for value in table["sparsity"]], table.index, dtype=object)
@@ -150,10 +155,29 @@ def scored(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics[known.to_numpy()]
 
 
+def score_of(data: Tables, task: str) -> str:
+    """The score that a task is judged by; "" for a task that has several."""
+    rows = data["tasks"]
+    return str(next(iter(rows.score[rows.task == task]), ""))
+
+
+def judged(data: Tables) -> pd.DataFrame:
+    """The rows of metrics that tasks are judged by, and in `stderr` their standard errors over examples, or NaN."""
+    metrics = data["metrics"]
+    scores = dict(zip(data["tasks"].task, data["tasks"].score, strict=True))
+    errors = {task: f"{score}_stderr" for task, score in scores.items()}
+    rows, beside = (metrics[metrics.metric == metrics.task.map(names)] for names in (scores, errors))
+    return _beside(rows, beside)
+
+
 def with_errors(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The rows of a metric, and in `stderr` the standard error over examples that lm-evaluation-harness reports."""
-    errors = metrics[metrics.metric == f"{metric}_stderr"][[*RUN, "value"]].rename(columns={"value": "stderr"})
-    return metrics[metrics.metric == metric].merge(errors.drop(columns="fraction"), how="left")
+    return _beside(metrics[metrics.metric == metric], metrics[metrics.metric == f"{metric}_stderr"])
+
+
+def _beside(rows: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
+    found = errors[[*RUN, "value"]].rename(columns={"value": "stderr"})
+    return rows.merge(found.drop(columns="fraction"), how="left")
 
 
 def examples(data: Tables, task: str) -> int:

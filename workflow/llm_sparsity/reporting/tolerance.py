@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from llm_sparsity.reporting.intervals import Estimate, to_decide
 from llm_sparsity.reporting.options import POINTS, Option
+from llm_sparsity.reporting.wording import in_points
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Verdict:
     @property
     def lacking(self) -> str:
         """What would decide an open verdict: numbers of examples or seeds."""
-        if self.option.metric != "accuracy":
+        if not in_points(self.option.metric):
             return "more draws of the calibration text" if self.option.recipe == "" else "more seeds"
         return to_decide(self.change, abs(self.change.value - POINTS), self.option.count, self.comparisons)
 

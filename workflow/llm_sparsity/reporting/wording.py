@@ -3,9 +3,45 @@
 import math
 from typing import Any
 
-from llm_sparsity.reporting.intervals import Estimate, quantile
-from llm_sparsity.reporting.tables import Tables, examples
+from llm_sparsity.reporting.intervals import Estimate, quantile, variance
+from llm_sparsity.reporting.tables import Tables, examples, judged
 from llm_sparsity.study.sparsity import Sparsity
+
+NAMES = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "macro_f1": "macro F1",
+    "combined": "combined score",
+    "matthews_correlation": "Matthews correlation",
+    "pearsonr": "Pearson correlation",
+    "spearmanr": "Spearman correlation",
+}
+CORRELATIONS = ("pearsonr", "spearmanr")  # of numbers
+
+
+def name_of_metric(metric: str) -> str:
+    """A metric for readers; of a split beside validation, "accuracy (mismatched)"."""
+    if metric in NAMES:
+        return NAMES[metric]
+    for known, name in NAMES.items():
+        if metric.startswith(f"{known}_"):
+            return f"{name} ({metric.removeprefix(f'{known}_')})"
+    return metric
+
+
+def begin(text: str) -> str:
+    """A text as the start of a sentence."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def in_points(metric: str) -> bool:
+    """Whether a metric is counted in points, hundredths of 1, where higher is better; a perplexity is not."""
+    return metric != "perplexity"
+
+
+def tolerance(metric: str) -> str:
+    """What "as good as dense" means."""
+    return "2 points" if in_points(metric) else "10 %"
 
 
 def shown(metric: str, value: float) -> str:
@@ -54,7 +90,7 @@ def cost_of(metric: str, change: Estimate | None) -> str:
     """What an option costs: "5.7 ± 3.1 points" of accuracy, or "2.2 times" the perplexity."""
     if change is None:
         return "unknown"
-    sign, scale, unit = (-1, 100, "points") if metric == "accuracy" else (1, 1, "times")
+    sign, scale, unit = (-1, 100, "points") if in_points(metric) else (1, 1, "times")
     value = f"{sign * scale * change.value:.{1 if scale > 1 else 2}f}".replace("-", "\N{MINUS SIGN}")
     if math.isnan(change.margin) or not change.margin:
         return f"{value} {unit}"
@@ -67,14 +103,15 @@ def number_of(count: int, noun: str) -> str:
 
 
 def resolution(data: Tables, task: str) -> str:
-    """The precision of an accuracy on the validation split of a task: the 95 % interval of a binomial."""
-    metrics = data["metrics"]
-    dense = metrics[(metrics.task == task) & (metrics.metric == "accuracy") & (metrics.method == "dense")]
-    count, accuracy = examples(data, task), float(dense.value.mean())
-    if math.isnan(accuracy):
+    """The precision of a task's score on its validation split: a 95 % interval."""
+    rows = judged(data)
+    dense = rows[(rows.task == task) & (rows.method == "dense")]
+    count, score = examples(data, task), float(dense.value.mean())
+    if math.isnan(score):
         return f"The validation split has {count} examples."
-    band = 100 * quantile() * math.sqrt(accuracy * (1 - accuracy) / count)
+    band = 100 * quantile() * math.sqrt(variance(dense.value, dense.stderr, count) / count)
+    name = name_of_metric(str(dense.metric.iloc[0]))
     return (
-        f"The validation split has {count} examples: near the dense accuracy of {accuracy:.2f}, their number alone "
+        f"The validation split has {count} examples: near the dense {name} of {score:.2f}, their number alone "
         f"leaves ±{band:.1f} points of chance (95 %); seeds add theirs."
     )

@@ -12,25 +12,35 @@ from llm_sparsity.reporting.claims import Claims
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import QUALITY, SAVINGS, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
-from llm_sparsity.reporting.tables import UNTRAINED, Tables, dense, majority
-from llm_sparsity.reporting.wording import name_of, resolution, shown
+from llm_sparsity.reporting.tables import UNTRAINED, Tables, dense, majority, score_of
+from llm_sparsity.reporting.wording import (
+    CORRELATIONS,
+    NAMES,
+    begin,
+    in_points,
+    name_of,
+    name_of_metric,
+    resolution,
+    shown,
+)
 
-METRICS = {"accuracy": "Accuracy", "f1": "F1", "combined": "Combined score (mean of accuracy and F1)"}
+MEANS = {"combined": " (mean of accuracy and F1)", "macro_f1": " (mean over all labels)"}  # what a name leaves open
 
 
 def draw(study: Study) -> Iterable[Drawn]:
-    """For each task: accuracy, F1, their mean, and the time of training."""
+    """For each task with labels: the score that it is judged by, its other metrics, and the time of training."""
     data = study.tables
-    for task, rows in study.metric("accuracy"):
+    baselines = data["baselines"]
+    for task in dict.fromkeys(baselines.task):
         every = data["metrics"][data["metrics"].task == task]
-        for metric, label in METRICS.items():
+        for metric in _in_order(baselines.metric[baselines.task == task], score_of(data, task)):
+            label = begin(name_of_metric(metric)) + MEANS.get(metric, "")
             values = every[every.metric == metric]
             if values.empty:
                 continue
             earlier = _earlier(study, task, metric)
-            figure = by_sparsity(
-                study, values, label, functools.partial(_with_majority, majority(data, task, metric)), earlier
-            )
+            base = functools.partial(_with_majority, majority(data, task, metric), metric)
+            figure = by_sparsity(study, values, label, base, earlier)
             caption = f"{label} by sparsity. {_noise(data, task)}"
             if earlier is not None and len(earlier) and study.claims:
                 caption += _crosses(study.claims)
@@ -42,6 +52,12 @@ def draw(study: Study) -> Iterable[Drawn]:
         figure = by_sparsity(study, runs, "Training time (s)", from_zero)
         caption = "Seconds of training, without set-up and evaluation."
         yield Drawn(f"train-time-{task}", SAVINGS, _time(runs, task), caption, figure)
+
+
+def _in_order(metrics: "pd.Series[str]", score: str) -> list[str]:
+    """The metrics of a task, its score first, those of splits beside validation last."""
+    order = [score, *NAMES, *metrics]
+    return sorted(set(metrics), key=order.index)
 
 
 def by_sparsity(
@@ -120,7 +136,7 @@ def name_of_line(method: str, scope: str, recipe: str) -> str:
 
 def highest_loss(study: Study, rows: pd.DataFrame, metric: str, where: str) -> str:
     """What is seen, of the model that loses most: the dense value, and the best at its highest fraction."""
-    sign = -1 if metric == "perplexity" else 1
+    sign = 1 if in_points(metric) else -1
     told: list[tuple[float, str]] = []
     rows = style.swept(rows[rows["mask"] != "released"].dropna(subset=["value"]))
     for model in study.present(rows):
@@ -134,8 +150,8 @@ def highest_loss(study: Study, rows: pd.DataFrame, metric: str, where: str) -> s
         text = f"{model} goes from {shown(metric, before)} to {shown(metric, found.value)} by {name_of(found)}"
         told.append((abs(found.value / before - 1), text))
     if not told:
-        return f"{metric.capitalize()} {where}"
-    return f"{metric.capitalize()} {where}: {max(told)[1]}"
+        return f"{begin(name_of_metric(metric))} {where}"
+    return f"{begin(name_of_metric(metric))} {where}: {max(told)[1]}"
 
 
 def _time(runs: pd.DataFrame, task: str) -> str:
@@ -158,7 +174,7 @@ def _noise(data: Tables, task: str) -> str:
     )
     return (
         f"{points}. {resolution(data, task)} Solid: the recipe kept, which holds the mask; dash-dotted: other recipes "
-        "that hold it; dashed: released, zeros may grow back. Dotted: the majority class."
+        f"that hold it; dashed: released, zeros may grow back. Dotted: {_constant(score_of(data, task))}."
     )
 
 
@@ -170,13 +186,20 @@ def _earlier(study: Study, task: str, metric: str) -> pd.DataFrame | None:
     return rows[(rows.task == task) & (rows.metric == metric) & rows.model.isin(study.models)]
 
 
-def _with_majority(majority: float, axes: list[Axes]) -> None:
+def _constant(metric: str) -> str:
+    """The name of the answer that the baseline always gives."""
+    return "a constant answer" if metric.startswith(CORRELATIONS) else "the majority class"
+
+
+def _with_majority(majority: float, metric: str, axes: list[Axes]) -> None:
     """The majority class as a line in panels that share their y axis."""
     low, high = axes[0].get_ylim()
     low = min(low, majority - 0.03 * (high - majority))
-    axes[0].set_ylim(max(low, 0), min(max(high, low + 0.1), 1))  # noise does not fill the axis, nor bands leave [0, 1]
+    # Noise does not fill the axis, nor do bands leave the range of values.
+    lowest = -1 if "correlation" in name_of_metric(metric) else 0
+    axes[0].set_ylim(max(low, lowest), min(max(high, low + 0.1), 1))
     for ax in axes:
-        style.reference_line(ax, majority, "majority class", (2, 3), linestyle=":")
+        style.reference_line(ax, majority, _constant(metric).partition(" ")[2], (2, 3), linestyle=":")
 
 
 def _crosses(claims: Claims) -> str:

@@ -11,7 +11,7 @@ from llm_sparsity.reporting.figures.drawing import PICK, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points
 from llm_sparsity.reporting.options import Option, front
 from llm_sparsity.reporting.tables import UNTRAINED
-from llm_sparsity.reporting.wording import point_name, scope_name
+from llm_sparsity.reporting.wording import begin, in_points, name_of_metric, point_name, scope_name
 
 CROWD = 10  # points that can all be named; of more, only those on the frontier and the dense models are
 COSTS: dict[str, Callable[[Option], float]] = {  # the label of the axis, and the cost of an option
@@ -40,7 +40,8 @@ def draw(study: Study) -> Iterable[Drawn]:
             named[ax] = _panel(ax, study, [option for option in options if not math.isnan(cost(option))], cost)
             ax.set_xlabel(name)
         name_points(figure, named, up=7)
-        axes[0].set_ylabel("Perplexity (log scale; lower is better)" if metric == "perplexity" else "Accuracy")
+        label = begin(name_of_metric(metric)) if in_points(metric) else "Perplexity (log scale; lower is better)"
+        axes[0].set_ylabel(label)
         caption = (
             f"What to take on {task}: every variant with a kept mask, by cost and quality. The grey lines join the "
             "variants of a model that no other beats in both. If there are many points, only those on a line are "

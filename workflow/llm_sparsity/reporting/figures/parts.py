@@ -8,15 +8,15 @@ from matplotlib.axes import Axes
 
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import PARTS, Drawn, Study
-from llm_sparsity.reporting.tables import UNTRAINED
-from llm_sparsity.reporting.wording import part_of, scope_name, shown
+from llm_sparsity.reporting.tables import UNTRAINED, judged
+from llm_sparsity.reporting.wording import begin, in_points, name_of_metric, part_of, scope_name, shown
 from llm_sparsity.study.sparsity import Sparsity
 
 
 def draw(study: Study) -> Iterable[Drawn]:
     """A figure for each task on which several scopes were pruned at one sparsity."""
-    metrics = study.tables["metrics"]
-    plain = metrics.metric.map({"accuracy": "kept", "perplexity": UNTRAINED})
+    metrics = judged(study.tables)
+    plain = metrics.metric.map(lambda metric: "kept" if in_points(metric) else UNTRAINED)
     for (task, metric), rows in metrics[metrics.recipe == plain].groupby(["task", "metric"], sort=False):
         bars = [
             (model, method, sparsity, group.groupby("scope").value.mean())
@@ -48,9 +48,10 @@ def _title(bar: Any, metric: str, task: str) -> str:
     model, _, sparsity, values = bar
     ends = (values.idxmin(), values.idxmax())
     mild, harmful = ends if metric == "perplexity" else ends[::-1]
+    least = f"{name_of_metric(metric)} {shown(metric, values[mild])}"
     return (
-        f"{model} on {task} suffers least in {scope_name(mild)} ({metric} {shown(metric, values[mild])}) and most in "
-        f"{scope_name(harmful)} ({shown(metric, values[harmful])}), {part_of(sparsity, 'one part')} removed"
+        f"{model} on {task} suffers least in {scope_name(mild)} ({least}) and most in {scope_name(harmful)} "
+        f"({shown(metric, values[harmful])}), {part_of(sparsity, 'one part')} removed"
     )
 
 
@@ -68,7 +69,7 @@ def _panel(
         values: of the metric, by scope.
         dense: value of the dense model.
         removed: number of weights, by scope.
-        metric: accuracy or perplexity.
+        metric: the score of the task.
         colour: of the bars.
     """
     values = values.sort_values(ascending=metric == "perplexity")
@@ -89,4 +90,4 @@ def _panel(
         ax.set_xlabel("Perplexity (log scale; lower is better)")
     else:
         ax.set_xlim(float(values.min()) * 0.9, max(dense, highest) * 1.15)
-        ax.set_xlabel("Accuracy")
+        ax.set_xlabel(begin(name_of_metric(metric)))
