@@ -33,7 +33,7 @@ def polaris(root: Path, tmp_path: Path) -> Load:
         file = tmp_path / "polaris/pools.py"
         file.write_text(file.read_text().replace('INTERFACE = "hsn0"', f'INTERFACE = "{interface}"'))
         profile = yaml.safe_load((root / "profiles/polaris/config.yaml").read_text())
-        ours = {name: profile[f"parsl-{name}"] for name in ("account", "queue", "pilots", "nodes", "minutes")}
+        ours = {name: profile[f"parsl-{name}"] for name in ("queue", "pilots", "nodes", "minutes")}
         site = ExecutorSettings(**ours | {"account": "p"} | settings).site()
         return {executor.label: executor for executor in config.load(file, site).executors}
 
@@ -198,6 +198,7 @@ def test_a_run_over_two_nodes_by_config(site: Site, hub: Path, root: Path) -> No
     (mine,) = [name for name, script in scripts.items() if "parsl.nodes" in script]
     assert "#PBS -l select=2:ncpus=64:system=polaris\n" in scripts[mine]
     assert len(scripts) == 2, "a second batch job for jobs that need no node of their own"
+    assert not list((site.folder / "home").iterdir()), "no list of nodes is left there"
     study = site.folder / "study"
     assert len(list(study.glob("logs/parsl/000/nodes/block-0/*/manager.log"))) == 1
     (log,) = study.glob("logs/finetune/**/seed-0.log")
