@@ -246,9 +246,10 @@ class Pools:
         folder = Path(executor.worker_logdir) / f"block-{node.block}" / manager
         if _text(folder / "manager.log").count("was not busy when it died") < STARTS:
             return
-        logs = [_text(log).strip() for log in sorted(folder.glob("worker_*.log"))]
-        printed = _text(Path(str(_stderr(executor, node.block)))).strip()
-        last = next((text.splitlines()[-1] for text in [printed, *logs] if text), "nothing")
+        batch_job = executor.provider.resources.get(executor.blocks_to_job_id.get(node.block), {})
+        files = [batch_job.get("job_stderr_path"), *sorted(folder.glob("worker_*.log"))]
+        printed = [_text(Path(file)).strip() for file in files if file]
+        last = next((text.splitlines()[-1] for text in printed if text), "nothing")
         raise PoolError(
             f"workers of pool {node.label} die on {node.host} before they run anything; the last words: {last}; check "
             f"cpu_affinity ({executor.cpu_affinity}) against the cores of a node, and see {folder}"
@@ -350,10 +351,3 @@ def _text(file: Path) -> str:
         return file.read_text(errors="replace")
     except OSError:
         return ""
-
-
-def _stderr(executor: HighThroughputExecutor, block: str) -> str | None:
-    """Where a pilot writes its errors."""
-    job = executor.provider.resources.get(executor.blocks_to_job_id.get(block), {})
-    path: str | None = job.get("job_stderr_path")
-    return path
