@@ -1,4 +1,4 @@
-"""Write the weight statistics of a model, dense or pruned, as a parquet table. No settings."""
+"""Write the weight statistics of a model, dense or pruned, and the bytes that its weights take. No settings."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from llm_sparsity.jobs.command import arguments, run
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a variant")
-    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
 
     from llm_sparsity.evaluation.weights import weights

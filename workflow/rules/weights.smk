@@ -1,7 +1,7 @@
-# weights: the distribution of a variant's weights, overall, by layer and by tensor.
+# weights: the distribution of a variant's weights, overall, by layer and by tensor, and the bytes that they take.
 #
 # needs   the folder of a variant
-# leaves  results/{model}/{variant}/weights.parquet
+# leaves  results/{model}/{variant}/weights.parquet, sizes.json
 
 
 rule weights:
@@ -9,7 +9,8 @@ rule weights:
         model=model_manifest,
         weights=ancient(model_weights),
     output:
-        "results/{model}/{variant}/weights.parquet",
+        weights="results/{model}/{variant}/weights.parquet",
+        sizes="results/{model}/{variant}/sizes.json",
     log:
         "logs/weights/{model}/{variant}.log",
     resources:
@@ -20,5 +21,5 @@ rule weights:
         settings=settings(),
         code=code("weights"),
     shell:
-        'python "$LLM_SPARSITY/scripts/weights.py" --model "$(dirname {input.model:q})" --output {output:q}'
+        'python "$LLM_SPARSITY/scripts/weights.py" --model "$(dirname {input.model:q})" --output "$(dirname {output.sizes:q})"'
         " --settings {params.settings:q} > {log:q} 2>&1"

@@ -21,7 +21,7 @@ from tests.tiny import model_of, query
 
 def table_of(model: ModelFolder, output: Path) -> pd.DataFrame:
     weights(model, output)
-    return pd.read_parquet(output)
+    return pd.read_parquet(output / "weights.parquet")
 
 
 def values(table: pd.DataFrame, level: str, statistic: str, **where: object) -> np.ndarray:
@@ -39,7 +39,7 @@ def test_all_numbers_are_those_of_the_weights(
     tmp_path: Path,
 ) -> None:
     model = half_removed(ModelFolder(tiny_model(kind)))
-    table = table_of(model, tmp_path / "weights.parquet")
+    table = table_of(model, tmp_path)
     tensors = {name: tensor.numpy().ravel() for name, tensor in load(model.path).items() if model.role(name)}
     assert list(table.columns) == COLUMNS
     assert set(table[table.level == "tensor"].name) == set(tensors)
@@ -71,7 +71,7 @@ def test_the_histogram_shows_the_bulk_and_its_middle_bin_is_zero(tmp_path: Path)
     bulk = torch.randn(200, 200, generator=torch.Generator().manual_seed(0)) * 0.02
     bulk[:100] = 0
     bulk[0, :7] = 50.0  # outliers
-    table = table_of(ModelFolder(model_of({query(0): bulk}, tmp_path / "model")), tmp_path / "weights.parquet")
+    table = table_of(ModelFolder(model_of({query(0): bulk}, tmp_path / "model")), tmp_path)
     bins = table[table.statistic == "histogram"]
     x, count = bins.x.to_numpy(), bins.value.to_numpy()
     assert count.sum() == 40_000 and count[-1] >= 7
@@ -94,7 +94,7 @@ def test_shares_and_counts_agree_at_any_size(
     folder = tmp_path_factory.mktemp("weights")
     generator = torch.Generator().manual_seed(sum(sizes))
     tensors = {query(i): (torch.randn(3, n, generator=generator) * scale).to(dtype) for i, n in enumerate(sizes)}
-    table = table_of(ModelFolder(model_of(tensors, folder / "model")), folder / "weights.parquet")
+    table = table_of(ModelFolder(model_of(tensors, folder / "model")), folder)
     total = 3 * sum(sizes)
     assert values(table, "overall", "count") == [total] == values(table, "layer", "count").sum()
     assert values(table, "overall", "zeros") == [sum(int((t == 0).sum()) for t in tensors.values())]
@@ -106,20 +106,20 @@ def test_shares_and_counts_agree_at_any_size(
 def test_the_same_bytes_each_time_and_few(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     for name in ("a", "b"):
         weights(ModelFolder(tiny_model("bart")), tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a/weights.parquet").read_bytes() == (tmp_path / "b/weights.parquet").read_bytes()
     parts = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
              "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"]  # fmt: skip
     names = [f"encoder.layer.{layer}.{part}.weight" for layer in range(12) for part in parts]
     generator = torch.Generator().manual_seed(0)
     deep = model_of({name: torch.randn(8, 8, generator=generator) for name in names}, tmp_path / "deep")
-    weights(ModelFolder(deep), tmp_path / "deep.parquet")
-    assert (tmp_path / "deep.parquet").stat().st_size < 200_000
+    weights(ModelFolder(deep), tmp_path)
+    assert (tmp_path / "weights.parquet").stat().st_size < 200_000
 
 
 def test_counts_stay_exact_beyond_what_float32_can_count(tmp_path: Path) -> None:
     zeros = torch.zeros(4200, 4200, dtype=torch.float16)  # 17.6 million, more than 2^24
     zeros[0, 0] = 1
-    table = table_of(ModelFolder(model_of({query(0): zeros}, tmp_path / "model")), tmp_path / "weights.parquet")
+    table = table_of(ModelFolder(model_of({query(0): zeros}, tmp_path / "model")), tmp_path)
     assert values(table, "overall", "zeros") == [zeros.numel() - 1]
     assert values(table, "overall", "histogram").max() == zeros.numel() - 1
 
@@ -128,7 +128,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     for bad in (float("nan"), float("inf"), -float("inf")):
         model = model_of({query(0): torch.tensor([[1.0, bad]])}, tmp_path / str(bad))
         with pytest.raises(UserError, match=f"tensor {query(0)} has NaN or infinite weights"):
-            weights(ModelFolder(model), tmp_path / "weights.parquet")
+            weights(ModelFolder(model), tmp_path)
     assert not (tmp_path / "weights.parquet").exists()
 
 
@@ -136,7 +136,7 @@ def test_the_real_bart(shared: Path, tmp_path: Path) -> None:
     shutil.copytree(shared / "models/g2p-bart-us", tmp_path / "model")
     write_manifest(tmp_path / "model", kind="model")
     model = ModelFolder(tmp_path / "model")
-    table = table_of(model, tmp_path / "weights.parquet")
+    table = table_of(model, tmp_path)
     tensors = load(model.path)
     pool = np.concatenate([tensors[name].float().numpy().ravel() for name in model.roles(sorted(tensors))])
     assert values(table, "overall", "count") == [len(pool)]

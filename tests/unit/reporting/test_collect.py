@@ -46,6 +46,7 @@ def root(tmp_path: Path) -> Path:
         if variant.is_dense:
             row = {"level": "overall", "name": "", "stack": "", "layer": -1, "part": "", "statistic": "count", "x": 0.0}
             pd.DataFrame([row | {"value": 100.0}]).to_parquet(folder / "weights.parquet")
+            write_json(folder / "sizes.json", {"plain_bytes": 800, "container_bytes": 800, "bound_bytes": 300})
         files = {"model.safetensors": {"bytes": 1000 if variant.is_dense else 400}, "config.json": {"bytes": 7}}
         pruned = {"measured_sparsity": 0.4999, "size": 1000, "removed": 499}
         facts = {"files": files} if variant.is_dense else {"files": files, "pruned": pruned}
@@ -163,12 +164,12 @@ def test_ratios_compare_like_with_like(root: Path) -> None:
     assert sizes.loc[("minilm", "0"), columns].astype(float).tolist() == [1000, 1000, 800, 1, 1]
 
 
-def test_a_study_that_does_not_measure_has_the_plain_ratio_alone(root: Path) -> None:
+def test_a_study_that_does_not_measure_compares_containers_too(root: Path) -> None:
     collect(root / "tables", root=root, **{**STUDY, "grids": [STUDY["grids"][1]]})
     sizes = read(root / "tables")["sizes"].set_index("sparsity")
-    assert sizes.ratio.isna().all()
+    assert sizes.ratio.tolist() == [1, 0.5]
     assert sizes.plain_ratio.tolist() == [1, 0.4]
-    assert sizes.container_bytes.isna().tolist() == [True, False]
+    assert sizes.container_bytes.tolist() == [800, 400]
 
 
 def test_a_run_has_the_bytes_of_its_own_file(root: Path) -> None:

@@ -33,7 +33,8 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.roles import TensorRole
 from llm_sparsity.storage.container import Reader
-from llm_sparsity.storage.files import atomic
+from llm_sparsity.storage.files import atomic, write_json
+from llm_sparsity.storage.sizes import weight_sizes
 
 COLUMNS = ["level", "name", "stack", "layer", "part", "statistic", "x", "value"]
 THRESHOLDS = (0.001, 0.01, 0.1)
@@ -112,11 +113,11 @@ def _count_within(ordered: NDArray[np.float32], magnitudes: NDArray[np.float32])
 
 
 def weights(model: ModelFolder, output: Path) -> None:
-    """Write the weight statistics of a model.
+    """Write the weight statistics of a model, and the bytes that its weights take.
 
     Args:
         model: a model, dense or pruned.
-        output: a parquet file, less than 1 MB.
+        output: folder to write; gets weights.parquet, less than 1 MB, and sizes.json, see `weight_sizes`.
 
     Raises:
         UserError: a weight is NaN or infinite; the message names the tensor.
@@ -125,13 +126,15 @@ def weights(model: ModelFolder, output: Path) -> None:
         tensors = _tally_tensors(model, reader)
         overall, layers = _merged(tensors)
         histogram = _histogram(reader, list(tensors), overall)
+        sizes = weight_sizes(reader, model)
     rows = [*overall.rows("overall", ""), *histogram]
     for (stack, layer), tally in sorted(layers.items()):
         rows += tally.rows("layer", f"{stack} {layer}" if layer >= 0 else f"{stack} embeddings")
     for name, tally in sorted(tensors.items()):
         rows += tally.rows("tensor", name)
-    with atomic(output) as temporary:
+    with atomic(output / "weights.parquet") as temporary:
         pd.DataFrame(rows, columns=COLUMNS).to_parquet(temporary, index=False)
+    write_json(output / "sizes.json", sizes)
 
 
 def _tally_tensors(model: ModelFolder, reader: Reader) -> dict[str, Tally]:

@@ -22,13 +22,13 @@ from llm_sparsity.inference import outputs, timing, workloads
 from llm_sparsity.inference.executions import Execution, Executions
 from llm_sparsity.inference.load import stored_dtype
 from llm_sparsity.inference.memory import inference_bytes, keep_freed_memory
-from llm_sparsity.inference.sizes import weight_sizes
 from llm_sparsity.inference.workloads import Workload
 from llm_sparsity.jobs.environment import environment
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
 from llm_sparsity.models.structure import Structure
 from llm_sparsity.storage.files import write_json
+from llm_sparsity.storage.sizes import weight_sizes
 
 LOADS = 3  # how often loading is timed
 
@@ -58,7 +58,8 @@ def measure(
     """
     model.check_length("measure.sequence_length", sequence_length)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sizes = weight_sizes(model)
+    with model.open() as reader:
+        sizes = weight_sizes(reader, model)
     keep_freed_memory()
     dtype = dtype_of(model, device)
     loads = timing.take_turns([lambda: load_base(model, dtype)], LOADS)

@@ -117,16 +117,15 @@ def _metrics(cell: Row, result: Mapping[str, Any], runtime: Mapping[str, Any]) -
 def _size(model: str, variant: Variant, root: Path, costs: Mapping[tuple[str, Variant], Any]) -> Row:
     """The bytes of one variant.
 
-    `ratio` compares like with like: the container compresses the weights of a dense model too. The container of a dense
-    model is measured, not written, so there is no such ratio in a study that does not measure.
+    `ratio` compares like with like: the container compresses the weights of a dense model too.
     """
     dense = read_manifest(root / "resources/models" / model)
     manifest = dense if variant.is_dense else read_manifest(root / "results" / model / str(variant) / "model")
     size, dense_size = weight_bytes(manifest), weight_bytes(dense)
-    dense_container = costs.get((model, DENSE), {}).get("container_bytes")
-    container = dense_container if variant.is_dense else size
+    whole = _json(root / "results" / model / str(DENSE) / "sizes.json")
+    container = whole["container_bytes"] if variant.is_dense else size
     pruned = manifest.get("pruned", {"measured_sparsity": 0.0, "size": None, "removed": 0})
-    cost = costs.get((model, variant), {})
+    sizes = whole if variant.is_dense else costs.get((model, variant), {})
     return {
         **_variant(model, variant),
         "measured_sparsity": pruned["measured_sparsity"],
@@ -135,10 +134,10 @@ def _size(model: str, variant: Variant, root: Path, costs: Mapping[tuple[str, Va
         "bytes": size,
         "dense_bytes": dense_size,
         "container_bytes": container,
-        "ratio": container / dense_container if dense_container else None,
+        "ratio": container / whole["container_bytes"],
         "plain_ratio": size / dense_size,
-        "plain_bytes": cost.get("plain_bytes"),
-        "bound_bytes": cost.get("bound_bytes"),
+        "plain_bytes": sizes.get("plain_bytes"),
+        "bound_bytes": sizes.get("bound_bytes"),
     }
 
 

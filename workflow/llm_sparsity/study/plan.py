@@ -153,7 +153,8 @@ def jobs(config: Config) -> list[Job]:
             size = model_size(config, model)[1] * stored(variant.sparsity)
             gpus = int(is_calibrated(variant.method))
             add("prune", folder / "sparsity.csv", size, model, gpus, method=variant.method)
-        add("weights", folder / "weights.parquet", 0, model)
+        else:
+            add("weights", folder / "weights.parquet", 0, model)
     for model, variant in cells.measured:
         add("measure", Path("results") / model / str(variant) / "cost.json", 0, model, 1, variant=str(variant))
     for evaluation in cells.evaluations:

@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.codec import lossless_dtype
-from llm_sparsity.storage.container import Writer
+from llm_sparsity.storage.container import Reader, Writer
 from llm_sparsity.storage.header import write_header
 
 
-def weight_sizes(model: ModelFolder) -> dict[str, int]:
+def weight_sizes(reader: Reader, where: object) -> dict[str, int]:
     """The bytes of a model's weights in three forms. One tensor is in memory at a time, and nothing is written.
+
+    Args:
+        reader: of the weights.
+        where: they are from, for the message.
 
     Returns:
         plain_bytes: plain safetensors, without its header.
@@ -28,14 +31,13 @@ def weight_sizes(model: ModelFolder) -> dict[str, int]:
         UserError: a weight is NaN or infinite; the message names the tensor.
     """
     plain, bits, container = 0, 0.0, ContainerSize()
-    with model.open() as reader:
-        for name in reader.names:
-            tensor = reader.tensor(name)
-            if not tensor.isfinite().all():
-                raise UserError(f"{model}: tensor {name} has NaN or infinite weights; use a sound checkpoint")
-            plain += tensor.nbytes
-            container.add(name, tensor)
-            bits += _bound_bits(tensor.reshape(-1))
+    for name in reader.names:
+        tensor = reader.tensor(name)
+        if not tensor.isfinite().all():
+            raise UserError(f"{where}: tensor {name} has NaN or infinite weights; use a sound checkpoint")
+        plain += tensor.nbytes
+        container.add(name, tensor)
+        bits += _bound_bits(tensor.reshape(-1))
     return {"plain_bytes": plain, "container_bytes": container.total, "bound_bytes": round(bits / 8)}
 
 
