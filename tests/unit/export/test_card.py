@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from llm_sparsity import load_config
 from llm_sparsity.export.cell import find_cell
 from llm_sparsity.export.export import export
 from llm_sparsity.export.scores import scores
@@ -143,3 +145,16 @@ def test_scores_of_further_splits_and_diverged_ones(study: Path, tmp_path: Path)
     assert found["accuracy", "mismatched"].examples == 50
     assert found["matthews", "validation"].margin == pytest.approx(0.196, abs=1e-3)
     assert found["accuracy", "validation"].margin == pytest.approx(0.098, abs=1e-3)
+
+
+@pytest.mark.parametrize("variant", ["magnitude-linear-0.5/mood/kept/seed-0", "structured-mlp-0.5"])
+def test_the_excerpt_is_a_config_that_makes_this_cell(variant: str, study: Path, tmp_path: Path) -> None:
+    card = card_of(study / "results/bert" / variant, tmp_path / "out")
+    excerpt = re.search(r"```yaml\n(.*?)```", card.text, re.DOTALL)
+    assert excerpt is not None
+    config = yaml.safe_load(excerpt.group(1))
+    task = {"kind": "classification", "source": {"folder": "mood"}, "columns": ["text", "label"], "text": "text"}
+    task |= {"files": {"train": "t.jsonl", "validation": "v.jsonl"}, "label": "label", "labels": ["bad", "good"]}
+    cells = load_config({"name": "again", "tasks": {"mood": task}, **config}).cells()
+    places = {str(cell.folder) for cell in cells.runs} | {f"results/{model}/{each}" for model, each in cells.variants}
+    assert f"results/bert/{variant}" in places

@@ -1,7 +1,6 @@
 """The model card: what the hub reads as front matter, and what a reader wants to know before using the model."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -10,28 +9,21 @@ from typing import Any
 
 import jinja2
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
+from huggingface_hub import ModelCard
 
 import llm_sparsity
 from llm_sparsity.export.cell import Cell
 from llm_sparsity.export.check import Checked
 from llm_sparsity.export.density import Density, share_left
+from llm_sparsity.export.front_matter import front_matter, licence_of, pipeline_of
 from llm_sparsity.export.scores import Score
 from llm_sparsity.reporting.wording import scope_name, shown
 from llm_sparsity.storage.container import is_sparse, weight_files
 from llm_sparsity.study.methods import NOTES, Chain
+from llm_sparsity.study.settings import Finetune
 from llm_sparsity.study.sparsity import Sparsity
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-# How the name of a model's class ends -> the hub's pipeline, the class that loads it.
-PIPELINES = {
-    "ForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
-    "ForCausalLM": ("text-generation", "AutoModelForCausalLM"),
-    "LMHeadModel": ("text-generation", "AutoModelForCausalLM"),
-    "ForMaskedLM": ("fill-mask", "AutoModelForMaskedLM"),
-    "ForConditionalGeneration": ("text-generation", "AutoModelForSeq2SeqLM"),
-}
-BODY = ("feature-extraction", "AutoModel")
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ def model_card(exported: Exported) -> str:
     seeds = max((len(score.seeds) for score in exported.scores), default=0)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     text: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        card_data=front_matter(exported).to_yaml(),
+        card_data=front_matter(cell, exported.model_class, exported.scores).to_yaml(),
         title=cell.name,
         summary=_summary(exported),
         use=_use(cell.name, pipeline, auto_class),
@@ -82,7 +74,8 @@ def model_card(exported: Exported) -> str:
         scores=[_score_row(score) for score in exported.scores],
         seeded=seeds if seeds > 1 else None,
         intervals=INTERVALS,
-        config=_config(cell),
+        measured=_measured(exported.scores),
+        config=_config(cell, exported.scores),
         reproduce=_reproduce(exported),
         checked=checked_note(exported.checked),
         licence=_licence_note(cell),
@@ -91,74 +84,8 @@ def model_card(exported: Exported) -> str:
     return text.strip() + "\n"
 
 
-def pipeline_of(model_class: str) -> tuple[str, str]:
-    """The hub's pipeline of a model class, and the auto class that loads it."""
-    return next((found for ending, found in PIPELINES.items() if model_class.endswith(ending)), BODY)
-
-
-def front_matter(exported: Exported) -> ModelCardData:
-    """What the hub reads of a card. Only hub ids are given as ids: the hub refuses other names."""
-    cell, source = exported.cell, _card_of_source(exported.cell)
-    licence, name = _licence(cell)
-    own = cell.facts.get("source") or {}
-    task = cell.task_facts(cell.task) if cell.task else {}
-    datasets = [*_listed(source.get("datasets")), *_listed((task.get("source") or {}).get("hub"))]
-    pruned = cell.facts.get("pruned") or {}
-    results = [_result(exported.cell, score) for score in exported.scores]
-    return ModelCardData(
-        model_name=cell.name,
-        base_model=own.get("hub"),
-        license=licence,
-        license_name=name,
-        license_link=source.get("license_link") if name else None,
-        language=source.get("language"),
-        datasets=list(dict.fromkeys(datasets)) or None,
-        library_name="transformers",
-        pipeline_tag=pipeline_of(exported.model_class)[0],
-        tags=["llm-sparsity", *(["pruned", *Chain(pruned["method"]).parts] if pruned else [])],
-        metrics=list(dict.fromkeys(score.metric for score in exported.scores)) or None,
-        eval_results=results or None,
-    )
-
-
-def _result(cell: Cell, score: Score) -> EvalResult:
-    facts = cell.task_facts(score.task)
-    source = facts.get("source") or {}
-    classifies = facts.get("task") in ("classification", "regression")
-    return EvalResult(
-        task_type="text-classification" if classifies else "text-generation",
-        dataset_type=source.get("hub", score.task),
-        dataset_name=score.task,
-        dataset_split=score.split,
-        dataset_revision=source.get("revision"),
-        metric_type=score.metric,
-        metric_value=score.value,
-    )
-
-
-def _card_of_source(cell: Cell) -> dict[str, Any]:
-    """The front matter of the source's own card, which lies in the model folder; empty if there is none."""
-    path = cell.folder.path / "README.md"
-    try:
-        return dict(metadata_load(path) or {}) if path.is_file() else {}
-    except Exception:  # cards are written by hand
-        return {}
-
-
-def _licence(cell: Cell) -> tuple[str | None, str | None]:
-    """The licence as the hub spells it, and its name where the hub has no word for it; None if it is not known."""
-    stated = cell.facts.get("licence") or ", ".join(_listed(_card_of_source(cell).get("license")))
-    if not stated:
-        return None, None
-    word = str(stated).lower().removesuffix(" license")
-    if re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", word) and word != "other":
-        return word, None
-    name = _card_of_source(cell).get("license_name") or re.sub(r"[^a-z0-9.]+", "-", word).strip("-")
-    return "other", str(name)
-
-
 def _licence_note(cell: Cell) -> str:
-    licence, name = _licence(cell)
+    licence, name = licence_of(cell)
     if licence is None:
         return "Unknown: the source of the base model states none. Ask its authors before you pass this model on."
     files = sorted(path.name for path in cell.folder.path.glob("LICENSE*"))
@@ -271,7 +198,13 @@ def _about(metric: str, value: float, margin: float) -> str:
     return shown(metric, value) if math.isnan(margin) else f"{shown(metric, value)} ± {shown(metric, margin)}"
 
 
-def _config(cell: Cell) -> str:
+def _measured(scores: Sequence[Score]) -> str:
+    """The settings of the evaluations without training."""
+    told = {score.task: score.settings for score in scores if not score.seeds and score.settings}
+    return "\n".join(f"* {task}: {', '.join(f'{k} {v}' for k, v in each.items())}" for task, each in told.items())
+
+
+def _config(cell: Cell, scores: Sequence[Score]) -> str:
     """The part of a study's config that is this cell, as YAML."""
     facts, pruned = cell.facts, cell.facts.get("pruned") or {}
     source = {key: Path(value).name if key == "folder" else value for key, value in (facts.get("source") or {}).items()}
@@ -289,6 +222,8 @@ def _config(cell: Cell) -> str:
         found["prune"] = prune
     if pruned.get("calibration"):
         found["calibration"] = pruned["calibration"]
+    if cell.recipe and scores:
+        found["finetune"] = {key: scores[0].settings[key] for key in Finetune.model_fields if key in scores[0].settings}
     return str(yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=100)).strip()
 
 
@@ -296,7 +231,7 @@ def _reproduce(exported: Exported) -> str:
     cell = exported.cell
     commit = f" (commit {exported.commit})" if exported.commit else ""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    tasks = "" if cell.task is None else f" The entry of the task `{cell.task}` is that of the study."
+    tasks = f" The task `{cell.task}` and the recipe `{cell.recipe}` are those of the study." if cell.task else ""
     place = cell.place.removesuffix("/model")
     return (
         f"With llm-sparsity {llm_sparsity.__version__}{commit}, {versions}: `llm-sparsity run STUDY.yaml`, then "
@@ -314,7 +249,3 @@ def checked_note(checked: Checked | None) -> str:
         f"outputs of the original model on {checked.sentences} sentences in float32; the largest difference is "
         f"{checked.difference:.3g}, the largest output {checked.largest:.3g}."
     )
-
-
-def _listed(value: Any) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list) else [str(value)] if value else []

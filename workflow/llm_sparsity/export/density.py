@@ -89,7 +89,7 @@ def draw(rows: Sequence[Density], path: Path) -> None:
             ax.set_yticks(range(len(names[stack])), names[stack])
             ax.set_xticks(range(0, grid.shape[1], 1 + grid.shape[1] // 24))
             ax.set_xlabel("Layer, from 0")
-            ax.set_title(f"{stack}: {100 * share_left(mine):.3g} % of the weights are left")
+            ax.set_title(f"{stack}: {100 * share_left(mine):.3g} % of the weights of these matrices are left")
             ax.grid(visible=False)
             if grid.shape[1] <= NUMBERED:
                 for (y, x), value in np.ndenumerate(grid):

@@ -32,8 +32,9 @@ def outputs(model: Any, tokenizer: Any) -> "dict[str, Any]":
 
 
 def _max_length(config: Any) -> int:
-    positions = getattr(config, "max_position_embeddings", None) or 512
-    return min(32, positions - 2)
+    """At most 32 tokens; a few positions are left for models that begin to count after the padding token."""
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    return min(32, positions - 2) if positions > 2 else 32  # XLNet has -1: no limit
 
 
 def main() -> None:

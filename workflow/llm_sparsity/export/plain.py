@@ -1,15 +1,16 @@
 """A model folder as plain transformers saves it: one set of files for every program that loads models of the hub."""
 
+import json
+import re
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from llm_sparsity.data.model_files import COMPANIONS, matching
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.storage.files import read_json
 
 # Fields of a configuration that say how weights were stored, or where code lies; nothing of it is true of the export.
 LEFTOVERS = {"quantization_config", "compression_config", "sparsity_config", "auto_map"}
@@ -87,6 +88,7 @@ def save_plain(model: Any, folder: ModelFolder, output: Path, max_shard_size: st
     drawn = set(_drawn(model, folder))
     weights = {name: tensor for name, tensor in model.state_dict().items() if name not in drawn}
     model.save_pretrained(output, state_dict=weights, max_shard_size=max_shard_size)
+    _add_older_names(output / "config.json")
     for path in output.glob("*.safetensors"):
         shutil.copymode(output / "config.json", path)  # safetensors lets nobody else read its files
     for path in matching(folder.path, COMPANIONS):
@@ -96,8 +98,23 @@ def save_plain(model: Any, folder: ModelFolder, output: Path, max_shard_size: st
         folder.tokenizer.save_pretrained(output)  # with the padding token that the classifier was trained with
 
 
+def _add_older_names(path: Path) -> None:
+    """Add the names by which transformers 4, and programs of its time, read rotary positions.
+
+    They would take their own default for the base without a word. transformers 5 reads and writes `rope_parameters`.
+    """
+    config = read_json(path)
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" not in rope:  # none, or one for each kind of layer, for which these programs have other names
+        return
+    config |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    if rope.get("rope_type", "default") != "default":
+        config["rope_scaling"] = {key: value for key, value in rope.items() if key not in config}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def _plain_class(folder: ModelFolder, facts: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
-    """The first class that is in question whose parameters the folder holds, as an object with `from_config`.
+    """The first auto class that is in question whose parameters the folder holds.
 
     Args:
         folder: a model folder.
@@ -107,19 +124,29 @@ def _plain_class(folder: ModelFolder, facts: Mapping[str, Any], fields: Mapping[
     import torch
     import transformers
 
-    named = getattr(transformers, str((folder.config.get("architectures") or [None])[0]), None)
-    classes: list[Any] = [
-        *([transformers.AutoModelForSequenceClassification] if "task" in facts else []),
-        *([transformers.AutoModelForCausalLM] if facts.get("architecture") == "decoder" else []),
-        *([SimpleNamespace(from_config=named._from_config)] if named else []),
-    ]
     config = transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, **fields)
-    for found in classes:
-        with torch.device("meta"), suppress(ValueError):  # a type of model without such a class
-            model = found.from_config(config)
-            if all("pooler" in name for name in _drawn(model, folder)):
-                return found
+    names = [name for name in dir(transformers) if re.match("AutoModel($|For)", name)]
+    known = {name: mapping[type(config)] for name in names if type(config) in (mapping := _mapping(name))}
+    named = (folder.config.get("architectures") or [""])[0]
+    wanted = [
+        *(["AutoModelForSequenceClassification"] if "task" in facts else []),
+        *(["AutoModelForCausalLM"] if facts.get("architecture") == "decoder" else []),
+        *(name for name, model_class in known.items() if getattr(model_class, "__name__", "") == named),
+    ]
+    for name in wanted:
+        if name in known:
+            with torch.device("meta"):
+                model = getattr(transformers, name).from_config(config)
+            if all("pooler" in parameter for parameter in _drawn(model, folder)):
+                return getattr(transformers, name)
     return transformers.AutoModel
+
+
+def _mapping(name: str) -> Any:
+    """Configuration class -> model class, of an auto class."""
+    import transformers
+
+    return getattr(transformers, name)._model_mapping
 
 
 def _drawn(model: Any, folder: ModelFolder) -> list[str]:

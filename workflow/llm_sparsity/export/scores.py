@@ -1,7 +1,7 @@
 """The scores of a cell: its own, those of other seeds, and those of the dense model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from llm_sparsity.export.cell import Cell
-from llm_sparsity.reporting.intervals import margin, quantile
+from llm_sparsity.reporting import intervals
 from llm_sparsity.storage.files import read_json
 from llm_sparsity.study.cells import DENSE
 
@@ -28,6 +28,7 @@ class Score:
     margin: half the width of its 95 % interval over examples; NaN if that is not known.
     seeds: the values of all seeds of the recipe, this one among them; empty without fine-tuning.
     dense: the values of the dense model, one a seed.
+    settings: of the measurement, or of the fine-tuning.
     """
 
     task: str
@@ -38,18 +39,19 @@ class Score:
     margin: float
     seeds: tuple[float, ...]
     dense: tuple[float, ...]
+    settings: Mapping[str, Any]
 
     @property
     def over_seeds(self) -> tuple[float, float]:
         """The mean over seeds, and half the width of its 95 % t-interval, NaN for one seed."""
         values = pd.Series(self.seeds, dtype=float)
-        return float(values.mean()), margin(values)
+        return float(values.mean()), intervals.margin(values)
 
     @property
     def of_dense(self) -> tuple[float, float]:
         """The same of the dense model."""
         values = pd.Series(self.dense, dtype=float)
-        return float(values.mean()), margin(values)
+        return float(values.mean()), intervals.margin(values)
 
 
 def scores(cell: Cell) -> list[Score]:
@@ -92,9 +94,12 @@ def _scores(cell: Cell, task: str, own: Path, seeds: Sequence[Path], dense: Sequ
         if value is not None and not name.endswith("_stderr"):
             split = next((other for other in splits if name.endswith(f"_{other}")), main)  # of a further split
             metric, examples = name.removesuffix(f"_{split}"), splits.get(split)
-            every = [tuple(each[name] for each in all_ if each.get(name) is not None) for all_ in (of_seeds, of_dense)]
-            error = values.get(f"{name}_stderr")
-            found.append(Score(task, split, examples, metric, value, _margin(metric, value, error, examples), *every))
+            ours, theirs = (
+                tuple(each[name] for each in every if each.get(name) is not None) for every in (of_seeds, of_dense)
+            )
+            margin = _margin(metric, value, values.get(f"{name}_stderr"), examples)
+            settings = result.get("settings", {})
+            found.append(Score(task, split, examples, metric, value, margin, ours, theirs, settings))
     return found
 
 
@@ -102,7 +107,7 @@ def _margin(metric: str, value: float, error: float | None, examples: int | None
     """Half the width of the 95 % interval over examples; NaN if nothing tells it."""
     if error is None and metric in PROPORTIONS and examples:
         error = math.sqrt(value * (1 - value) / examples)
-    return math.nan if error is None else quantile() * error
+    return math.nan if error is None else intervals.quantile() * error
 
 
 def _result(folder: Path) -> dict[str, Any]:
