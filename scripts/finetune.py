@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llm_sparsity.jobs.command import arguments, run
 from llm_sparsity.jobs.lease import lease
+from llm_sparsity.training.tracking import require
 
 
 def main() -> None:
@@ -30,7 +31,14 @@ def main() -> None:
         "--gpus", type=int, default=0, help="number of GPUs to reserve, one per process (fewer if there are fewer)"
     )
     parser.add_argument("--accelerate", default="node", help="name of a file in profiles/accelerate")
+    parser.add_argument(
+        "--tracker", default="none", choices=("none", "tensorboard", "mlflow", "trackio", "wandb"),
+        help="where loss, scores and sparsity are written to, by step",
+    )  # fmt: skip
     args = parser.parse_args()
+    tracker = None if args.tracker == "none" else args.tracker
+    if tracker:
+        require(tracker)
 
     if "LOCAL_RANK" not in os.environ:
         here = lease(args.gpus)
@@ -63,6 +71,7 @@ def main() -> None:
         text=TaskFolder(args.text.parent) if args.text else None,
         dense=ModelFolder(args.dense.parent) if args.dense else None,
         save_minutes=args.save_minutes,
+        tracker=tracker,
     )
 
 

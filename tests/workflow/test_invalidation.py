@@ -154,6 +154,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "minutes between saves": (  # the page tells the config
         config(lambda values: values["finetune"].update(save_minutes=1)), ["plot"],
     ),
+    "tracker": (config(lambda values: values.update(tracker="tensorboard")), []),
     "parameters of a model": (  # which the plan alone reads
         config(lambda values: values["models"]["gpt2"].update(parameters=7e9)), [],
     ),

@@ -357,7 +357,7 @@ def show_plan():
 
 
 def refuse_unreachable_sources():
-    """Stop before any job if a hub source is neither cached nor reachable."""
+    """Stop before any job if a hub source is neither cached nor reachable, or a tracker is not installed."""
     from importlib.util import find_spec
 
     if find_spec("torch") is None or find_spec("huggingface_hub") is None:
@@ -365,7 +365,13 @@ def refuse_unreachable_sources():
             "error: this environment can plan (-n) but not run; pip install -r envs/requirements.txt, or use ./run"
         )
     from llm_sparsity.data.hub import missing_offline
+    from llm_sparsity.training import tracking
 
+    try:
+        if STUDY.tracker:
+            tracking.require(STUDY.tracker)
+    except UserError as error:
+        sys.exit(f"error: config: {error}")
     lines = {
         missing_offline(entry.source.model_dump(exclude_none=True), kind, list(getattr(entry, "files", {}).values()))
         for kind, name, entry in wanted_entries()

@@ -36,6 +36,7 @@ rule finetune:
         save_minutes=save_minutes,
         gpu=finetune_gpus,
         accelerate=accelerate,
+        tracker=STUDY.tracker or "none",
         runtime=runtime("finetune"),
         mem_mb=memory("finetune"),
         disk_mb=disk("finetune"),
@@ -46,5 +47,6 @@ rule finetune:
         'python "$LLM_SPARSITY/scripts/finetune.py" --model "$(dirname {input.model:q})"'
         ' --task "$(dirname {input.task:q})" --output "$(dirname {output.metrics:q})" --work work'
         " --text {input.text:q} --dense {input.dense:q} --save-minutes {resources.save_minutes}"
+        " --tracker {resources.tracker}"
         " --gpus {resources.gpu} --accelerate {resources.accelerate} --code {params.code} --threads {threads}"
         " --settings {params.settings:q} > {log:q} 2>&1"

@@ -53,6 +53,11 @@ def test_two_studies_never_mean_two_things_by_one_path(shipped: dict[str, dict[s
     assert {path: list(found.values()) for path, found in meanings.items() if len(found) > 1} == {}
 
 
+def test_a_tracker_is_no_setting_of_any_job() -> None:
+    values = yaml.safe_load((ROOT / "studies/embedded.yaml").read_text())
+    assert folders(load(values | {"tracker": "tensorboard"})) == folders(load(values))
+
+
 def test_study_names_are_unique() -> None:
     names = [yaml.safe_load(path.read_text())["name"] for path in STUDIES]
     assert len(set(names)) == len(names)

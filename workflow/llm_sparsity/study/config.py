@@ -5,7 +5,7 @@ them imports torch: `snakemake -n` runs where it is not installed.
 """
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -70,6 +70,11 @@ class Config(Section):
         {}, description="beside the built-in kept, released, one-shot, gradual and lora"
     )
     evaluate: Evaluate = Evaluate()
+    tracker: Literal["tensorboard", "mlflow", "trackio", "wandb"] | None = Field(
+        None,
+        description="where fine-tunings write loss, scores and sparsity to, by step, with its own package; does not "
+        "affect results",
+    )
     claims: str | None = Field(None, description="YAML file with claims of an earlier study, to be judged by this one")
     published: str | None = Field(None, description="CSV file with published values, drawn beside this study's")
 

@@ -19,7 +19,7 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.container import WEIGHTS
 from llm_sparsity.storage.files import read_manifest, write_csv, write_json
-from llm_sparsity.training import sigterm
+from llm_sparsity.training import sigterm, tracking
 from llm_sparsity.training.export import export_model
 from llm_sparsity.training.run_cache import RunCache
 from llm_sparsity.training.settings import FinetuneSettings
@@ -42,6 +42,7 @@ def finetune(
     text: TaskFolder | None = None,
     dense: ModelFolder | None = None,
     save_minutes: float = 15,
+    tracker: str | None = None,
 ) -> None:
     """Fine-tune one variant on one task with one seed.
 
@@ -56,6 +57,7 @@ def finetune(
         text: another language-model task, whose split train the model is trained on instead.
         dense: the dense model, fine-tuned on this task with this seed; a schedule and a teacher need it.
         save_minutes: minutes between saves within an epoch; SIGTERM and the end of an epoch save in any case.
+        tracker: where loss, scores and sparsity are written to while the run trains, see `tracking`.
 
     Raises:
         UserError: sequences longer than the model allows, labels that the task does not have, a loss that is not
@@ -68,7 +70,9 @@ def finetune(
     inputs = {name: folder for name, folder in folders.items() if folder}
     cache = RunCache(work, output, model, inputs, settings=asdict(settings), code=code, main=is_main_process())
     with cache.opened(), sigterm.deferred() as terminated:
-        accelerator = make_accelerator()
+        accelerator = make_accelerator(tracker)
+        if tracker:
+            tracking.start(accelerator, tracker, output)
         with accelerator.main_process_first():
             tokens = tokenize(
                 model, task, work, max_length=settings.max_length, code=code, text=text, evaluation=settings.evaluation

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 from torch.nn import Module
 
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.training import lora
+from llm_sparsity.training import lora, tracking
 from llm_sparsity.training.distillation import Teacher, disable_dropout
 from llm_sparsity.training.mask import zeros
 from llm_sparsity.training.objective import Objective
@@ -22,14 +23,15 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def make_accelerator() -> Accelerator:
-    """CPU or GPU, one process or several; deterministic.
+def make_accelerator(tracker: str | None = None) -> Accelerator:
+    """CPU or GPU, one process or several; deterministic; with a tracker or, by default, without.
 
     accelerate's mixed precision is off: it wraps the model, so that evaluation would use it too. See `autocast`.
     """
     on_gpu = torch.cuda.is_available()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS is not deterministic
-    accelerator = Accelerator(mixed_precision="no", cpu=not on_gpu)
+    project = ProjectConfiguration(logging_dir=str(tracking.FOLDER))
+    accelerator = Accelerator(mixed_precision="no", cpu=not on_gpu, log_with=tracker, project_config=project)
     # torch.use_deterministic_algorithms would import the whole compiler, which takes a second. On a GPU, kernels of
     # attention are deterministic under "error" only.
     torch.set_deterministic_debug_mode("error" if on_gpu else "warn")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from llm_sparsity.data.tokens import Tokens, TokenSplit
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.training import setup, sigterm
+from llm_sparsity.training import setup, sigterm, tracking
 from llm_sparsity.training.gradients import accumulate_gradients, device_batch
 from llm_sparsity.training.mask import Mask
 from llm_sparsity.training.objective import objective
@@ -112,7 +112,9 @@ class Trainer:
     def evaluate_epoch(self, row: dict[str, Any]) -> None:
         """Add a row to the history: what is given, the metrics, and the sparsity."""
         begun = time.perf_counter()
-        self.state.history.append(row | self.evaluate() | {"measured_sparsity": self.state.sparsity()})
+        row = row | self.evaluate() | {"measured_sparsity": self.state.sparsity()}
+        self.state.history.append(row)
+        self.accelerator.log(tracking.numbers(row), row["step"])
         self.state.seconds.eval += time.perf_counter() - begun
 
     def train_epoch(self, epoch: int, bar: Any) -> None:
@@ -164,6 +166,9 @@ class Trainer:
         state.step, state.loss = step, state.loss + loss
         if settings.mask == "released" and self.has_scope and step in FIRST_STEPS and step < self.steps_per_epoch:
             state.history.append({"epoch": 0, "step": step, "measured_sparsity": state.sparsity()})
+        if self.accelerator.trackers:
+            changing = {"measured_sparsity": state.sparsity()} if state.schedule or settings.mask == "released" else {}
+            self.accelerator.log({"loss": loss, "learning_rate": settings.learning_rate * factor} | changing, step)
         return loss, due, stop
 
     def save(self, ended_epoch: int | None) -> None:
