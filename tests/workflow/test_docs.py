@@ -196,7 +196,7 @@ def test_the_program_says_the_messages_that_are_explained(root: Path) -> None:
     messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     assert len(messages) > 20
     ours = [root / "run", *(root / "scripts").glob("*.py"), *(root / "workflow").rglob("*.py")]
-    ours += (root / "workflow").rglob("*.smk")
+    ours += [*(root / "workflow").rglob("*.smk"), *(root / "snakemake-executor-plugin-parsl/src").rglob("*.py")]
     said = " ".join(path.read_text() for path in ours)
     said = re.sub(r'"\s+f?"', "", said)  # a message over several lines
     snakemakes = {"Directory cannot be locked", "Nothing to be done"}
