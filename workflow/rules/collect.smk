@@ -1,7 +1,7 @@
 # collect: the tables of a study, one row per observation. They are its public contract: figures read nothing else.
 #
 # needs   everything that the study computes
-# leaves  reports/{study}/tables/*.csv, manifest.json
+# leaves  reports/{study}/tables/*.csv, study.parquet, dictionary.csv, manifest.json
 
 TABLES = ["tasks", "metrics", "runs", "history", "sizes", "speed", "weights", "tensors", "baselines", "claims"]
 
@@ -21,6 +21,8 @@ rule collect:
             category="Tables",
             caption="../report/tables.rst",
         ),
+        parquet=f"reports/{STUDY.name}/tables/study.parquet",
+        dictionary=f"reports/{STUDY.name}/tables/dictionary.csv",
         manifest=f"reports/{STUDY.name}/tables/manifest.json",
     log:
         f"logs/collect/{STUDY.name}.log",
@@ -29,7 +31,7 @@ rule collect:
         disk_mb=disk("collect"),
     params:
         settings=settings(study=STUDY.name, grids=STUDY.grids(), stages=STUDY.stages(), scores=STUDY.scores()),
-        code=code("collect"),
+        code=code("collect", files=[Path(methods.__file__).parents[1] / "reporting/dictionary.csv"]),
         named=contents(named_file("claims"), claims_numbers()),
     shell:
         'python "$LLM_SPARSITY/scripts/collect.py" --output "$(dirname {output.manifest:q})" --claims {input.claims:q}'

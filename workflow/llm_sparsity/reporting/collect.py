@@ -15,7 +15,7 @@ import pandas as pd
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.reporting import claims as earlier
-from llm_sparsity.reporting import tables
+from llm_sparsity.reporting import dictionary, tables
 from llm_sparsity.reporting.tables import LIBRARIES, MACHINE, SECONDS, VERSIONS
 from llm_sparsity.storage.files import read_json, read_manifest, weight_bytes, write_manifest
 from llm_sparsity.study.cells import DENSE, Cells, Evaluation, Run, Variant, expand
@@ -37,7 +37,7 @@ def collect(
     """Write the tables of a study.
 
     Args:
-        output: folder for one CSV file a table, and a manifest of them.
+        output: folder for one CSV file a table, all tables as parquet, a dictionary of columns, and a manifest of them.
         study: its name.
         grids: the grids of the config.
         stages: task -> the stages of its variants, see `cells.expand`.
@@ -56,6 +56,7 @@ def collect(
         raise UserError(f"{error.filename}: missing; run the study {study} first") from None
     judged = earlier.judge(to_judge, {**found, "metrics": tables.scored(found["metrics"])})
     tables.write(output, {**found, "claims": judged})
+    dictionary.write(output, {**found, "claims": judged})
     write_manifest(output, kind="tables", study=study)
 
 
