@@ -19,7 +19,7 @@ from .real_slurm import Slurm, missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
 
-HANGS = 300  # seconds after which a driver hangs; a busy machine takes its time
+HANGS = 900  # seconds after which a driver hangs; a busy machine takes its time
 SNAKEFILE = """
 import sys
 rule all:
@@ -191,7 +191,7 @@ def test_a_study_whose_driver_is_killed_and_started_again(slurm: Slurm, root: Pa
     check("slurm", study)
 
 
-def test_a_study_in_pilots_on_whole_nodes(slurm: Slurm, root: Path, study: Path) -> None:
+def test_a_study_in_pilots_on_whole_nodes_of_which_one_is_taken_away(slurm: Slurm, root: Path, study: Path) -> None:
     pools = study / "profiles/slurm-nodes/pools.py"
     text = pools.read_text()
     for before, after in (
@@ -206,13 +206,28 @@ def test_a_study_in_pilots_on_whole_nodes(slurm: Slurm, root: Path, study: Path)
         text = text.replace(before, after)
     pools.write_text(text)
     arguments = ("--profile", "profiles/slurm-nodes", "--parsl-nodes", "2", "--parsl-status", "2")
-    said = Driver(slurm, study, root, *arguments).end(0)
-    assert "of 4 slots busy" in said
-    jobs = slurm.jobs()
-    (pilot,) = [job for job in jobs.values() if job["name"].startswith("parsl.")]
-    assert (pilot["nodes"], pilot["gpus_of_node"]) == ("2", "gres:gpu:2")
-    assert pilot["state"] == "CANCELLED", "with the last job"
-    assert len(list(study.glob("logs/parsl/000/gpu/block-0/*/manager.log"))) == 2, "a manager on each node"
+    driver = Driver(slurm, study, root, *arguments)
+
+    def pilots() -> dict[str, dict[str, str]]:
+        return {
+            number: job
+            for number, job in slurm.jobs().items()
+            if job["name"].startswith("parsl.") and job["folder"] == str(study)
+        }
+
+    try:
+        driver.wait(lambda: list(study.glob("logs/finetune/**/*.log")))
+        (first,) = pilots()
+        slurm.command("scancel", first)  # as a preemption ends it
+        said = driver.end(0)
+    finally:
+        driver.kill()
+    assert "restart 1 of at most 5" in said
+    assert "of 4 slots busy" in said, "of two nodes with two GPUs each"
+    assert len(pilots()) == 2, "another one in its place"
+    for pilot in pilots().values():
+        assert (pilot["nodes"], pilot["gpus_of_node"]) == ("2", "gres:gpu:2")
+        assert pilot["state"] == "CANCELLED", "the first by this test, the other with the last job"
     check("slurm-nodes", study)
 
 
