@@ -209,7 +209,7 @@ def everything(wildcards):
         *(f"results/{model}/{variant}/sparsity.csv" for model, variant in pruned),
         *(f"results/{model}/{variant}/cost.json" for model, variant in CELLS.measured),
         *(cell.folder / name for cell in evaluated for name in ("metrics.json", "runtime.json")),
-        *(run.folder / "history.csv" for run in CELLS.runs),
+        *(run.folder / name for run in CELLS.runs for name in ("history.csv", "predictions.csv")),
     ]
 
 

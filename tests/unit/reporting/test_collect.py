@@ -1,5 +1,6 @@
 """Tables from results. The results are MADE UP: a folder of files as the stages leave them."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,9 @@ def root(tmp_path: Path) -> Path:
         )
         write_json(folder / "runtime.json", {**seconds, "device": "cpu", "processes": 1, "versions": VERSIONS})
         write_json(folder / "model/manifest.json", {"files": {"model.safetensors": {"bytes": 600 + run.seed}}})
+        wrong = 0 if run.variant.is_dense else 2
+        rows = [{"label": 1, "prediction": int(number >= wrong)} for number in range(10)]
+        write_csv(folder / "predictions.csv", rows)
         write_csv(
             folder / "history.csv", [{"epoch": 1, "step": 5, "train_loss": 0.1, **metrics, "measured_sparsity": 0.5}]
         )
@@ -93,7 +97,7 @@ def test_every_table_has_its_columns_and_rows(root: Path) -> None:
     assert {name: list(table) for name, table in found.items()} == COLUMNS
     runs = 2 * (2 + 2 * 2 * 2)  # models x (dense seeds + sparsities x recipes x seeds)
     assert len(found["runs"]) == len(found["history"]) == runs
-    assert len(found["metrics"]) == 3 * runs + 2 * 2
+    assert len(found["metrics"]) == 4 * runs - 2 * 2 + 2 * 2  # dense runs have no error of a difference to dense
     assert len(found["sizes"]) == 6
     assert found["weights"].method.tolist() == ["dense"] * 2  # no figure or claim reads those of pruned models
     assert len(found["baselines"]) == 3
@@ -265,3 +269,12 @@ def test_a_missing_result_is_named(root: Path) -> None:
 
 def test_variants_are_found_where_the_stages_put_them() -> None:
     assert str(Variant("magnitude", "linear", Sparsity("2of4"))) == "magnitude-linear-2of4"
+
+
+def test_the_difference_to_dense_is_paired_by_example(root: Path) -> None:
+    rows = tables(root)["metrics"]
+    errors = rows[rows.metric == "accuracy_paired_stderr"]
+    runs = rows[(rows.metric == "accuracy") & (rows.method != "dense")]
+    assert len(errors) == len(runs) > 0
+    # 2 of 10 are lost, none is gained; with a half added to each outcome: 2.5 and 0.5 of 12.
+    assert errors.value.astype(float).unique().tolist() == pytest.approx([math.sqrt(3 - 4 / 12) / 12])

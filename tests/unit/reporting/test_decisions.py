@@ -1,5 +1,6 @@
 """What to take for a budget. All numbers are MADE UP."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from llm_sparsity.reporting.answers import Question, questions, title
 from llm_sparsity.reporting.decisions import nothing
-from llm_sparsity.reporting.intervals import Estimate, to_decide
+from llm_sparsity.reporting.intervals import Estimate, combined, paired_error, to_decide
 from llm_sparsity.reporting.options import front
 from llm_sparsity.reporting.page import page
 from llm_sparsity.reporting.summary import summary
@@ -94,19 +95,6 @@ def test_a_model_that_was_published_as_codes_is_said_to_be(tmp_path: Path) -> No
     assert "smollm2 is published as a file of 4-bit codes (Q4_1)" in shown
 
 
-def test_bytes_that_are_not_like_for_like_are_said_to_be(tmp_path: Path) -> None:
-    """Without the size of the dense model in the container, its plain file is the base: 42 % where 50 % are saved."""
-    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 0)
-    changed(tmp_path, "metrics", {"method": "magnitude", "metric": "perplexity"}, value=31)
-    alike = page(read(tmp_path / "tables"), config, {}, {"What should I take?": []})
-    rows = pd.read_csv(tmp_path / "tables/sizes.csv", dtype=str, keep_default_na=False)
-    rows.assign(ratio="").to_csv(tmp_path / "tables/sizes.csv", index=False)
-    plain = page(read(tmp_path / "tables"), config, {}, {"What should I take?": []})
-    note = "its plain file is the base"
-    assert note not in alike and note in plain
-    assert "at 8 % of the bytes of its plain file" in summary(read(tmp_path / "tables"), tmp_path).replace("\n", " ")
-
-
 @pytest.mark.parametrize(
     ("spread", "sampling", "needed"),
     [
@@ -122,3 +110,22 @@ def test_what_would_decide_is_a_number(spread: float, sampling: float, needed: s
 
 def test_the_edge_is_decided_by_nothing() -> None:
     assert "no affordable number" in to_decide(Estimate(-0.02, 0.04, 3, 0.0, 0.04), 0.0, 500)
+
+
+def test_a_paired_difference_has_a_narrower_interval() -> None:
+    """100 examples of which the models fail on the same 20; one more is lost."""
+    seeds = pd.Series([0.8, 0.8, 0.8])
+    terms = [(1.0, seeds - 0.01, 0.16), (-1.0, seeds, 0.16)]
+    theirs = [number >= 20 for number in range(100)]
+    ours = [number >= 21 for number in range(100)]
+    paired = combined(terms, 100, paired=paired_error(ours, theirs))
+    unpaired = combined(terms, 100)
+    assert paired and unpaired and paired.value == unpaired.value == pytest.approx(-0.01)
+    assert unpaired.sampling == pytest.approx(1.96 * math.sqrt(0.32 / 100), rel=1e-3)
+    assert paired.sampling == pytest.approx(1.96 * math.sqrt(2 - 1 / 102) / 102, rel=1e-3)
+
+
+def test_models_that_agree_everywhere_still_have_an_error() -> None:
+    right = [True] * 50
+    assert paired_error(right, right) == pytest.approx(1 / 52)
+    assert paired_error(right, [False, *right[1:]]) == paired_error([False, *right[1:]], right)

@@ -188,16 +188,12 @@ def single_points(ax: Axes) -> list[float]:
     return [float(line.get_xdata()[0]) for line in ax.lines if len(line.get_xdata()) == 1]
 
 
-def test_sizes_are_drawn_like_for_like_where_the_dense_model_was_measured(tmp_path: Path) -> None:
+def test_sizes_are_drawn_like_for_like(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], seeds=0)
     study = study_of(tmp_path, config)
     alike = drawn(size, study, "size")
     assert (1.0, 0.5, 0.1) in lines_of(alike)
     assert "in the same compressed file format" in alike.caption
-    study.tables["sizes"][["ratio", "container_bytes"]] = np.nan
-    plain = drawn(size, study, "size")
-    assert (1.0, 0.42, 0.08) in lines_of(plain)
-    assert "The dense file is plain" in plain.caption
 
 
 def test_a_large_study_has_a_small_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

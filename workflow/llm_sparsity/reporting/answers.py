@@ -44,11 +44,6 @@ class Question:
     informative: bool
 
     @property
-    def alike(self) -> bool:
-        """Whether bytes compare like with like."""
-        return all(option.alike for option in self.options)
-
-    @property
     def dense(self) -> float:
         """Quality of the dense model, of the best where several recipes trained it."""
         values = [float(option.dense.mean()) for option in self.options]
@@ -119,7 +114,7 @@ def _rank(question: Question) -> tuple[int, bool, float]:
 def _size(option: Option) -> str:
     if math.isnan(option.share):
         return f"without {option.sparsity.label} of its weights"
-    return f"at {percent(round(option.share, 2))} of {'its bytes' if option.alike else 'the bytes of its plain file'}"
+    return f"at {percent(round(option.share, 2))} of its bytes"
 
 
 def answers(data: Tables, asked: list[Question]) -> list[str]:
@@ -230,16 +225,10 @@ def _bytes(data: Tables) -> str:
     sizes = data["sizes"]
     if not (sizes.method != "dense").any():
         return ""
-    known = sizes.dropna(subset=["ratio"])
-    alike = bool((known.method != "dense").any())  # sizes of models that were measured, if there are any
-    sizes = known if alike else sizes
-    ratio = sizes.ratio if alike else sizes.plain_ratio
-    row, share = sizes.loc[ratio.idxmin()], float(ratio.min())
-    whole = row.container_bytes / row.ratio if alike else row.dense_bytes
-    text = "the dense model in the same container" if alike else "the dense file, which is not compressed"
+    row = sizes.loc[sizes.ratio.idxmin()]
     return (
-        f"The smallest file takes {percent(round(100 * share, 1) / 100)} of {text}, {row.bytes / 1e6:,.1f} of "
-        f"{whole / 1e6:,.1f} MB: {_variant(row)}."
+        f"The smallest file takes {percent(round(100 * row.ratio, 1) / 100)} of the dense model in the same container, "
+        f"{row.bytes / 1e6:,.1f} of {row.container_bytes / row.ratio / 1e6:,.1f} MB: {_variant(row)}."
     )
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.reporting import claims as earlier
 from llm_sparsity.reporting import dictionary, tables
+from llm_sparsity.reporting.intervals import paired_error
 from llm_sparsity.reporting.tables import LIBRARIES, MACHINE, SECONDS, VERSIONS
 from llm_sparsity.storage.files import read_json, read_manifest, weight_bytes, write_manifest
 from llm_sparsity.study.cells import DENSE, Cells, Evaluation, Run, Variant, expand
@@ -93,6 +94,8 @@ def _run(run: Run, root: Path) -> dict[str, list[Row]]:
         "bytes": weight_bytes(read_manifest(folder / "model")),
     }
     measured = {key: runtime[key] for key in [*SECONDS, *MACHINE]}
+    if "accuracy" in result["metrics"] and not run.variant.is_dense:
+        result["metrics"][f"accuracy{tables.PAIRED}"] = _paired_error(run, root)
     return {
         "metrics": _metrics(cell, result, runtime),
         "runs": [{**cell, **measured, **{key: runtime["versions"][key] for key in VERSIONS}, **facts}],
@@ -101,6 +104,13 @@ def _run(run: Run, root: Path) -> dict[str, list[Row]]:
             {"task": run.task, "metric": metric, "value": value} for metric, value in result["baseline"].items()
         ],
     }
+
+
+def _paired_error(run: Run, root: Path) -> float:
+    """The standard error of the difference to the accuracy of the dense model with this seed, on the same examples."""
+    predictions = (_rows(root / folder / "predictions.csv") for folder in (run.folder, run.dense.folder))
+    ours, theirs = ([row["label"] == row["prediction"] for row in rows] for rows in predictions)
+    return paired_error(ours, theirs)
 
 
 def _evaluation(cell: Evaluation, root: Path) -> list[Row]:

@@ -69,25 +69,47 @@ def variance(values: "pd.Series[float]", errors: "pd.Series[float]", examples: i
     return mean * (1 - mean) if math.isnan(error) else error * examples
 
 
+def paired_error(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
+    """The standard error of the difference of two accuracies on the same examples.
+
+    A half is added to the number of examples of each outcome, so that few disagreements, or none, leave an error
+    (Agresti & Min 2005, doi:10.1002/sim.1781).
+
+    Args:
+        ours, theirs: whether each example is right.
+    """
+    gained, lost = (
+        0.5 + sum(one and not other for one, other in zip(*pair, strict=True))
+        for pair in ((ours, theirs), (theirs, ours))
+    )
+    examples = len(ours) + 2
+    return math.sqrt(gained + lost - (gained - lost) ** 2 / examples) / examples
+
+
 def combined(
-    terms: Sequence[tuple[float, "pd.Series[float]", float]], examples: int, comparisons: int = 1
+    terms: Sequence[tuple[float, "pd.Series[float]", float]],
+    examples: int,
+    comparisons: int = 1,
+    *,
+    paired: float = math.nan,
 ) -> Estimate | None:
     """A weighted sum of scores on one validation split, such as a difference; None without a common seed.
 
     Two errors are added in squares: of the seeds (t-interval of the sums, one a seed), and of the split (weights count
-    in squares). The second is unpaired: scores on the same examples are treated as independent, as predictions are not
-    kept. Models that fail on the same examples differ by less chance than this interval says.
+    in squares). The second treats scores on the same examples as independent, unless the error of the sum is given:
+    models that fail on the same examples differ by less chance.
 
     Args:
         terms: weight, score by seed, and `variance` of the score.
         examples: of the validation split.
         comparisons: see `quantile`.
+        paired: the standard error of the sum over the examples; NaN: unknown.
     """
     sums = pd.concat([weight * score for weight, score, _ in terms], axis=1, join="inner").sum(axis=1)
     if sums.empty:
         return None
     split = sum(weight**2 * each for weight, _, each in terms) / examples
-    sampling = quantile(comparisons=comparisons) * math.sqrt(split)
+    sampling = quantile(comparisons=comparisons) * (math.sqrt(split) if math.isnan(paired) else paired)
     spread = margin(sums, comparisons)
     return Estimate(float(sums.mean()), math.hypot(spread, sampling), len(sums), spread, sampling)
 

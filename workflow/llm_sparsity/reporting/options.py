@@ -2,7 +2,7 @@
 
 An option is a cell of the study: a variant, and the recipe that trained it. Masks that were released are dense models,
 and `random` is a control; neither is an option. Shares of bytes compare like with like: the dense model in the same
-container, trained on the same task. Where that size was not measured, the dense file as it was downloaded is the base.
+container, trained on the same task.
 """
 
 import math
@@ -31,10 +31,10 @@ class Option:
         task, metric, model, method, scope, sparsity, recipe: the cell.
         values, dense: of the metric, by seed (of calibration, for what was not trained).
         variances: of one example, of both, see `intervals.variance`.
+        paired: the standard error of their difference on the same examples, mean over seeds; NaN: unknown.
         count: examples of the validation split; 0: a text.
         bytes: of the weight file that was scored, mean over seeds; NaN: unknown.
-        share: `bytes` as a share of the dense model's; see `alike`.
-        alike: whether that compares like with like: both in the container. Else the dense file is the plain one.
+        share: `bytes` as a share of the dense model's.
         plain: `bytes` as a share of the dense file as it was downloaded.
         speedup: of the fastest execution at the smallest batch over the dense model; NaN: not measured.
         folder: of the model, for the first seed.
@@ -50,10 +50,10 @@ class Option:
     values: "pd.Series[float]"
     dense: "pd.Series[float]"
     variances: tuple[float, float]
+    paired: float
     count: int
     bytes: float
     share: float
-    alike: bool
     plain: float
     speedup: float
     folder: Path
@@ -82,7 +82,8 @@ class Option:
         """The difference of scores to the dense model, or the ratio of perplexities; None without a common seed."""
         if in_points(self.metric):
             ours, theirs = self.variances
-            return combined([(1, self.values, ours), (-1, self.dense, theirs)], self.count, comparisons)
+            terms = [(1, self.values, ours), (-1, self.dense, theirs)]
+            return combined(terms, self.count, comparisons, paired=self.paired)
         ratios = self.values / (self.dense if self.recipe != UNTRAINED else float(self.dense.mean()))
         ratios = ratios.dropna()
         if ratios.empty:
@@ -143,12 +144,13 @@ def options(data: Tables) -> list[Option]:
             start = dense(mine, first.recipe)
             if start.empty:
                 continue
-            size, share, alike, plain = _bytes(data, first)
+            size, share, plain = _bytes(data, first)
             variances = variance(cell.value, cell.stderr, count), variance(start.value, start.stderr, count)
             found.append(
                 Option(
                     str(task), str(metric), str(model), first.method, first.scope, first.sparsity, first.recipe,
-                    _by_seed(cell), _by_seed(start), variances, count, size, share, alike, plain, _speedup(data, first),
+                    _by_seed(cell), _by_seed(start), variances,
+                    float(cell.paired.mean()), count, size, share, plain, _speedup(data, first),
                     _folder(first),
                 )
             )  # fmt: skip
@@ -166,23 +168,20 @@ def _cell(table: pd.DataFrame, row: Any) -> pd.DataFrame:
     return table[same & (table.sparsity == row.sparsity)]
 
 
-def _bytes(data: Tables, row: Any) -> tuple[float, float, bool, float]:
-    """The bytes of the file that was scored, their share of the dense model, whether that is like with like, and their
-    share of the plain file.
+def _bytes(data: Tables, row: Any) -> tuple[float, float, float]:
+    """The bytes of the file that was scored, their share of the dense model, and their share of the plain file.
 
     Training changes the weights, and with them what compression saves: a trained model is measured itself.
     """
     sizes, runs = _cell(data["sizes"], row), data["runs"]
     if sizes.empty:
-        return math.nan, math.nan, False, math.nan
+        return math.nan, math.nan, math.nan
     whole, size = float(sizes.dense_bytes.iloc[0]), float(sizes.bytes.iloc[0])
     runs = runs[(runs.task == row.task) & (runs.model == row.model)]
     trained, start = (each["bytes"].astype(float).mean() for each in (_trained(runs, row), dense(runs, row.recipe)))
     if pd.notna(trained):
-        return trained, trained / start, True, trained / whole
-    ratio = float(sizes.ratio.iloc[0])
-    alike = not math.isnan(ratio)
-    return size, ratio if alike else size / whole, alike, size / whole
+        return trained, trained / start, trained / whole
+    return size, float(sizes.ratio.iloc[0]), size / whole
 
 
 def _trained(runs: pd.DataFrame, row: Any) -> pd.DataFrame:

@@ -33,10 +33,6 @@ from llm_sparsity.reporting.wording import (
 )
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-NOT_ALIKE = (
-    "The dense model was not measured in the container, so its plain file is the base: a part of what is saved is "
-    "lossless compression. A grid with sparsity 0 and measure: true compares like with like."
-)
 FILES = ("metrics", "claims", "weights", "history", "tensors")  # on the page as links: two have sections of their own
 ROWS = 500  # of a table on the page: browsers show so many at once
 FIGURES = 5e6  # bytes of SVG on the page; if a study has more, the page loads its figures from their files
@@ -169,7 +165,7 @@ def _asked(question: Question, config: Mapping[str, Any]) -> dict[str, Any]:
         "dense": shown(question.metric, question.dense),
         "nothing": nothing(question.decisions),
         "rows": [_decision(question, decision) for decision in question.decisions],
-        "caveats": [*([] if question.alike else [NOT_ALIKE]), *filter(None, [_caveat(config, question.model)])],
+        "caveats": [*filter(None, [_caveat(config, question.model)])],
     }
 
 

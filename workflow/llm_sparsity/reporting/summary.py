@@ -52,7 +52,6 @@ def _decisions(question: Question) -> list[str]:
     metric = question.metric
     name = name_of_metric(metric)
     head = f"{question.model} on {question.task}: {name} {shown(metric, question.dense)} dense"
-    head += "" if question.alike else "; bytes are a share of its plain file"
     if reason := nothing(question.decisions):
         return [head, "", *_wrapped(reason, "  ")]
     rows: list[list[str]] = []

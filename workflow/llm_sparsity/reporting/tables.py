@@ -69,6 +69,7 @@ INTEGERS = {
 }  # fmt: skip
 # Every other column is a float.
 
+PAIRED = "_paired_stderr"  # ending of a metric: the standard error of its difference to the dense model
 UNTRAINED = ""  # the recipe of what was measured without training
 
 
@@ -162,21 +163,26 @@ def score_of(data: Tables, task: str) -> str:
 
 
 def judged(data: Tables) -> pd.DataFrame:
-    """The rows of metrics that tasks are judged by, and in `stderr` their standard errors over examples, or NaN."""
+    """The rows of metrics that tasks are judged by, and their standard errors over examples, or NaN.
+
+    Column `stderr` is that of the score, `paired` that of its difference to the dense model.
+    """
     metrics = data["metrics"]
-    scores = dict(zip(data["tasks"].task, data["tasks"].score, strict=True))
-    errors = {task: f"{score}_stderr" for task, score in scores.items()}
-    rows, beside = (metrics[metrics.metric == metrics.task.map(names)] for names in (scores, errors))
-    return _beside(rows, beside)
+
+    def of(ending: str) -> pd.DataFrame:
+        names = {task: score + ending for task, score in zip(data["tasks"].task, data["tasks"].score, strict=True)}
+        return metrics[metrics.metric == metrics.task.map(names)]
+
+    return _beside(_beside(of(""), of("_stderr"), "stderr"), of(PAIRED), "paired")
 
 
 def with_errors(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The rows of a metric, and in `stderr` the standard error over examples that lm-evaluation-harness reports."""
-    return _beside(metrics[metrics.metric == metric], metrics[metrics.metric == f"{metric}_stderr"])
+    return _beside(metrics[metrics.metric == metric], metrics[metrics.metric == f"{metric}_stderr"], "stderr")
 
 
-def _beside(rows: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
-    found = errors[[*RUN, "value"]].rename(columns={"value": "stderr"})
+def _beside(rows: pd.DataFrame, errors: pd.DataFrame, column: str) -> pd.DataFrame:
+    found = errors[[*RUN, "value"]].rename(columns={"value": column})
     return rows.merge(found.drop(columns="fraction"), how="left")
 
 

@@ -1,6 +1,5 @@
 """Size: bytes of the weight files by sparsity, as a share of the dense model in the same file format."""
 
-import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,33 +16,27 @@ from llm_sparsity.reporting.wording import name_of
 CAPTION = (
     "Measured size of the saved weights: the values that remain and their positions; zeros are not stored. What is "
     "outside the scope (such as embeddings, if only matrices are pruned) is the lower limit. Dotted: an ideal coder of "
-    "positions and bytes, where its size was measured."
-)
-ALIKE = " The dense model is taken in the same compressed file format, so what is saved is saved by pruning."
-PLAIN = (
-    " The dense file is plain: a part of what is saved is lossless compression, which saves bytes of dense weights too."
+    "positions and bytes, where its size was measured. The dense model is taken in the same compressed file format, so "
+    "what is saved is saved by pruning."
 )
 
 
 def draw(study: Study) -> Iterable[Drawn]:
     """One figure, with a panel for each model."""
     rows = study.tables["sizes"]
-    alike = bool(rows.ratio.notna().all())
-    whole = rows.container_bytes / rows.ratio if alike else rows.dense_bytes
-    rows = rows.assign(
-        value=rows.ratio if alike else rows.plain_ratio, whole=whole.astype(float), recipe="kept", mask="kept"
-    )
-    figure = by_sparsity(study, rows, "Weight file, share of dense", functools.partial(_shares, alike))
+    whole = (rows.container_bytes / rows.ratio).astype(float)
+    rows = rows.assign(value=rows.ratio, whole=whole, recipe="kept", mask="kept")
+    figure = by_sparsity(study, rows, "Weight file, share of dense", _shares)
     for ax, model in zip(figure.axes, study.present(style.swept(rows)), strict=True):
         _bounds(ax, rows[rows.model == model], study.colour(model))
     smallest: Any = rows.loc[rows.value.idxmin()]
     title = f"{smallest.model} by {name_of(smallest)} takes {smallest.value:.1%} of the dense bytes".replace("%", " %")
-    yield Drawn("size", SAVINGS, title.replace("  ", " "), CAPTION + (ALIKE if alike else PLAIN), figure)
+    yield Drawn("size", SAVINGS, title.replace("  ", " "), CAPTION, figure)
 
 
-def _shares(alike: bool, axes: list[Axes]) -> None:
+def _shares(axes: list[Axes]) -> None:
     for ax in axes:
-        style.reference_line(ax, 1, "dense model" if alike else "dense file", (-2, 3), ha="right", linestyle="--")
+        style.reference_line(ax, 1, "dense model", (-2, 3), ha="right", linestyle="--")
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.set_ylim(0, 1.1)
 
