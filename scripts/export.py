@@ -4,6 +4,7 @@ python scripts/export.py results/minilm/wanda-linear-0.5 --output minilm-half
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from llm_sparsity.jobs.command import run
@@ -14,7 +15,7 @@ def main() -> None:
     parser.add_argument("cell", type=Path, metavar="CELL", help="folder of a result, or any model folder")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write, a new one")
     parser.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="of a weight file, as in 500MB (default 5GB)"
+        "--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="of a weight file, as 500MB (default 5GB)"
     )
     parser.add_argument(
         "--no-check", action="store_true", help="do not compare outputs in a new process, for large models"
@@ -26,6 +27,12 @@ def main() -> None:
 
     exported = export(find_cell(args.cell), args.output, max_shard_size=args.max_shard_size, check=not args.no_check)
     print(summary(exported, args.output))
+
+
+def _size(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*[KMGT]B", text):
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a size such as 500MB or 5GB")
+    return text
 
 
 if __name__ == "__main__":

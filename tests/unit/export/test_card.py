@@ -40,6 +40,13 @@ def test_a_fine_tuned_run(study: Path, tmp_path: Path) -> None:
     assert "Not checked" in card.text
 
 
+def test_a_dense_model_has_nothing_removed(study: Path, tmp_path: Path) -> None:
+    card = card_of(study / "results/bert/dense/mood/kept/seed-0", tmp_path / "out")
+    assert "Nothing: the weights are those of the dense model, fine-tuned." in card.text
+    assert "density.png" not in card.content
+    assert not (tmp_path / "out/density.png").exists()
+
+
 def test_an_evaluated_quantised_model(study: Path, tmp_path: Path) -> None:
     card = card_of(study / "results/llama/int8-linear-0", tmp_path / "out")
     assert card.data.pipeline_tag == "text-generation"

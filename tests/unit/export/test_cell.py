@@ -26,6 +26,21 @@ def test_a_model_folder_outside_of_a_study_is_one_too(study: Path, tmp_path: Pat
     assert (cell.root, cell.model, cell.variant) == (None, "mine", None)
 
 
+def test_a_folder_that_looks_like_a_study_and_is_none(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "results/llama/final-version").mkdir(parents=True)
+    (tmp_path / "results/llama/final-version/model").symlink_to(study / "resources/models/llama")
+    cell = find_cell(tmp_path / "results/llama/final-version")
+    assert (cell.root, cell.variant, cell.model) == (None, None, "model")
+
+
+def test_a_variant_that_was_pruned_after_it_was_fine_tuned(study: Path, tmp_path: Path) -> None:
+    place = tmp_path / "results/bert/uniform-linear-0.5/mood/seed-3"
+    place.mkdir(parents=True)
+    (place / "model").symlink_to(study / "results/bert/dense/mood/kept/seed-0/model")
+    cell = find_cell(place)
+    assert (cell.root, cell.task, cell.recipe, cell.seed) == (tmp_path, "mood", None, 3)
+
+
 @pytest.mark.parametrize(
     ("wrong", "nearest"),
     [

@@ -46,7 +46,7 @@ def test_transformers_alone_computes_the_same(cell: str, model_class: str, study
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["architectures"] == [model_class]
     assert not {"quantization_config", "compression_config", "auto_map"} & config.keys()
-    assert {"README.md", "density.png", "tokenizer.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"README.md", "tokenizer.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
     if model_class.endswith(("LM", "LMHeadModel")):
         assert (tmp_path / "out/generation_config.json").exists()
     with safe_open(tmp_path / "out/model.safetensors", framework="pt") as file:

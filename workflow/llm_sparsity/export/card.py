@@ -30,6 +30,7 @@ TEMPLATE = Path(__file__).with_name("card.md.jinja")
 class Exported:
     """What a card describes.
 
+    name: of the folder.
     cell: that was exported.
     model_class: name of the transformers class.
     dtype: of the weights.
@@ -40,6 +41,7 @@ class Exported:
     commit: of this program; None if it is not known.
     """
 
+    name: str
     cell: Cell
     model_class: str
     dtype: str
@@ -50,15 +52,20 @@ class Exported:
     commit: str | None
 
     @property
+    def pruned(self) -> dict[str, Any] | None:
+        """What the manifest says about removed or quantised weights; None for a dense model."""
+        return self.cell.facts.get("pruned")
+
+    @property
     def quantised(self) -> str | None:
         """The step whose codes were written as values, such as "int8"; None if there was none."""
-        method = (self.cell.facts.get("pruned") or {}).get("method")
+        method = (self.pruned or {}).get("method")
         return str(Chain(method).parts[-1]) if method and Chain(method).is_quantised else None
 
 
 def model_card(exported: Exported) -> str:
     """The text of a model card, front matter included."""
-    cell, facts = exported.cell, exported.cell.facts
+    cell = exported.cell
     pipeline, auto_class = pipeline_of(exported.model_class)
     seeds = max((len(score.seeds) for score in exported.scores), default=0)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -66,8 +73,8 @@ def model_card(exported: Exported) -> str:
         card_data=front_matter(cell, exported.model_class, exported.scores).to_yaml(),
         title=cell.name,
         summary=_summary(exported),
-        use=_use(cell.name, pipeline, auto_class),
-        pruned=_pruned(facts.get("pruned"), exported.densities),
+        use=_use(exported.name, pipeline, auto_class),
+        pruned=_pruned(exported.pruned, exported.densities),
         finetuned=cell.task is not None,
         sizes=_sizes(exported),
         stored=stored_note(exported),
@@ -224,19 +231,26 @@ def _config(cell: Cell, scores: Sequence[Score]) -> str:
         found["calibration"] = pruned["calibration"]
     if cell.recipe and scores:
         found["finetune"] = {key: scores[0].settings[key] for key in Finetune.model_fields if key in scores[0].settings}
-    return str(yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=100)).strip()
+    return str(yaml.dump(found, Dumper=_Excerpt, sort_keys=False, width=100)).strip()
+
+
+class _Excerpt(yaml.SafeDumper):  # type: ignore[misc]
+    """YAML as a study writes it: a setting a line, lists of values in one."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> Any:
+        """Lists of mappings in block style, others in one line."""
+        return super().represent_sequence(tag, sequence, not any(isinstance(each, dict) for each in sequence))
 
 
 def _reproduce(exported: Exported) -> str:
     cell = exported.cell
     commit = f" (commit {exported.commit})" if exported.commit else ""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    tasks = f" The task `{cell.task}` and the recipe `{cell.recipe}` are those of the study." if cell.task else ""
     place = cell.place.removesuffix("/model")
     return (
         f"With llm-sparsity {llm_sparsity.__version__}{commit}, {versions}: `llm-sparsity run STUDY.yaml`, then "
-        f"`llm-sparsity export {place} --output FOLDER`. The excerpt has what makes this model; everything else is at "
-        f"its default.{tasks}"
+        f"`llm-sparsity export {place} --output FOLDER`. The excerpt has what makes this model; its tasks and recipes "
+        "are entries of the study, and everything else is at its default."
     )
 
 

@@ -1,6 +1,7 @@
 """The result of a study that is exported: its model folder, and where the study keeps what belongs to it."""
 
 import difflib
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,11 @@ from llm_sparsity.storage.files import MANIFEST, read_manifest
 from llm_sparsity.study.cells import DENSE, RESULTS, Variant
 
 MODELS, TASKS = Path("resources/models"), Path("resources/tasks")
+# The model folder of a variant or a run; without a recipe, of a variant that was pruned after it was fine-tuned.
+PLACE = re.compile(
+    rf"(?P<root>.*)/{RESULTS}/(?P<model>[^/]+)/(?P<variant>[^/]+)"
+    r"(/(?P<task>[^/]+)(/(?P<recipe>[^/]+))?/seed-(?P<seed>\d+))?/model"
+)
 
 
 @dataclass(frozen=True)
@@ -80,17 +86,21 @@ def find_cell(path: Path) -> Cell:
     found = next((folder for folder in wanted if (folder / "config.json").is_file()), None)
     if found is None:
         raise UserError(f"{path}: {_problem(path)}{_nearest(path)}")
-    folder = ModelFolder(found)
-    match found.absolute().parts:
-        case (*root, "resources", "models", model):
-            return Cell(folder, Path(*root), model, DENSE)
-        case (*root, "results", model, variant, "model"):
-            return Cell(folder, Path(*root), model, Variant.parse(variant))
-        case (*root, "results", model, variant, task, recipe, seed, "model"):
-            return Cell(folder, Path(*root), model, Variant.parse(variant), task, recipe, int(seed.split("-")[1]))
-        case (*root, "results", model, variant, task, seed, "model"):  # pruned after fine-tuning, not trained again
-            return Cell(folder, Path(*root), model, Variant.parse(variant), task, None, int(seed.split("-")[1]))
+    folder, whole = ModelFolder(found), str(found.absolute())
+    if dense := re.fullmatch(f"(.*)/{MODELS}/([^/]+)", whole):
+        return Cell(folder, Path(dense[1] or "/"), dense[2], DENSE)
+    if (place := PLACE.fullmatch(whole)) and (variant := _variant(place["variant"])):
+        seed = int(place["seed"]) if place["seed"] else None
+        return Cell(folder, Path(place["root"] or "/"), place["model"], variant, place["task"], place["recipe"], seed)
     return Cell(folder, None, found.absolute().name)
+
+
+def _variant(name: str) -> Variant | None:
+    """The variant of a name; None if it is none, so that the folder belongs to no study."""
+    try:
+        return Variant.parse(name)
+    except ValueError:
+        return None
 
 
 def _problem(path: Path) -> str:

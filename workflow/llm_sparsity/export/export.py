@@ -4,6 +4,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+from llm_sparsity.export import outputs as alone
 from llm_sparsity.export.card import Exported, checked_note, model_card, stored_note
 from llm_sparsity.export.cell import Cell
 from llm_sparsity.export.check import check_export
@@ -32,20 +33,23 @@ def export(cell: Cell, output: Path, *, max_shard_size: str = "5GB", check: bool
         UserError: the folder exists; the model is not complete, or structured pruning made it one that transformers
             cannot express; transformers alone computes other outputs.
     """
-    if output.exists():
+    if output.exists() or output.is_symlink():
         raise UserError(f"{output}: exists already; name a new folder, or remove this one")
     check_plain(cell.folder)
     model = load_plain(cell.folder, cell.facts)
     with atomic_folder(output) as fresh:
         save_plain(model, cell.folder, fresh, max_shard_size)
         exported = Exported(
-            cell, type(model).__name__, str(model.dtype).removeprefix("torch."),
+            output.name, cell, type(model).__name__, str(model.dtype).removeprefix("torch."),
             sum(path.stat().st_size for path in fresh.glob("*.safetensors")),
             densities(cell, model), scores(cell), None, _commit(),
         )  # fmt: skip
-        if check:
-            exported = replace(exported, checked=check_export(fresh, model, cell.folder.tokenizer))
-        draw(exported.densities, fresh / "density.png")
+        expected = alone.outputs(model, cell.folder.tokenizer) if check else None
+        del model  # before another process loads it
+        if expected:
+            exported = replace(exported, checked=check_export(fresh, expected))
+        if exported.pruned:
+            draw(exported.densities, fresh / "density.png")
         write_text(fresh / "README.md", model_card(exported))
     return exported
 

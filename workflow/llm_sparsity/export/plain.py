@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from llm_sparsity.data.model_files import COMPANIONS, matching
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
@@ -87,7 +89,10 @@ def save_plain(model: Any, folder: ModelFolder, output: Path, max_shard_size: st
     """
     drawn = set(_drawn(model, folder))
     weights = {name: tensor for name, tensor in model.state_dict().items() if name not in drawn}
-    model.save_pretrained(output, state_dict=weights, max_shard_size=max_shard_size)
+    try:
+        model.save_pretrained(output, state_dict=weights, max_shard_size=max_shard_size)
+    except SafetensorError as error:  # of the disk, as text
+        raise UserError(f"{output.parent}: weights cannot be written: {error}; free some space and run again") from None
     _add_older_names(output / "config.json")
     for path in output.glob("*.safetensors"):
         shutil.copymode(output / "config.json", path)  # safetensors lets nobody else read its files
