@@ -75,6 +75,7 @@ def test_a_number_is_learned(dense: Callable[[str], ModelFolder], stars: TaskFol
     assert result["baseline"] == {"pearsonr": 0, "spearmanr": 0, "pearsonr_other": 0, "spearmanr_other": 0}
     assert result["score"] == "pearsonr"
     assert result["examples"] == {"train": 64, "validation": 32, "other": 32}
+    assert ModelFolder(result["weights"]).facts["task"] == {"name": "stars", "labels": ["LABEL_0"]}
     config = json.loads((result["weights"] / "config.json").read_text())
     assert config["problem_type"] == "regression"
     assert len(config["id2label"]) == 1

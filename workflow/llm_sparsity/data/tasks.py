@@ -48,8 +48,9 @@ class TaskFolder:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The name and the labels of a task, which a classification head is trained for."""
-        return {"name": self.name, "labels": self.manifest.get("labels")}
+        """The name and the labels of a task, which a head is trained for; of a number, transformers' name for it."""
+        number = ["LABEL_0"] if self.manifest.get("task") == "regression" else None
+        return {"name": self.name, "labels": self.manifest.get("labels", number)}
 
     @property
     def num_labels(self) -> int:

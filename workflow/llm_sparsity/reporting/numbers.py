@@ -49,7 +49,7 @@ def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[st
     return {
         "task": task,
         "metric": name_of_metric(metric),
-        "main": metric in (score, *MAIN),
+        "main": metric in (score, *MAIN) or metric.startswith(f"{score}_"),  # or of a further split
         "heads": ["model", "method", "scope", "recipe", *(sparsity.label for sparsity in sparsities)],
         "lines": lines,
         "note": resolution(data, task) if metric == score and in_points(metric) else "",
