@@ -11,7 +11,7 @@ from llm_sparsity.evaluation.weights import weights
 from llm_sparsity.inference.measure import measure
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.models.loading import check_checkpoint
+from llm_sparsity.models.loading import check_checkpoint, load_base
 from llm_sparsity.pruning.prune import prune
 from llm_sparsity.storage.files import read_json
 from llm_sparsity.study.sparsity import Sparsity
@@ -96,3 +96,17 @@ def test_a_type_is_calibrated_or_refused_in_a_line(
     pruned = ModelFolder(tmp_path / "out/model").pruned
     assert pruned
     assert pruned["measured_sparsity"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_low_rank_updates_leave_packed_experts_alone(
+    saved: Callable[[str], ModelFolder], text: TaskFolder, tmp_path: Path
+) -> None:
+    model = saved("qwen3_moe")
+    prune(model, {Sparsity("0.5"): tmp_path / "pruned"}, method="magnitude", scope="linear")
+    pruned = ModelFolder(tmp_path / "pruned/model")
+    windows = {"sequence_length": 16, "max_tokens": 64}
+    run(pruned, text, tmp_path / "run", epochs=1, max_length=16, evaluation=windows, lora={"rank": 2, "alpha": 4.0})
+    before, after = load_base(pruned).state_dict(), load_base(ModelFolder(tmp_path / "run/out/model")).state_dict()
+    changed = {name for name, weight in before.items() if not weight.equal(after[name])}
+    assert changed
+    assert not [name for name in changed if "experts" in name]

@@ -47,6 +47,8 @@ def derive(config: Any) -> Structure:
     body = empty_model(transformers.AutoModel, config)
     if body.main_input_name != "input_ids":
         raise UserError(f"model type {config.model_type!r} reads {body.main_input_name}; choose a model of text")
+    if not hasattr(body.get_input_embeddings(), "weight"):
+        raise UserError(f"model type {config.model_type!r} has no table of input embeddings; choose another model")
     architecture = _architecture(config)
     return _Derivation(body, architecture).structure(_headed(config, architecture, body))
 
