@@ -15,6 +15,9 @@ from llm_sparsity.export.export import export
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage import container
+from llm_sparsity.storage.files import write_manifest
+
+from .conftest import add_run
 
 RUN = "magnitude-linear-0.5/mood/kept/seed-0"
 CELLS = {
@@ -66,6 +69,23 @@ def test_a_classifier_prints_the_labels_of_its_task(study: Path, tmp_path: Path)
     found = classify(["the film was good", "the story was bad"], batch_size=2)
     assert {row["label"] for row in found} <= {"bad", "good"}
     assert transformers.AutoConfig.from_pretrained(tmp_path / "out").label2id == {"bad": 0, "good": 1}
+
+
+def test_a_regression_keeps_its_number(study: Path, tmp_path: Path) -> None:
+    task = tmp_path / "resources/tasks/grades"
+    task.mkdir(parents=True)
+    for split in ("train", "validation"):
+        lines = (study / f"resources/tasks/mood/{split}.jsonl").read_text().splitlines()
+        rows = [row | {"label": 5.0 * row["label"]} for row in map(json.loads, lines)]
+        (task / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_manifest(task, kind="task", task="regression", score="pearsonr")
+    (tmp_path / "resources/models").symlink_to(study / "resources/models")
+    add_run(tmp_path, "bert", "dense", "grades", 0)
+    exported = export(find_cell(tmp_path / "results/bert/dense/grades/kept/seed-0"), tmp_path / "out", check=False)
+    assert exported.model_class == "BertForSequenceClassification"
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert (config.num_labels, config.problem_type) == (1, "regression")
+    assert exported.scores[0].metric == "pearsonr"
 
 
 def test_weights_keep_their_bits_and_dtype(study: Path, tmp_path: Path) -> None:
