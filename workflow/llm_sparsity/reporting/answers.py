@@ -6,11 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from llm_sparsity.reporting.decisions import Decision, constant_answer, decisions, useless
+from llm_sparsity.reporting.decisions import Decision, decisions, useless
 from llm_sparsity.reporting.options import Option, options
 from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, dense, fractions, judged, scored
 from llm_sparsity.reporting.tolerance import Verdict, verdict
 from llm_sparsity.reporting.wording import (
+    constant_answer,
     cost_of,
     in_points,
     name_of,

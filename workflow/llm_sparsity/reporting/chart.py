@@ -14,7 +14,16 @@ from matplotlib.path import Path as Outline
 from llm_sparsity.reporting.figures.style import marker_of
 from llm_sparsity.reporting.options import Option, front
 from llm_sparsity.reporting.tables import Tables, majority
-from llm_sparsity.reporting.wording import cost_of, in_points, name_of, name_of_metric, percent, point_name, shown
+from llm_sparsity.reporting.wording import (
+    constant_answer,
+    cost_of,
+    in_points,
+    name_of,
+    name_of_metric,
+    percent,
+    point_name,
+    shown,
+)
 
 LETTER, LINE = 1.05, 5.0  # width and height of a name's letters, in percent of the plot of a desktop's page
 ROOM = 0.06  # of the y axis, above and below the points
@@ -47,6 +56,7 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
         "x_ticks": [(round(share / widest, 2), f"{share} %") for share in (0, 10, 25, 50, 75, 100)],
         "y_ticks": [(_position(tick, low, high, metric), _tick(tick, metric)) for tick in ticks],
         "base": None if base is None or not low <= base <= high else _position(base, low, high, metric),
+        "constant": constant_answer(metric),
         "lines": [
             {
                 "colour": colours[model] % 10,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from llm_sparsity.reporting.intervals import Estimate
 from llm_sparsity.reporting.options import Option, best
 from llm_sparsity.reporting.tables import UNTRAINED, Tables, majority
-from llm_sparsity.reporting.wording import CORRELATIONS, in_points, name_of, number_of, percent
+from llm_sparsity.reporting.wording import constant_answer, in_points, name_of, number_of, percent
 
 SHARES = (0.75, 0.5, 0.25, 0.1)  # budgets of bytes, as shares of the dense model's
 FASTER = 2.0  # the budget of latency: half of the dense model's
@@ -82,11 +82,6 @@ def useless(data: Tables, option: Option) -> str:
         return ""
     times = option.value / float(option.dense.mean())
     return f"has {times:,.0f} times the perplexity of the dense model" if times > USELESS else ""
-
-
-def constant_answer(metric: str) -> str:
-    """The answer of the baseline that a metric is compared with."""
-    return "the same number" if metric in CORRELATIONS else "the most frequent label"
 
 
 def _confirmed(chosen: Option, allowed: list[Option]) -> str:

@@ -39,6 +39,11 @@ def in_points(metric: str) -> bool:
     return metric != "perplexity"
 
 
+def constant_answer(metric: str) -> str:
+    """The answer of the baseline that a metric is compared with."""
+    return "the same number" if metric in CORRELATIONS else "the most frequent label"
+
+
 def tolerance(metric: str) -> str:
     """What "as good as dense" means."""
     return "2 points" if in_points(metric) else "10 %"

@@ -195,6 +195,7 @@ def _with_majority(majority: float, metric: str, axes: list[Axes]) -> None:
     """The majority class as a line in panels that share their y axis."""
     low, high = axes[0].get_ylim()
     low = min(low, majority - 0.03 * (high - majority))
+    high = max(high, max(ax.dataLim.y1 for ax in axes) + 0.03 * (high - low))  # markers are whole
     # Noise does not fill the axis, nor do bands leave the range of values.
     lowest = -1 if "correlation" in name_of_metric(metric) else 0
     axes[0].set_ylim(max(low, lowest), min(max(high, low + 0.1), 1))
