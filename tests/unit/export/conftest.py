@@ -43,6 +43,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
             prune(ModelFolder(folder), {Sparsity(sparsity): variant}, method=method, scope=scope)
     save_mood_task(root / "resources/tasks/mood")
     save_text_task(root / "resources/tasks/text")
+    prune(
+        ModelFolder(root / "resources/models/llama"), {Sparsity("0.5"): root / "results/llama/wanda-linear-0.5"},
+        method="wanda", scope="linear", calibration={"samples": 2, "sequence_length": 16, "seed": 0},
+        text=TaskFolder(root / "resources/tasks/text"),
+    )  # fmt: skip
     for seed in (0, 1):
         add_run(root, "bert", "magnitude-linear-0.5", "mood", seed)
         add_run(root, "bert", "dense", "mood", seed)

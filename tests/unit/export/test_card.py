@@ -154,14 +154,17 @@ def test_scores_of_further_splits_and_diverged_ones(study: Path, tmp_path: Path)
     assert found["accuracy", "validation"].margin == pytest.approx(0.098, abs=1e-3)
 
 
-@pytest.mark.parametrize("variant", ["magnitude-linear-0.5/mood/kept/seed-0", "structured-mlp-0.5"])
-def test_the_excerpt_is_a_config_that_makes_this_cell(variant: str, study: Path, tmp_path: Path) -> None:
-    card = card_of(study / "results/bert" / variant, tmp_path / "out")
+@pytest.mark.parametrize(
+    "cell", ["bert/magnitude-linear-0.5/mood/kept/seed-0", "bert/structured-mlp-0.5", "llama/wanda-linear-0.5"]
+)
+def test_the_excerpt_is_a_config_that_makes_this_cell(cell: str, study: Path, tmp_path: Path) -> None:
+    card = card_of(study / "results" / cell, tmp_path / "out")
     excerpt = re.search(r"```yaml\n(.*?)```", card.text, re.DOTALL)
     assert excerpt is not None
     config = yaml.safe_load(excerpt.group(1))
-    task = {"kind": "classification", "source": {"folder": "mood"}, "columns": ["text", "label"], "text": "text"}
-    task |= {"files": {"train": "t.jsonl", "validation": "v.jsonl"}, "label": "label", "labels": ["bad", "good"]}
-    cells = load_config({"name": "again", "tasks": {"mood": task}, **config}).cells()
-    places = {str(cell.folder) for cell in cells.runs} | {f"results/{model}/{each}" for model, each in cells.variants}
-    assert f"results/bert/{variant}" in places
+    mood = {"kind": "classification", "source": {"folder": "mood"}, "columns": ["text", "label"], "text": "text"}
+    mood |= {"files": {"train": "t.jsonl", "validation": "v.jsonl"}, "label": "label", "labels": ["bad", "good"]}
+    text = {"kind": "language-model", "source": {"folder": "text"}, "files": {"train": "t.txt"}}
+    cells = load_config({"name": "again", "tasks": {"mood": mood, "TASK": text}, **config}).cells()
+    places = {str(each.folder) for each in cells.runs} | {f"results/{model}/{each}" for model, each in cells.variants}
+    assert f"results/{cell}" in places

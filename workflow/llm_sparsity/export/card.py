@@ -140,8 +140,12 @@ def _use(name: str, pipeline: str, auto_class: str) -> str:
         )
     if auto_class == "AutoModelForSeq2SeqLM":
         return f'from transformers import {auto_class}\n\nmodel = {auto_class}.from_pretrained("{name}")'
-    text = "Paris is the <mask> of France." if pipeline == "fill-mask" else "The film is a delight."
-    return f'from transformers import pipeline\n\nprint(pipeline("{pipeline}", "{name}")("{text}"))'
+    if pipeline == "fill-mask":
+        return (
+            f'from transformers import pipeline\n\nfill = pipeline("fill-mask", "{name}")\n'
+            'print(fill(f"Paris is the {fill.tokenizer.mask_token} of France."))'
+        )
+    return f'from transformers import pipeline\n\nprint(pipeline("{pipeline}", "{name}")("The film is a delight."))'
 
 
 def _pruned(pruned: Mapping[str, Any] | None, rows: Sequence[Density]) -> list[tuple[str, str]]:
@@ -227,8 +231,9 @@ def _config(cell: Cell, scores: Sequence[Score]) -> str:
     defaults = {"min_density": 0, "layerwise": "uniform"}
     if prune := {key: pruned[key] for key, value in defaults.items() if pruned.get(key, value) != value}:
         found["prune"] = prune
-    if pruned.get("calibration"):
-        found["calibration"] = pruned["calibration"]
+    if calibration := dict(pruned.get("calibration") or {}):
+        seed = calibration.pop("seed", 0)
+        found["calibration"] = {"task": "TASK", **calibration, "seeds": [seed]}  # the manifest does not name the task
     if cell.recipe and scores:
         found["finetune"] = {key: scores[0].settings[key] for key in Finetune.model_fields if key in scores[0].settings}
     return str(yaml.dump(found, Dumper=_Excerpt, sort_keys=False, width=100)).strip()
