@@ -20,7 +20,7 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.container import WEIGHTS
 from llm_sparsity.storage.files import read_manifest, write_csv, write_json
 from llm_sparsity.training import sigterm, tracking
-from llm_sparsity.training.export import export_model
+from llm_sparsity.training.final_model import link_model
 from llm_sparsity.training.run_cache import RunCache
 from llm_sparsity.training.settings import FinetuneSettings
 from llm_sparsity.training.setup import is_main_process, make_accelerator
@@ -84,7 +84,7 @@ def finetune(
         )  # fmt: skip
         trainer.fit()
         if accelerator.is_main_process:
-            export_model(cache.epoch_folder(settings.epochs) if settings.epochs else model.path, output / "model")
+            link_model(cache.epoch_folder(settings.epochs) if settings.epochs else model.path, output / "model")
             _report(trainer, output)
             if settings.epochs:
                 cache.finish()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llm_sparsity.storage.files import read_manifest, write_manifest
-from llm_sparsity.training.export import export_model
+from llm_sparsity.training.final_model import link_model
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_files_are_links_and_old_ones_are_gone(source: Path, tmp_path: Path) -> 
     target.mkdir(parents=True)
     (target / "added_tokens.json").write_text("of another run")
     for _ in range(2):
-        export_model(source, target)
+        link_model(source, target)
         assert sorted(path.name for path in target.iterdir()) == ["config.json", "manifest.json", "model.safetensors"]
         assert all(path.samefile(source / path.name) for path in target.iterdir())
     assert read_manifest(target) == read_manifest(source)
@@ -35,7 +35,7 @@ def test_files_are_copied_to_another_file_system(source: Path, tmp_path: Path, m
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", link)
-    export_model(source, tmp_path / "out")
+    link_model(source, tmp_path / "out")
     assert (tmp_path / "out/model.safetensors").read_text() == "model.safetensors"
     assert not (tmp_path / "out/model.safetensors").samefile(source / "model.safetensors")
 
@@ -44,12 +44,12 @@ def test_a_folder_that_is_not_whole_has_no_manifest(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "out"
-    export_model(source, target)
+    link_model(source, target)
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "link", killed)
     with pytest.raises(KeyboardInterrupt):
-        export_model(source, target)
+        link_model(source, target)
     assert not (target / "manifest.json").exists()

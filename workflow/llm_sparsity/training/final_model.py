@@ -7,7 +7,7 @@ from pathlib import Path
 from llm_sparsity.storage.files import MANIFEST, atomic
 
 
-def export_model(source: Path, target: Path) -> None:
+def link_model(source: Path, target: Path) -> None:
     """Make `target` the same model folder as `source`, its manifest last: a folder that has a manifest is whole.
 
     Files are hard links where the file system allows them, and take no space; otherwise they are copies.
