@@ -12,6 +12,7 @@ evaluation that ends fine-tuning.
 import itertools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from llm_sparsity.data import tokens
 from llm_sparsity.data.tasks import TaskFolder
@@ -92,22 +94,41 @@ def nll(net: Any, windows: Tensor, batch_size: int) -> list[list[float]]:
     Returns:
         For each window, the sums over `CHUNK` tokens.
     """
-    head, found = net.get_output_embeddings(), []
-    body = net.base_model
-    if not _gives_logits(head, net, windows[:1, :CHUNK].to(net.device)):
-        # Scaled or capped logits, as Granite's and Gemma 2's, come from the model's own forward pass alone.
-        head, body, batch_size = torch.nn.Identity(), net, 1
+    found, head = [], _logits_function(net, windows[:1, :CHUNK].to(net.device))
     for batch in tqdm(windows.split(batch_size), desc="perplexity", unit="batch"):
         inputs = batch.to(net.device)
-        outputs = body(input_ids=inputs, use_cache=False)[0]
+        outputs = net.base_model(input_ids=inputs, use_cache=False)[0]
         for hidden, ids in zip(outputs[:, :-1], inputs[:, 1:], strict=True):
-            # The head is applied to a chunk at a time: the logits of a whole window may not fit into memory.
+            # Logits are made for a chunk at a time: those of a whole window may not fit into memory.
             chunks = zip(hidden.split(CHUNK), ids.split(CHUNK), strict=True)
             found.append([float(cross_entropy(head(part).float(), aims, reduction="sum")) for part, aims in chunks])
     return found
 
 
-def _gives_logits(head: Any, net: Any, ids: Tensor) -> bool:
-    """Whether a model's logits are what its output layer makes of its hidden states, and nothing else."""
-    logits = net(input_ids=ids, use_cache=False).logits
-    return torch.allclose(head(net.base_model(input_ids=ids, use_cache=False)[0]), logits, rtol=1e-4, atol=1e-5)
+def _logits_function(net: Any, ids: Tensor) -> Callable[[Tensor], Tensor]:
+    """What makes logits (tokens, words) of hidden states (tokens, width): the output layer, where it alone does.
+
+    Granite scales its logits, Gemma 2 caps them: then it is the model's own forward pass, given the hidden states.
+
+    Args:
+        net: a causal language model of transformers.
+        ids: to try it on, (1, tokens).
+
+    Raises:
+        UserError: the model does more than that.
+    """
+    head, body = net.get_output_embeddings(), net.base_model
+
+    def forward(hidden: Tensor) -> Tensor:
+        body.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden[None])
+        try:
+            logits: Tensor = net(input_ids=ids[:, :1], use_cache=False).logits[0]
+        finally:
+            del body.forward
+        return logits
+
+    hidden, logits = body(input_ids=ids, use_cache=False)[0][0], net(input_ids=ids, use_cache=False).logits[0]
+    for function in (head, forward):
+        if torch.allclose(function(hidden), logits, rtol=1e-4, atol=1e-5, equal_nan=True):
+            return function
+    raise UserError(f"{type(net).__name__} makes its logits of more than the hidden states; choose another model")
