@@ -236,6 +236,11 @@ def test_what_a_name_stands_for_counts_although_both_are_reached(project: Projec
     assert differ(project, source, source.replace("second", "third"))
 
 
+def test_trackers_do_not_count(project: Project) -> None:
+    project.write(first="from llm_sparsity.training import tracking\ndef f(): return tracking.g()\n")
+    assert not differ(project, "def g(): return 1\n", "def g(): return 2\n", module="training__tracking")
+
+
 def test_the_package_jobs_does_not_count(project: Project) -> None:
     project.write(first="from llm_sparsity.jobs.lock import g\ndef f(): return g()\n")
     assert not differ(project, "def g(): return 1\n", "import x\nx.y()\ndef g(): return 2\n", module="jobs__lock")

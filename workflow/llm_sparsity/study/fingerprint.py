@@ -21,8 +21,8 @@ from llm_sparsity.study.syntax import STATEMENTS, Definition, Module, parse
 
 PACKAGE = Path(__file__).parents[1]
 
-# Packages that shape no result: errors, command lines, leases, locks.
-IGNORED = {"llm_sparsity.jobs"}
+# What shapes no result: errors, command lines, leases, locks; trackers.
+IGNORED = {"llm_sparsity.jobs", "llm_sparsity.training.tracking"}
 
 EVERYTHING = "*"  # instead of the name of a definition: the whole module
 
