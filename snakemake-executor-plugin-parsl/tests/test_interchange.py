@@ -33,11 +33,11 @@ class Site:
         self.interchange.pace, self.interchange._searched, self.interchange.count = 1.0, 0.0, 0
 
     def manager(
-        self, name: bytes, left: float, whole: float = 3600, slots: int = 1, tasks: tuple[int, ...] = ()
+        self, name: bytes, left: float, whole: float = 3600, slots: int = 1, tasks: Any = (), idle: float = 60
     ) -> Any:
         self.interchange._ready_managers[name] = {
             "block_id": "0", "hostname": "h", "worker_count": slots, "max_capacity": slots, "tasks": list(tasks),
-            "active": True, "draining": False, "idle_since": time.time(), "lifetime": whole,
+            "active": True, "draining": False, "idle_since": time.time() - idle, "lifetime": whole,
             "drain_time": time.time() + left, "last_heartbeat": time.time(),
         }  # fmt: skip
         return self.interchange._ready_managers[name]
@@ -78,6 +78,16 @@ def test_an_idle_manager_that_no_task_fits_ends_and_a_busy_one_goes_on(site: Sit
     assert site.hand_out() == {}
     assert (idle["draining"], busy["draining"]) == (True, False)
     assert site.interchange._answer("MANAGERS")[1]["unfit"] == 1, "the driver asks for another slot"
+
+
+def test_a_manager_that_has_just_become_idle_waits_for_the_pace(site: Site) -> None:
+    """Its task was faster than planned, which the driver has not said yet."""
+    manager = site.manager(b"m", left=100, idle=1)
+    site.task(1, 180)
+    site.hand_out()
+    assert not manager["draining"]
+    site.interchange._answer(["PACE", 0.5])
+    assert site.hand_out() == {b"m": [1]}
 
 
 def test_without_waiting_tasks_nothing_ends(site: Site) -> None:

@@ -181,8 +181,11 @@ def test_a_killed_driver_leaves_nothing_and_the_next_one_finds_no_second_writer(
     driver.wait()
     (first,) = site.jobs()
     site.unlock()
+    next_one = site.start("long-3+ok-1")
+    site.wait(lambda: site.jobs()[first]["job_state"] == "F")
     (site.folder / "short").touch()
-    said = site.run("long-3+ok-1")
+    assert next_one.wait(timeout=HANGS) == 0, site.said()
+    said = site.said()
     assert f"process {driver.pid} on " in said
     assert "was killed; waiting until its pilots have ended" in said
     begun = [(name, int(pid), float(when)) for name, _, pid, when in site.events("begin")]
@@ -196,12 +199,12 @@ def test_a_killed_driver_leaves_nothing_and_the_next_one_finds_no_second_writer(
 
 @pytest.mark.slow
 def test_a_job_that_does_not_fit_what_is_left_of_a_pilot_waits_for_a_new_one(site: Site) -> None:
-    """A pilot has 64 seconds for jobs, a job takes a minute by its rule: the first one leaves too little."""
+    """A pilot has 64 seconds for jobs. A minute is planned for each, the first one takes 45 seconds."""
     site.pools(UNDER_PBS, slots=1, seconds=64)
     driver = site.start("long-1+ok-1")
     site.wait(lambda: site.events("begin"))
     (first,) = site.events("begin")
-    site.wait(lambda: time.time() > float(first[3]) + 10)  # of the pilot's time
+    site.wait(lambda: time.time() > float(first[3]) + 45)  # of the pilot's time
     (site.folder / "short").touch()
     assert driver.wait(timeout=HANGS) == 0, site.said()
     assert [slot[0] for _, slot, *_ in site.events("begin")] == ["0", "1"]

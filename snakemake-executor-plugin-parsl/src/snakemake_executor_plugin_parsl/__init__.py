@@ -83,6 +83,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         settings = self.workflow.executor_settings
         self._lengths: dict[Any, float] = {}
         self._progress = Progress()
+        self._usual: dict[int, Any] = {}  # handlers of signals
         self._watched = self._reported = 0.0
         self.next_seconds_between_status_checks = 1  # futures are checked, no batch system is queried
         outlive_readers()
@@ -179,11 +180,16 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         if self._pools is not None and not self._closed:
             self._closed = True
             self._pools.close()
+        if in_main_thread() and not self._signals:  # after a signal, another one must not keep Snakemake from unlocking
+            for number, usual in self._usual.items():
+                signal.signal(number, usual)
 
     def _handle_signals(self) -> None:
         """Let SIGTERM and SIGHUP end a run as Ctrl-C does."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main_thread() else ():
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            usual = signal.getsignal(number)
+            if usual not in (None, signal.SIG_IGN, self._interrupt):  # nohup ignores SIGHUP
+                self._usual[number] = usual
                 signal.signal(number, self._interrupt)
 
     def _interrupt(self, number: int, frame: Any) -> None:

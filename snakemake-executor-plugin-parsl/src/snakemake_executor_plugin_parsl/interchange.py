@@ -15,6 +15,7 @@ from parsl.executors.high_throughput import interchange
 
 SHARE = 0.9  # of a fresh pilot's time: a longer task starts in a fresh pilot and goes on in the next one
 SECONDS = 1.0  # between two searches while no message arrives
+IDLE = 15  # seconds without a task before a manager ends: time to learn that tasks are faster than planned
 
 
 class Interchange(interchange.Interchange):  # type: ignore[misc]
@@ -84,7 +85,7 @@ class Interchange(interchange.Interchange):  # type: ignore[misc]
                 self.count += len(tasks)
                 m["tasks"].extend(message["task_id"] for message in messages)
                 m["idle_since"] = None
-            elif self.pending_task_queue and not m["tasks"]:
+            elif self.pending_task_queue and not m["tasks"] and time.time() > m["idle_since"] + IDLE:
                 interchange.logger.info(f"No waiting task fits the time left of manager {manager_id!r}: it ends")
                 m["draining"] = True
 
