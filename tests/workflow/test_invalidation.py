@@ -34,16 +34,26 @@ def measured(model: str, variant: str) -> list[str]:
     return [f"measure model={model} variant={variant}"]
 
 
+def one_shot(variant: str) -> list[str]:
+    """A variant of the fine-tuned model, and its run."""
+    return [
+        f"prune_finetuned model=roberta-base pruned={variant} task=mrpc seed=0",
+        *runs(variant, "mrpc", ("one-shot",)),
+    ]
+
+
 RECIPES = ("kept", "released", "brief")
-MRPC = [*runs("dense", "mrpc"), *runs("magnitude-linear-0.5", "mrpc", RECIPES)]
+UNIFORM, STRUCTURED = "uniform-linear-0.5", "structured-linear-0.5"
+WANDA, INT8 = "wanda-linear-0.5", "int8-linear-0"
+MRPC = [
+    *runs("dense", "mrpc"), *runs("magnitude-linear-0.5", "mrpc", RECIPES), *one_shot(WANDA), *one_shot(INT8),
+]  # fmt: skip
 SST2 = [
     job
     for model in ("roberta-base", "bart-base")
     for variant in ("dense", "magnitude-all-0.9")
     for job in runs(variant, "sst2", model=model)
 ]
-UNIFORM, STRUCTURED = "uniform-linear-0.5", "structured-linear-0.5"
-WANDA = "wanda-linear-0.5"
 
 
 def evaluations(*variants: str, model: str = "gpt2") -> list[str]:
@@ -64,13 +74,18 @@ EVALUATE = [
 TRAINED = [*MRPC, *SST2, *(job for job in TEXT if job.startswith("finetune"))]
 MEASURED = [("roberta-base", "dense"), ("roberta-base", "magnitude-linear-0.5")]
 VARIANTS = [
-    *MEASURED, ("roberta-base", "magnitude-all-0.9"), ("bart-base", "dense"), ("bart-base", "magnitude-all-0.9"),
+    *MEASURED, *(("roberta-base", variant) for variant in ("magnitude-all-0.9", WANDA, INT8)),
+    *(("bart-base", variant) for variant in ("dense", "magnitude-all-0.9")),
     *(("gpt2", variant) for variant in ("dense", UNIFORM, STRUCTURED, WANDA)),
 ]  # fmt: skip
 WEIGHTS = [f"weights model={model} variant={variant}" for model, variant in VARIANTS if variant == "dense"]
 PRUNES = [f"prune model={model} pruned={variant}" for model, variant in VARIANTS if variant != "dense"]
 STAGES = [*PRUNES, *WEIGHTS, *(job for cell in MEASURED for job in measured(*cell)), *EVALUATE, *TRAINED]
 PRUNED = [job for job in STAGES if "variant=dense" not in job]  # prune, and all that follows
+CALIBRATED = [
+    *(job for model in ("gpt2", "roberta-base") for job in pruned(model, WANDA)),
+    *evaluations(WANDA), *recovered(WANDA), *one_shot(WANDA),
+]  # fmt: skip
 DOWNLOADS = [
     *(f"download_model model={model}" for model in ("roberta-base", "gpt2", "bart-base")),
     *(f"download_task task={task}" for task in ("sst2", "mrpc", "lines", "text")),
@@ -245,19 +260,19 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     ),
     "code of a calibrated method": (
         appended(f"{LIBRARY}pruning/methods/wanda.py", "\nCHANGED = 1\n"),
-        [*pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
+        [*CALIBRATED, *END],
     ),
     "code of calibration": (
         replaced(f"{LIBRARY}pruning/calibration.py", "TOKENS = 2048", "TOKENS = 2047"),
-        [*pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
+        [*CALIBRATED, *END],
     ),
     "another calibration seed": (
         config(lambda values: values["calibration"].update(seeds=[0, 1])),
-        [*pruned("gpt2", f"{WANDA}-1"), *evaluations(f"{WANDA}-1"), *recovered(f"{WANDA}-1"), *END],
+        [*(job.replace(WANDA, f"{WANDA}-1") for job in CALIBRATED), *END],
     ),
     "layerwise sparsity": (
         config(lambda values: values.update(prune={"layerwise": "owl"})),
-        [*pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
+        [*CALIBRATED, *END],
     ),
     "another calibration text": (
         config(
@@ -265,7 +280,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
                 values["tasks"].update(more=values["tasks"]["lines"]), values["calibration"].update(task="more"),
             )
         ),
-        ["download_task task=more", *pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *END],
+        ["download_task task=more", *(job for job in CALIBRATED if "task=mrpc" not in job), *END],
     ),
     "another training text": (
         config(
@@ -282,7 +297,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
             *(job for cell in VARIANTS if cell[1] not in ("dense", WANDA) for job in pruned(*cell)),
             *(job for cell in MEASURED if cell[1] != "dense" for job in measured(*cell)),
             *(job for job in EVALUATE if "dense" not in job and WANDA not in job),
-            *(job for job in [*MRPC, *SST2] if "dense" not in job), *END,
+            *(job for job in [*MRPC, *SST2] if "dense" not in job and WANDA not in job), *END,
         ],
     ),
     "code of plot": (replaced(f"{LIBRARY}reporting/figures/style.py", "#0072B2", "#0072B3"), ["plot"]),
@@ -324,7 +339,8 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "rows of a task edited in place": (
         edited,
         [
-            "download_task task=lines", "download_task task=text", *pruned("gpt2", WANDA), *EVALUATE,
+            "download_task task=lines", "download_task task=text", *pruned("gpt2", WANDA),
+            *pruned("roberta-base", WANDA), *EVALUATE,
             *(job for job in TEXT if job.startswith("finetune")), *END,
         ],
     ),
