@@ -50,13 +50,21 @@ def test_the_end_is_that_of_all_work_or_of_the_longest_chain() -> None:
 
 
 def test_what_has_run_and_how_fast_it_was_shortens_what_is_left() -> None:
-    progress = planned(10, 10, 10)
-    progress.end([0], 300.0)
-    assert progress.pace == 0.5
+    progress = planned(100, 10, 10)
+    progress.end([0], 2700.0)
+    assert progress.pace == 0.5, "(2700 + 600) / (6000 + 600)"
     assert progress.seconds_left(1, {}) == pytest.approx(600)
     assert progress.seconds_left(1, {1: time.monotonic() - 200}) == pytest.approx(400, abs=1)
     late = progress.seconds_left(1, {1: time.monotonic() - 1000})
     assert late == pytest.approx(400, abs=1), "300 s of the other, a tenth of the time of the late one"
+
+
+def test_a_few_short_jobs_say_little_about_long_ones() -> None:
+    """They took four times as long as planned, as the start of a process did."""
+    progress = planned(0.3, 0.3, 25)
+    progress.end([0], 72.0)
+    progress.end([1], 72.0)
+    assert progress.pace < 1.2
 
 
 def test_without_planned_minutes_jobs_are_expected_to_take_as_long_as_others() -> None:

@@ -183,7 +183,7 @@ def test_the_profile_for_polaris_runs_a_study(site: Site, hub: Path, root: Path)
     """Two runs of the tiny study in one pilot under the stand-in for PBS."""
     said = run_study(site, hub, root, gpus=1, nodes=1)
     assert "Plan of tiny" in said
-    assert "5 jobs in pools" in said
+    assert re.search(r"left: \d+ jobs in pools", said)
     assert len(site.jobs()) == 1
 
 
@@ -198,7 +198,7 @@ def test_a_run_over_two_nodes_by_config(site: Site, hub: Path, root: Path) -> No
     (mine,) = [name for name, script in scripts.items() if "parsl.nodes" in script]
     assert "#PBS -l select=2:ncpus=64:system=polaris\n" in scripts[mine]
     assert len(scripts) == 2, "a second batch job for jobs that need no node of their own"
-    assert not list((site.folder / "home").iterdir()), "no list of nodes is left there"
+    assert not list((site.folder / "home").glob("*.nodes")), "no list of nodes is left there"
     study = site.folder / "study"
     assert len(list(study.glob("logs/parsl/000/nodes/block-0/*/manager.log"))) == 1
     (log,) = study.glob("logs/finetune/**/seed-0.log")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import fmean
 
+USUAL = 600  # seconds; the start of a process dominates a few short jobs, which say little about long ones
+
 
 @dataclass
 class Job:
@@ -25,7 +27,6 @@ class Progress:
 
     Attributes:
         left: jobs that have not ended, submitted or not, by any key.
-        pace: measured by planned duration of the jobs that have ended.
     """
 
     def __init__(self) -> None:
@@ -36,8 +37,8 @@ class Progress:
 
     @property
     def pace(self) -> float:
-        """Measured by planned duration of the jobs that have ended; 1 if there are none."""
-        return self._took / self._planned if self._planned and self._took else 1.0
+        """Measured by planned duration of the jobs that have ended; near 1 until USUAL seconds of plan have run."""
+        return (self._took + USUAL) / (self._planned + USUAL)
 
     def end(self, keys: list[Hashable], seconds: float | None) -> None:
         """Record that jobs, which ran one after the other, ended after so many seconds; None: they failed."""
