@@ -35,7 +35,9 @@ rule plot:
         disk_mb=disk("plot"),
     params:
         settings=settings(
-            config=STUDY.model_dump(exclude_none=True, exclude={"models": {"__all__": {"parameters"}}, "tracker": True}),
+            config=STUDY.model_dump(
+                exclude_none=True, exclude={"models": {"__all__": {"parameters"}}, "tracker": True}
+            ),
             methods={method: methods.NOTES[method] for method in METHODS},
         ),
         code=code("plot", files=[Path(methods.__file__).parents[1] / "reporting/report.html.jinja"]),

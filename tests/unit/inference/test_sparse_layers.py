@@ -151,7 +151,8 @@ def test_a_sparse_model_gives_the_same_outputs(kind: str, method: str, variant: 
 def test_only_the_input_of_the_activation_keeps_its_layout(variant: Variant) -> None:
     folder = variant("0.5")
     model = load_base(folder)
-    sparse = with_layers(model, dict(sparse_layers(model, folder.structure, layers_with_zeros(model, folder.structure))))
+    names = layers_with_zeros(model, folder.structure)
+    sparse = with_layers(model, dict(sparse_layers(model, folder.structure, names)))
     for layer in sparse.modules():
         if isinstance(layer, SparseLinear):
             layer.ways.fastest = lambda x: "skipped"  # type: ignore[method-assign]
