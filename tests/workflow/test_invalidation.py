@@ -294,10 +294,10 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "seed of pruning": (
         config(lambda values: values.update(prune={"seed": 1})),
         [
-            *(job for cell in VARIANTS if cell[1] not in ("dense", WANDA) for job in pruned(*cell)),
+            *(job for cell in VARIANTS if cell[1] not in ("dense", WANDA, INT8) for job in pruned(*cell)),
             *(job for cell in MEASURED if cell[1] != "dense" for job in measured(*cell)),
             *(job for job in EVALUATE if "dense" not in job and WANDA not in job),
-            *(job for job in [*MRPC, *SST2] if "dense" not in job and WANDA not in job), *END,
+            *(job for job in [*MRPC, *SST2] if not any(word in job for word in ("dense", WANDA, INT8))), *END,
         ],
     ),
     "code of plot": (replaced(f"{LIBRARY}reporting/figures/style.py", "#0072B2", "#0072B3"), ["plot"]),
