@@ -11,6 +11,11 @@ os.environ["TRITON_INTERPRET"] = "1"  # kernels for GPUs run on the CPU; read wh
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests first: at the end, a process that has none left takes some of the others'."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT

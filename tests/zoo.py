@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 WORDS = {"vocab_size": 26, "pad_token_id": 0, "bos_token_id": 4, "eos_token_id": 5}
 BASIC = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES = BASIC | {"intermediate_size": 64}
@@ -85,6 +87,13 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("T5ForConditionalGeneration", T5),
     "xlnet": ("XLNetLMHeadModel", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}),
 }
+
+# Types that take every path through the code; tests of a whole stage leave the others to `./run test --exhaustive`.
+COMMON = (
+    "bert", "distilbert", "gpt2", "llama", "qwen3", "opt", "gpt_neox", "bart", "albert", "bloom", "deberta-v2",
+    "falcon", "gemma3_text", "mixtral", "modernbert", "phi3", "t5", "xlnet",
+)  # fmt: skip
+EVERY = [kind if kind in COMMON else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ZOO]
 # What a person would call these; others are decoders.
 ENCODERS = {
     "bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "camembert", "deberta", "deberta-v2", "ernie",

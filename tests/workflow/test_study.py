@@ -17,7 +17,7 @@ def test_the_study_runs_from_download_to_report(finished: Project) -> None:
     report = finished.folder / "reports/tiny"
     metrics = pd.read_csv(report / "tables/metrics.csv")
     accuracy = metrics[metrics.metric == "accuracy"]
-    assert len(accuracy) == 4 + 1 + 3  # SST-2 of two models, MRPC dense, MRPC pruned: recipes
+    assert len(accuracy) == 4 + 1 + 3 + 2  # SST-2 of two models, MRPC dense, pruned: recipes, pruned after fine-tuning
     assert set(metrics.model) == {"roberta-base", "gpt2", "bart-base"}
     perplexity = metrics[metrics.metric == "perplexity"]
     assert (perplexity.task == "lines").sum() == 2 + 2  # dense, wanda, and two methods
@@ -78,6 +78,7 @@ def test_snakemakes_own_report_works(finished: Project, tmp_path: Path) -> None:
         "config.yaml",
         "studies/embedded.yaml",
         "studies/embedded-long.yaml",
+        "studies/glue.yaml",
         "studies/one-billion.yaml",
         "studies/recovery.yaml",
         "studies/recovery-text.yaml",

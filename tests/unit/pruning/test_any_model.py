@@ -17,7 +17,7 @@ from llm_sparsity.storage.files import read_json
 from llm_sparsity.study.sparsity import Sparsity
 from tests.tiny import save_mood_task, save_text_task
 from tests.unit.training.helpers import run
-from tests.zoo import ZOO, architecture, save
+from tests.zoo import EVERY, architecture, save
 
 pytestmark = pytest.mark.slow
 DRAW = {"samples": 4, "sequence_length": 16, "seed": 0}
@@ -46,7 +46,7 @@ def text(tmp_path: Path) -> TaskFolder:
     return TaskFolder(save_text_task(tmp_path / "text"))
 
 
-@pytest.mark.parametrize("kind", ZOO)
+@pytest.mark.parametrize("kind", EVERY)
 def test_a_type_goes_through_every_stage(
     kind: str, saved: Callable[[str], ModelFolder], text: TaskFolder, tmp_path: Path
 ) -> None:
@@ -82,7 +82,7 @@ def test_a_type_goes_through_every_stage(
     assert trained.pruned["measured_sparsity"] >= pruned.pruned["measured_sparsity"]
 
 
-@pytest.mark.parametrize("kind", ZOO)
+@pytest.mark.parametrize("kind", EVERY)
 def test_a_type_is_calibrated_or_refused_in_a_line(
     kind: str, saved: Callable[[str], ModelFolder], text: TaskFolder, tmp_path: Path
 ) -> None:

@@ -16,9 +16,9 @@ from llm_sparsity.storage.container import load, save, to_plain
 from llm_sparsity.storage.files import read_json, read_manifest, write_manifest
 from tests.tiny import model_of, query
 from tests.unit.pruning.helpers import prune
-from tests.zoo import WHOLE, ZOO, make
+from tests.zoo import EVERY, WHOLE, ZOO, make
 
-COMMON = list(ZOO)[:13]
+KNOWN = list(ZOO)[:13]
 
 
 def random_model(kind: str, folder: Path) -> Path:
@@ -60,14 +60,14 @@ def unchanged_output(kind: str, scope: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("scope", ["linear", "attention", "mlp", "layers.1"])
-@pytest.mark.parametrize("kind", COMMON)
+@pytest.mark.parametrize("kind", KNOWN)
 def test_removing_units_without_effect_keeps_the_output(kind: str, scope: str, tmp_path: Path) -> None:
     unchanged_output(kind, scope, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["attention", "mlp"])
-@pytest.mark.parametrize("kind", [kind for kind in ZOO if kind not in COMMON])
+@pytest.mark.parametrize("kind", EVERY)
 def test_any_type_loses_units_or_is_refused_in_a_line(kind: str, scope: str, tmp_path: Path) -> None:
     if scope not in WHOLE.get(kind, {}):
         unchanged_output(kind, scope, tmp_path)
@@ -78,7 +78,7 @@ def test_any_type_loses_units_or_is_refused_in_a_line(kind: str, scope: str, tmp
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("kind", COMMON)
+@pytest.mark.parametrize("kind", KNOWN)
 def test_plain_transformers_loads_models_whose_configuration_can_express_them(kind: str, tmp_path: Path) -> None:
     grouped = kind in ("llama", "mistral", "qwen2", "qwen3")
     folder = random_model(kind, tmp_path / "model")

@@ -10,13 +10,13 @@ from tests.kill import SETTINGS
 
 def test_settings_are_read_from_json_values() -> None:
     none = dict.fromkeys(("schedule", "distill", "lora", "evaluation"))
-    assert asdict(FinetuneSettings.from_dict(SETTINGS)) == SETTINGS | none
+    assert asdict(FinetuneSettings.from_dict(SETTINGS)) == {"start": "pretrained"} | SETTINGS | none
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({**SETTINGS, "epoch": 1}, r"settings: unknown key 'epoch'; known: mask, .*"),
+        ({**SETTINGS, "epoch": 1}, r"settings: unknown key 'epoch'; known: start, mask, .*"),
         ({"mask": "kept"}, "settings: no 'seed'; add it"),
     ],
 )
