@@ -199,9 +199,9 @@ def test_a_killed_driver_leaves_nothing_and_the_next_one_finds_no_second_writer(
 
 @pytest.mark.slow
 def test_a_job_that_does_not_fit_what_is_left_of_a_pilot_waits_for_a_new_one(site: Site) -> None:
-    """A pilot has 64 seconds for jobs. A minute is planned for each, the first one takes 45 seconds."""
+    """A pilot has 64 seconds for jobs. A minute is planned for each; whichever is first takes 45 seconds, the other none."""
     site.pools(UNDER_PBS, slots=1, seconds=64)
-    driver = site.start("long-1+ok-1")
+    driver = site.start("long-1+long-1-again")
     site.wait(lambda: site.events("begin"))
     (first,) = site.events("begin")
     site.wait(lambda: time.time() > float(first[3]) + 45)  # of the pilot's time
