@@ -199,7 +199,7 @@ def test_a_killed_driver_leaves_nothing_and_the_next_one_finds_no_second_writer(
 
 @pytest.mark.slow
 def test_a_job_that_does_not_fit_what_is_left_of_a_pilot_waits_for_a_new_one(site: Site) -> None:
-    """A pilot has 64 seconds for jobs. A minute is planned for each; whichever is first takes 45 seconds, the other none."""
+    """A pilot has 64 seconds for jobs. A minute is planned for each; whichever is first takes 45, the other none."""
     site.pools(UNDER_PBS, slots=1, seconds=64)
     driver = site.start("long-1+long-1-again")
     site.wait(lambda: site.events("begin"))
