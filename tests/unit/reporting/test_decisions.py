@@ -14,6 +14,7 @@ from llm_sparsity.reporting.options import front
 from llm_sparsity.reporting.page import page
 from llm_sparsity.reporting.summary import summary
 from llm_sparsity.reporting.tables import read
+from llm_sparsity.reporting.wording import cost_of
 from tests.tables import write_tables
 
 from .test_answers import changed
@@ -129,3 +130,10 @@ def test_models_that_agree_everywhere_still_have_an_error() -> None:
     right = [True] * 50
     assert paired_error(right, right) == pytest.approx(1 / 52)
     assert paired_error(right, [False, *right[1:]]) == paired_error([False, *right[1:]], right)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.0, "0.0 points"), (0.0004, "0.0 points"), (0.02, "\N{MINUS SIGN}2.0 points")]
+)
+def test_nothing_lost_has_no_sign(value: float, said: str) -> None:
+    assert cost_of("accuracy", Estimate(value)) == said

@@ -96,7 +96,7 @@ def cost_of(metric: str, change: Estimate | None) -> str:
     if change is None:
         return "unknown"
     sign, scale, unit = (-1, 100, "points") if in_points(metric) else (1, 1, "times")
-    value = f"{sign * scale * change.value:.{1 if scale > 1 else 2}f}".replace("-", "\N{MINUS SIGN}")
+    value = f"{sign * scale * change.value:z.{1 if scale > 1 else 2}f}".replace("-", "\N{MINUS SIGN}")
     if math.isnan(change.margin) or not change.margin:
         return f"{value} {unit}"
     return f"{value} ± {scale * change.margin:.{1 if scale > 1 else 2}f} {unit}"
