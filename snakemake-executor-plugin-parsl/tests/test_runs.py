@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,11 @@ import pytest
 from batch_site import HANGS, ON_THIS_MACHINE, UNDER_PBS, Site
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ends processes by a call of Linux")
+
+
+def called(words: str, pids: Iterable[int]) -> list[int]:
+    """The processes whose command has these words."""
+    return [pid for pid in pids if words.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def test_jobs_fill_devices_longest_first_and_a_failure_leaves_others_alone(site: Site) -> None:
@@ -226,8 +232,7 @@ def test_a_pilot_killed_outright_loses_no_job(site: Site) -> None:
     site.pools(ON_THIS_MACHINE, slots=1)
     driver = site.start("long-2")
     site.wait(lambda: site.events("begin"))
-    managers = [pid for pid in site.processes() if b"process_worker_pool" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    for pid in managers:
+    for pid in called("process_worker_pool", site.processes()):
         os.kill(pid, signal.SIGKILL)
     (site.folder / "short").touch()
     assert driver.wait(timeout=HANGS) == 0, site.said()
@@ -250,7 +255,7 @@ def test_an_interchange_that_dies_ends_the_run_and_its_pilots(site: Site) -> Non
     driver = site.start("long-3")
     site.wait(lambda: site.events("begin"))
     children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
-    (interchange,) = [int(pid) for pid in children if b"HTEX interchange" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (interchange,) = called("HTEX interchange", map(int, children))
     os.kill(interchange, signal.SIGKILL)
     assert driver.wait(timeout=HANGS) == 1, site.said()
     assert "error: the interchange of pool gpu has died" in site.said()

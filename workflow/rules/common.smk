@@ -29,7 +29,7 @@ from llm_sparsity.site import slurm
 from llm_sparsity.storage.files import sha256, write_text
 from llm_sparsity.study import config as study_config
 from llm_sparsity.study import footprint, methods, plan
-from llm_sparsity.study.cells import Run, Variant
+from llm_sparsity.study.cells import Run, Variant, variant_folder
 from llm_sparsity.study.fingerprint import code_hash
 
 # Jobs run this Python with the library beside this file, so that the hashed code is the code that runs. The paths are
@@ -72,9 +72,7 @@ def one_of(names):
 
 def model_folder(wildcards):
     """The folder of a variant."""
-    if wildcards.variant == "dense":
-        return f"resources/models/{wildcards.model}"
-    return f"results/{wildcards.model}/{wildcards.variant}/model"
+    return variant_folder(wildcards.model, Variant.parse(wildcards.variant))
 
 
 def model_manifest(wildcards):
@@ -118,20 +116,14 @@ def run_of(wildcards):
     return Run(wildcards.model, variant, wildcards.task, wildcards.recipe, int(wildcards.seed))
 
 
-def start_folder(wildcards):
-    """The folder that a run starts from: that of the variant, or of the variant of the fine-tuned model."""
-    run = run_of(wildcards)
-    return run.pruned / "model" if STUDY.prunes_finetuned(run) else model_folder(wildcards)
-
-
 def start_manifest(wildcards):
     """The manifest of the folder that a run starts from."""
-    return f"{start_folder(wildcards)}/manifest.json"
+    return f"{STUDY.start_folder(run_of(wildcards))}/manifest.json"
 
 
 def start_weights(wildcards):
     """The weights that a run starts from."""
-    return f"{start_folder(wildcards)}/model.safetensors"
+    return f"{STUDY.start_folder(run_of(wildcards))}/model.safetensors"
 
 
 def dense_run(file):
@@ -188,8 +180,7 @@ def claims_numbers():
 
 def manifest_of(model, variant):
     """The manifest of a variant's folder."""
-    folder = f"resources/models/{model}" if variant.is_dense else f"results/{model}/{variant}/model"
-    return f"{folder}/manifest.json"
+    return f"{variant_folder(model, variant)}/manifest.json"
 
 
 def contents(*paths):

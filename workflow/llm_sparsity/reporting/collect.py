@@ -19,7 +19,7 @@ from llm_sparsity.reporting import dictionary, tables
 from llm_sparsity.reporting.intervals import paired_error
 from llm_sparsity.reporting.tables import LIBRARIES, MACHINE, SECONDS, VERSIONS
 from llm_sparsity.storage.files import read_json, read_manifest, weight_bytes, write_manifest
-from llm_sparsity.study.cells import DENSE, Cells, Evaluation, Run, Variant, expand
+from llm_sparsity.study.cells import DENSE, Cells, Evaluation, Run, Variant, expand, variant_folder
 from llm_sparsity.study.sparsity import Sparsity
 
 Row = dict[str, Any]
@@ -130,8 +130,7 @@ def _size(model: str, variant: Variant, root: Path, costs: Mapping[tuple[str, Va
 
     `ratio` compares like with like: the container compresses the weights of a dense model too.
     """
-    dense = read_manifest(root / "resources/models" / model)
-    manifest = dense if variant.is_dense else read_manifest(root / "results" / model / str(variant) / "model")
+    dense, manifest = (read_manifest(root / variant_folder(model, each)) for each in (DENSE, variant))
     size, dense_size = weight_bytes(manifest), weight_bytes(dense)
     whole = _json(root / "results" / model / str(DENSE) / "sizes.json")
     container = whole["container_bytes"] if variant.is_dense else size

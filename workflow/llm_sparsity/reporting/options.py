@@ -16,7 +16,7 @@ import pandas as pd
 from llm_sparsity.reporting.intervals import Estimate, combined, margin, variance
 from llm_sparsity.reporting.tables import UNTRAINED, Tables, dense, examples, judged
 from llm_sparsity.reporting.wording import in_points
-from llm_sparsity.study.cells import Evaluation, Run, Variant
+from llm_sparsity.study.cells import Run, Variant, variant_folder
 from llm_sparsity.study.sparsity import Sparsity
 
 POINTS, TIMES = -0.02, 1.1  # the tolerances: of a difference of scores, of a ratio of perplexities
@@ -202,7 +202,5 @@ def _folder(row: Any) -> Path:
     """Where the model of a row lies."""
     variant = Variant(row.method, row.scope, row.sparsity, int(row.calibration_seed))
     if row.recipe != UNTRAINED:
-        return Path(Run(row.model, variant, row.task, row.recipe, int(row.seed)).folder, "model")
-    if variant.is_dense:
-        return Path("resources/models", row.model)
-    return Path(Evaluation(row.model, variant, row.task).folder.parent, "model")
+        return Run(row.model, variant, row.task, row.recipe, int(row.seed)).folder / "model"
+    return variant_folder(row.model, variant)

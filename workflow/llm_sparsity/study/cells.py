@@ -11,6 +11,7 @@ from llm_sparsity.study.methods import WITHOUT_MASK, Chain
 from llm_sparsity.study.sparsity import Sparsity
 
 RESULTS = Path("results")
+MODELS = Path("resources/models")
 
 
 @dataclass(frozen=True, order=True)
@@ -51,6 +52,11 @@ class Variant:
 
 
 DENSE = Variant()
+
+
+def variant_folder(model: str, variant: Variant) -> Path:
+    """The model folder of a variant of a pretrained model."""
+    return MODELS / model if variant.is_dense else RESULTS / model / str(variant) / "model"
 
 
 @dataclass(frozen=True, order=True)

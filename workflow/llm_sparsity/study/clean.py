@@ -158,11 +158,7 @@ def _difference(cached: dict[str, Any], study: Config, run: Run, code: str, home
 
 def _inputs(study: Config, run: Run) -> dict[str, Path]:
     """The manifests that a run reads, by the names in its cache."""
-    dense = Path("resources/models") / run.model
-    model = dense if run.variant.is_dense else Path("results") / run.model / str(run.variant) / "model"
-    if study.prunes_finetuned(run):
-        model = run.pruned / "model"
-    inputs = {"model": model / MANIFEST, "task": Path("resources/tasks") / run.task / MANIFEST}
+    inputs = {"model": study.start_folder(run) / MANIFEST, "task": Path("resources/tasks") / run.task / MANIFEST}
     if text := study.tasks[run.task].train_on:
         inputs["text"] = Path("resources/tasks") / text / MANIFEST
     if study.recipe(run.recipe).needs_dense:

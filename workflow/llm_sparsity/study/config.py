@@ -5,12 +5,13 @@ them imports torch: `snakemake -n` runs where it is not installed.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.study.cells import Cells, Run, expand
+from llm_sparsity.study.cells import Cells, Run, expand, variant_folder
 from llm_sparsity.study.fields import (
     Name,
     ScopeName,
@@ -183,6 +184,10 @@ class Config(Section):
     def prunes_finetuned(self, run: Run) -> bool:
         """Whether a run starts from a variant of the fine-tuned dense model, not of the pretrained one."""
         return not run.variant.is_dense and self.recipe(run.recipe).start == "finetuned"
+
+    def start_folder(self, run: Run) -> Path:
+        """The model folder that a run starts from."""
+        return run.pruned / "model" if self.prunes_finetuned(run) else variant_folder(run.model, run.variant)
 
     def download_settings(self, kind: str, name: str) -> dict[str, Any]:
         """The settings that shape a downloaded "model" or "task"."""

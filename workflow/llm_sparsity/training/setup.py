@@ -70,13 +70,13 @@ def initial_model(
     if dense is None:
         return net, counts, None
     finetuned, teacher = objective.load(dense, settings.seed, values=values or settings.distill is not None), None
-    if settings.distill:
-        teacher = Teacher(copy.deepcopy(finetuned).to(accelerator.device), **settings.distill)
     if settings.start == "pretrained":
         net = finetuned
     if settings.distill:
+        own = copy.deepcopy(finetuned) if net is finetuned else finetuned  # the teacher does not train
+        teacher = Teacher(own.to(accelerator.device), **settings.distill)
         disable_dropout(net)
-    if settings.start == "pretrained" and not settings.schedule:
+    if net is finetuned and not settings.schedule:
         for name, weight in scope.parameters(net).items():
             weight.detach().masked_fill_(removed[name], 0)
     return net, counts, teacher
