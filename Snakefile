@@ -34,10 +34,7 @@ rule all:
 
 
 onstart:
-    driver.record()
-    cancel_left_over()
-    refuse_unreachable_sources()
-    show_plan()
+    run_command(check_before_start)
 
 
 onsuccess:

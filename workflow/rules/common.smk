@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -22,11 +23,11 @@ WORKFLOW = Path(str(workflow.current_basedir)).resolve().parents[1]
 sys.path.insert(0, str(WORKFLOW / "workflow"))
 
 from llm_sparsity.data.model_files import MODEL_FILES, matching
-from llm_sparsity.jobs import driver
-from llm_sparsity.jobs.command import quoted
+from llm_sparsity.jobs import driver, failures
+from llm_sparsity.jobs.command import quoted, run as run_command
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.site import slurm
-from llm_sparsity.storage.files import sha256, write_text
+from llm_sparsity.site import slurm, sources
+from llm_sparsity.storage.files import MANIFEST, sha256, write_text
 from llm_sparsity.study import config as study_config
 from llm_sparsity.study import footprint, methods, plan
 from llm_sparsity.study.cells import Run, Variant, variant_folder
@@ -234,7 +235,7 @@ def folder_content(kind, name):
     folder = Path(entry.source.folder).expanduser()
     named = [] if kind == "model" else [folder / file for file in (*entry.files.values(), "README.md")]
     content = []
-    for path in named or matching(folder, MODEL_FILES):
+    for path in named or matching(folder, (*MODEL_FILES, MANIFEST)):
         if path.is_file():
             size, time = path.stat().st_size, path.stat().st_mtime_ns
             content.append([str(path.relative_to(folder)), time if size > LARGE else sha256(path), size])
@@ -325,10 +326,30 @@ def disk(stage):
 # --- before the first job, and after the last ---
 
 
-def cancel_left_over():
-    """Cancel the Slurm jobs of a killed driver that make what this one is about to make."""
+def check_before_start():
+    """End a run before its first job if this environment cannot run it, or something that it needs is missing.
+
+    Then clear what a killed driver has left in Slurm, and show what the study takes.
+    """
+    driver.record()
+    check_environment()
+    if found := list(sources.missing(STUDY)):
+        raise UserError("\nerror: ".join(map(str, found)))
     if workflow.executor_plugin.name == "slurm":
         slurm.cancel_left_over((job.name, list(job.wildcards or [])) for job in workflow.dag.needrun_jobs())
+    show_plan()
+
+
+def check_environment():
+    """Raise UserError if packages that run a study, or the package of its tracker, are not installed."""
+    if find_spec("torch") is None or find_spec("huggingface_hub") is None:
+        raise UserError(
+            "this environment can plan (-n) but not run; pip install -r envs/requirements.txt, or use ./run"
+        )
+    if STUDY.tracker:
+        from llm_sparsity.training import tracking
+
+        tracking.require(STUDY.tracker)
 
 
 def show_plan():
@@ -347,45 +368,6 @@ def show_plan():
             print("", advice.advise(plan.jobs(STUDY), advice.queues(queues)), sep="\n", file=sys.stderr)
 
 
-def refuse_unreachable_sources():
-    """Stop before any job if a hub source is neither cached nor reachable, or a tracker is not installed."""
-    from importlib.util import find_spec
-
-    if find_spec("torch") is None or find_spec("huggingface_hub") is None:
-        sys.exit(
-            "error: this environment can plan (-n) but not run; pip install -r envs/requirements.txt, or use ./run"
-        )
-    from llm_sparsity.data.hub import missing_offline
-    from llm_sparsity.training import tracking
-
-    try:
-        if STUDY.tracker:
-            tracking.require(STUDY.tracker)
-    except UserError as error:
-        sys.exit(f"error: config: {error}")
-    lines = {
-        missing_offline(entry.source.model_dump(exclude_none=True), kind, list(getattr(entry, "files", {}).values()))
-        for kind, name, entry in wanted_entries()
-        if not (Path(f"resources/{kind}s/{name}/manifest.json")).exists()
-    }
-    lines |= {
-        f"{kind}s.{name}.source.folder: found {entry.source.folder!r}, which is no folder; correct the path, or put the "
-        "folder back: its content decides whether what was made of it is up to date"
-        for kind, name, entry in wanted_entries()
-        if entry.source.folder is not None and not Path(entry.source.folder).expanduser().is_dir()
-    }
-    if lines - {None}:
-        sys.exit("\n".join(sorted(f"error: {line}" for line in lines if line)))
-
-
-def wanted_entries():
-    """The models and tasks of the study."""
-    models = {model for model, _ in CELLS.variants}
-    for kind, names, entries in (("model", models, STUDY.models), ("task", STUDY.wanted_tasks(), STUDY.tasks)):
-        for name in sorted(names):
-            yield kind, name, entries[name]
-
-
 def show_summary():
     """Print what was found, below all that Snakemake still has to say."""
     if Path(rules.plot.output.summary).exists():
@@ -396,7 +378,7 @@ def show_failures():
     """Print the reason and the log of each failed job, one line each, below all that Snakemake still has to say."""
     jobs = [(" ".join([job.name, *map(str, job.wildcards or [])]), list(job.log)) for job in workflow.scheduler.failed]
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
-    lines = "\n".join(f"{red}{line}{plain}" for line in sorted(driver.failures(jobs)))
+    lines = "\n".join(f"{red}{line}{plain}" for line in sorted(failures.failures(jobs)))
     atexit.register(print, lines, file=sys.stderr)
 
 

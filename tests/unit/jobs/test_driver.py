@@ -1,13 +1,15 @@
+import errno
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from llm_sparsity.jobs import driver
-from llm_sparsity.jobs.lock import this_process
 
 
 @pytest.fixture
@@ -23,14 +25,14 @@ def locks(tmp_path: Path) -> Path:
 @pytest.fixture
 def dead() -> str:
     """What a process that has ended said of itself."""
-    code = "from llm_sparsity.jobs.lock import this_process; print(this_process())"
+    code = "from llm_sparsity.jobs.process import this_process; print(this_process())"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 def test_locks_of_a_dead_driver_are_removed(locks: Path, dead: str, capsys: pytest.CaptureFixture[str]) -> None:
     (locks / "owner-1").write_text(dead)
     driver.unlock(locks)
-    assert list(locks.parent.iterdir()) == []
+    assert list(locks.parent.rglob("*")) == [locks]
     assert f"process {json.loads(dead)['pid']} of an earlier run has ended" in capsys.readouterr().err
 
 
@@ -59,20 +61,47 @@ def test_locks_without_a_name_stay(locks: Path, dead: str) -> None:
     assert len(list(locks.glob("*.output.lock"))) == 2
 
 
-def test_locks_that_were_taken_anew_stay(locks: Path, dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two drivers start at once: the first has unlocked and locked anew when the second unlocks."""
+def test_locks_that_another_driver_takes_meanwhile_stay(
+    locks: Path, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two drivers start at once: the first has unlocked and locked anew when the second one may unlock."""
     (locks / "owner-1").write_text(dead)
-    rename = Path.rename
 
-    def later(path: Path, target: Path) -> Path:
-        (locks / "owner-1").write_text(this_process())
-        monkeypatch.setattr(Path, "rename", rename)
-        return path.rename(target)
+    @contextmanager
+    def later(path: Path) -> Iterator[None]:
+        (locks / "owner-1").unlink()
+        driver.record(locks)
+        yield
 
-    monkeypatch.setattr(Path, "rename", later)
+    monkeypatch.setattr(driver, "locked", later)
     driver.unlock(locks)
     assert (locks / "0.output.lock").exists()
-    assert [path.name for path in locks.parent.iterdir()] == ["locks"]
+    assert (driver.holder(locks) or "").startswith(f"process {os.getpid()} on ")
+
+
+def test_an_owner_that_is_gone_or_cut_off_stops_no_driver(
+    locks: Path, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, text in enumerate(["", dead[: len(dead) // 2], "1", "{}"], start=2):
+        (locks / f"owner-{number}").write_text(text)
+    (locks / "owner-1").symlink_to("gone")
+    driver.unlock(locks)
+    assert driver.holder(locks) is None
+    assert (locks / "0.output.lock").exists(), "nobody is known to have ended"
+    (locks / "owner-1").unlink()
+    (locks / "owner-1").write_text(dead)
+    driver.unlock(locks)
+    assert not list(locks.glob("*.lock"))
+
+
+def test_an_owner_is_whole_or_absent(locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="full"):
+        driver.record(locks)
+    assert not list(locks.glob("owner-*"))
 
 
 def test_without_locks_nothing_happens(tmp_path: Path) -> None:
@@ -80,43 +109,3 @@ def test_without_locks_nothing_happens(tmp_path: Path) -> None:
     driver.unlock(tmp_path / "locks")
     assert driver.holder(tmp_path / "locks") is None
     assert list(tmp_path.iterdir()) == []
-
-
-TRACEBACK = """Traceback (most recent call last):
-  File "a.py", line 1, in <module>
-    1 / 0
-    ~~^~~
-
-{last}
-"""
-KILLED = "it ended without a message"
-
-
-@pytest.mark.parametrize(
-    ("log", "reason"),
-    [
-        ("10%|#\rerror: task.csv: no column 'label'\n", "task.csv: no column 'label'"),
-        ("error: first\nmore\nerror: last\nmore\n", "last"),
-        ("usage: finetune.py [-h]\nfinetune.py: error: no such option\n", "no such option"),
-        (TRACEBACK.format(last="ZeroDivisionError: division by zero"), "ZeroDivisionError: division by zero"),
-        (TRACEBACK.format(last="A: 1") + TRACEBACK.format(last="B: 2") + "bye\n", "B: 2"),
-        (TRACEBACK.format(last="A: 1") + "error: then\n", "then"),
-        ("error: then\n" + TRACEBACK.format(last="A: 1"), "A: 1"),
-        ("10%|#\r20%|##", KILLED),
-        ("", KILLED),
-        ("x" * 50_000 + "\nerror: at the end", "at the end"),
-        ("error: m\xfcll \N{PILE OF POO}", "m\xfcll \N{PILE OF POO}"),
-    ],
-)
-def test_the_reason_of_a_failure_is_one_line(log: str, reason: str, tmp_path: Path) -> None:
-    path = tmp_path / "job.log"
-    path.write_bytes(log.encode())
-    (line,) = driver.failures([("prune m", [str(path)])])
-    assert line.startswith(f"error: prune m: {reason}")
-    assert line.endswith(f"; see {path}")
-    assert "\n" not in line
-
-
-def test_a_job_without_a_log(tmp_path: Path) -> None:
-    (line,) = driver.failures([("prune m", [str(tmp_path / "none.log")])])
-    assert "it did not start" in line

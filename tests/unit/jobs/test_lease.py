@@ -25,10 +25,11 @@ print(count)
 HANGS = 300  # seconds
 
 
-def start(root: Path, tmp_path: Path, count: int, program: str = JOB) -> subprocess.Popen[str]:
-    environment = {
-        "PYTHONPATH": str(root / "workflow"), "CUDA_VISIBLE_DEVICES": "0,1,GPU-abc", "TMPDIR": str(tmp_path)
-    }  # fmt: skip
+def start(
+    root: Path, tmp_path: Path, count: int, program: str = JOB, visible: str | None = "0,1,GPU-abc"
+) -> subprocess.Popen[str]:
+    environment = {"PYTHONPATH": str(root / "workflow"), "TMPDIR": str(tmp_path)}
+    environment |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     return subprocess.Popen(
         [sys.executable, "-c", program, str(count)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -79,3 +80,32 @@ def test_where_there_is_nothing_to_choose_nothing_changes(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert lease.lease(asked) == count
     assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
+ON_A_WORKSTATION = """
+from pathlib import Path
+from llm_sparsity.jobs import lease
+lease.DRIVER = Path("gpus")
+"""
+
+
+@pytest.mark.parametrize(("devices", "asked"), [(1, 1), (1, 4), (2, 2)])
+def test_jobs_that_ask_for_all_devices_of_a_machine_take_turns(
+    devices: int, asked: int, root: Path, tmp_path: Path
+) -> None:
+    for number in range(devices):
+        (tmp_path / f"gpus/{number}").mkdir(parents=True)
+    jobs = [start(root, tmp_path, asked, ON_A_WORKSTATION + JOB, visible=None) for _ in range(3)]
+    for _ in jobs:
+        wait(lambda: list(tmp_path.glob("held-*")))
+        (file,) = tmp_path.glob("held-*")
+        assert len(file.read_text().split(",")) == devices
+        file.unlink()
+    assert [job.communicate(timeout=HANGS)[0] for job in jobs] == [f"{devices}\n"] * 3
+
+
+def test_without_devices_nothing_is_leased(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(lease, "DRIVER", tmp_path / "none")
+    assert lease.lease(2) == 0
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ

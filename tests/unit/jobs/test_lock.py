@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llm_sparsity.jobs import lock
+from llm_sparsity.jobs import lock, process
 from llm_sparsity.jobs.lock import locked
 
 HOLD = """
@@ -55,13 +55,13 @@ def test_a_second_copy_waits_until_the_first_is_dead(
 
     napping(monkeypatch, kill)
     with locked(tmp_path / "lock"):
-        assert lock._started(holder.pid) is None
+        assert process._started(holder.pid) is None
     assert f'"pid": {holder.pid}' in capsys.readouterr().err
     assert not (tmp_path / "lock").exists()
 
 
 def test_a_process_number_that_was_given_out_anew_is_not_the_owner(tmp_path: Path) -> None:
-    (tmp_path / "lock").write_text(json.dumps({"host": lock._host(), "pid": os.getpid(), "started": "1"}))
+    (tmp_path / "lock").write_text(json.dumps({"host": process._host(), "pid": os.getpid(), "started": "1"}))
     with locked(tmp_path / "lock"):
         pass
 
@@ -94,7 +94,7 @@ def test_of_two_that_take_over_one_gives_back(tmp_path: Path) -> None:
 
 def test_what_a_process_left_that_was_killed_while_it_took_over_is_removed(tmp_path: Path) -> None:
     dead, alive = tmp_path / "lock.here.1", tmp_path / "lock.there.2"
-    dead.write_text(json.dumps({"host": lock._host(), "pid": os.getpid(), "started": "1"}))
+    dead.write_text(json.dumps({"host": process._host(), "pid": os.getpid(), "started": "1"}))
     alive.write_text(json.dumps({"host": "elsewhere", "pid": 2, "started": "1"}))
     with locked(tmp_path / "lock"):
         assert not dead.exists()

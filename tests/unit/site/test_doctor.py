@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.jobs.lock import this_process
+from llm_sparsity.jobs.process import this_process
 from llm_sparsity.site import doctor, machine, slurm
 from llm_sparsity.site.check import Line, ask, minutes
 from llm_sparsity.site.place import Place, place
@@ -124,7 +124,7 @@ BROKEN: dict[str, tuple[str, Callable[[Site], object], str, str]] = {
         lambda site: site.edit("pools.py", "export PATH=", "source /absent/activate\\nexport PATH="),
         "/absent/activate", "./run -n",
     ),
-    "model gone": ("sources", lambda site: (site.folder / "model").rmdir(), "model is no folder", "correct the path"),
+    "model gone": ("sources", lambda site: (site.folder / "model").rmdir(), "which is no folder", "correct the path"),
 }  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def test_a_laptop_without_a_profile(site: Site, root: Path) -> None:
     assert done.returncode == (0 if done.stdout.endswith("Nothing to do.\n") else 1), done.stderr
     (site.folder / "task").rmdir()
     done = subprocess.run(words, env=environment, cwd=site.folder, text=True, capture_output=True, check=False)
-    assert "task is no folder" in done.stdout
+    assert "which is no folder" in done.stdout
     assert done.returncode == 1
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_sparsity.jobs.lock import this_process
+from llm_sparsity.jobs.process import this_process
 from llm_sparsity.storage.files import sha256, write_csv, write_json
 from llm_sparsity.study.clean import leftovers, remove
 from llm_sparsity.study.config import Config, load
@@ -167,12 +167,11 @@ def test_removing_removes_what_is_listed_and_all_that_speaks_of_it(study: Config
     cached("cell", output="results/gone/dense/sst2/kept/seed-0", tokens="unused")
     for name in ("used", "unused"):
         (WORK / "tokens" / name).mkdir(parents=True)
-        (WORK / f"tokens/{name}.lock").touch()
     listed = leftovers(WORK, [study], "now", TODAY)
     assert listed[0].bytes == sum(path.stat().st_size for path in listed[0].path.rglob("*") if path.is_file())
     remove(WORK, listed)
     assert sorted(path.name for path in WORK.iterdir()) == ["runs", "same", "tokens"]
-    assert sorted(path.name for path in (WORK / "tokens").iterdir()) == ["used", "used.lock"]
+    assert sorted(path.name for path in (WORK / "tokens").iterdir()) == ["used"]
     assert [json.loads(path.read_text()) for path in (WORK / "runs").rglob("*") if path.is_file()] == [["same"]]
 
 

@@ -1,6 +1,6 @@
 """GPU leases: jobs on one machine reserve GPUs by file locks, which the kernel releases when the process ends.
 
-A job that a batch system or a pilot has confined to the number of GPUs it asks for takes no lease.
+A job that a batch system or a pilot has confined, by CUDA_VISIBLE_DEVICES, to the GPUs it asks for takes no lease.
 """
 
 import fcntl
@@ -24,8 +24,10 @@ def lease(count: int) -> int:
         The number of GPUs reserved: 0 on a machine without GPUs.
     """
     visible = devices()
-    if len(visible) <= count or count == 0:
-        return min(count, len(visible))
+    if count >= len(visible) and "CUDA_VISIBLE_DEVICES" in os.environ:
+        return len(visible)
+    if not (count := min(count, len(visible))):
+        return 0
     folder = Path(tempfile.gettempdir()) / f"gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     while True:

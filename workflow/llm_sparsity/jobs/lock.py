@@ -1,4 +1,4 @@
-"""A lock for the run cache, on a file system that several machines share.
+"""A lock on a file system that several machines share: of run caches, downloads and lm-evaluation-harness.
 
 The owner touches the lock file every few seconds (its heartbeat). It counts as dead if its process has ended, which
 only its own machine can see, or if the file does not change for some time by the waiting process's monotonic clock.
@@ -8,7 +8,6 @@ Clocks of two machines are never compared. Creating a file with O_EXCL is atomic
 and the file of its SoftFileLock stays when the owner's machine fails.
 """
 
-import json
 import os
 import socket
 import sys
@@ -19,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.jobs.process import is_dead, this_process
 
 PATIENCE = 60.0  # seconds without a heartbeat after which the owner counts as dead
 BEAT = 5.0  # seconds between heartbeats
@@ -56,20 +56,6 @@ def locked(path: Path, patience: float = PATIENCE) -> Iterator[Callable[[], None
             path.unlink()
         except UserError:
             pass
-
-
-def this_process() -> str:
-    """This process as the owner of a lock: host, process id and start time, as JSON."""
-    return json.dumps({"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())})
-
-
-def is_dead(owner: str) -> bool:
-    """Whether the owner of a lock has certainly ended; False if it belongs to another machine."""
-    try:
-        found = json.loads(owner)
-    except ValueError:
-        return False  # the file is being written
-    return found["host"] == _host() and found["started"] is not None and _started(found["pid"]) != found["started"]
 
 
 def _acquire(path: Path, owner: str, patience: float) -> None:
@@ -141,18 +127,3 @@ def _remove_left(path: Path) -> None:
         with suppress(FileNotFoundError):
             if is_dead(left.read_text()):
                 left.unlink()
-
-
-def _host() -> str:
-    """Name and boot id of this machine, within which a process id is meaningful."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}".strip()
-
-
-def _started(pid: int) -> str | None:
-    """Start time of a process of this machine, in clock ticks since boot; None if it has ended or is a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]

@@ -1,50 +1,86 @@
-"""Checks of what a study downloads: whether it is here, or can be fetched from here."""
+"""What a study downloads: whether it is here, or can be fetched from here. The doctor and a run ask the same."""
 
 import os
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm_sparsity.site.check import Line, ask
 from llm_sparsity.site.place import Place
 from llm_sparsity.storage.files import MANIFEST
+from llm_sparsity.study.config import Config
 
 PROXY = "https_proxy"
 
 
+class Missing(NamedTuple):
+    """A source that is not available: its key in the config, the reason, and what to do."""
+
+    key: str
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}; {self.fix}"
+
+
+def missing(study: Config, *, registries: bool = False) -> Iterator[Missing]:
+    """The sources of a study that are neither downloaded nor available.
+
+    A folder on this machine must be there even if it has been downloaded: its content decides whether what was made of
+    it is up to date.
+
+    Args:
+        study: the study.
+        registries: ask the package registry, too, which takes seconds for each package.
+    """
+    from llm_sparsity.data.hub import missing_offline
+
+    for kind, name, entry in _wanted(study):
+        source, key = entry.source, f"{kind}s.{name}.source"
+        if source.folder is not None:
+            if not Path(source.folder).expanduser().is_dir():
+                yield Missing(
+                    f"{key}.folder", f"found {source.folder!r}, which is no folder",
+                    "correct the path, or put the folder back: its content decides whether what was made of it is up "
+                    "to date",
+                )  # fmt: skip
+        elif _is_downloaded(kind, name):
+            continue
+        elif source.package is not None:
+            if registries and (reason := _registry(source.package.partition("==")[0])):
+                yield Missing(f"{key}.package", reason, _proxy("run where the registry can be reached"))
+        else:
+            files = list(getattr(entry, "files", {}).values())
+            if message := missing_offline(source.model_dump(exclude_none=True), kind, files):
+                reason, _, fix = message.partition("; ")
+                yield Missing(f"{key}.hub", reason, _proxy(fix) if "cannot be reached" in reason else fix)
+
+
 def sources(place: Place) -> Line:
     """Whether models and tasks are downloaded, cached or reachable. The driver downloads: nodes need no network."""
-    wanted = _wanted(place)
-    missing = [entry for entry in wanted if not (Path(f"resources/{entry[0]}s") / entry[1] / MANIFEST).exists()]
-    if not missing:
+    wanted = list(_wanted(place.study))
+    downloaded = sum(_is_downloaded(kind, name) for kind, name, _ in wanted)
+    text = f"{downloaded} of {len(wanted)} downloaded"
+    for found in missing(place.study, registries=True):
+        return Line("sources", f"{text}; {found.key}: {found.reason}", found.fix)
+    if downloaded == len(wanted):
         return Line("sources", f"all {len(wanted)} downloaded: nothing needs a network")
-    text = f"{len(wanted) - len(missing)} of {len(wanted)} downloaded"
-    for kind, name, entry in missing:
-        if reason := _unavailable(kind, entry):
-            return Line("sources", f"{text}; {kind} {name}: {reason}", _advice(entry))
     return Line("sources", f"{text}; the driver fetches the others first: they are cached or reachable from here")
 
 
-def _wanted(place: Place) -> list[tuple[str, str, Any]]:
-    """Kind, name and entry of the study's models and tasks."""
-    study = place.study
-    models = sorted({model for model, _ in study.cells().variants})
-    return [
-        *(("model", name, study.models[name]) for name in models),
-        *(("task", name, study.tasks[name]) for name in sorted(study.wanted_tasks())),
-    ]
+def _wanted(study: Config) -> Iterator[tuple[str, str, Any]]:
+    """Kind, name and entry of the models and tasks of a study."""
+    for name in sorted({model for model, _ in study.cells().variants}):
+        yield "model", name, study.models[name]
+    for name in sorted(study.wanted_tasks()):
+        yield "task", name, study.tasks[name]
 
 
-def _unavailable(kind: str, entry: Any) -> str | None:
-    from llm_sparsity.data.hub import missing_offline
-
-    source = entry.source
-    if source.package is not None:
-        return _registry(source.package.partition("==")[0])
-    if source.folder is not None:
-        return None if Path(source.folder).expanduser().is_dir() else f"{source.folder} is no folder"
-    return missing_offline(source.model_dump(exclude_none=True), kind, list(getattr(entry, "files", {}).values()))
+def _is_downloaded(kind: str, name: str) -> bool:
+    return (Path(f"resources/{kind}s") / name / MANIFEST).exists()
 
 
 @cache
@@ -53,11 +89,7 @@ def _registry(package: str) -> str | None:
     return None if answer.code == 0 else f"the package registry does not answer for {package}: {answer.reason}"
 
 
-def _advice(entry: Any) -> str:
-    if entry.source.folder is not None:
-        return "correct the path in the study"
-    if os.environ.get("HF_HUB_OFFLINE"):
-        return "unset HF_HUB_OFFLINE where the hub can be reached, or put its cache there (HF_HOME)"
-    if not {PROXY, PROXY.upper()} & os.environ.keys():
-        return f"export {PROXY}=..., if this site has a proxy, or run where the hub can be reached"
-    return f"see whether {PROXY} is right, or run where the hub can be reached"
+def _proxy(fix: str) -> str:
+    """What to do about a network that does not answer."""
+    known = {PROXY, PROXY.upper()} & os.environ.keys()
+    return f"see whether {PROXY} is right, or {fix}" if known else f"{fix}; export {PROXY}=..., if this site has one"

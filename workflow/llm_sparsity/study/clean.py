@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_sparsity.jobs.lock import is_dead
+from llm_sparsity.jobs.process import is_dead
 from llm_sparsity.storage.files import MANIFEST, read_json, sha256, write_json
 from llm_sparsity.study.cells import Run
 from llm_sparsity.study.config import Config
@@ -73,11 +73,9 @@ def leftovers(
 
 
 def remove(work: Path, found: Iterable[Leftover]) -> None:
-    """Remove leftovers, and what speaks of them: the locks of tokens, the entries of work/runs."""
+    """Remove leftovers, and the entries of work/runs that speak of them."""
     for leftover in found:
         shutil.rmtree(leftover.path)
-        if leftover.path.parent.name == "tokens":
-            leftover.path.with_name(f"{leftover.path.name}.lock").unlink(missing_ok=True)
     for index in (work / "runs").glob("*/caches.json"):
         keys = read_json(index)
         kept = [key for key in keys if (work / key).is_dir()]
