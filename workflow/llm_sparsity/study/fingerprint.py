@@ -159,6 +159,7 @@ def _module(path: Path) -> Module:
     return parse(path.read_text(encoding="utf-8") if path.is_file() else "", _package(path))
 
 
+@cache
 def _path(module: str) -> Path | None:
     """The file of a module of this library, or of a package, where it need not exist; None if there is none."""
     package, *parts = module.split(".")
@@ -169,6 +170,7 @@ def _path(module: str) -> Path | None:
     return file if file.is_file() and not init.is_file() else init
 
 
+@cache
 def _dotted(path: Path) -> str:
     """The dotted name of a file of this library; the bare name of a script."""
     if not path.is_relative_to(PACKAGE):
@@ -177,6 +179,7 @@ def _dotted(path: Path) -> str:
     return ".".join(module.relative_to(PACKAGE.parent).parts)
 
 
+@cache
 def _package(path: Path) -> str:
     """The package of a file of this library; for a package's `__init__`, itself; "" for a script."""
     return _dotted(path.parent / "__init__.py") if path.is_relative_to(PACKAGE) else ""
