@@ -4,6 +4,7 @@ For another site with PBS, change the first block, the affinities and queues.csv
 the provider (parsl.readthedocs.io, "Providers").
 """
 
+import shlex
 import socket
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from snakemake_executor_plugin_parsl.site import Site
 SPARE = 3  # minutes of a pilot for its start and end, in which no run is planned
 FILESYSTEMS = "home:eagle"
 INTERFACE = "hsn0"  # network interface of the login node that compute nodes reach
-ENVIRONMENT = f"source {Path.cwd()}/.venv/bin/activate"  # activates this project's Python on a compute node
+# Activates this project's Python on a compute node.
+ENVIRONMENT = f"source {shlex.quote(str(Path.cwd()))}/.venv/bin/activate"
 # GPU 0 is nearest to the last cores of a node, GPU 3 to the first.
 BESIDE_GPUS = "list:24-31,56-63:16-23,48-55:8-15,40-47:0-7,32-39"
 ALL_CORES = "list:0-63"

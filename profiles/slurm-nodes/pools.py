@@ -2,6 +2,7 @@
 this file. Edit the first block.
 """
 
+import shlex
 from pathlib import Path
 
 from parsl.addresses import address_by_hostname
@@ -17,7 +18,8 @@ GPUS = 4  # of a node
 CORES = 64  # of a node, as Slurm counts them: sinfo --Node --format="%N %c %G"
 SPARE = 3  # minutes of a pilot for its start and end, in which no run is planned
 ADDRESS = address_by_hostname()  # of this login node, as compute nodes reach it
-ENVIRONMENT = f"source {Path.cwd()}/.venv/bin/activate"  # activates this project's Python on a compute node
+# Activates this project's Python on a compute node.
+ENVIRONMENT = f"source {shlex.quote(str(Path.cwd()))}/.venv/bin/activate"
 
 # Without these, srun gives a task one core, and a second srun in the same batch job waits for the memory of the first.
 STEP = f"--cpus-per-task={CORES} --cpu-bind=none --mem=0 --gpus-per-node={GPUS}"

@@ -1,6 +1,8 @@
 """Configuration files, the pool of each job, and the repairs of Parsl's executor."""
 
+import shlex
 from pathlib import Path
+from string import Formatter
 
 import pytest
 from parsl.executors import HighThroughputExecutor
@@ -33,6 +35,30 @@ def test_an_interchange_is_tied_to_its_driver_and_removing_no_pilot_removes_none
     assert pool.scale_in(2, max_idletime=1.0) == ["0"]
     assert taken == [2]
     assert pool.provider.parallelism == 0.5
+
+
+@pytest.mark.parametrize("folder", ["/my checkout", "/it's {mine}", "/plain"])
+def test_pilots_start_from_a_checkout_of_any_name(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "__file__", f"{folder}/guard.py")
+    pool = executor()
+    config.repair(pool)
+    fields = {name for _, name, _, _ in Formatter().parse(pool.launch_cmd) if name}
+    command = pool.launch_cmd.format(**dict.fromkeys(fields, "0")).format(block_id=0)  # as Parsl does
+    assert shlex.split(command)[:5] == ["python3", "-I", f"{folder}/guard.py", "pilot", "process_worker_pool.py"]
+
+
+@pytest.mark.parametrize("folder", ["my study", "it's", "{mine}"])
+def test_a_folder_that_batch_scripts_cannot_name_is_refused(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / folder)
+    Path("pools.py").write_text(
+        "from parsl.config import Config\nfrom parsl.executors import HighThroughputExecutor\n"
+        "config = Config([HighThroughputExecutor(address='127.0.0.1')], run_dir='logs/parsl')\n"
+    )
+    with pytest.raises(ValueError, match="run in a folder without blanks"):
+        config.load(Path("pools.py"), Site())
 
 
 def test_slots_that_no_job_fits_are_asked_for_again() -> None:

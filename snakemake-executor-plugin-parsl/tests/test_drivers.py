@@ -46,6 +46,13 @@ def test_a_living_process_of_this_machine_is_not_disturbed(tmp_path: Path) -> No
         process.wait()
 
 
+def test_a_driver_that_ends_while_it_is_looked_at_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ending = other(tmp_path, host="login-02", pid=7)
+    monkeypatch.setattr(Driver, "_is_alive", lambda *_: ending.unlink() is None)
+    with pytest.raises(ValueError, match="process 7 on login-02 runs jobs of this folder"):
+        Driver(tmp_path, print)
+
+
 def test_a_process_that_got_the_number_of_a_dead_driver_is_none(tmp_path: Path) -> None:
     other(tmp_path, host=drivers.platform.node(), pid=os.getppid(), began="another time")
     Driver(tmp_path, print).end(clean=True)

@@ -198,7 +198,10 @@ def test_a_study_in_pilots_on_whole_nodes_of_which_one_is_taken_away(slurm: Slur
         ("GPUS = 4 ", "GPUS = 2 "),
         ("CORES = 64 ", "CORES = 8 "),
         ("address_by_hostname()", '"127.0.0.1"'),
-        ('"source {Path.cwd()}/.venv/bin/activate"', f'"export PATH={Path(sys.executable).parent}:$PATH"'),
+        (
+            '"source {shlex.quote(str(Path.cwd()))}/.venv/bin/activate"',
+            f'"export PATH={Path(sys.executable).parent}:$PATH"',
+        ),
         ('cpu_affinity="block"', 'cpu_affinity="none"'),  # Slurm's eight cores of a node are fewer here
         ("strategy_period=10", "strategy_period=1"),
     ):

@@ -1,6 +1,8 @@
 """A Parsl configuration file: load it, choose the pool of a job, and repair what Parsl's executor does wrong."""
 
 import os
+import re
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping
@@ -69,6 +71,12 @@ def load(file: Path, site: Site) -> Config:
         raise ValueError(f"{file}: sets no `config = parsl.config.Config(...)` and has no function `config(site)`")
     if others := [executor.label for executor in config.executors if not isinstance(executor, HighThroughputExecutor)]:
         raise ValueError(f"{file}: {others[0]} is not a HighThroughputExecutor")
+    folder = str(Path(config.run_dir).absolute())
+    if not re.fullmatch(r"[\w@%+=:,./~-]+", folder):
+        raise ValueError(
+            f"{file}: run_dir: found {folder!r}, which Parsl's batch scripts cannot name; run in a folder without blanks "
+            "and special characters in its path"
+        )
     return config
 
 
@@ -94,7 +102,7 @@ def route(executors: Mapping[str, HighThroughputExecutor], gpus: int) -> str:
         if gpus == 0 or (enough if has[label] else label != "cpu"):
             return label
     raise ValueError(
-        f"gpu: a job uses {gpus}, but no pool has workers of so many "
+        f"gpu: a job uses {gpus}, but no pool has workers with {gpus} GPUs "
         f"({', '.join(f'{label}: {count}' for label, count in has.items())}); change the job's resource `gpu`, or the "
         "nodes of a pilot: a job over several nodes uses all of them"
     )
@@ -144,7 +152,8 @@ def repair(executor: HighThroughputExecutor) -> None:
             script,
         ]
     if executor.launch_cmd == DEFAULT_LAUNCH_CMD:
-        executor.launch_cmd = f"python3 -I {guard.__file__} pilot {DEFAULT_LAUNCH_CMD}"
+        script = shlex.quote(guard.__file__).replace("{", "{{{{").replace("}", "}}}}")  # Parsl formats it twice
+        executor.launch_cmd = f"python3 -I {script} pilot {DEFAULT_LAUNCH_CMD}"
 
 
 def wait_for_pilots(executor: BlockProviderExecutor, status: Mapping[str, JobStatus], in_a_row: int = 3) -> None:

@@ -41,10 +41,11 @@ class Driver:
         self._pilots: dict[str, list[str]] = {}
         self._write()
         try:
-            for other in folder.glob("driver-*.json"):
-                if other != self.file and self._is_alive(other):
+            for other in set(folder.glob("driver-*.json")) - {self.file}:
+                found = _read(other)
+                if self._is_alive(other, found):
                     raise ValueError(
-                        f"{other}: process {_read(other)['pid']} on {_read(other)['host']} runs jobs of this folder; "
+                        f"{other}: process {found.get('pid', '?')} on {found.get('host', '?')} runs jobs of this folder; "
                         "wait until it has ended, or end it there by Ctrl-C"
                     )
         except BaseException:
@@ -133,8 +134,7 @@ class Driver:
         os.utime(self.file)
         return _time(self.file) - _time(other)
 
-    def _is_alive(self, other: Path) -> bool:
-        found = _read(other)
+    def _is_alive(self, other: Path, found: Mapping[str, Any]) -> bool:
         if found.get("host") == platform.node():
             return _began(found["pid"]) == str(found["began"])
         first, began = _time(other), time.monotonic()

@@ -19,12 +19,11 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Outcome:
-    """Exit code of a command, its duration, the host, manager and slot that ran it, and what memory it lacked."""
+    """Exit code of a command, the host and manager that ran it, its duration, and whether memory ran out."""
 
     code: int
     host: str
     manager: str
-    slot: str
     seconds: float
     out_of_memory: bool = False
 
@@ -46,7 +45,6 @@ def run(command: str, folder: str, log: str) -> Outcome:
         code=code,
         host=platform.node(),
         manager=os.environ.get("PARSL_WORKER_POOL_ID", ""),
-        slot=f"{os.environ.get('PARSL_WORKER_BLOCK_ID')}/{os.environ.get('PARSL_WORKER_RANK')}",
         seconds=time.monotonic() - started,
         out_of_memory=code != 0 and memory_kills() > kills,
     )

@@ -15,9 +15,10 @@ import yaml
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.jobs.process import this_process
-from llm_sparsity.site import doctor, machine, slurm
+from llm_sparsity.site import doctor, machine, pools, slurm
 from llm_sparsity.site.check import Line, ask, minutes
 from llm_sparsity.site.place import Place, place
+from llm_sparsity.site.sources import missing, sources
 from llm_sparsity.study import config
 from tests.tiny import MOOD_STUDY
 
@@ -36,7 +37,9 @@ class Site:
             self.tool(name, f'exec {sys.executable} -I {program} {name} "$@"')
         self.edit("pools.py", 'INTERFACE = "hsn0"', 'INTERFACE = "lo"')
         self.edit(
-            "pools.py", "source {Path.cwd()}/.venv/bin/activate", f"export PATH={Path(sys.executable).parent}:$PATH"
+            "pools.py",
+            "source {shlex.quote(str(Path.cwd()))}/.venv/bin/activate",
+            f"export PATH={Path(sys.executable).parent}:$PATH",
         )
         self.edit("config.yaml", "profiles/polaris/pools.py", str(self.profile / "pools.py"))
         self.edit("config.yaml", "# parsl-account: PROJECT", "parsl-account: p")
@@ -201,6 +204,91 @@ def test_a_laptop_without_a_profile(site: Site, root: Path) -> None:
 def test_a_profile_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.yaml"):
         place(config.load(MOOD_STUDY), tmp_path)
+
+
+PROFILES = {
+    "mappings": "default-resources:\n  slurm_account: x\nresources:\n  gpu: 4\nset-threads: {finetune: 8}\n",
+    "lists": "default-resources: [slurm_account=x]\nresources: ['gpu=4']\nset-threads: [finetune=8]\n",
+    "single words": "default-resources: slurm_account=x\nresources: gpu=4\nset-threads: finetune=8\n",
+    "expressions": "__use_yte__: true\ndefault-resources:\n  slurm_account: '?chr(120)'\nresources:\n  gpu: ?2 + 2\n"
+    "set-threads: {finetune: 8}\n",
+}
+
+
+@pytest.mark.parametrize("written", PROFILES)
+def test_a_profile_is_read_as_snakemake_reads_it(written: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"executor: slurm\n{PROFILES[written]}")
+    found = place(config.load(MOOD_STUDY), tmp_path)
+    assert (found.batch, found.resource("slurm_account"), found.resource("slurm_partition")) == ("Slurm", "x", "")
+    assert (found.numbers("resources"), found.numbers("set-threads")) == ({"gpu": 4}, {"finetune": 8})
+    assert slurm._needs(found).cores == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "no profile"), (b"- a", "no profile"), (b"a: [", "no profile"), (b"a: \xff", "no profile"),
+        (b"resources: gpu", "resources: found 'gpu'; write NAME=VALUE"),
+        (b"resources: [gpu=x]", "resources: found 'gpu=x'; write a whole number"),
+    ],
+)  # fmt: skip
+def test_a_profile_with_a_mistake_is_one_line(text: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.raises(UserError, match=said) as error:
+        machine.gpus(place(config.load(MOOD_STUDY), tmp_path))
+    assert "\n" not in str(error.value)
+
+
+POOLS = """
+from parsl.config import Config
+from parsl.executors import HighThroughputExecutor
+from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider  # PBSProvider of the plugin is not used
+
+config = Config([HighThroughputExecutor(address="127.0.0.1", provider={provider})])
+"""
+
+
+@pytest.mark.parametrize(
+    ("provider", "batch"),
+    [
+        ("SlurmProvider()", "Slurm"), ("PBSProProvider()", "PBS"), ("LocalProvider()", ""),
+        ("type('Mine', (SlurmProvider,), {})()", "Slurm"),
+    ],
+)  # fmt: skip
+def test_the_batch_system_is_that_of_the_pools(provider: str, batch: str, tmp_path: Path) -> None:
+    (tmp_path / "pools.py").write_text(POOLS.replace("{provider}", provider))
+    (tmp_path / "config.yaml").write_text("executor: parsl\nparsl-config: pools.py\n")  # beside the profile
+    found = place(config.load(MOOD_STUDY), tmp_path)
+    assert (found.batch, found.trouble) == (batch, "")
+
+
+def test_the_batch_system_of_pools_that_cannot_be_made_is_that_of_their_text(tmp_path: Path) -> None:
+    (tmp_path / "pools.py").write_text("from parsl.providers import SlurmProvider\nraise ValueError('no account')\n")
+    (tmp_path / "config.yaml").write_text("executor: parsl\nparsl-config: pools.py\n")
+    found = place(config.load(MOOD_STUDY), tmp_path)
+    assert found.batch == "Slurm"
+    assert found.trouble.endswith("no account")
+
+
+def test_a_run_and_the_doctor_say_the_same_of_a_folder_that_is_gone(site: Site) -> None:
+    for folder in ("models/bert", "tasks/mood"):
+        (site.folder / "resources" / folder).mkdir(parents=True)
+        (site.folder / "resources" / folder / "manifest.json").write_text("{}")
+    study = config.load(MOOD_STUDY)
+    here = Place(study, [])
+    assert sources(here).state == "OK"
+    (site.folder / "model").rmdir()
+    (gone,) = missing(study)
+    assert str(gone).startswith("models.bert.source.folder: found 'model', which is no folder; correct the path, or")
+    assert gone.reason in sources(here).found, "though it has been downloaded"
+
+
+def test_an_environment_in_a_folder_with_a_blank_is_found(site: Site) -> None:
+    script = site.folder / "my checkout/activate"
+    script.parent.mkdir()
+    script.touch()
+    site.edit("pools.py", "export PATH=", f"source '{script}'\\nexport PATH=")
+    assert pools.activation(site.place()) == Line("activation", str(script))
 
 
 def test_commands_that_do_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ TASKS = 30  # threads and processes of a driver
 SOCKET = 70  # characters of a temporary folder; a socket's whole path has at most 107
 TEMPORARY = 1e9  # bytes
 SKEW = 5  # seconds
-LOCAL = {"tmpfs", "ramfs"}  # kinds of file systems that no other machine sees and no reboot leaves
+LOCAL = {"tmpfs", "ramfs"}  # in-memory file systems
 SHARED = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "wekafs", "panfs", "pvfs2", "orangefs", "dvs", "virtiofs"}
 
 
@@ -52,7 +52,7 @@ def gpus(place: Place) -> Line | None:
     """Whether this machine has the GPUs that the profile counts on. On a batch system, nodes have them."""
     if place.batch:
         return None
-    found, wanted = len(devices()), int((place.settings.get("resources") or {}).get("gpu", 0))
+    found, wanted = len(devices()), place.numbers("resources").get("gpu", 0)
     if found < wanted:
         return Line("GPUs", f"{found} here, {wanted} in {place.profile}", "set `gpu` of `resources` to those here")
     return Line("GPUs", f"{found} on this machine" if found else "none on this machine: jobs run on CPUs")

@@ -1,17 +1,18 @@
 """The place where a study is to run: its profile, the pools that the profile names, and the jobs that are left."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.study import plan
 from llm_sparsity.study.config import Config
 
 FILES = ("profile.yaml", "config.yaml", "config.v9+.yaml", "profile.v9+.yaml")  # of a profile
+PAIRS = ("default-resources", "resources", "set-threads")  # settings that hold names and values
+SYSTEMS = {"pbspro": "PBS", "slurm": "Slurm"}  # by the labels of Parsl's providers
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Place:
         left: jobs of its plan that have not been done.
         profile: a Snakemake profile; None: this machine.
         batch: the batch system: `PBS`, `Slurm`, or empty for this machine.
-        settings: of the profile.
+        settings: of the profile, as text; those in PAIRS are mappings.
         pools: executors of the Parsl configuration that the profile names.
         trouble: why that configuration cannot be used, in one line.
     """
@@ -48,14 +49,25 @@ class Place:
 
     def resource(self, name: str) -> str:
         """A default resource of the profile, such as `slurm_account`; empty if it sets none."""
-        return str((self.settings.get("default-resources") or {}).get(name, ""))
+        return str(self.settings.get("default-resources", {}).get(name, ""))
+
+    def numbers(self, key: str) -> dict[str, int]:
+        """A setting in PAIRS whose values are whole numbers.
+
+        Raises:
+            UserError: one of them is none.
+        """
+        pairs = self.settings.get(key, {})
+        if wrong := [f"{name}={text}" for name, text in pairs.items() if not text.isdigit()]:
+            raise UserError(f"{self.profile}: {key}: found {wrong[0]!r}; write a whole number")
+        return {name: int(text) for name, text in pairs.items()}
 
 
 def place(study: Config, profile: Path | None = None) -> Place:
     """Read a profile and the pools that it names.
 
     Raises:
-        UserError: there is no such profile, or it is no YAML.
+        UserError: there is no such profile, or it is no YAML of settings.
     """
     left = [job for job in plan.jobs(study) if not job.done]
     if profile is None:
@@ -63,21 +75,42 @@ def place(study: Config, profile: Path | None = None) -> Place:
     file = next((profile / name for name in FILES if (profile / name).is_file()), None)
     if file is None:
         raise UserError(f"--profile: found {profile}, which has no config.yaml; name the folder of a profile")
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: no YAML: {' '.join(str(error).split())}") from None
+    settings = _settings(file)
     pools, trouble = _pools(settings)
-    return Place(study, left, profile, _batch(settings), settings, pools, trouble)
+    return Place(study, left, profile, _batch(settings, pools), settings, pools, trouble)
 
 
-def _batch(settings: Mapping[str, Any]) -> str:
-    """The batch system of a profile: that of its executor, or whose provider its Parsl configuration names."""
+def _settings(file: Path) -> dict[str, Any]:
+    """The settings of a profile, as Snakemake reads them."""
+    from configargparse import ConfigFileParserException  # type: ignore[import-untyped]
+    from snakemake.profiles import ProfileConfigFileParser
+
+    try:
+        with file.open(encoding="utf-8") as opened:
+            settings = dict(ProfileConfigFileParser().parse(opened))
+    except (ConfigFileParserException, OSError, ValueError) as error:
+        raise UserError(f"{file}: no profile: {' '.join(str(error).split())}") from None
+    return settings | {key: _pairs(settings[key], f"{file}: {key}") for key in PAIRS if key in settings}
+
+
+def _pairs(value: str | list[Any], where: str) -> dict[str, str]:
+    """Names and values of `name=value`, or of a list of them."""
+    words = [value] if isinstance(value, str) else list(map(str, value))
+    if wrong := [word for word in words if "=" not in word]:
+        raise UserError(f"{where}: found {wrong[0]!r}; write NAME=VALUE")
+    return {name: text.strip("'\"") for name, _, text in (word.partition("=") for word in words)}
+
+
+def _batch(settings: Mapping[str, Any], pools: Sequence[Any]) -> str:
+    """The batch system of a profile: that of its executor, or that its pools request batch jobs from."""
     if settings.get("executor") == "slurm":
         return "Slurm"
-    file = Path(settings.get("parsl-config", ""))
-    text = file.read_text(encoding="utf-8") if settings.get("executor") == "parsl" and file.is_file() else ""
-    return next((system for system in ("PBS", "Slurm") if f"{system}Provider" in text), "")
+    if pools:
+        return SYSTEMS.get(pools[0].provider.label, "")
+    file = Path(str(settings.get("parsl-config", "")))  # not loaded: as far as its text tells
+    text = file.read_text(errors="replace") if settings.get("executor") == "parsl" and file.is_file() else ""
+    found = re.search(r"\b(PBS|Slurm)\w*Provider\b", text)
+    return found[1] if found else ""
 
 
 def _pools(settings: Mapping[str, Any]) -> tuple[Sequence[Any], str]:

@@ -1,6 +1,7 @@
 """Checks of pools, the Parsl configuration of a profile: whether the study's jobs fit them."""
 
 import re
+import shlex
 from pathlib import Path
 
 from llm_sparsity.site.check import Line, minutes
@@ -67,7 +68,8 @@ def _cores(group: str) -> list[int]:
 
 def activation(place: Place) -> Line | None:
     """Whether the file that activates the environment on a node exists."""
-    found = re.findall(r"^source (\S+)", place.provider.worker_init, re.MULTILINE) if place.pools else []
+    lines = re.findall(r"^source .+$", place.provider.worker_init, re.MULTILINE) if place.pools else []
+    found = [shlex.split(line)[1] for line in lines]
     if not found:
         return None
     absent = [file for file in found if not Path(file).is_file()]

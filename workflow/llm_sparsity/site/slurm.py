@@ -143,7 +143,7 @@ def _needs(place: Place) -> Needs:
         gpus, cores = provider.gpus_per_node or 0, provider.cores_per_node or 0
         return Needs(minutes(provider.walltime), provider.nodes_per_block, gpus, cores, 0)
     jobs = place.submitted
-    threads = (place.settings.get("set-threads") or {}).values()
+    threads = place.numbers("set-threads").values()
     return Needs(
         max((requested_minutes(job.minutes) for job in jobs), default=0),
         1,
