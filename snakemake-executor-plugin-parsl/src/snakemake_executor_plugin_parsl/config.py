@@ -74,8 +74,8 @@ def load(file: Path, site: Site) -> Config:
     folder = str(Path(config.run_dir).absolute())
     if not re.fullmatch(r"[\w@%+=:,./~-]+", folder):
         raise ValueError(
-            f"{file}: run_dir: found {folder!r}, which Parsl's batch scripts cannot name; run in a folder without blanks "
-            "and special characters in its path"
+            f"{file}: run_dir: found {folder!r}, which Parsl's batch scripts cannot name; run in a folder without "
+            "blanks and special characters in its path"
         )
     return config
 

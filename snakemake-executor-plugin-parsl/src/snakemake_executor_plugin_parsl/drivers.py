@@ -45,8 +45,8 @@ class Driver:
                 found = _read(other)
                 if self._is_alive(other, found):
                     raise ValueError(
-                        f"{other}: process {found.get('pid', '?')} on {found.get('host', '?')} runs jobs of this folder; "
-                        "wait until it has ended, or end it there by Ctrl-C"
+                        f"{other}: process {found.get('pid', '?')} on {found.get('host', '?')} runs jobs of this "
+                        "folder; wait until it has ended, or end it there by Ctrl-C"
                     )
         except BaseException:
             self.file.unlink()
