@@ -53,14 +53,17 @@ def main() -> None:
     args = parser.parse_args()
     from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.pruning.prune import prune
-    from llm_sparsity.storage.container import to_plain
+    from llm_sparsity.storage.container import Reader, Writer, copy_companions
     from llm_sparsity.study.sparsity import Sparsity
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         outputs = {Sparsity(args.sparsity): folder / "pruned"}
         prune(ModelFolder(args.model), outputs, method="magnitude", scope="linear")
-        to_plain(folder / "pruned/model", folder / "plain")
+        copy_companions(folder / "pruned/model", folder / "plain")
+        with Reader(folder / "pruned/model") as reader, Writer(folder / "plain", sparse=False) as writer:
+            for tensor in reader.names:
+                writer.add(tensor, reader.tensor(tensor))
         jobs = [Job(folder, task, args.rows, args.peer) for task in args.tasks]
         text = accuracy(jobs, args.accuracy, args.epochs) if args.accuracy else speed(jobs, args.rounds)
     peer = args.peer.read_text().partition('check_min_version("')[2].partition('"')[0]

@@ -61,10 +61,10 @@ def _runs(bench: Bench, variant: Path, dense: Path) -> Iterator[Check]:
 
 def equal_positions(_: Bench, here: Path, there: Path) -> float:
     """The share of positions that are zero in both models or in none."""
-    from llm_sparsity.storage.container import load
+    from llm_sparsity.storage.container import Reader
 
-    first, second = load(here), load(there)
-    masks = [(first[name] == 0) == (second[name] == 0) for name in first]
+    with Reader(here) as first, Reader(there) as second:
+        masks = [(first.tensor(name) == 0) == (second.tensor(name) == 0) for name in first.names]
     return sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 

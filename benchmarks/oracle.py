@@ -34,7 +34,7 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning.calibration import sequences
 from llm_sparsity.pruning.methods import sparsegpt, wanda
 from llm_sparsity.pruning.prune import prune
-from llm_sparsity.storage.container import load
+from llm_sparsity.storage.container import Reader
 from llm_sparsity.storage.files import write_manifest
 from llm_sparsity.study.sparsity import Sparsity
 
@@ -96,7 +96,9 @@ def _results(folder: Path) -> list[list[str]]:
                 num_calibration_samples=len(drawn), max_seq_length=DRAW["sequence_length"],
                 shuffle_calibration_samples=False,
             )  # fmt: skip
-            weights, ours = theirs.state_dict(), load(output / "model")
+            weights = theirs.state_dict()
+            with Reader(output / "model") as reader:
+                ours = {name: reader.tensor(name) for name in reader.names}
             names = [name for name in ours if name.endswith("proj.weight")]
             equal = sum(int(((ours[name] == 0) == (weights[name] == 0)).sum()) for name in names)
             size = sum(ours[name].numel() for name in names)

@@ -82,8 +82,13 @@ def _size(blob: Any) -> int:
 
 def _coders(folder: Path) -> dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Any]]]:
     def save(weight: Tensor) -> Any:
-        checkpoint.save(folder, {"weight": weight})
+        with checkpoint.Writer(folder) as writer:
+            writer.add("weight", weight)
         return (folder / checkpoint.WEIGHTS).stat().st_size
+
+    def read(_: Any) -> Any:
+        with checkpoint.Reader(folder) as reader:
+            return reader.tensor("weight").numpy()
 
     def mask(weight: Tensor) -> Any:
         flat = weight.numpy().ravel()
@@ -108,7 +113,7 @@ def _coders(folder: Path) -> dict[str, tuple[Callable[[Tensor], Any], Callable[[
         return out
 
     coders = {
-        "this": (save, lambda _: checkpoint.load(folder)["weight"].numpy()),
+        "this": (save, read),
         "bitmask and values": (mask, unmask),
         "CSR": (csr, from_csr),
         "gzip": (

@@ -28,6 +28,7 @@ import torch
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage import container, header
 from llm_sparsity.storage.quantized import Quantized
+from tests import weights
 
 Tensors = dict[str, torch.Tensor]
 Stored = dict[str, torch.Tensor | Quantized]
@@ -48,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tensors = tiny_tensors(folder)
-        container.save(folder, tensors)
+        weights.save(folder, tensors)
         whole = (folder / container.WEIGHTS).read_bytes()
         for title, mutants in {
             "every bit of the header": flips(whole),
@@ -69,7 +70,7 @@ def tiny_tensors(folder: Path) -> Stored:
     """RANDOM weights of a tiny model, half of them zero, and tensors of every kind of coding."""
     from tests.tiny import save_tiny_model
 
-    tensors = container.load(save_tiny_model("bert", folder / "bert"))
+    tensors = weights.load(save_tiny_model("bert", folder / "bert"))
     for number, name in enumerate(sorted(tensors)):
         torch.manual_seed(number)
         tensors[name] = torch.where(torch.rand_like(tensors[name]) < (0.5, 0.05, 1.0)[number % 3], tensors[name], 0.0)
@@ -105,7 +106,7 @@ def attack(folder: Path, stored: Stored, mutants: Iterator[tuple[str, bytes]]) -
         tracemalloc.reset_peak()
         before, valid = tracemalloc.get_traced_memory()[0], tensors
         try:
-            found = container.load(folder)
+            found = weights.load(folder)
         except UserError as error:
             assert "\n" not in str(error) and str(path) in str(error), (kind, error)
             tally["refused"] += 1

@@ -146,12 +146,12 @@ def save_text_task(folder: Path) -> Path:
 
 def model_of(tensors: "dict[str, torch.Tensor]", folder: Path, model_type: str = "bert") -> Path:
     """A model folder of given tensors; nothing else about it is real."""
-    from llm_sparsity.storage import container as checkpoint
     from llm_sparsity.storage.files import write_manifest
+    from tests import weights
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
-    checkpoint.save(folder, tensors, sparse=False)
+    weights.save(folder, tensors, sparse=False)
     write_manifest(folder, kind="model")
     return folder
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from llm_sparsity.data.download import download_model
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.storage.container import is_sparse, load, save
+from llm_sparsity.storage.container import is_sparse
 from llm_sparsity.storage.files import read_manifest, sha256, write_manifest
+from tests.weights import load, save
 
 
 def test_model_from_a_folder(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

@@ -127,15 +127,35 @@ def test_model_from_a_gguf_file_in_a_wheel(tmp_path: Path, monkeypatch: pytest.M
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= manifest["files"].keys()
 
 
-def write_tiny_gguf(folder: Path) -> dict[str, torch.Tensor]:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": 2}, "it lacks model.layers.1."),  # it has the weights of one
+        ({"tokenizer": "unheard-of"}, ""),
+        ({"architecture": "unheard-of"}, ""),
+    ],
+)
+def test_a_gguf_file_that_cannot_be_converted_is_one_line(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_tiny_gguf(tmp_path / "gguf", **settings)
+    with pytest.raises(UserError) as error:
+        convert_gguf(tmp_path / "gguf/tiny.gguf", tmp_path / "plain")
+    assert str(error.value).startswith(f"tiny.gguf: transformers cannot convert this GGUF file ({message}")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def write_tiny_gguf(
+    folder: Path, *, architecture: str = "llama", layers: int = 1, tokenizer: str = "gpt2"
+) -> dict[str, torch.Tensor]:
     """Write tiny.gguf and return its tensors, dequantised."""
     gguf = pytest.importorskip("gguf")
     folder.mkdir()
-    writer = gguf.GGUFWriter(folder / "tiny.gguf", "llama")
+    writer = gguf.GGUFWriter(folder / "tiny.gguf", architecture)
     size, heads, inner = 32, 4, 64
     writer.add_context_length(64)
     writer.add_embedding_length(size)
-    writer.add_block_count(1)
+    writer.add_block_count(layers)
     writer.add_feed_forward_length(inner)
     writer.add_head_count(heads)
     writer.add_head_count_kv(heads)
@@ -144,7 +164,7 @@ def write_tiny_gguf(folder: Path) -> dict[str, torch.Tensor]:
     alphabet = list(ByteLevel.alphabet())
     tokens = ["<|endoftext|>", *sorted(alphabet), "oo"]
     writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(tokenizer)
     writer.add_token_list(tokens)
     writer.add_token_types([3] + [1] * (len(tokens) - 1))
     writer.add_token_merges(["o o"])

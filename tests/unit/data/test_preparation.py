@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from llm_sparsity.data import preparation
 from llm_sparsity.data.preparation import TaskSettings, prepare
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
@@ -110,6 +111,22 @@ def test_pairs_of_the_same_document(tmp_path: Path) -> None:
         documents[split] = {name for pair in both for name in pair}
     assert len(documents["validation"]) == 3
     assert not documents["train"] & documents["validation"]
+
+
+def test_many_groups_are_counted_once() -> None:
+    class Label(str):
+        """Counts how often it is compared or looked up."""
+
+        looked_up = 0
+
+        def __hash__(self) -> int:
+            Label.looked_up += 1
+            return super().__hash__()
+
+    rows = [{"label": Label(number // 2)} for number in range(2000)]
+    found = preparation._carved(rows, 999, whole_groups=True)
+    assert len(found["validation"]) == 1000 and len(found["train"]) == 1000
+    assert Label.looked_up < 10 * len(rows)
 
 
 def test_numbers_of_a_regression(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -14,6 +16,7 @@ from llm_sparsity.data import tokens
 from llm_sparsity.data.tasks import Examples, TaskFolder
 from llm_sparsity.data.tokens import TokenSplit, tokenize
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.jobs.lock import this_process
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.files import write_manifest
 from tests.tiny import save_mood_task
@@ -53,7 +56,7 @@ def test_a_task_is_tokenised_once_and_read_back_as_the_tokenizer_gave_it(
         inputs, labels = found.train.batch(np.array([i]))
         assert {name: value.tolist() for name, value in inputs.items()} == {"input_ids": [ids]}
         assert labels.tolist() == [examples.labels[i]]
-    monkeypatch.setattr(tokens, "_save", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr(tokens, "_sentence_splits", lambda *_: pytest.fail("tokenised again"))
     assert tokenize(model, task, tmp_path, max_length=6, code="").key == found.key
 
 
@@ -92,15 +95,42 @@ print(made.key, len(made.train))
     assert len(printed) == 1
     key, rows = printed.pop().split()
     assert rows == "64"
-    assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == [key, f"{key}.lock"]
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [key]
 
 
 def test_a_killed_attempt_does_not_count(model: ModelFolder, task: TaskFolder, tmp_path: Path) -> None:
-    left = tmp_path / "tokens" / f".{tokens._key(model, task, None, 6, '', None)}.tmp"
+    key, dead = tokens._key(model, task, None, 6, "", None), subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    lock = json.loads(this_process()) | {"pid": dead.pid}
+    left = tmp_path / "tokens" / f".{key}.{dead.pid}@{socket.gethostname()}.tmp"
     left.mkdir(parents=True)
     (left / "dataset_dict.json").write_text("half")
+    (tmp_path / "tokens" / f"{key}.lock").write_text(json.dumps(lock))
     assert len(tokenize(model, task, tmp_path, max_length=6, code="").train) == 64
-    assert not left.exists()
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [key]
+
+
+def test_what_another_node_is_writing_stays(model: ModelFolder, task: TaskFolder, tmp_path: Path) -> None:
+    other = tmp_path / "tokens" / f".{tokens._key(model, task, None, 6, '', None)}.17@elsewhere.tmp"
+    other.mkdir(parents=True)
+    tokenize(model, task, tmp_path, max_length=6, code="")
+    assert other.exists()
+
+
+def test_tokens_are_not_kept_once_another_process_has_taken_over(
+    model: ModelFolder, task: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tokens._key(model, task, None, 6, "", None)
+    whole = tokens._sentence_splits
+
+    def suspended(*args: Any) -> Any:
+        (tmp_path / "tokens" / f"{key}.lock").write_text("another")
+        return whole(*args)
+
+    monkeypatch.setattr(tokens, "_sentence_splits", suspended)
+    with pytest.raises(UserError, match="taken over by another copy of this job"):
+        tokenize(model, task, tmp_path, max_length=6, code="")
+    assert not (tmp_path / "tokens" / key).exists()
 
 
 def test_pairs_keep_their_types(model: ModelFolder, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.storage.container import copy_companions, load, save
+from llm_sparsity.storage.container import copy_companions
+from tests.weights import load, save
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from llm_sparsity.evaluation.weights import COLUMNS, GRID, QUANTILES, THRESHOLDS, weights
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.storage.container import load
 from llm_sparsity.storage.files import write_manifest
 from tests.tiny import model_of, query
+from tests.weights import load
 
 
 def table_of(model: ModelFolder, output: Path) -> pd.DataFrame:

@@ -19,9 +19,10 @@ from llm_sparsity.evaluation.zero_shot import zero_shot
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal
-from llm_sparsity.storage.container import copy_companions, load, save
+from llm_sparsity.storage.container import copy_companions
 from llm_sparsity.storage.files import read_json, write_manifest
 from tests.tiny import WORDS
+from tests.weights import load, save
 
 ROWS = 30
 TASKS = {  # the split that is scored and the task file; looking them up takes seconds, and test_harness does it

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,12 @@ VARIANTS = (
 )  # fmt: skip
 
 
-def add_run(study: Path, model: str, variant: str, task: str, seed: int) -> None:
+def add_run(study: Path, model: str, variant: str, task: str, seed: int, **changes: Any) -> None:
     """Fine-tune a variant in a study, with very few steps."""
     folder = study / "results" / model / variant
     source = study / "resources/models" / model if variant == "dense" else folder / "model"
     output = folder / task / "kept" / f"seed-{seed}"
-    settings = FinetuneSettings.from_dict(SETTINGS | {"epochs": 1, "seed": seed})
+    settings = FinetuneSettings.from_dict(SETTINGS | {"epochs": 1, "seed": seed} | changes)
     finetune(
         ModelFolder(source), TaskFolder(study / "resources/tasks" / task), output, study / "work", settings, code="x"
     )
@@ -54,9 +55,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("gpt2", "bart"):
         add_run(root, kind, "magnitude-linear-0.5", "mood", 0)
     add_run(root, "bert", "structured-mlp-0.5", "mood", 0)
+    windows = {"max_length": 16, "evaluation": {"sequence_length": 16, "max_tokens": None}}
+    for variant in ("magnitude-linear-0.5", "dense"):
+        add_run(root, "llama", variant, "text", 0, **windows)
     for variant, perplexity in (("dense", 20.0), ("int8-linear-0", 21.5)):  # MADE UP numbers, in the form of the stage
         place = root / "results/llama" / variant / "text"
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         found = {"metrics": {"perplexity": perplexity, "nll": 3.0}, "tokens": 1000, "settings": {}}
         (place / "metrics.json").write_text(json.dumps(found))
     return root

@@ -40,6 +40,14 @@ def test_a_fine_tuned_run(study: Path, tmp_path: Path) -> None:
     assert "Not checked" in card.text
 
 
+def test_a_fine_tuned_language_model(study: Path, tmp_path: Path) -> None:
+    run = study / "results/llama/magnitude-linear-0.5/text/kept/seed-0"
+    card, result = card_of(run, tmp_path / "out"), read_json(run / "metrics.json")
+    assert {(each.dataset_name, each.dataset_split) for each in card.data.eval_results} == {("text", "test")}
+    assert f"| text (test, {result['examples']['validation']} windows) | perplexity |" in card.text
+    assert "with nothing removed, fine-tuned by the recipe `kept` and measured in the same way." in card.text
+
+
 def test_a_dense_model_has_nothing_removed(study: Path, tmp_path: Path) -> None:
     card = card_of(study / "results/bert/dense/mood/kept/seed-0", tmp_path / "out")
     assert "Nothing: the weights are those of the dense model, fine-tuned." in card.text
@@ -56,6 +64,7 @@ def test_an_evaluated_quantised_model(study: Path, tmp_path: Path) -> None:
     assert "| text (test, 1,000 tokens) | perplexity | 21.5 | 20.0 |" in card.text
     assert "The codes and scales of int8 are written as their products, dequantised" in card.text
     assert "with the weights of `linear` quantised by `int8`" in card.text
+    assert "Dense is the same model with nothing removed, measured in the same way." in card.text
 
 
 def test_bytes_are_those_of_the_files(study: Path, tmp_path: Path) -> None:
@@ -165,6 +174,6 @@ def test_the_excerpt_is_a_config_that_makes_this_cell(cell: str, study: Path, tm
     mood = {"kind": "classification", "source": {"folder": "mood"}, "columns": ["text", "label"], "text": "text"}
     mood |= {"files": {"train": "t.jsonl", "validation": "v.jsonl"}, "label": "label", "labels": ["bad", "good"]}
     text = {"kind": "language-model", "source": {"folder": "text"}, "files": {"train": "t.txt"}}
-    cells = load_config({"name": "again", "tasks": {"mood": mood, "TASK": text}, **config}).cells()
+    cells = load_config({"name": "again", "tasks": {"mood": mood, "text": text}, **config}).cells()
     places = {str(each.folder) for each in cells.runs} | {f"results/{model}/{each}" for model, each in cells.variants}
     assert f"results/{cell}" in places

@@ -16,6 +16,7 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage import container
 from llm_sparsity.storage.files import write_manifest
+from tests import weights
 
 from .conftest import add_run
 
@@ -93,10 +94,10 @@ def test_weights_keep_their_bits_and_dtype(study: Path, tmp_path: Path) -> None:
         source = tmp_path / str(dtype)
         source.mkdir()
         container.copy_companions(study / "resources/models/llama", source)
-        tensors = container.load(study / "resources/models/llama")
-        container.save(source, {name: tensor.to(dtype) for name, tensor in tensors.items()})
+        tensors = weights.load(study / "resources/models/llama")
+        weights.save(source, {name: tensor.to(dtype) for name, tensor in tensors.items()})
         export(find_cell(source), tmp_path / f"{dtype}-out", check=dtype == torch.bfloat16)
-        found = container.load(tmp_path / f"{dtype}-out")
+        found = weights.load(tmp_path / f"{dtype}-out")
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[name], tensors[name].to(dtype)) for name in tensors)
         assert json.loads((tmp_path / f"{dtype}-out/config.json").read_text())["dtype"] == str(dtype)[6:]
@@ -105,18 +106,18 @@ def test_weights_keep_their_bits_and_dtype(study: Path, tmp_path: Path) -> None:
 def test_weights_of_several_dtypes_keep_theirs(study: Path, tmp_path: Path) -> None:
     source = tmp_path / "mixed"
     container.copy_companions(study / "resources/models/llama", source)
-    tensors = container.load(study / "resources/models/llama")
+    tensors = weights.load(study / "resources/models/llama")
     mixed = {name: tensor if "norm" in name else tensor.bfloat16() for name, tensor in tensors.items()}
-    container.save(source, mixed, sparse=False)
+    weights.save(source, mixed, sparse=False)
     export(find_cell(source), tmp_path / "out")
-    found = container.load(tmp_path / "out")
+    found = weights.load(tmp_path / "out")
     assert all(torch.equal(found[name], mixed[name]) and found[name].dtype == mixed[name].dtype for name in mixed)
 
 
 def test_int8_is_written_as_the_values_that_were_measured(study: Path, tmp_path: Path) -> None:
     cell = find_cell(study / "results/llama/int8-linear-0")
     exported = export(cell, tmp_path / "out", check=False)
-    own, found = container.load(cell.folder.path), container.load(tmp_path / "out")
+    own, found = weights.load(cell.folder.path), weights.load(tmp_path / "out")
     assert all(torch.equal(own[name], found[name]) for name in own)
     assert exported.quantised == "int8"
 
@@ -128,24 +129,24 @@ def test_large_models_are_written_in_shards(study: Path, tmp_path: Path) -> None
     files = {path.name for path in (tmp_path / "out").glob("*.safetensors")}
     assert files == set(index["weight_map"].values())
     assert len(files) > 2
-    own, found = container.load(cell.folder.path), container.load(tmp_path / "out")
+    own, found = weights.load(cell.folder.path), weights.load(tmp_path / "out")
     assert all(torch.equal(own[name], found[name]) for name in own)
 
 
 def test_a_head_that_the_folder_does_not_hold_is_not_made_up(study: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     container.copy_companions(study / "resources/models/bert", source)
-    container.save(source, container.load(study / "resources/models/bert"), sparse=False)
+    weights.save(source, weights.load(study / "resources/models/bert"), sparse=False)
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
     assert export(find_cell(source), tmp_path / "out", check=False).model_class == "BertModel"
-    assert container.load(tmp_path / "out").keys() == container.load(source).keys()
+    assert weights.load(tmp_path / "out").keys() == weights.load(source).keys()
 
 
 def test_pickles_and_code_beside_a_model_stay_behind(study: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     container.copy_companions(study / "resources/models/llama", source)
-    container.save(source, container.load(study / "resources/models/llama"), sparse=False)
+    weights.save(source, weights.load(study / "resources/models/llama"), sparse=False)
     for name in ("pytorch_model.bin", "modeling_own.py", "LICENSE"):
         (source / name).write_text("x")
     config = json.loads((source / "config.json").read_text())
@@ -177,9 +178,9 @@ def test_a_weight_that_changed_fails_the_check(study: Path, tmp_path: Path, monk
 
     def damage(model: torch.nn.Module, folder: ModelFolder, output: Path, size: str) -> None:
         save(model, folder, output, size)
-        tensors = container.load(output)
+        tensors = weights.load(output)
         tensors["model.norm.weight"] *= 1.01
-        container.save(output, tensors, sparse=False)
+        weights.save(output, tensors, sparse=False)
 
     save = module.save_plain
     monkeypatch.setattr(module, "save_plain", damage)

@@ -12,8 +12,8 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
 from llm_sparsity.pruning.prune import prune
-from llm_sparsity.storage.container import to_plain
 from llm_sparsity.study.sparsity import Sparsity
+from tests.weights import to_plain
 
 KINDS = ("bert", "roberta", "distilbert", "gpt2", "llama", "bart")
 

@@ -14,9 +14,8 @@ from llm_sparsity.export.export import export
 from llm_sparsity.export.plain import load_plain
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning.prune import prune
-from llm_sparsity.storage import container
 from llm_sparsity.study.sparsity import Sparsity
-from tests import zoo
+from tests import weights, zoo
 
 # What convert_hf_to_gguf.py of llama.cpp asks config.json for; of several names, any.
 KEYS = {
@@ -36,7 +35,7 @@ def test_the_converter_of_llama_cpp_knows_every_name(kind: str, study: Path, tmp
         assert any(config.get(name) is not None for name in names.split("|")), names
     architecture = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     known = gguf.get_tensor_name_map(architecture, 2)
-    for name in container.load(tmp_path / "out"):
+    for name in weights.load(tmp_path / "out"):
         assert known.get_name(name, try_suffixes=(".weight", ".bias")) is not None, name
 
 

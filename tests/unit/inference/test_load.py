@@ -18,7 +18,7 @@ from llm_sparsity.inference.load import load
 from llm_sparsity.inference.sparse_layers import SparseLinear
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.storage import container
+from tests import weights
 from tests.unit.inference.conftest import Variant
 
 ROOT = Path(__file__).parents[3]
@@ -58,7 +58,7 @@ def test_a_pipeline_takes_it(variant: Variant) -> None:
 def test_the_dtype_is_the_checkpoints(dtype: torch.dtype, variant: Variant) -> None:
     """float16 is converted to float32: a CPU has no fast product of it."""
     folder = variant("0.5", kind="llama")
-    container.save(folder.path, {name: tensor.to(dtype) for name, tensor in container.load(folder.path).items()})
+    weights.save(folder.path, {name: tensor.to(dtype) for name, tensor in weights.load(folder.path).items()})
     model = load(ModelFolder(folder.path))
     expected = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     assert model.dtype == expected == model.model.layers[0].mlp.up_proj.matrix.dtype
@@ -68,7 +68,7 @@ def test_the_dtype_is_the_checkpoints(dtype: torch.dtype, variant: Variant) -> N
 def test_a_sparse_model_is_saved_as_a_dense_one(variant: Variant, tmp_path: Path) -> None:
     folder = variant("0.5", kind="gpt2")
     load(folder).save_pretrained(tmp_path / "saved")
-    saved, dense = container.load(tmp_path / "saved"), load(folder, "dense").state_dict()
+    saved, dense = weights.load(tmp_path / "saved"), load(folder, "dense").state_dict()
     assert saved and all(torch.equal(saved[name], dense[name]) for name in saved)
 
 

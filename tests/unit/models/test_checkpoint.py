@@ -17,10 +17,10 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import check_checkpoint, load_base, load_causal, load_classifier
 from llm_sparsity.pruning.prune import prune
-from llm_sparsity.storage.container import load
 from llm_sparsity.storage.files import read_manifest
 from llm_sparsity.study.sparsity import Sparsity
 from tests.tiny import save_text_task
+from tests.weights import load
 from tests.zoo import ZOO, make
 
 Tensors = Mapping[str, Tensor]

@@ -11,8 +11,8 @@ from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning import prune as stage
 from llm_sparsity.pruning.calibration import sequences
-from llm_sparsity.storage.container import load
 from llm_sparsity.study.sparsity import Sparsity
+from tests.weights import load
 
 DRAW = {"samples": 6, "sequence_length": 32, "seed": 0}
 

@@ -12,11 +12,12 @@ import transformers
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_model
 from llm_sparsity.pruning import calibration
-from llm_sparsity.storage.container import Reader, load, save
+from llm_sparsity.storage.container import Reader
 from llm_sparsity.storage.files import read_manifest, write_manifest
 from llm_sparsity.study.sparsity import Sparsity
 from tests.unit.pruning.helpers import DRAW, calibrated, drawn, prune, rows_of
 from tests.unit.pruning.references import SLOW, Array
+from tests.weights import load, save
 
 KINDS = ["llama", "gpt2", "bert", "roberta", "distilbert", "bart"]
 
@@ -183,7 +184,7 @@ def test_the_table_and_the_manifest(tiny_model: Callable[[str], Path], text: Pat
         assert int(row["zeros"]) == int((after[row["name"]] == 0).sum()) == Sparsity("0.7").count(int(row["size"]))
         assert 0 < float(row["block_error"]) < 1
     facts = read_manifest(tmp_path / "model")["pruned"]
-    assert facts["calibration"] == DRAW and facts["layerwise"] == "uniform"
+    assert facts["calibration"] == {"task": text.name, **DRAW} and facts["layerwise"] == "uniform"
     again = tmp_path / "again"
     calibrated(tiny_model("llama"), text, again, "0.7", "wanda")
     assert (again / "model/model.safetensors").read_bytes() == (tmp_path / "model/model.safetensors").read_bytes()

@@ -11,9 +11,9 @@ from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning import calibration
-from llm_sparsity.storage.container import load, save
 from llm_sparsity.storage.files import write_manifest
 from tests.unit.pruning.helpers import calibrated, drawn, prune
+from tests.weights import load, save
 
 
 @pytest.mark.parametrize(("kind", "frame"), [("llama", None), ("gpt2", None), ("bert", (2, 3)), ("bart", (4, 5))])

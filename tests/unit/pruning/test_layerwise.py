@@ -8,10 +8,10 @@ import torch
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.pruning import layerwise
-from llm_sparsity.storage.container import load, save
 from llm_sparsity.storage.files import read_manifest
 from llm_sparsity.study.sparsity import Sparsity
 from tests.unit.pruning.helpers import calibrated, rows_of
+from tests.weights import load, save
 
 
 def test_outliers_by_hand() -> None:

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm_sparsity.storage.container import load, save
 from llm_sparsity.storage.files import write_manifest
 from llm_sparsity.study.sparsity import Sparsity
 from tests.unit.pruning.helpers import prune
+from tests.weights import load, save
 
 torch.set_num_threads(1)
 

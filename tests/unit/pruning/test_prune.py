@@ -15,11 +15,11 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal, load_model
 from llm_sparsity.pruning import unstructured
-from llm_sparsity.storage.container import load, save
 from llm_sparsity.storage.files import read_json, read_manifest, write_manifest
 from llm_sparsity.study.sparsity import Sparsity
 from tests.tiny import model_of, query
 from tests.unit.pruning.helpers import prune, rows_of
+from tests.weights import load, save
 
 SINGLE = ("magnitude", "random", "uniform")  # methods that remove single weights
 

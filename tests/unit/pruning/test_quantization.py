@@ -14,9 +14,10 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_model
 from llm_sparsity.pruning.quantization import nearest
 from llm_sparsity.pruning.steps import int4, int8
-from llm_sparsity.storage.container import load
-from llm_sparsity.storage.files import read_manifest, weight_bytes
+from llm_sparsity.storage.container import copy_companions
+from llm_sparsity.storage.files import read_manifest, weight_bytes, write_manifest
 from tests.unit.pruning.helpers import prune, rows_of
+from tests.weights import load, save
 
 
 def test_by_hand() -> None:
@@ -95,6 +96,32 @@ def test_tied_embeddings_stay_tied_and_other_tensors_are_quantised(
     assert any("embed" in name for name in names)
     model = load_model(transformers.AutoModelForCausalLM, ModelFolder(tmp_path / "model"))
     assert bool(model(input_ids=torch.tensor([[1, 2]])).logits.isfinite().all())
+
+
+@pytest.mark.parametrize("scope", ["all", "embeddings", "linear"])
+@pytest.mark.parametrize(
+    ("kind", "renamed"),
+    [
+        ("llama", {"model.embed_tokens.weight": "lm_head.weight"}),  # a tied pair, of which the file holds the other
+        ("bert", {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}),  # as of 2018
+    ],
+)
+def test_names_of_the_file_are_not_those_of_the_model(
+    kind: str, renamed: dict[str, str], scope: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    plain, other = tiny_model(kind), tmp_path / "other"
+    copy_companions(plain, other)
+    tensors = load(plain)
+    for old, new in renamed.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    assert tensors.keys() != load(plain).keys()
+    save(other, tensors, sparse=False)
+    write_manifest(other, kind="model")
+    for model, output in ((plain, "plain"), (other, "renamed")):
+        prune(model, {"0": tmp_path / output}, method="int8", scope=scope)
+    assert rows_of(tmp_path / "renamed") == rows_of(tmp_path / "plain")
+    found, expected = (load(tmp_path / output / "model") for output in ("renamed", "plain"))
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_narrower_model_is_quantised(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

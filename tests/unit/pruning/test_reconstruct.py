@@ -11,8 +11,8 @@ from torch.nn import Parameter
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning.steps import reconstruct
-from llm_sparsity.storage.container import load
 from tests.unit.pruning.helpers import DRAW, calibrated, prune, rows_of
+from tests.weights import load
 
 
 def problem() -> tuple[Parameter, list[Tensor], list[Tensor]]:

@@ -12,10 +12,10 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.pruning import scores
 from llm_sparsity.pruning.selection import lowest, shares
 from llm_sparsity.pruning.structured import _kept
-from llm_sparsity.storage.container import load
 from llm_sparsity.study.sparsity import Sparsity
 from tests.tiny import model_of, query
 from tests.unit.pruning.helpers import prune
+from tests.weights import load
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import transformers
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
-from llm_sparsity.storage.container import load, save, to_plain
 from llm_sparsity.storage.files import read_json, read_manifest, write_manifest
 from tests.tiny import model_of, query
-from tests.unit.pruning.helpers import prune
+from tests.unit.pruning.helpers import prune, rows_of
+from tests.weights import load, save, to_plain
 from tests.zoo import EVERY, WHOLE, ZOO, make
 
 KNOWN = list(ZOO)[:13]
@@ -113,9 +113,11 @@ def test_heads_with_the_smallest_weights_are_removed(tmp_path: Path) -> None:
 
 
 def test_the_last_head_stays(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"remove all 4 heads of encoder.0.attention; the highest .* is 0.75"):
-        prune(tiny_model("bert"), {"0.9": tmp_path}, method="structured", scope="linear")
+    with pytest.raises(UserError, match=r"remove all 4 heads of encoder.0.attention; choose one below 0.8750$"):
+        prune(tiny_model("bert"), {"0.88": tmp_path}, method="structured", scope="attention")
     assert not (tmp_path / "model" / "model.safetensors").exists()
+    prune(tiny_model("bert"), {"0.8749": tmp_path}, method="structured", scope="attention")
+    assert {row["shape"] for row in rows_of(tmp_path)} == {"8x32", "32x8"}  # one head of four
 
 
 def test_a_sparsity_between_whole_heads_prints_the_one_reached(

@@ -15,7 +15,8 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_model
 from llm_sparsity.storage import codec, container
-from llm_sparsity.storage.container import Reader, Writer, load, save, to_plain
+from llm_sparsity.storage.container import Reader, Writer
+from tests.weights import load, save, to_plain
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage import codec, container, header
-from llm_sparsity.storage.container import Reader, load, save
+from llm_sparsity.storage.container import Reader
 from llm_sparsity.storage.quantized import Quantized
 from tests import fuzz
+from tests.weights import load, save
 
 Change = Callable[[dict[str, Any], dict[str, Any]], object]  # of the header's tensors, and of the entries
 

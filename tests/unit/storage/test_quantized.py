@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage import codec, container, header
-from llm_sparsity.storage.container import Reader, load, save, to_plain
+from llm_sparsity.storage.container import Reader
 from llm_sparsity.storage.quantized import Quantized
 from tests import fuzz
+from tests.weights import load, save, to_plain
 
 
 def drawn(shape: tuple[int, ...], bits: int, group: int, density: float = 1.0, seed: int = 0) -> Quantized:

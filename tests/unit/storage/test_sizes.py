@@ -11,10 +11,10 @@ import torch
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning.prune import prune
-from llm_sparsity.storage.container import load, save
 from llm_sparsity.storage.sizes import weight_sizes
 from llm_sparsity.study.sparsity import Sparsity
 from tests.tiny import model_of, query
+from tests.weights import load, save
 
 
 def sizes_of(folder: ModelFolder) -> dict[str, int]:

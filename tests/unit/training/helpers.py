@@ -8,10 +8,10 @@ import torch
 
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.storage import container
 from llm_sparsity.storage.files import read_json
 from llm_sparsity.training.finetune import finetune
 from llm_sparsity.training.settings import FinetuneSettings
+from tests import weights
 from tests.kill import SETTINGS
 
 WINDOWS = {"sequence_length": 32, "max_tokens": None}
@@ -40,9 +40,9 @@ def run(
 
 def removed(model: ModelFolder) -> dict[str, torch.Tensor]:
     """The zeros of a pruned model's matrices."""
-    return {n: w == 0 for n, w in container.load(model.path).items() if model.in_scope(n, "linear")}
+    return {n: w == 0 for n, w in weights.load(model.path).items() if model.in_scope(n, "linear")}
 
 
 def after(result: dict[str, Any], name: str) -> torch.Tensor:
     """A weight after training, whose name has the prefix of the classifier."""
-    return next(w for key, w in container.load(result["weights"]).items() if key.endswith(name))
+    return next(w for key, w in weights.load(result["weights"]).items() if key.endswith(name))

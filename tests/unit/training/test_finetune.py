@@ -18,10 +18,10 @@ from llm_sparsity.evaluation.evaluate import evaluate
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_classifier
-from llm_sparsity.storage import container as checkpoint
 from llm_sparsity.storage.files import read_json, sha256, write_json
 from llm_sparsity.training.mask import Mask
 from llm_sparsity.training.run_cache import RunCache
+from tests import weights
 from tests.kill import SETTINGS, kill
 from tests.unit.training.helpers import LORA, WINDOWS, after, removed, run
 
@@ -40,7 +40,7 @@ def test_the_kept_mask_is_exact_in_the_saved_file(kind: str, variant: Make, task
     assert result["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
     for name, gone in removed(model).items():
         assert not after(result, name)[gone].any()
-    saved = checkpoint.load(result["weights"])
+    saved = weights.load(result["weights"])
     assert not any("_orig" in name or "_mask" in name for name in saved)
     loaded = load_classifier(
         ModelFolder(result["weights"]), labels=2, seed=1
@@ -56,7 +56,7 @@ def test_moments_of_removed_weights_are_zero(
     monkeypatch.setattr(RunCache, "finish", lambda self: None)  # it would remove them
     model = variant("bert")
     result = run(model, task, tmp_path)
-    state = checkpoint.load(result["weights"].parent / "state-8")
+    state = weights.load(result["weights"].parent / "state-8")
     for name, gone in removed(model).items():
         for field in ("exp_avg", "exp_avg_sq"):
             moments = next(value for key, value in state.items() if key.endswith(f"{name} {field}"))
@@ -83,14 +83,14 @@ def test_a_model_learns(dense: Make, task: TaskFolder, tmp_path: Path) -> None:
 def test_frozen_embeddings_stay(dense: Make, task: TaskFolder, tmp_path: Path) -> None:
     model = dense("bert")
     result = run(model, task, tmp_path, freeze_embeddings=True, epochs=1)
-    for name, weight in checkpoint.load(model.path).items():
+    for name, weight in weights.load(model.path).items():
         if "_embeddings.weight" in name:
             assert torch.equal(after(result, name), weight)
 
 
 def test_micro_batches_change_nothing_but_rounding(dense: Make, task: TaskFolder, tmp_path: Path) -> None:
     results = [run(dense("llama"), task, tmp_path / str(n), micro_batch_size=n, epochs=1) for n in (16, 5)]
-    whole, split = (checkpoint.load(result["weights"]) for result in results)
+    whole, split = (weights.load(result["weights"]) for result in results)
     assert all(torch.allclose(whole[name], split[name], atol=1e-4) for name in whole)
 
 
@@ -205,7 +205,7 @@ def test_sigterm_saves_and_leaves_and_the_next_run_goes_on(
 
 def test_gradient_checkpointing_changes_memory_alone(dense: Make, task: TaskFolder, tmp_path: Path) -> None:
     results = [run(dense("bert"), task, tmp_path / str(n), epochs=1, gradient_checkpointing=n) for n in (0, 1)]
-    one, other = (checkpoint.load(result["weights"]) for result in results)
+    one, other = (weights.load(result["weights"]) for result in results)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -239,8 +239,8 @@ def test_cached_weights_of_a_sparse_run_are_small_and_a_model_to_go_on_from(
     assert again["measured_sparsity"] == first["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
     manifest = read_json(first["weights"] / "manifest.json")
     assert manifest["pruned"]["measured_sparsity"] == first["measured_sparsity"]
-    head = next(name for name in checkpoint.load(first["weights"]) if name.endswith("classifier.weight"))
-    moved = (checkpoint.load(again["weights"])[head] - checkpoint.load(first["weights"])[head]).abs().max()
+    head = next(name for name in weights.load(first["weights"]) if name.endswith("classifier.weight"))
+    moved = (weights.load(again["weights"])[head] - weights.load(first["weights"])[head]).abs().max()
     assert 0 < moved < 0.05  # the head goes on, it is not drawn anew
 
 
@@ -275,8 +275,8 @@ def test_a_sparse_language_model_recovers_and_keeps_its_mask(
         weight = after(result, name)
         assert not weight[gone].any()
         assert not weight[gone].signbit().any()
-        assert not torch.equal(weight, checkpoint.load(model.path)[name])
-    assert not any("parametrizations" in name for name in checkpoint.load(result["weights"]))
+        assert not torch.equal(weight, weights.load(model.path)[name])
+    assert not any("parametrizations" in name for name in weights.load(result["weights"]))
     evaluate(ModelFolder(result["weights"]), text, tmp_path / "after", **WINDOWS, batch_size=4)
     before, after_ = (
         read_json(tmp_path / part / "metrics.json")["metrics"]["perplexity"] for part in ("before", "after")
@@ -291,7 +291,7 @@ def test_updates_train_a_classifiers_new_head_too(variant: Make, task: TaskFolde
     result = run(model, task, tmp_path, lora=LORA, learning_rate=0.05, epochs=8)
     assert result["metrics"]["accuracy"] > 0.9
     assert result["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
-    saved, pruned = checkpoint.load(result["weights"]), checkpoint.load(model.path)
+    saved, pruned = weights.load(result["weights"]), weights.load(model.path)
     norm = next(name for name in pruned if name.endswith("LayerNorm.weight"))
     assert torch.equal(after(result, norm), pruned[norm])
     fresh = load_classifier(model, labels=2, seed=0).classifier.weight
@@ -412,8 +412,8 @@ def test_a_run_over_several_machines_uses_all_of_each(root: Path, tmp_path: Path
 
 
 def same_but_for_rounding(one: dict[str, Any], folder: Path, gone: dict[str, torch.Tensor]) -> None:
-    found = checkpoint.load(next((folder / "work").glob("*/epoch-1")))
-    expected = checkpoint.load(one["weights"])
+    found = weights.load(next((folder / "work").glob("*/epoch-1")))
+    expected = weights.load(one["weights"])
     assert found.keys() == expected.keys()
     assert all(torch.allclose(expected[name], found[name], atol=1e-5) for name in found)
     for name, where in gone.items():

@@ -15,11 +15,11 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_classifier
 from llm_sparsity.pruning.calibration import batches
 from llm_sparsity.pruning.prune import prune
-from llm_sparsity.storage import container
 from llm_sparsity.storage.files import read_json, sha256
 from llm_sparsity.study.sparsity import Sparsity
 from llm_sparsity.training.finetune import finetune
 from llm_sparsity.training.settings import FinetuneSettings
+from tests import weights
 from tests.unit.training.helpers import SHORT, WINDOWS, run
 
 DRAW = {"samples": 16, "sequence_length": 16, "seed": 0}
@@ -118,7 +118,7 @@ def test_training_goes_on_from_the_pruned_classifier(
         learning_rate=1e-9, distill=distill,
     )  # fmt: skip
     assert result["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
-    before, after = container.load(model.path), container.load(result["weights"])
+    before, after = weights.load(model.path), weights.load(result["weights"])
     for name, weight in after.items():
         torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-6)
 

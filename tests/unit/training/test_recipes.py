@@ -127,3 +127,5 @@ def test_a_recipe_without_the_dense_run_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="dense: missing; a schedule and a teacher need the model folder"):
         run(dense("bert"), task, tmp_path, distill=DISTILL)
+    with pytest.raises(UserError, match=r"dense: found .*, but only a schedule or a teacher reads it; leave it out"):
+        run(dense("bert"), task, tmp_path, dense=dense("bert"))

@@ -17,10 +17,10 @@ from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.evaluation.evaluate import evaluate
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.storage import container
 from llm_sparsity.storage.files import read_json
 from llm_sparsity.training import gradients, objective
 from llm_sparsity.training.mask import Mask
+from tests import weights
 from tests.kill import SETTINGS
 from tests.unit.training.helpers import WINDOWS, run
 
@@ -98,7 +98,7 @@ def test_the_last_finite_save_stays(
         run(ModelFolder(tmp_path / "pruned/model"), task, tmp_path)
     cache = next((tmp_path / "work").glob("*/progress.json")).parent
     assert read_json(cache / "progress.json")["step"] == 4
-    assert all(weight.isfinite().all() for weight in container.load(cache / "epoch-1").values())
+    assert all(weight.isfinite().all() for weight in weights.load(cache / "epoch-1").values())
     assert not (cache / "epoch-2").exists()
     assert not (tmp_path / "out").exists()
 

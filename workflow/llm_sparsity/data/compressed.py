@@ -16,6 +16,13 @@ CHUNK = 1 << 20
 OPENERS: dict[bytes, Callable[..., object]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
+def opener_of(path: Path) -> Callable[..., object]:
+    """What opens a file so that it is decompressed, by its first bytes: `open` if it is not compressed."""
+    with path.open("rb") as file:
+        start = file.read(max(map(len, OPENERS)))
+    return next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), open)
+
+
 class Budget:
     """The number of bytes that an archive may still give.
 
@@ -51,10 +58,7 @@ class Bounded(io.RawIOBase):
     """
 
     def __init__(self, path: Path, budget: Budget) -> None:
-        with path.open("rb") as file:
-            start = file.read(6)
-        opener = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), open)
-        self._file, self._budget = cast("BinaryIO", opener(path, "rb")), budget
+        self._file, self._budget = cast("BinaryIO", opener_of(path)(path, "rb")), budget
 
     def read(self, size: int | None = -1) -> bytes:
         """Read `size` bytes, or the rest, a megabyte at a time."""

@@ -12,25 +12,22 @@ manifest.json is written last.
 """
 
 import math
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_sparsity.data.harness import task_facts
 from llm_sparsity.data.hub import Source, card_licence, snapshot
-from llm_sparsity.data.model_files import MODEL_FILES, check_files, check_tokenizer, check_weights, copy_model, matching
+from llm_sparsity.data.model_files import MODEL_FILES, check_files, check_tokenizer, check_weights, copy_model
 from llm_sparsity.data.packages import unpacked
 from llm_sparsity.data.preparation import TaskSettings, prepare
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.jobs.lock import locked
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import check_checkpoint
 from llm_sparsity.models.roles import BUFFERS
-from llm_sparsity.storage.files import MANIFEST, write_manifest
+from llm_sparsity.storage.files import MANIFEST, replacing, write_manifest
 from llm_sparsity.storage.paths import inside
 
 if TYPE_CHECKING:
@@ -145,37 +142,6 @@ def fetched(source: Source, kind: str, patterns: Sequence[str]) -> Iterator[tupl
         if not folder.is_dir():
             raise UserError(f"folder: found {source['folder']!r}, which is no folder; correct the source")
     yield folder, card_licence(folder)
-
-
-@contextmanager
-def replacing(folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
-    """Replace the files of a folder that match any of several patterns, all of them or, after an error, none.
-
-    Other files stay, such as a user's notes. Files of an earlier download do not: shards of another model, say. While
-    another process replaces them, this one waits.
-
-    Yields:
-        An empty folder for the new files.
-    """
-    fresh = folder / ".fresh"  # inside, so that it is on the same file system even if `folder` is a link
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f".{folder.name}.lock")) as assert_held:
-        try:
-            shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
-            fresh.mkdir(parents=True)
-            yield fresh
-            for path in fresh.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            assert_held()
-            for path in [folder / MANIFEST, *matching(folder, patterns)]:
-                path.unlink(missing_ok=True)
-            for path in sorted(fresh.iterdir(), key=lambda path: path.name == MANIFEST):
-                path.replace(folder / path.name)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-            with suppress(OSError):  # removes the folder only if it is empty, which means that it is new
-                folder.rmdir()
 
 
 def count_parameters(reader: "Reader", structure: "Structure") -> int:

@@ -8,7 +8,6 @@ import difflib
 import importlib.metadata
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.jobs.lock import locked
-from llm_sparsity.storage.files import MANIFEST, read_manifest, sha256, write_json
+from llm_sparsity.storage.files import MANIFEST, read_manifest, replacing, sha256, write_json
 
 SITE = "site-packages"
 SCORED = ("multiple_choice", "loglikelihood")  # output types of which an accuracy is computed
@@ -37,31 +35,20 @@ def install(folder: Path, *, lock: Path) -> None:
         UserError: the registry cannot be reached, or serves another file than the pinned one.
     """
     facts = {"kind": "harness", "lock": sha256(lock)}
-    if (folder / MANIFEST).exists() and read_manifest(folder) == facts:
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f".{folder.name}.lock")):
-        if not (folder / MANIFEST).exists() or read_manifest(folder) != facts:  # another process may have made it
-            _install(folder, lock)
-            write_json(folder / MANIFEST, facts)
+    with replacing(folder) as fresh:
+        if not (folder / MANIFEST).exists() or read_manifest(folder) != facts:
+            _install(fresh / SITE, lock)
+            write_json(fresh / MANIFEST, facts)
 
 
-def _install(folder: Path, lock: Path) -> None:
-    """Let pip install a lock, and replace the folder's packages."""
-    fresh = folder / ".fresh"
-    shutil.rmtree(fresh, ignore_errors=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+def _install(target: Path, lock: Path) -> None:
+    """Let pip install a lock into a new folder."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command += ["--require-hashes", "--no-deps", "--no-build-isolation", "--target", str(fresh), "-r", str(lock)]
-    try:
-        with tempfile.TemporaryDirectory() as home:
-            done = subprocess.run(command, text=True, capture_output=True, check=False, env=_environment(home))
-        if done.returncode:
-            raise UserError(f"{lock}: {_failure_reason(done.stderr)}")
-        shutil.rmtree(folder / SITE, ignore_errors=True)
-        fresh.rename(folder / SITE)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    command += ["--require-hashes", "--no-deps", "--no-build-isolation", "--target", str(target), "-r", str(lock)]
+    with tempfile.TemporaryDirectory() as home:
+        done = subprocess.run(command, text=True, capture_output=True, check=False, env=_environment(home))
+    if done.returncode:
+        raise UserError(f"{lock}: {_failure_reason(done.stderr)}")
 
 
 def _environment(home: str) -> dict[str, str]:

@@ -116,7 +116,7 @@ def copy_model(model: ModelFolder, target: Path, *, link: bool) -> None:
         target: existing folder.
         link: make hard links where the file system allows it, for sources that nobody edits.
     """
-    from llm_sparsity.storage.container import WEIGHTS, Reader, Writer, is_sparse, weight_files
+    from llm_sparsity.storage.container import WEIGHTS, Reader, Writer, weight_files
 
     for path in matching(model.path, COMPANIONS):
         _copy(path, target / path.name, link=link)
@@ -126,7 +126,7 @@ def copy_model(model: ModelFolder, target: Path, *, link: bool) -> None:
         if len(files) == 1 and names == reader.names:
             _copy(files[0], target / WEIGHTS, link=link)
             return
-        with Writer(target, sparse=is_sparse(model.path)) as writer:
+        with Writer(target, sparse=reader.sparse) as writer:
             for name in names:
                 writer.add(name, reader.tensor(name))
 

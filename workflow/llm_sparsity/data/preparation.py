@@ -254,10 +254,13 @@ def _carved(rows: list[Row], validation: int, seed: int = 0, *, whole_groups: bo
     shuffled = random.Random(seed).sample(rows, len(rows))
     if not whole_groups:
         return {"train": shuffled[validation:], "validation": shuffled[:validation]}
-    drawn: set[str] = set()
+    sizes = Counter(row["label"] for row in rows)
+    drawn, count = set[str](), 0
     for label in dict.fromkeys(row["label"] for row in shuffled):
-        if sum(row["label"] in drawn for row in rows) < validation:
-            drawn.add(label)
+        if count >= validation:
+            break
+        drawn.add(label)
+        count += sizes[label]
     return {
         "train": [row for row in shuffled if row["label"] not in drawn],
         "validation": [row for row in shuffled if row["label"] in drawn],

@@ -1,6 +1,7 @@
 """Tables: parquet, JSON lines, CSV, TSV and text files as rows. Only the columns that a task uses have to be sound."""
 
 import csv
+import gzip
 import io
 import json
 import lzma
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_sparsity.data.compressed import Bounded, Budget
+from llm_sparsity.data.compressed import Bounded, Budget, opener_of
 from llm_sparsity.jobs.errors import UserError, storage_message
 
 FORMATS = {
@@ -124,7 +125,7 @@ def _read_text(path: Path, budget: Budget) -> str:
     """The text of a file, without its byte order mark."""
     try:
         if path.suffix == ".gz":
-            if not path.open("rb").read(2).startswith(b"\x1f\x8b"):
+            if opener_of(path) is not gzip.open:
                 raise UserError(f"{path.name}: is no gzip file; download it again, or correct its name")
             with Bounded(path, budget) as file:
                 data = file.read()

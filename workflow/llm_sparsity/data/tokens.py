@@ -9,8 +9,6 @@ The Arrow files are memory-mapped: runs that share a task share the pages, and r
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -22,8 +20,9 @@ from numpy.typing import NDArray
 
 from llm_sparsity.data.tasks import Examples, TaskFolder
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.jobs.lock import locked
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.storage.files import MANIFEST, sha256
+from llm_sparsity.storage.files import MANIFEST, atomic_folder, sha256
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -140,19 +139,21 @@ def tokenize(
         UserError: a label outside the task's labels, or a text shorter than a window.
     """
     import datasets
-    from filelock import FileLock
 
     key = _key(model, task, text, max_length, code, evaluation)
     folder = work / "tokens" / key
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{key}.lock")):
+        with locked(folder.with_name(f"{key}.lock")) as assert_held:
             if not folder.exists():
                 if evaluation:
                     splits = _window_splits(model, task, text or task, max_length, evaluation)
                 else:
                     splits = _sentence_splits(model, task, max_length)
-                _save(splits, folder)
+                datasets.disable_progress_bars()
+                with atomic_folder(folder) as fresh:
+                    splits.save_to_disk(fresh)
+                    assert_held()
     splits = datasets.load_from_disk(folder)
     collate = None if evaluation else _collator(model)
     found = {split: TokenSplit(splits[split], collate) for split in splits}
@@ -178,9 +179,10 @@ def windows(
     tokens = tokenizer("\n\n".join(task.texts(split)), verbose=False)["input_ids"]
     count = min(len(tokens), max_tokens or len(tokens)) // length
     if not count:
+        limit = f", of which max_tokens allows {max_tokens}" if max_tokens else ""
         raise UserError(
-            f"{key}: found {length}, but the split {split} of {task.name} has only {len(tokens)} tokens "
-            f"(max_tokens: {max_tokens}); lower it, or give more text"
+            f"{key}: found {length}, but the split {split} of {task.name} has only {len(tokens)} tokens{limit}; "
+            "lower it, or give more text"
         )
     return np.array(tokens[: count * length], np.int32).reshape(count, length)
 
@@ -262,21 +264,6 @@ def _checked(task: TaskFolder, split: str) -> Examples:
                 f"(0 to {task.num_labels - 1}); correct the task's `labels` and download it again"
             )
     return examples
-
-
-def _save(splits: "DatasetDict", folder: Path) -> None:
-    """Write a folder whole or not at all: under a temporary name, synced, renamed."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-    splits.save_to_disk(temporary)
-    for path in [*temporary.rglob("*"), temporary]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    temporary.rename(folder)
 
 
 def _collator(model: ModelFolder) -> "DataCollatorWithPadding":

@@ -80,7 +80,7 @@ def model_card(exported: Exported) -> str:
         stored=stored_note(exported),
         scores=[_score_row(score) for score in exported.scores],
         seeded=seeds if seeds > 1 else None,
-        intervals=INTERVALS,
+        comparison=_comparison(cell),
         measured=_measured(exported.scores),
         config=_config(cell, exported.scores),
         reproduce=_reproduce(exported),
@@ -186,10 +186,13 @@ def stored_note(exported: Exported) -> str:
     return text
 
 
-INTERVALS = (
-    "After ±: half of a 95 % interval, over the examples of the split for this model (where the metric has one), over "
-    "seeds elsewhere. Dense is the same model with nothing removed, treated and measured in the same way."
-)
+def _comparison(cell: Cell) -> str:
+    """What the columns of the scores are."""
+    trained = "fine-tuned by the recipe `kept` and " if cell.recipe else ""
+    return (
+        "After ±: half of a 95 % interval, over the examples of the split for this model (where the metric has one), "
+        f"over seeds elsewhere. Dense is the same model with nothing removed, {trained}measured in the same way."
+    )
 
 
 def _score_row(score: Score) -> dict[str, Any]:
@@ -197,7 +200,7 @@ def _score_row(score: Score) -> dict[str, Any]:
         "task": score.task,
         "split": score.split,
         "examples": score.examples,
-        "unit": "tokens" if score.metric in ("perplexity", "nll") and not score.seeds else "examples",
+        "unit": score.unit,
         "metric": score.metric,
         "own": _about(score.metric, score.value, score.margin),
         "seeds": _about(score.metric, *score.over_seeds) if len(score.seeds) > 1 else "",
@@ -232,8 +235,11 @@ def _config(cell: Cell, scores: Sequence[Score]) -> str:
     if prune := {key: pruned[key] for key, value in defaults.items() if pruned.get(key, value) != value}:
         found["prune"] = prune
     if calibration := dict(pruned.get("calibration") or {}):
-        seed = calibration.pop("seed", 0)
-        found["calibration"] = {"task": "TASK", **calibration, "seeds": [seed]}  # the manifest does not name the task
+        seed, task = calibration.pop("seed", 0), calibration.pop("task", None)
+        trained = facts.get("task") or {}
+        if task == trained.get("name") and trained.get("labels"):
+            task = None  # pruned after it was fine-tuned, on the sentences of the task itself
+        found["calibration"] = {"task": task or "TASK", **calibration, "seeds": [seed]}
     if cell.recipe and scores:
         found["finetune"] = {key: scores[0].settings[key] for key in Finetune.model_fields if key in scores[0].settings}
     return str(yaml.dump(found, Dumper=_Excerpt, sort_keys=False, width=100)).strip()

@@ -22,7 +22,8 @@ class Score:
 
     task: its name in the study.
     split: that it was measured on.
-    examples: number of examples or tokens; None if the result does not say.
+    examples: number of examples, windows or tokens; None if the result does not say.
+    unit: which of these.
     metric: its name.
     value: of the exported model.
     margin: half the width of its 95 % interval over examples; NaN if that is not known.
@@ -34,6 +35,7 @@ class Score:
     task: str
     split: str
     examples: int | None
+    unit: str
     metric: str
     value: float
     margin: float
@@ -85,8 +87,11 @@ def _scores(cell: Cell, task: str, own: Path, seeds: Sequence[Path], dense: Sequ
     result = _result(own)
     values: dict[str, float | None] = result["metrics"]
     of_seeds, of_dense = ([_result(folder)["metrics"] for folder in folders] for folders in (seeds, dense))
-    counted = result.get("examples", result.get("tokens"))
+    unit = "examples" if "examples" in result else "tokens"
+    counted = result.get(unit)
     tested = str(cell.task_facts(task).get("harness", {}).get("split", "test"))
+    if result.get("settings", {}).get("evaluation"):  # a language model, validated on windows of the split test
+        unit, counted = "windows", result[unit]["validation"]
     splits: dict[str, int | None] = counted if isinstance(counted, dict) else {tested: counted}
     main = "validation" if "validation" in splits else tested
     found = []
@@ -99,7 +104,7 @@ def _scores(cell: Cell, task: str, own: Path, seeds: Sequence[Path], dense: Sequ
             )
             margin = _margin(metric, value, values.get(f"{name}_stderr"), examples)
             settings = result.get("settings", {})
-            found.append(Score(task, split, examples, metric, value, margin, ours, theirs, settings))
+            found.append(Score(task, split, examples, unit, metric, value, margin, ours, theirs, settings))
     return found
 
 

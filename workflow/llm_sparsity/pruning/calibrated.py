@@ -173,11 +173,11 @@ class RepairPruner(CalibratedPruner):
         tensors: of the dense model.
         pruned: the weights of the pruned model.
         sparsity: of the pruned model.
-        drawn: text and calibration, see `CalibratedPruner`.
+        sampling: text and calibration, see `CalibratedPruner`.
     """
 
-    def __init__(self, tensors: ScoredTensors, pruned: Reader, sparsity: Sparsity, **drawn: Any) -> None:
-        super().__init__(tensors, [sparsity], **drawn)
+    def __init__(self, tensors: ScoredTensors, pruned: Reader, sparsity: Sparsity, **sampling: Any) -> None:
+        super().__init__(tensors, [sparsity], **sampling)
         self._pruned = pruned
 
     def _changed(self, name: str, dense: Tensor, prepared: Any, sparsity: Sparsity) -> Tensor:

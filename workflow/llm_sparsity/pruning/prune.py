@@ -10,7 +10,7 @@ import importlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def prune(
             `min_density`, or the text is too short.
     """
     chain = _chain(method, list(outputs), can_calibrate=calibration is not None and text is not None)
-    drawn = {"text": text, "calibration": calibration}
+    sampling = {"text": text, "calibration": calibration}
     rows: dict[Sparsity, Rows] = {sparsity: {} for sparsity in outputs}
     configs: dict[Sparsity, dict[str, Any] | None] = dict.fromkeys(outputs)
     with model.open() as reader:
@@ -88,17 +88,17 @@ def prune(
                 layerwise=layerwise if own else "uniform",
             )  # fmt: skip
         if chain.method:
-            pruner = _pruner(parts[chain.method], list(outputs), min_density, layerwise, drawn)
+            pruner = _pruner(parts[chain.method], list(outputs), min_density, layerwise, sampling)
             rows = _write_weights(parts[chain.method], pruner, outputs)
             configs = {sparsity: pruner.config(sparsity) for sparsity in outputs}
         for step, (sparsity, output) in itertools.product(chain.steps, outputs.items()):
-            with Reader(output / "model" if rows[sparsity] else model.path) as before:
-                pruner = _step(step, parts[step], before, sparsity, drawn)
+            with Reader(output / "model") if rows[sparsity] else nullcontext(reader) as before:
+                pruner = _step(step, parts[step], before, sparsity, sampling)
                 after = _write_weights(replace(parts[step], reader=before), pruner, {sparsity: output})[sparsity]
             rows[sparsity] = {name: _merged(rows[sparsity].get(name, row), row) for name, row in after.items()}
     settings: dict[str, Any] = {"method": method, "scope": scope, "seed": seed, "min_density": min_density}
-    if chain.is_calibrated:
-        settings |= {"layerwise": layerwise, "calibration": dict(calibration or {})}
+    if chain.is_calibrated and text:
+        settings |= {"layerwise": layerwise, "calibration": {"task": text.name, **(calibration or {})}}
     for sparsity, output in outputs.items():
         copy_companions(model.path, output / "model")
         if (config := configs[sparsity]) is not None:
@@ -145,14 +145,14 @@ def _scored_tensors(
 
 
 def _pruner(
-    tensors: ScoredTensors, sparsities: Sequence[Sparsity], min_density: float, layerwise: str, drawn: dict[str, Any]
+    tensors: ScoredTensors, sparsities: Sequence[Sparsity], min_density: float, layerwise: str, sampling: dict[str, Any]
 ) -> Pruner:
     """The pruner of a method."""
     if tensors.is_calibrated:
         # Imported by name, so that an edit of this module reruns jobs of calibrated methods only.
         calibrated = importlib.import_module("llm_sparsity.pruning.calibrated")
         pruner: Pruner = calibrated.CalibratedPruner(
-            tensors, sparsities, min_density=min_density, layerwise=layerwise, **drawn
+            tensors, sparsities, min_density=min_density, layerwise=layerwise, **sampling
         )
         return pruner
     if tensors.granularity:
@@ -160,10 +160,10 @@ def _pruner(
     return StructuredPruner(tensors, sparsities, min_density)
 
 
-def _step(step: str, tensors: ScoredTensors, before: Reader, sparsity: Sparsity, drawn: dict[str, Any]) -> Pruner:
+def _step(step: str, tensors: ScoredTensors, before: Reader, sparsity: Sparsity, sampling: dict[str, Any]) -> Pruner:
     """The pruner of a step, which changes the weights that `before` reads. Modules are imported as in `_pruner`."""
     kind = next(kind for kind, steps in KINDS.items() if step in steps)
-    pruner: Pruner = importlib.import_module(f"llm_sparsity.pruning.{kind}").step(tensors, before, sparsity, **drawn)
+    pruner: Pruner = importlib.import_module(f"llm_sparsity.pruning.{kind}").step(tensors, before, sparsity, **sampling)
     return pruner
 
 

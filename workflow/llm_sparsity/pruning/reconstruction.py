@@ -36,11 +36,11 @@ class ReconstructionPruner(CalibratedPruner):
         UserError: too few sequences to hold one out.
     """
 
-    def __init__(self, tensors: ScoredTensors, before: Reader, sparsity: Sparsity, **drawn: Any) -> None:
-        if drawn["calibration"]["samples"] < 2:
+    def __init__(self, tensors: ScoredTensors, before: Reader, sparsity: Sparsity, **sampling: Any) -> None:
+        if sampling["calibration"]["samples"] < 2:
             raise UserError("calibration.samples: found 1, but reconstruct holds a sequence out; give at least 2")
-        super().__init__(tensors, [sparsity], bounds={"tokens": TOKENS, "least": BATCHES}, **drawn)
-        self._before, self._seed = before, int(drawn["calibration"]["seed"])
+        super().__init__(tensors, [sparsity], bounds={"tokens": TOKENS, "least": BATCHES}, **sampling)
+        self._before, self._seed = before, int(sampling["calibration"]["seed"])
         self._dense = Blocks(tensors.model, tensors.reader, self._blocks.batches)
         self._trained: dict[str, Tensor] = {}
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Iterator, Sequence
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -105,9 +105,9 @@ def _kept(block: str, scores: Tensor, sparsity: Sparsity, min_density: float) ->
     count = min(sparsity.count(units), removable(units, min_density))
     if count == units:
         word = "heads" if "attention" in block else "neurons"
+        bound = (1 - Decimal("0.5") / units).quantize(Decimal("0.0001"), ROUND_FLOOR)  # above it, the count rounds up
         raise UserError(
-            f"sparsity {sparsity}: this would remove all {units} {word} of {block}; "
-            f"the highest that leaves one is {Decimal(units - 1) / units:.4f}"
+            f"sparsity {sparsity}: this would remove all {units} {word} of {block}; choose one below {bound}"
         )
     return scores.argsort(stable=True)[count:].sort().values
 

@@ -14,7 +14,6 @@ line. docs/container.md specifies the file.
 import math
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,17 +25,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.storage.codec import decode, encode, is_blob, lossless_dtype
+from llm_sparsity.storage.codec import decode, is_blob
+from llm_sparsity.storage.encoder import Encoder
 from llm_sparsity.storage.files import MANIFEST, atomic, read_json, temporary_path
-from llm_sparsity.storage.header import CODES, DTYPES, Blob, Entry, damaged, read_entries, write_header
+from llm_sparsity.storage.header import CODES, DTYPES, Blob, Entry, damaged, read_entries
 from llm_sparsity.storage.paths import inside
 from llm_sparsity.storage.quantized import Quantized, scales_shape
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_MAPPED = 1 << 28  # bytes read from a mapped file before it is mapped again, which frees its pages
-
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -181,74 +179,19 @@ class Writer:
     """
 
     def __init__(self, folder: Path, *, sparse: bool = True) -> None:
-        self._target = folder / WEIGHTS
-        self._sparse = sparse
-        self._header: dict[str, Any] = {}
-        self._entries: dict[str, dict[str, Any]] = {}
-        self._end = 0
+        self._target, self._sparse = folder / WEIGHTS, sparse
 
     def __enter__(self) -> Self:
         self._atomic = atomic(self._target)
         self._temporary = self._atomic.__enter__()
         self._data_path = temporary_path(self._target.with_suffix(".data"))
         self._data = self._data_path.open("wb")
+        self._encoder = Encoder(self._data, sparse=self._sparse)
         return self
 
     def add(self, name: str, tensor: Tensor | Quantized) -> None:
-        """Append a tensor of any shape, of a floating-point, integer or boolean dtype.
-
-        A quantised one is stored as its codes and scales; in plain safetensors, as its values.
-        """
-        if isinstance(tensor, Quantized):
-            if self._sparse:
-                self._add_quantized(name, tensor)
-                return
-            tensor = tensor.values()
-        if tensor.dtype not in _NAMES:
-            raise UserError(f"{self._target}: tensor {name} has {tensor.dtype}; expected one of {', '.join(DTYPES)}")
-        tensor = tensor.detach().contiguous().cpu()
-        flat = tensor.reshape(-1)
-        start = self._end
-        if self._sparse and tensor.is_floating_point() and tensor.numel():
-            stored = lossless_dtype(flat)
-            crc = self._write_all(encode(flat, stored))
-            if self._end - start < flat.nbytes:
-                blob = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "stored": _NAMES[stored]}
-                self._entries[name] = {"crc32": crc, "blob": blob}
-                self._add_header(name, "U8", [self._end - start], start)
-                return
-            self._data.seek(start)
-            self._data.truncate()
-            self._end = start
-        raw = flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
-        self._write(raw.data)
-        self._entries[name] = {"crc32": zlib.crc32(raw.data)}
-        self._add_header(name, _NAMES[tensor.dtype], list(tensor.shape), start)
-
-    def _add_quantized(self, name: str, tensor: Quantized) -> None:
-        start = self._end
-        crc = self._write_all(encode(tensor.scales.reshape(-1), torch.bfloat16))
-        blob = {
-            "dtype": _NAMES[tensor.dtype], "shape": list(tensor.codes.shape), "stored": f"I{tensor.bits}",
-            "scales": self._end - start, "group": tensor.group,
-        }  # fmt: skip
-        crc = self._write_all(encode(tensor.codes.reshape(-1), torch.int8, tensor.bits), crc)
-        self._entries[name] = {"crc32": crc, "blob": blob}
-        self._add_header(name, "U8", [self._end - start], start)
-
-    def _write_all(self, parts: Iterable[bytes], crc: int = 0) -> int:
-        """Append bytes; the CRC-32 of those before and these."""
-        for part in parts:
-            self._write(part)
-            crc = zlib.crc32(part, crc)
-        return crc
-
-    def _write(self, part: bytes | memoryview) -> None:
-        self._data.write(part)
-        self._end += len(part)
-
-    def _add_header(self, name: str, dtype: str, shape: list[int], start: int) -> None:
-        self._header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, self._end]}
+        """Append a tensor, see `Encoder.add`."""
+        self._encoder.add(name, tensor)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -266,7 +209,7 @@ class Writer:
 
     def _finish(self) -> None:
         with self._temporary.open("wb") as file, self._data_path.open("rb") as data:
-            file.write(write_header(self._header, self._entries if self._sparse else None))
+            file.write(self._encoder.header())
             shutil.copyfileobj(data, file, 1 << 24)
 
 
@@ -280,32 +223,10 @@ def _dequantized(data: NDArray[np.uint8], blob: Blob) -> Tensor:
     return Quantized(codes, scales, bits, group, DTYPES[blob.dtype]).values()
 
 
-def load(folder: Path) -> dict[str, Tensor]:
-    """Read all tensors of a model folder."""
-    with Reader(folder) as reader:
-        return {name: reader.tensor(name) for name in reader.names}
-
-
-def save(folder: Path, tensors: Mapping[str, Tensor | Quantized], *, sparse: bool = True) -> None:
-    """Write all tensors of a model folder."""
-    with Writer(folder, sparse=sparse) as writer:
-        for name in sorted(tensors):
-            writer.add(name, tensors[name])
-
-
 def is_sparse(folder: Path) -> bool:
     """Whether the weights of a model folder are in the sparse container."""
     with Reader(folder) as reader:
         return reader.sparse
-
-
-def to_plain(folder: Path, output: Path) -> None:
-    """Convert a model folder to plain safetensors, which any program reads; copy configuration and tokenizer."""
-    output.mkdir(parents=True, exist_ok=True)
-    copy_companions(folder, output)
-    with Reader(folder) as reader, Writer(output, sparse=False) as writer:
-        for name in reader.names:
-            writer.add(name, reader.tensor(name))
 
 
 def copy_companions(folder: Path, output: Path) -> None:

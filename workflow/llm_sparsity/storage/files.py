@@ -1,4 +1,5 @@
-"""Atomic files and manifests. A file is written under a temporary name, synced and renamed: it is complete or absent.
+"""Atomic files and folders, and manifests. What is written under a temporary name, synced and renamed is complete or
+absent.
 
 Every folder that a later stage depends on has a `manifest.json` with the sha256 of each of its files. Snakemake
 compares this small file by content, so an identical result does not rerun the stages that depend on it.
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.jobs.lock import locked
 
 MANIFEST = "manifest.json"
 ABANDONED = 24 * 3600  # seconds without a write after which a temporary file of another host is removed
@@ -34,24 +36,19 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = temporary_path(path)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.replace(path)
     except OSError as error:
         error.filename = error.filename or str(path)  # write() names no file, and which disk is full depends on it
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _sync(path.parent)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success sync its files and rename it to `path`, else remove it.
+    """Yield a temporary folder beside `path`; on success sync all in it and rename it to `path`, else remove it.
 
     Args:
         path: must not exist.
@@ -60,16 +57,74 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     for left in path.parent.glob(".*.tmp"):
         if left.name.startswith(f".{path.name}.") and left.is_dir() and _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
-    temporary = temporary_path(path)
-    temporary.mkdir()
-    try:
+    with _removed_after(temporary_path(path)) as temporary:
         yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+        _sync_all(temporary)
         temporary.rename(path)
+
+
+@contextmanager
+def replacing(folder: Path, patterns: Iterable[str] = ()) -> Iterator[Path]:
+    """Replace entries of a folder, all of them or, after an error, none; its manifest disappears first and comes last.
+
+    Yields an empty folder for the new entries; if none are made, nothing changes. Old ones of the same names go, and
+    files that match any of several patterns, such as the shards of another model. Everything else stays, such as a
+    user's notes. While another process replaces entries, this one waits.
+
+    Args:
+        folder: need not exist.
+        patterns: of files in the folder.
+
+    Raises:
+        UserError: another process has taken over, see `jobs.lock`.
+    """
+    fresh = folder / ".fresh"  # inside, so that it is on the same file system even if `folder` is a link
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock")) as assert_held:
+        try:
+            with _removed_after(fresh):
+                yield fresh
+                made = sorted(fresh.iterdir(), key=lambda path: path.name == MANIFEST)
+                _sync_all(fresh)
+                assert_held()
+                old = {folder / MANIFEST, *(path for pattern in patterns for path in folder.glob(pattern))}
+                for path in old if made else ():
+                    if not path.is_dir():
+                        path.unlink(missing_ok=True)
+                for path in made:
+                    target = folder / path.name
+                    if target.is_dir():
+                        shutil.rmtree(target)
+                    path.replace(target)
+        finally:
+            with suppress(OSError):  # removes the folder only if it is empty, which means that it is new
+                folder.rmdir()
+
+
+@contextmanager
+def _removed_after(folder: Path) -> Iterator[Path]:
+    """Make an empty folder, in place of what a killed process has left there; remove what the block leaves of it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync_all(folder: Path) -> None:
+    """Let a folder and all in it reach the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Let a file, or the names in a folder, reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def temporary_path(path: Path) -> Path:

@@ -142,7 +142,7 @@ def _checksum(header: bytes) -> bytes:
 
 
 def _impossible(blob: Blob | None, shape: tuple[int, ...], dtype: str) -> str | None:
-    """Why the header's tensor of this shape and dtype is none, or cannot encode another."""
+    """Why an entry of the header does not fit the tensor's stored shape and dtype; None if it does."""
     if blob is None:
         return None if dtype in DTYPES else f"its dtype is {dtype}"
     if dtype != "U8" or len(shape) != 1:
@@ -158,7 +158,7 @@ def _impossible(blob: Blob | None, shape: tuple[int, ...], dtype: str) -> str | 
 
 
 def _impossible_codes(blob: Blob, length: int) -> str | None:
-    """Why `length` bytes cannot encode a quantised tensor."""
+    """Why `length` bytes cannot encode a quantised tensor; None if they can."""
     if blob.scales is None or blob.group is None or not blob.shape:
         return "quantised, but without scales"
     scales = math.prod(scales_shape(blob.shape, blob.group))

@@ -1,15 +1,12 @@
 """How many bytes a model's weights take: plain, in the sparse container, and at the bound of an ideal coder."""
 
-import io
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.codec import lossless_dtype
-from llm_sparsity.storage.container import Reader, Writer
-from llm_sparsity.storage.header import write_header
+from llm_sparsity.storage.container import Reader
+from llm_sparsity.storage.encoder import Encoder
 
 
 def weight_sizes(reader: Reader, where: object) -> dict[str, int]:
@@ -30,7 +27,7 @@ def weight_sizes(reader: Reader, where: object) -> dict[str, int]:
     Raises:
         UserError: a weight is NaN or infinite; the message names the tensor.
     """
-    plain, bits, container = 0, 0.0, ContainerSize()
+    plain, bits, container = 0, 0.0, Encoder(_Nowhere())
     for name in reader.names:
         tensor = reader.tensor(name)
         if not tensor.isfinite().all():
@@ -38,23 +35,21 @@ def weight_sizes(reader: Reader, where: object) -> dict[str, int]:
         plain += tensor.nbytes
         container.add(name, tensor)
         bits += _bound_bits(tensor.reshape(-1))
-    return {"plain_bytes": plain, "container_bytes": container.total, "bound_bytes": round(bits / 8)}
+    size = len(container.header()) + container.size
+    return {"plain_bytes": plain, "container_bytes": size, "bound_bytes": round(bits / 8)}
 
 
-class ContainerSize(Writer):
-    """A writer of the sparse container that counts bytes and keeps none."""
+class _Nowhere:
+    """A sink that keeps nothing: an encoder counts what it writes."""
 
-    def __init__(self) -> None:
-        super().__init__(Path())
-        self._data = io.BytesIO()  # type: ignore[assignment]  # stays empty
+    def write(self, part: bytes | memoryview, /) -> None:
+        pass
 
-    @property
-    def total(self) -> int:
-        """The size of the file, in bytes."""
-        return len(write_header(self._header, self._entries)) + self._end
+    def seek(self, position: int, /) -> None:
+        pass
 
-    def _write(self, part: bytes | memoryview) -> None:
-        self._end += len(part)
+    def truncate(self) -> None:
+        pass
 
 
 def _bound_bits(flat: Tensor) -> float:

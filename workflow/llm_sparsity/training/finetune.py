@@ -55,13 +55,13 @@ def finetune(
         settings: everything else that the result depends on.
         code: the hash of the code.
         text: another language-model task, whose split train the model is trained on instead.
-        dense: the dense model, fine-tuned on this task with this seed; a schedule and a teacher need it.
+        dense: the dense model, fine-tuned on this task with this seed; for a schedule or a teacher, which need it.
         save_minutes: minutes between saves within an epoch; SIGTERM and the end of an epoch save in any case.
         tracker: where loss, scores and sparsity are written to while the run trains, see `tracking`.
 
     Raises:
         UserError: sequences longer than the model allows, labels that the task does not have, a loss that is not
-            finite, a batch that does not fit the memory, a full disk, no dense model.
+            finite, a batch that does not fit the memory, a full disk, no dense model, or one that nothing reads.
         SystemExit: 143 after SIGTERM, once everything is saved.
     """
     begun = time.perf_counter()
@@ -97,6 +97,8 @@ def _check(model: ModelFolder, settings: FinetuneSettings, dense: ModelFolder | 
         model.check_length("sequence_length", settings.evaluation["sequence_length"])
     if settings.needs_dense and dense is None:
         raise UserError("dense: missing; a schedule and a teacher need the model folder of the dense run")
+    if dense is not None and not settings.needs_dense:
+        raise UserError(f"dense: found {dense}, but only a schedule or a teacher reads it; leave it out")
 
 
 def _report(trainer: Trainer, output: Path) -> None:

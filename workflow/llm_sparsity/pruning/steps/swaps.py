@@ -3,8 +3,8 @@
 
 With inputs X, the squared output error of a row is e G e', where e is what its weights have changed by and G = X'X. To
 add d to weight j changes it by 2 d (e G)_j + d^2 G_jj, and two changes interact by 2 d_i d_j G_ij. In each round, every
-row makes its best exchange; a row without one is finished. Every exchange lowers the error, so this ends, and no number
-has to be chosen. Rows keep their numbers of weights. Under a pattern, exchanges stay within groups.
+row makes its best exchange; a row without one is finished. Every exchange lowers the error by a fraction of what it was
+before the first one, so this ends. Rows keep their numbers of weights. Under a pattern, exchanges stay within groups.
 
 The best exchange is searched among the `CANDIDATES` weights that are cheapest to remove and as many that are best to
 restore, each by itself; only pairs of these need an entry of G each.
@@ -18,7 +18,7 @@ from llm_sparsity.study.sparsity import Sparsity
 GRANULARITY = (1, 1)
 CANDIDATES = 16  # of a row, or of a group of a pattern
 ROWS = 256  # searched at a time, which bounds the memory of the pairs
-LEAST = 1e-6  # of a row's error: smaller gains are rounding errors
+LEAST = 1e-6  # of a row's error before any exchange: smaller gains are rounding errors
 
 
 def observe(inputs: Tensor) -> Tensor:
@@ -51,10 +51,12 @@ def _exchange(dense: Tensor, pruned: Tensor, gram: Tensor, group: int) -> Tensor
     repaired = pruned.clone()
     slopes = (pruned - dense) @ gram
     errors = ((pruned - dense) * slopes).sum(dim=1)
-    rows = torch.arange(len(dense), device=dense.device)  # that are not finished
+    least = LEAST * errors
+    rows = torch.nonzero(least > 0).flatten()  # that are not finished
     while len(rows):
         change, removed, restored = _best(dense[rows], repaired[rows], slopes[rows], gram, group)
-        better = change < -LEAST * errors[rows]
+        # At most 1 / LEAST exchanges: where X'X has no full rank, errors reach 0, and rounding takes them below.
+        better = (change < -least[rows]) & (errors[rows] > 0)
         rows, removed, restored = rows[better], removed[better], restored[better]
         errors[rows] += change[better]
         slopes[rows] += dense[rows, restored, None] * gram[restored] - repaired[rows, removed, None] * gram[removed]
