@@ -16,9 +16,9 @@ from llm_sparsity.inference.measure import dtype_of, measure
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
-from llm_sparsity.storage.container import load, save, to_plain
 from llm_sparsity.storage.files import read_json
 from tests.unit.inference.conftest import Variant
+from tests.weights import load, save, to_plain
 
 Dense = Callable[[str], ModelFolder]
 SETTINGS = {"batch_sizes": [1, 3], "sequence_length": 16, "repeats": 3}
