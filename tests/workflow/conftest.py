@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from filelock import FileLock
 
+from llm_sparsity.jobs.lock import locked
 from tests.tiny import WORDS
 
 COPIED = ["Snakefile", "config.yaml", "workflow", "scripts", "studies", "envs", "profiles"]
@@ -105,7 +105,7 @@ def _once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], Non
     base = factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, failed = base / name, base / f"{name}.failed"
-    with FileLock(base / f"{name}.lock"):
+    with locked(base / f"{name}.lock"):
         if not folder.exists() and not failed.exists():
             half = base / f"{name}.half"
             half.mkdir()

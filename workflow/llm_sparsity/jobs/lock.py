@@ -1,4 +1,4 @@
-"""A lock on a file system that several machines share: of run caches, downloads and lm-evaluation-harness.
+"""A lock on a file system that several machines share: of run caches, tokens, downloads and lm-evaluation-harness.
 
 The owner touches the lock file every few seconds (its heartbeat). It counts as dead if its process has ended, which
 only its own machine can see, or if the file does not change for some time by the waiting process's monotonic clock.
