@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import Linear, Module
 from transformers.pytorch_utils import Conv1D
 
-from llm_sparsity.inference import workloads
+from llm_sparsity.inference import kernels, workloads
 from llm_sparsity.inference.executions import Executions
 from llm_sparsity.inference.memory import keep_freed_memory
 from llm_sparsity.inference.sparse_layers import SparseLinear, layers_with_zeros
@@ -129,7 +129,8 @@ def _layers() -> str:
 
 
 def _fastest(dense: Module, sparse: SparseLinear, x: Tensor) -> str:
-    names = ["expanded", "skipped", *(["product"] if x.shape[0] * x.shape[1] <= 32 else [])]
+    few = x[..., 0].numel() <= kernels.most_tokens(sparse.matrix.path)
+    names = ["expanded", "skipped", *(["product"] if few else [])]
     calls = {"dense": dense} | {name: getattr(sparse, name) for name in names}
     seconds = dict.fromkeys(calls, float("inf"))
     with torch.inference_mode():

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import Linear, Module
 from transformers.pytorch_utils import Conv1D
 
@@ -64,13 +65,13 @@ def measure(
     dtype = dtype_of(model, device)
     loads = timing.take_turns([lambda: load_base(model, dtype)], LOADS)
     reference, variant = (_prepared(folder, device) for folder in (dense, model))
-    ways, rows = Executions(variant, model), []
+    executions, rows = Executions(variant, model), []
     copied = workloads.copy_bandwidth(device)
     for size in batch_sizes:
         for workload in _workloads(reference, size, sequence_length, model.structure):
             outputs.check_finite(reference, dense, workload)
             outputs.check_finite(variant, model, workload)
-            for row in _measured(reference, ways.of(workload), workload, repeats):
+            for row in _measured(reference, executions.of(workload), workload, repeats):
                 rows.append(row | {"copy_bytes_per_second": copied})
     write_json(
         output / "cost.json",
@@ -80,7 +81,7 @@ def measure(
             "load_seconds": float(np.median(loads)),
             "dtype": str(variant.dtype).removeprefix("torch."),
             "speed": rows,
-            "notes": list(dict.fromkeys(ways.notes)),
+            "notes": list(dict.fromkeys(executions.notes)),
             **environment(device),
         },
     )
@@ -109,16 +110,16 @@ def _workloads(reference: Any, size: int, length: int, structure: Structure) -> 
 
 
 def _measured(
-    reference: Module, ways: Mapping[str, Execution], workload: Workload, repeats: int
+    reference: Module, executions: Mapping[str, Execution], workload: Workload, repeats: int
 ) -> list[dict[str, Any]]:
     """One row per execution: error, memory, seconds and speed-up over the reference, for one batch."""
-    models, device = {name: way.model for name, way in ways.items()}, workload.ids.device
+    models, device = {name: execution.model for name, execution in executions.items()}, workload.ids.device
     errors = {name: outputs.error(name, executed, models["dense"], workload) for name, executed in models.items()}
     memory = {name: inference_bytes(executed, workload, device) for name, executed in models.items()}
     calls = [timing.on_device(partial(workload, each), device) for each in (reference, *models.values())]
     seconds = timing.take_turns(calls, repeats)
     rows = []
-    for number, (name, way) in enumerate(ways.items(), 1):
+    for number, (name, execution) in enumerate(executions.items(), 1):
         took = timing.quartiles("seconds", seconds[:, number])
         rows.append(
             {
@@ -129,26 +130,38 @@ def _measured(
                 **took,
                 **timing.quartiles("speedup", seconds[:, 0] / seconds[:, number]),
                 "tokens_per_second": workload.ids.numel() / took["seconds"],
-                **_reading(way, models["dense"], workload, took["seconds"]),
+                **_reading(reference, models["dense"], execution, workload, took["seconds"]),
                 "error": errors[name],
                 "memory_bytes": memory[name],
-                "sparse_layers": len(way.layers),
-                "layers": way.layers,
+                "sparse_layers": len(execution.layers),
+                "layers": execution.layers,
             }
         )
     return rows
 
 
-def _reading(way: Execution, dense: Module, workload: Workload, seconds: float) -> dict[str, float | None]:
+def _reading(
+    reference: Module, dense: Module, execution: Execution, workload: Workload, seconds: float
+) -> dict[str, float | None]:
     """In decode, which reads each matrix once: how fast it does, and the speed-up that reading less allows at best.
 
-    The bound is b / ((1 - s) b + 1) for matrices of b bits with a share s of zeros: a mask, and the other weights.
+    A sparse matrix of b bits with a share s of zeros is read as (1 - s) b + 1 bits a weight: a mask, and the other
+    weights. The limit is the bytes of the reference's matrices over those that are read.
     """
     if workload.phase != "decode":
         return {"bytes_per_second": None, "limit": None}
-    modules: dict[str, Any] = dict(dense.named_modules())
-    everything = sum(module.weight.nbytes for module in modules.values() if isinstance(module, Linear | Conv1D))
-    sparse = [modules[name].weight for name in way.layers]
+    matrices = _matrices(dense)
+    sparse = [matrices[name] for name in execution.layers]
     saved = sum(w.nbytes - int(w.count_nonzero()) * w.itemsize - w.numel() / 8 for w in sparse)
-    least = everything - saved
-    return {"bytes_per_second": least / seconds, "limit": everything / least}
+    read = _bytes(matrices) - saved
+    return {"bytes_per_second": read / seconds, "limit": _bytes(_matrices(reference)) / read}
+
+
+def _matrices(model: Module) -> dict[str, Tensor]:
+    """The weights of linear layers, by the layer's name."""
+    modules: Any = model.named_modules()
+    return {name: module.weight for name, module in modules if isinstance(module, Linear | Conv1D)}
+
+
+def _bytes(matrices: Mapping[str, Tensor]) -> int:
+    return sum(weight.nbytes for weight in matrices.values())

@@ -1,8 +1,8 @@
 """A matrix as a bitmask and its remaining weights, in memory, and its three ways to multiply.
 
-    product    expands weights in registers: one read of mask and values for up to 16 tokens, which is what generating
-               text takes. With b bits a weight and a share s of zeros it can be b / ((1 - s) b + 1) times as fast as
-               the dense product of the same dtype, which reads b bits for every weight.
+    product    expands weights in registers: one read of mask and values for the few tokens of generating text. With
+               b bits a weight and a share s of zeros it can be b / ((1 - s) b + 1) times as fast as the dense product
+               of the same dtype, which reads b bits for every weight.
     expanded   expands a few rows at a time into the cache and multiplies them densely: many tokens, few zeros
     skipped    multiplies remaining weights only, by a list of their columns: many tokens, many zeros
 
