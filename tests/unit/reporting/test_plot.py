@@ -233,6 +233,7 @@ def test_perplexity_says_how_it_was_measured_and_what_was_published(tmp_path: Pa
         sparsity="2of4", value="999"
     )
     pd.concat([metrics, pattern]).to_csv(tmp_path / "tables/metrics.csv", index=False)
+    (tmp_path / "tables/tasks.csv").write_text("task,score\nwikitext2,perplexity\n")
     settings = {"evaluate": {"sequence_length": 2048, "max_tokens": None}}
     plot(tmp_path / "tables", tmp_path, config=config | settings, methods={}, published=PUBLISHED)
     page = html.unescape((tmp_path / "report.html").read_text())

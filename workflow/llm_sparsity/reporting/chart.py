@@ -5,13 +5,14 @@ is read aloud, and follows the colours of the page.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
 
-from llm_sparsity.reporting.figures.style import marker_of
+from llm_sparsity.reporting.figures.style import marker_of, ticks
 from llm_sparsity.reporting.options import Option, front
 from llm_sparsity.reporting.tables import Tables, majority
 from llm_sparsity.reporting.wording import (
@@ -40,7 +41,7 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
     shown_options = [option for option in options if not math.isnan(option.share)]
     task, metric = shown_options[0].task, shown_options[0].metric
     base = majority(data, task, metric) if in_points(metric) else None
-    low, high, ticks = _axis([option.value for option in shown_options], metric, base)
+    low, high, marks = _axis([option.value for option in shown_options], metric, base)
     widest = max(1.0, *(option.share for option in shown_options)) * 1.06
 
     def place(option: Option) -> tuple[float, float]:
@@ -54,7 +55,7 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
         "metric": name_of_metric(metric),
         "better": "higher is better" if in_points(metric) else "lower is better, log scale",
         "x_ticks": [(round(share / widest, 2), f"{share} %") for share in (0, 10, 25, 50, 75, 100)],
-        "y_ticks": [(_position(tick, low, high, metric), _tick(tick, metric)) for tick in ticks],
+        "y_ticks": [(_position(tick, low, high, metric), _tick(tick, metric)) for tick in marks],
         "base": None if base is None or not low <= base <= high else _position(base, low, high, metric),
         "constant": constant_answer(metric),
         "lines": [
@@ -115,19 +116,12 @@ def _axis(values: Sequence[float], metric: str, base: float | None) -> tuple[flo
     if metric == "perplexity":
         low, high = math.log10(min(values)), math.log10(max(values))
         room = max(ROOM * (high - low), 0.02)
-        steps = [
-            digit * 10**power
-            for power in range(-1, 12)
-            for digit in ((1, 3) if high - low > 1 else (1, 1.5, 2, 3, 5, 7))
-        ]
-        low, high = 10 ** (low - room), 10 ** (high + room)
-        return low, high, [step for step in steps if low <= step <= high]
+        low, high = 10 ** (low - room), 10 ** min(high + room, sys.float_info.max_10_exp)
+        return low, high, ticks(low, high, log=True)
     low, high = min([*values, *([] if base is None else [base])]), max(values)
     room = max(ROOM * (high - low), 0.01)
-    low, high = max(low - room, min(low, 0.0)), min(high + room, 1.0)
-    step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if (high - low) / step <= 8)
-    first = math.ceil(low / step)
-    return low, high, [number * step for number in range(first, math.floor(high / step) + 1)]
+    low, high = max(low - room, -1.0 if low < 0 else 0.0), min(high + room, 1.0)
+    return low, high, ticks(low, high)
 
 
 def _position(value: float, low: float, high: float, metric: str) -> float:

@@ -1,6 +1,8 @@
 """Values by sparsity: a panel for each model, a line for each method, scope and recipe. Quality, and training time."""
 
 import functools
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,7 +14,7 @@ from llm_sparsity.reporting.claims import Claims
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import QUALITY, SAVINGS, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
-from llm_sparsity.reporting.tables import UNTRAINED, Tables, dense, majority, score_of
+from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, dense, majority, score_of
 from llm_sparsity.reporting.wording import (
     CORRELATIONS,
     NAMES,
@@ -21,8 +23,10 @@ from llm_sparsity.reporting.wording import (
     name_of,
     name_of_metric,
     resolution,
+    scope_name,
     shown,
 )
+from llm_sparsity.study.cells import Variant
 
 MEANS = {"combined": " (mean of accuracy and F1)", "macro_f1": " (mean over all labels)"}  # what a name leaves open
 
@@ -35,22 +39,22 @@ def draw(study: Study) -> Iterable[Drawn]:
         every = data["metrics"][data["metrics"].task == task]
         for metric in _in_order(baselines.metric[baselines.task == task], score_of(data, task)):
             label = begin(name_of_metric(metric)) + MEANS.get(metric, "")
-            values = every[every.metric == metric]
-            if values.empty:
+            values = style.swept(every[every.metric == metric])
+            if (values.method == "dense").all():
                 continue
             earlier = _earlier(study, task, metric)
             base = functools.partial(_with_majority, majority(data, task, metric), metric)
             figure = by_sparsity(study, values, label, base, earlier)
-            caption = f"{label} by sparsity. {_noise(data, task)}"
+            caption = f"{label} by sparsity. {_noise(data, task)} {_strokes(values)}. Dotted: {_constant(metric)}."
             if earlier is not None and len(earlier) and study.claims:
                 caption += _crosses(study.claims)
             yield Drawn(f"{metric}-{task}", QUALITY, highest_loss(study, values, metric, f"on {task}"), caption, figure)
         runs = data["runs"][data["runs"].task == task].assign(value=lambda rows: rows.train_seconds)
-        runs = runs[runs.value > 0]  # a recipe may evaluate only
+        runs = style.swept(runs[runs.value > 0])  # a recipe may evaluate only
         if (runs.method == "dense").all():
             continue
         figure = by_sparsity(study, runs, "Training time (s)", from_zero)
-        caption = "Seconds of training, without set-up and evaluation."
+        caption = f"Seconds of training, without set-up and evaluation. {_strokes(runs)}.{_machines(runs)}"
         yield Drawn(f"train-time-{task}", SAVINGS, _time(runs, task), caption, figure)
 
 
@@ -73,15 +77,16 @@ def by_sparsity(
 
     Args:
         study: for the order of models.
-        rows: with the columns of a cell, recipe, mask and value, and stderr if standard errors are known.
+        rows: of `style.swept`, pruned ones among them, with the columns of a cell, recipe, mask and value, and stderr
+            if standard errors are known.
         label: of the y axis.
         y_axis: sets the limits and the scale of the panels' shared y axis.
         others: numbers of papers or of an earlier study, drawn as crosses.
         faint: whether these crosses stay in the background.
     """
-    rows = style.swept(rows)
-    models = study.present(rows)
-    lines = rows[rows.method != "dense"].groupby(["method", "scope", "recipe"]).ngroups
+    pruned = rows[rows.method != "dense"]
+    models = study.present(pruned)
+    lines = pruned.groupby(["method", "scope", "recipe"]).ngroups
     figure, axes = style.panels(models, height=style.height(lines), sharey=True)
     ends: Points = {}
     for ax, model in zip(axes, models, strict=True):
@@ -110,12 +115,14 @@ def _panel(ax: Axes, study: Study, rows: pd.DataFrame, others: pd.DataFrame | No
     scopes, recipes = pruned.scope.nunique() > 1, pruned.recipe.nunique() > 1
     plain = UNTRAINED if (pruned.recipe == UNTRAINED).any() else "kept"
     model = str(rows.model.iloc[0])
+    taken: Counter[float] = Counter()
     for (method, scope, recipe), cell in pruned.groupby(["method", "scope", "recipe"], sort=False):
         look = study.look(model, method, methods)
-        name = name_of_line(method, scope if scopes else "", recipe if recipes else "")
+        name = name_of_line(method, scope_name(scope) if scopes else "", recipe if recipes else "")
         start = dense(rows, recipe)
         line = pd.concat([start, cell]) if len(start) else cell
-        ends, patterns = style.line(ax, line, name, style.stroke(recipe, str(cell["mask"].iloc[0]), plain), **look)
+        stroke = style.stroke(recipe, str(cell["mask"].iloc[0]), plain)
+        ends, patterns = style.line(ax, line, name, stroke, taken, **look)
         named += ends
         spots += patterns
     for recipe in dict.fromkeys(rows.recipe[rows.method == "dense"]):
@@ -134,34 +141,59 @@ def name_of_line(method: str, scope: str, recipe: str) -> str:
     return ", ".join(filter(None, [method, scope, recipe]))
 
 
+def are_masked(rows: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether each row's method removes weights by setting them to zero, not by shrinking tensors."""
+    return pd.Series([Variant(method).has_mask for method in rows.method], rows.index, dtype=bool)
+
+
 def highest_loss(study: Study, rows: pd.DataFrame, metric: str, where: str) -> str:
-    """What is seen, of the model that loses most: the dense value, and the best at its highest fraction."""
-    sign = 1 if in_points(metric) else -1
-    told: list[tuple[float, str]] = []
-    rows = style.swept(rows[rows["mask"] != "released"].dropna(subset=["value"]))
-    for model in study.present(rows):
-        mine = rows[rows.model == model]
-        pruned, start = mine[mine.method != "dense"], mine[mine.method == "dense"]
-        if pruned.empty or start.empty:
-            continue
-        means = pruned.groupby(["method", "scope", "sparsity", "recipe"], sort=False).value.mean().reset_index()
-        found: Any = means.loc[(sign * means.value[means.sparsity == max(means.sparsity)]).idxmax()]
-        before = float(start.groupby("recipe").value.mean().agg("min" if sign < 0 else "max"))
-        text = f"{model} goes from {shown(metric, before)} to {shown(metric, found.value)} by {name_of(found)}"
-        told.append((abs(found.value / before - 1), text))
-    if not told:
-        return f"{begin(name_of_metric(metric))} {where}"
-    return f"{begin(name_of_metric(metric))} {where}: {max(told)[1]}"
+    """What is seen, of the model that loses most: the best at its highest fraction, against its dense model."""
+    points, told = in_points(metric), []
+    pruned = rows[(rows.method != "dense") & (rows["mask"] != "released")]
+    for model in study.present(pruned):
+        mine = pruned[pruned.model == model]
+        ends = mine[mine.sparsity == max(mine.sparsity)]
+        means = ends.groupby([*CELL, "recipe"], sort=False).value.mean().reset_index()
+        found: Any = means.loc[means.value.idxmax() if points else means.value.idxmin()]
+        before = float(dense(rows[rows.model == model], found.recipe).value.mean())
+        if not math.isnan(before):
+            loss = before - found.value if points else math.log(found.value / before)
+            text = f"{model} goes from {shown(metric, before)} to {shown(metric, found.value)} by {name_of(found)}"
+            told.append((loss, text))
+    return ": ".join([f"{begin(name_of_metric(metric))} {where}", *([max(told)[1]] if told else [])])
 
 
 def _time(runs: pd.DataFrame, task: str) -> str:
-    means = runs.groupby(["model", "method", "scope", "sparsity", "recipe"], sort=False).value.mean().reset_index()
+    """The range of times with a kept mask, of the dense model's. A structured model has none: its tensors are small."""
+    means = runs.groupby([*CELL, "recipe"], sort=False).value.mean().reset_index()
     start = means[means.method == "dense"].set_index("model").value
-    kept = means[(means.method != "dense") & (means.recipe == "kept") & means.model.isin(start.index)]
+    kept = means[are_masked(means) & (means.recipe == "kept") & means.model.isin(start.index)]
     if kept.empty:
         return f"Training time on {task}"
-    low, high = ((kept.value / kept.model.map(start)).agg(end) for end in ("min", "max"))
-    return f"A mask saves no training time on {task}: {low:.2f} to {high:.2f} times the dense model's"
+    times = kept.value / kept.model.map(start)
+    span = " to ".join(dict.fromkeys(f"{end:.2f}" for end in (times.min(), times.max())))
+    return f"With a mask kept, training on {task} takes {span} times as long as for the dense model"
+
+
+def _machines(runs: pd.DataFrame) -> str:
+    """A warning if times were measured on several kinds of machines; else ""."""
+    found = runs[["device", "threads", "processes"]].drop_duplicates()
+    if len(found) == 1:
+        return ""
+    names = (f"{row.device} ({row.threads} threads, {row.processes} processes)" for row in found.itertuples())
+    return f" Measured on several machines, so times may differ for that reason: {'; '.join(names)}."
+
+
+def _strokes(rows: pd.DataFrame) -> str:
+    """What the strokes of the lines mean, of those that are drawn."""
+    pruned = rows[rows.method != "dense"]
+    held = set(pruned.recipe[pruned["mask"] != "released"])
+    known = {
+        "Solid: the recipe kept, which holds the mask": "kept" in held,
+        "dash-dotted: other recipes that hold it": bool(held - {"kept"}),
+        "dashed: released, zeros may grow back": bool((pruned["mask"] == "released").any()),
+    }
+    return begin("; ".join(text for text, drawn in known.items() if drawn))
 
 
 def _noise(data: Tables, task: str) -> str:
@@ -172,10 +204,7 @@ def _noise(data: Tables, task: str) -> str:
         if seeds == 1
         else f"{seeds} seeds: small points; line and band are their mean and its 95 % t-interval"
     )
-    return (
-        f"{points}. {resolution(data, task)} Solid: the recipe kept, which holds the mask; dash-dotted: other recipes "
-        f"that hold it; dashed: released, zeros may grow back. Dotted: {_constant(score_of(data, task))}."
-    )
+    return f"{points}. {resolution(data, task)}"
 
 
 def _earlier(study: Study, task: str, metric: str) -> pd.DataFrame | None:

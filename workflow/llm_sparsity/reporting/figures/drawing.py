@@ -45,11 +45,6 @@ class Study:
     published: pd.DataFrame
     claims: Claims | None = None
 
-    def metric(self, metric: str) -> list[tuple[str, pd.DataFrame]]:
-        """The tasks that have a metric, each with its rows."""
-        rows = self.tables["metrics"]
-        return [(str(task), each) for task, each in rows[rows.metric == metric].groupby("task", sort=False)]
-
     def present(self, rows: pd.DataFrame) -> list[str]:
         """The models that rows are about, in the order of the config."""
         return [model for model in self.models if model in set(rows.model)]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 from matplotlib.axes import Axes
 
-from llm_sparsity.reporting.answers import Question, questions, title
+from llm_sparsity.reporting.answers import Question, questions, ranked, title
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import PICK, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points
@@ -43,12 +43,12 @@ def draw(study: Study) -> Iterable[Drawn]:
         label = begin(name_of_metric(metric)) if in_points(metric) else "Perplexity (log scale; lower is better)"
         axes[0].set_ylabel(label)
         caption = (
-            f"What to take on {task}: every variant with a kept mask, by cost and quality. The grey lines join the "
-            "variants of a model that no other beats in both. If there are many points, only those on a line are "
-            "named. Bytes are those of the weight file that was scored, as a share of the dense model in the same "
+            f"What to take on {task}: every variant and recipe, but for released masks, by cost and quality. The grey "
+            "lines join those of a model that no other beats in both. If there are many points, only those on a line "
+            "are named. Bytes are those of the weight file that was scored, as a share of the dense model in the same "
             "container; latency is that of the fastest execution."
         )
-        yield Drawn(f"frontier-{task}", PICK, title(found), caption, figure)
+        yield Drawn(f"frontier-{task}", PICK, title(ranked(found)), caption, figure)
 
 
 def _panel(ax: Axes, study: Study, options: list[Option], cost: Callable[[Option], float]) -> list[Point]:

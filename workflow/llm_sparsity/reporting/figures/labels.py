@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 Point = tuple[float, float, str, str]  # x, y, name, colour
@@ -10,6 +11,7 @@ Points = dict[Axes, list[Point]]
 
 HEIGHT, WIDTH = 9.4, 4.7  # of a letter, with a margin, in typographic points
 APART, RADIUS = 5.0, 3.0  # of a name from its point, of a marker
+GROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}  # of a name, which may cross a line
 
 
 def name_points(figure: Figure, points: Points, up: float = 0) -> None:
@@ -35,8 +37,22 @@ def name_points(figure: Figure, points: Points, up: float = 0) -> None:
             taken.append((left, left + width * len(text), centre - height / 2, centre + height / 2))
             ax.annotate(
                 text, (at, value), (7 if side == "left" else -7, (centre - y) / point), textcoords="offset points",
-                color=colour, ha=side, va="center", fontsize=8.5, annotation_clip=False,
+                color=legible(colour), ha=side, va="center", fontsize=8.5, annotation_clip=False, bbox=GROUND,
             )  # fmt: skip
+
+
+def legible(colour: str) -> str:
+    """A colour, darkened until text in it has a contrast of 4.5 to white (WCAG 2.2, 1.4.3)."""
+    rgb = to_rgb(colour)
+    while 1.05 / (_luminance(rgb) + 0.05) < 4.5:
+        rgb = tuple(0.95 * part for part in rgb)
+    return str(to_hex(rgb))
+
+
+def _luminance(rgb: Sequence[float]) -> float:
+    """The relative luminance of a colour, as WCAG 2.2 defines it."""
+    linear = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in rgb)
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def thinned(points: list[Point], limit: int = 4) -> list[Point]:

@@ -1,93 +1,97 @@
 """Parts: the loss of quality when each part of a model is pruned alone, at the same sparsity."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
+from llm_sparsity.reporting.answers import WHOLE
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import PARTS, Drawn, Study
 from llm_sparsity.reporting.tables import UNTRAINED, judged
 from llm_sparsity.reporting.wording import begin, in_points, name_of_metric, part_of, scope_name, shown
 from llm_sparsity.study.sparsity import Sparsity
 
+Panel = tuple[str, str, Sparsity, pd.DataFrame]  # model, method, sparsity, and the rows of their scopes
+
 
 def draw(study: Study) -> Iterable[Drawn]:
-    """A figure for each task on which several scopes were pruned at one sparsity."""
+    """A figure for each task on which several parts were pruned at one sparsity."""
     metrics = judged(study.tables)
     plain = metrics.metric.map(lambda metric: "kept" if in_points(metric) else UNTRAINED)
     for (task, metric), rows in metrics[metrics.recipe == plain].groupby(["task", "metric"], sort=False):
-        bars = [
-            (model, method, sparsity, group.groupby("scope").value.mean())
+        dense = rows[rows.method == "dense"].groupby("model").value.mean()
+        panels: list[Panel] = [
+            (model, method, sparsity, group)
             for (model, method, sparsity), group in rows[rows.method != "dense"].groupby(
                 ["model", "method", "sparsity"], sort=False
             )
-            if group.scope.nunique() > 2 and ((rows.model == model) & (rows.method == "dense")).any()
+            if len(set(group.scope) - set(WHOLE)) > 1 and model in dense.index
         ]
-        if not bars:
+        if not panels:
             continue
-        names = [f"{model}: {_amount(sparsity)}, {method}" for model, method, sparsity, _ in bars]
-        tallest = max(len(values) for *_, values in bars)
-        figure, axes = style.panels(names, width=6.6, height=1.3 + 0.34 * tallest)
-        for ax, (model, method, sparsity, values) in zip(axes, bars, strict=True):
-            sizes = study.tables["sizes"]
-            sizes = sizes[(sizes.model == model) & (sizes.method == method) & (sizes.sparsity == sparsity)]
-            dense = float(rows.loc[(rows.model == model) & (rows.method == "dense"), "value"].mean())
-            _panel(ax, values, dense, sizes.set_index("scope").removed, metric, study.colour(model))
+        names = [f"{model}: {_amount(sparsity)}, {method}" for model, method, sparsity, _ in panels]
+        tallest = max(group.scope.nunique() for *_, group in panels)
+        figure, axes = style.panels(names, height=1.3 + 0.42 * tallest)
+        for ax, panel in zip(axes, panels, strict=True):
+            _draw(ax, study, panel, float(dense[panel[0]]), str(metric))
         caption = (
-            f"Each part pruned alone, at the same sparsity of the part, on {task}; the most harmful on top. Beside "
-            "each bar: the number of weights removed. A part that loses little quality and holds many weights is where "
-            "to prune. Dotted: the dense model."
+            f"Each part pruned alone, at the same sparsity of the part, on {task}; the most harmful on top. Beside its "
+            "name: the number of weights removed. A part that loses little quality and holds many weights is where to "
+            f"prune. Dotted: the dense model.{_intervals(panels)}"
         )
-        yield Drawn(f"parts-{task}", PARTS, _title(bars[0], str(metric), str(task)), caption, figure)
+        yield Drawn(f"parts-{task}", PARTS, _title(panels[0], str(metric), str(task)), caption, figure)
 
 
-def _title(bar: Any, metric: str, task: str) -> str:
+def _title(panel: Panel, metric: str, task: str) -> str:
     """What is seen of the first panel: the part that loses least, and the one that loses most."""
-    model, _, sparsity, values = bar
-    ends = (values.idxmin(), values.idxmax())
-    mild, harmful = ends if metric == "perplexity" else ends[::-1]
-    least = f"{name_of_metric(metric)} {shown(metric, values[mild])}"
+    model, _, sparsity, group = panel
+    values = group[~group.scope.isin(WHOLE)].groupby("scope").value.mean()
+    mild, harmful = (values.idxmax(), values.idxmin()) if in_points(metric) else (values.idxmin(), values.idxmax())
+    name, (least, most) = name_of_metric(metric), (shown(metric, values[part]) for part in (mild, harmful))
+    removed = f"{part_of(sparsity, 'one part')} removed"
+    if least == most:
+        return f"{model} on {task} has {name} {least} whichever part is pruned, {removed}"
     return (
-        f"{model} on {task} suffers least in {scope_name(mild)} ({least}) and most in {scope_name(harmful)} "
-        f"({shown(metric, values[harmful])}), {part_of(sparsity, 'one part')} removed"
+        f"{model} on {task} suffers least in {scope_name(mild)} ({name} {least}) and most in {scope_name(harmful)} "
+        f"({most}), {removed}"
     )
+
+
+def _intervals(panels: list[Panel]) -> str:
+    """What the bars are; "" if there are none."""
+    drawn = any(style.margin_of(rows) > 0 for *_, group in panels for _, rows in group.groupby("scope"))
+    return " Bars are 95 % intervals." * drawn
 
 
 def _amount(sparsity: Sparsity) -> str:
     return f"{sparsity} in one part" if sparsity.is_pattern else f"{style.short(sparsity)} of one part removed"
 
 
-def _panel(
-    ax: Axes, values: "pd.Series[float]", dense: float, removed: "pd.Series[int]", metric: str, colour: str
-) -> None:
-    """The bars of one model, method and sparsity.
-
-    Args:
-        ax: the axes.
-        values: of the metric, by scope.
-        dense: value of the dense model.
-        removed: number of weights, by scope.
-        metric: the score of the task.
-        colour: of the bars.
-    """
-    values = values.sort_values(ascending=metric == "perplexity")
-    ax.barh(range(len(values)), values, color=colour, alpha=0.75, height=0.65)
-    for number, (scope, value) in enumerate(values.items()):
+def _draw(ax: Axes, study: Study, panel: Panel, dense: float, metric: str) -> None:
+    """A point for each scope, with its interval, and a line to the dense model."""
+    model, method, sparsity, group = panel
+    sizes = study.tables["sizes"]
+    sizes = sizes[(sizes.model == model) & (sizes.method == method) & (sizes.sparsity == sparsity)]
+    removed = sizes.set_index("scope").removed
+    values = group.groupby("scope").value.mean().sort_values(ascending=not in_points(metric))
+    look = study.look(model, method, [method])
+    for row, (scope, value) in enumerate(values.items()):
+        about = style.margin_of(group[group.scope == scope])
+        ax.plot([dense, value], [row, row], color=look["color"], alpha=0.3, linewidth=2.5)
+        ax.errorbar(value, row, xerr=about if about > 0 else None, capsize=2, elinewidth=1, **look)
         ax.annotate(
-            f"{shown(metric, value)}   ({float(removed[scope]) / 1e6:,.1f} M weights)", (value, number), (4, 0),
-            textcoords="offset points", va="center", fontsize=8,
-        )  # fmt: skip
-    ax.set_yticks(range(len(values)), [scope_name(str(scope)) for scope in values.index])
+            shown(metric, value), (value, row), (0, 6), textcoords="offset points", ha="center", va="bottom", fontsize=8
+        )
     ax.axvline(dense, color=style.GREY, linewidth=1, linestyle=":")
+    names = [f"{scope_name(str(scope))}, {style.weights(removed[scope])}" for scope in values.index]
+    ax.set_yticks(range(len(values)), names)
+    ax.set_ylim(-0.5, len(values) - 0.3)
     ax.grid(visible=False, axis="y")
-    highest = float(values.max())
+    ax.margins(x=0.12)
     if metric == "perplexity":
         ax.set_xscale("log")
-        ax.set_xlim(dense * 0.8, highest * (highest / dense) ** 0.8 * 1.2)
-        style.log_perplexity(ax.xaxis, subs=(1, 2, 5))
+        style.log_perplexity(ax.xaxis)
         ax.set_xlabel("Perplexity (log scale; lower is better)")
     else:
-        ax.set_xlim(float(values.min()) * 0.9, max(dense, highest) * 1.15)
         ax.set_xlabel(begin(name_of_metric(metric)))

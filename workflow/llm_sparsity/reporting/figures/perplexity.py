@@ -9,12 +9,16 @@ from matplotlib.axes import Axes
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.by_sparsity import by_sparsity, highest_loss
 from llm_sparsity.reporting.figures.drawing import QUALITY, Drawn, Study
+from llm_sparsity.reporting.tables import judged
 
 
 def draw(study: Study) -> Iterable[Drawn]:
-    """A figure for each language-model task."""
-    for task, rows in study.metric("perplexity"):
-        yield _perplexity(study, task, rows)
+    """A figure for each task that is judged by perplexity: text. A task of the harness may report one too."""
+    rows = judged(study.tables)
+    for task, mine in rows[rows.metric == "perplexity"].groupby("task", sort=False):
+        found = style.swept(mine)
+        if (found.method != "dense").any():
+            yield _perplexity(study, str(task), found)
 
 
 def _perplexity(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
@@ -32,6 +36,8 @@ def _perplexity(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
         )
     else:
         caption += " The models are pruned and measured, not trained."
+    if rows.calibration_seed.nunique() > 1:
+        caption += " Small points: draws of the calibration text; line and band are their mean and its 95 % t-interval."
     if len(published):
         sources = [
             f"{source} ({', '.join(each.model.unique())})" for source, each in published.groupby("source", sort=False)

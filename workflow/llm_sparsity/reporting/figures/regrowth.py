@@ -10,7 +10,9 @@ from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import QUALITY, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points
 from llm_sparsity.reporting.tables import CELL
-from llm_sparsity.reporting.wording import percent
+from llm_sparsity.reporting.wording import number_of, percent
+
+KEPT = 0.99  # of the zeros: at the end of a run whose zeros do not grow back
 
 
 def draw(study: Study) -> Iterable[Drawn]:
@@ -22,7 +24,7 @@ def draw(study: Study) -> Iterable[Drawn]:
 
 
 def _regrowth(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
-    rows = rows[rows.seed == rows.seed.min()].sort_values("step", kind="stable")
+    rows = _first_draws(rows).sort_values("step", kind="stable")
     models = study.present(rows)
     variants = rows[["method", "scope", "recipe", "sparsity"]].drop_duplicates()
     figure, axes = style.panels(models, height=style.height(len(variants)), sharey=True)
@@ -35,19 +37,25 @@ def _regrowth(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
     axes[0].set_ylabel("Measured sparsity of the scope")
     line = rows[rows.sparsity == max(rows.sparsity)]
     line = line[(line[["recipe", *CELL]] == line[["recipe", *CELL]].iloc[0]).all(axis=1)]
-    first, last = (float(line.measured_sparsity.iloc[at]) for at in (0, -1))
-    step = int(line.step.iloc[0])
+    model, sparsity, steps = line.model.iloc[0], line.sparsity.iloc[0], number_of(int(line.step.iloc[0]), "step")
+    first, last = (float(line.measured_sparsity.iloc[at]) / sparsity.fraction for at in (0, -1))  # of the zeros
     caption = (
         "Share of zeros while fine-tuning with the mask released, from each pruned sparsity (named at its start): step "
-        f"by step at first, then epoch by epoch. Of the zeros of {line.model.iloc[0]} at "
-        f"{line.sparsity.iloc[0].label}, {first:.1%} are left after {step} step{'s' * (step > 1)} and {last:.1%} at "
-        "the end."
+        f"by step at first, then epoch by epoch. Of the zeros of {model} at {sparsity.label}, "
+        f"{percent(round(first, 3))} are left after {steps} and {percent(round(last, 3))} at the end."
     )
+    seen = "grow back" if last < KEPT else "remain"
     title = (
-        f"Released zeros grow back on {task}: {percent(round(first, 3))} of the weights of {line.model.iloc[0]} are "
-        f"zero after {step} step{'s' * (step > 1)}, of {line.sparsity.iloc[0].label} at the start"
+        f"Released zeros {seen} on {task}: of those of {model} at {sparsity.label}, {percent(round(first, 3))} are "
+        f"left after {steps}, {percent(round(last, 3))} at the end"
     )
     return Drawn(f"regrowth-{task}", QUALITY, title, caption, figure)
+
+
+def _first_draws(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the first seed of every cell: each is one line."""
+    seeds = rows.groupby(["recipe", *CELL])[["calibration_seed", "seed"]].transform("min")
+    return rows[(rows[["calibration_seed", "seed"]] == seeds).all(axis=1)]
 
 
 def _panel(ax: Axes, rows: pd.DataFrame, telling: list[str], base: str) -> list[Point]:

@@ -10,8 +10,8 @@ from matplotlib.ticker import PercentFormatter
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.by_sparsity import by_sparsity
 from llm_sparsity.reporting.figures.drawing import SAVINGS, Drawn, Study
-from llm_sparsity.reporting.tables import are_patterns, fractions
-from llm_sparsity.reporting.wording import name_of
+from llm_sparsity.reporting.tables import UNTRAINED, are_patterns, fractions
+from llm_sparsity.reporting.wording import name_of, percent
 
 CAPTION = (
     "Measured size of the saved weights: the values that remain and their positions; zeros are not stored. What is "
@@ -23,22 +23,25 @@ CAPTION = (
 
 def draw(study: Study) -> Iterable[Drawn]:
     """One figure, with a panel for each model."""
-    rows = study.tables["sizes"]
+    rows = style.swept(study.tables["sizes"])
+    pruned = rows[rows.method != "dense"]
+    if pruned.empty:
+        return
     whole = (rows.container_bytes / rows.ratio).astype(float)
-    rows = rows.assign(value=rows.ratio, whole=whole, recipe="kept", mask="kept")
+    rows = rows.assign(value=rows.ratio, whole=whole, recipe=UNTRAINED, mask="")
     figure = by_sparsity(study, rows, "Weight file, share of dense", _shares)
-    for ax, model in zip(figure.axes, study.present(style.swept(rows)), strict=True):
+    for ax, model in zip(figure.axes, study.present(pruned), strict=True):
         _bounds(ax, rows[rows.model == model], study.colour(model))
-    smallest: Any = rows.loc[rows.value.idxmin()]
-    title = f"{smallest.model} by {name_of(smallest)} takes {smallest.value:.1%} of the dense bytes".replace("%", " %")
-    yield Drawn("size", SAVINGS, title.replace("  ", " "), CAPTION, figure)
+    smallest: Any = rows.loc[pruned.ratio.idxmin()]
+    title = f"{smallest.model} by {name_of(smallest)} takes {percent(round(smallest.value, 3))} of the dense bytes"
+    yield Drawn("size", SAVINGS, title, CAPTION, figure)
 
 
 def _shares(axes: list[Axes]) -> None:
     for ax in axes:
         style.reference_line(ax, 1, "dense model", (-2, 3), ha="right", linestyle="--")
         ax.yaxis.set_major_formatter(PercentFormatter(1))
-        ax.set_ylim(0, 1.1)
+        ax.set_ylim(0, max(1.1, ax.get_ylim()[1]))
 
 
 def _bounds(ax: Axes, rows: pd.DataFrame, colour: str) -> None:

@@ -8,11 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from llm_sparsity.reporting.figures import style
-from llm_sparsity.reporting.figures.by_sparsity import name_of_line
+from llm_sparsity.reporting.figures.by_sparsity import are_masked, name_of_line
 from llm_sparsity.reporting.figures.drawing import SAVINGS, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
 from llm_sparsity.reporting.tables import UNTRAINED, are_patterns, fractions
-from llm_sparsity.reporting.wording import name_of
+from llm_sparsity.reporting.wording import name_of, scope_name
 
 EXECUTIONS = ("dense", "sparse", "2of4")
 LIMIT = (
@@ -23,15 +23,15 @@ LIMIT = (
 
 def draw(study: Study) -> Iterable[Drawn]:
     """A figure for each batch size, and of decoders one for each phase, with a panel for each model."""
-    speed = study.tables["speed"]
+    speed = style.swept(study.tables["speed"])
+    speed = speed[speed.execution.isin(EXECUTIONS)]
     for (decodes, size), rows in speed.groupby([speed.phase == "decode", "batch_size"]):
         if (rows.method != "dense").any():
             yield _speed(study, int(size), rows, bool(decodes))
 
 
 def _speed(study: Study, batch: int, rows: pd.DataFrame, decodes: bool) -> Drawn:
-    rows = style.swept(rows)
-    models = [model for model in study.present(rows) if (rows.method[rows.model == model] != "dense").any()]
+    models = study.present(rows[rows.method != "dense"])
     lines = rows[rows.method != "dense"].groupby(["method", "scope", "execution"]).ngroups
     figure, axes = style.panels(models, height=style.height(lines), sharey=True)
     ends: Points = {}
@@ -57,13 +57,16 @@ def _speed(study: Study, batch: int, rows: pd.DataFrame, decodes: bool) -> Drawn
 
 
 def _title(rows: pd.DataFrame, batch: int, decodes: bool) -> str:
-    fastest: Any = rows.loc[rows.speedup[rows.method != "dense"].idxmax()]
-    name = name_of(pd.Series({**fastest, "recipe": UNTRAINED}))
+    """What is seen: the fastest. A masked model in dense execution is the dense model, and differs by noise alone."""
+    found = rows[(rows.method != "dense") & ~(are_masked(rows) & (rows.execution == "dense"))]
     at = f"at batch {batch}{', decoding' * decodes}"
-    where = f"{at}: {fastest.model}, {name}"
-    if fastest.speedup <= 1:
-        return f"Nothing is faster than the dense model {at}; the nearest is {fastest.model}, {name}"
-    return f"At most {fastest.speedup:.1f} times as fast as dense {where}, {fastest.execution} execution"
+    if found.empty:
+        return f"Dense execution of pruned models {at}: zeros are multiplied like any number"
+    fastest: Any = found.loc[found.speedup.idxmax()]
+    name = f"{fastest.model}, {name_of(pd.Series({**fastest, 'recipe': UNTRAINED}))}, {fastest.execution} execution"
+    if fastest.speedup_low <= 1:
+        return f"Nothing is faster than the dense model {at}; the nearest ({fastest.speedup:.2f} times) is {name}"
+    return f"At most {fastest.speedup:.1f} times as fast as dense {at}: {name}"
 
 
 def _panel(ax: Axes, study: Study, rows: pd.DataFrame, model: str) -> list[Point]:
@@ -76,7 +79,7 @@ def _panel(ax: Axes, study: Study, rows: pd.DataFrame, model: str) -> list[Point
         executions = [name for name in EXECUTIONS if (mine.execution == name).any()]
         look = study.look(model, method, methods)
         for execution in executions:
-            name = name_of_line(method, scope if scopes else "", execution)
+            name = name_of_line(method, scope_name(scope) if scopes else "", execution)
             line = pd.concat([start, mine[mine.execution == execution]]).sort_values("sparsity", kind="stable")
             spots = _errorbars(ax, line[are_patterns(line)], {**look, **style.HOLLOW, "linestyle": ""})
             patterns += [(x, y, f"{pattern}, {name}", colour) for x, y, pattern, colour in spots]

@@ -9,6 +9,7 @@ as a fraction but no point of its line: it is a hollow point with its name.
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from llm_sparsity.reporting.figures.labels import Point
 from llm_sparsity.reporting.intervals import margin, sampled_margin
@@ -84,6 +86,11 @@ def stroke(recipe: str, mask: str, plain: str) -> dict[str, Any]:
     return {"linestyle": "-" if recipe == plain else "-."}
 
 
+def weights(count: int) -> str:
+    """A number of weights, in millions if there are so many."""
+    return f"{count / 1e6:,.1f} M weights" if count >= 1e6 else f"{count:,} weights"
+
+
 def short(sparsity: Sparsity) -> str:
     """A sparsity beside a point: "50%", or "2of4"."""
     return sparsity.label.replace(" ", "")
@@ -95,7 +102,7 @@ def swept(rows: pd.DataFrame) -> pd.DataFrame:
     Parts that were pruned at one fraction only, beside scopes with several, are left to the figure of parts; models of
     which nothing is removed, such as quantised ones, to the frontier.
     """
-    rows = rows[[row.method == "dense" or not row.sparsity.is_dense for row in rows.itertuples()]]
+    rows = rows[(rows.method == "dense") | (fractions(rows) > 0)]
     pruned = rows[rows.method != "dense"]
     counts = pruned[~are_patterns(pruned)].groupby("scope")["sparsity"].nunique()
     if pruned.scope.nunique() <= 2 or not (counts > 1).any():
@@ -114,9 +121,16 @@ def sparsity_axis(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set_xlabel("Sparsity of the scope (% of weights removed)")
 
 
-def log_perplexity(axis: Any, subs: tuple[int, ...] = (1, 3)) -> None:
-    """Plain numbers on a logarithmic axis. `subs`: the ticks of a decade."""
-    axis.set_major_locator(LogLocator(subs=subs))
+def ticks(low: float, high: float, *, log: bool = False) -> list[float]:
+    """Round numbers from one value to another; on a logarithmic axis of more than a decade, 1 and 3 of each decade."""
+    wide = log and high > 10 * low
+    locator = LogLocator(subs=(1, 3)) if wide else MaxNLocator(8, steps=(1, 2, 5, 10))
+    return [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
+
+
+def log_perplexity(axis: Any) -> None:
+    """Plain numbers on a logarithmic axis, which has its limits."""
+    axis.set_major_locator(FixedLocator(ticks(*axis.get_view_interval(), log=True)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:.6g}"))
     axis.set_minor_locator(NullLocator())
 
@@ -140,7 +154,7 @@ def reference_line(ax: Axes, value: float, name: str, where: tuple[float, float]
 
 
 def line(
-    ax: Axes, rows: pd.DataFrame, name: str, stroke: Mapping[str, Any], **look: Any
+    ax: Axes, rows: pd.DataFrame, name: str, stroke: Mapping[str, Any], taken: Counter[float], **look: Any
 ) -> tuple[list[Point], list[Point]]:
     """Draw values by sparsity: seeds as points, their mean as a line, its 95 % interval as a band.
 
@@ -150,35 +164,51 @@ def line(
             of values are known. A pattern is drawn apart.
         name: of the line.
         stroke: linestyle, and markers where they differ.
+        taken: x -> number of bars that stand there; those of points that are not joined stand to their left.
         look: colour and marker.
 
     Returns:
         The points to be named: the last one of the line, and the patterns.
     """
     spots = patterns(ax, rows, name, **look)
-    at, means, about = [], [], []
-    for sparsity, group in rows[~are_patterns(rows)].groupby("sparsity"):
-        values = group["value"].astype(float)
-        at.append(sparsity.fraction)
-        means.append(float(values.mean()))
-        about.append(_margin(group))
-        if len(values) > 1:
-            ax.plot(at[-1:] * len(values), values, linestyle="", alpha=0.45, **{**look, "markersize": 3})
-    if len(at) >= JOINED:
+    groups = [
+        (sparsity.fraction, group["value"].astype(float), margin_of(group))
+        for sparsity, group in rows[~are_patterns(rows)].groupby("sparsity")
+    ]
+    if len(groups) < JOINED:
+        for x, values, about in groups:
+            if x > 0:
+                _bar(ax, x, values, about, taken, **look, **{**stroke, "linestyle": ""})
+    else:
+        for x, values, _ in groups:
+            _seeds(ax, x, values, ax.transData, look)
+        at, means = [x for x, *_ in groups], [float(values.mean()) for _, values, _ in groups]
         ax.plot(at, means, **look, **stroke)
-        low, high = ([mean + sign * each for mean, each in zip(means, about, strict=True)] for sign in (-1, 1))
-        if any(each > 0 for each in about):  # NaN where there is one seed
+        low, high = ([mean + sign * each[2] for mean, each in zip(means, groups, strict=True)] for sign in (-1, 1))
+        if any(about > 0 for *_, about in groups):  # NaN where there is one seed
             ax.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
-        return [(at[-1], means[-1], name, look["color"])], spots
-    last = [place for place in range(len(at)) if at[place] > 0]
-    for place in last:
-        if about[place] > 0:
-            ax.errorbar(at[place], means[place], about[place], capsize=2, elinewidth=1, color=look["color"])
-        ax.plot(at[place], means[place], **look, **{**stroke, "linestyle": ""})
-    return [(at[place], means[place], name, look["color"]) for place in last[-1:]], spots
+    return [(x, float(values.mean()), name, look["color"]) for x, values, _ in groups[-1:] if x > 0], spots
 
 
-def _margin(rows: pd.DataFrame) -> float:
+def _bar(ax: Axes, x: float, values: "pd.Series[float]", about: float, taken: Counter[float], **look: Any) -> None:
+    """A point with its seeds and its 95 % interval, which stands beside those that are there already."""
+    mean, place = float(values.mean()), ax.transData
+    if about > 0:
+        place += ScaledTranslation(-taken[x] / 12, 0, ax.figure.dpi_scale_trans)
+        taken[x] += 1
+        ax.errorbar(x, mean, about, capsize=2, elinewidth=1, color=look["color"], transform=place)
+        ax.update_datalim([(x, mean - about), (x, mean + about)])  # a point that is moved is left out otherwise
+    _seeds(ax, x, values, place, look)
+    ax.plot(x, mean, **look, transform=place)
+
+
+def _seeds(ax: Axes, x: float, values: "pd.Series[float]", place: Any, look: Mapping[str, Any]) -> None:
+    if len(values) > 1:
+        small = {"linestyle": "", "alpha": 0.45, "markersize": 3}
+        ax.plot([x] * len(values), values, **{**look, **small}, transform=place)
+
+
+def margin_of(rows: pd.DataFrame) -> float:
     """Half the width of the 95 % interval of the mean of rows; NaN if there is none."""
     values = rows["value"].astype(float)
     return sampled_margin(values, rows["stderr"]) if "stderr" in rows else margin(values)
@@ -189,7 +219,7 @@ def patterns(ax: Axes, rows: pd.DataFrame, name: str, **look: Any) -> list[Point
     spots = []
     for sparsity, group in rows[are_patterns(rows)].groupby("sparsity"):
         values = group["value"].astype(float)
-        at, mean, about = sparsity.fraction, float(values.mean()), _margin(group)
+        at, mean, about = sparsity.fraction, float(values.mean()), margin_of(group)
         if about > 0:
             ax.errorbar(at, mean, about, capsize=2, elinewidth=1, color=look["color"])
         ax.plot(at, mean, linestyle="", **{**look, **HOLLOW})

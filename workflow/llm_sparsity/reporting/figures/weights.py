@@ -20,7 +20,7 @@ def draw(study: Study) -> Iterable[Drawn]:
     """Two figures for each model."""
     rows = study.tables["weights"]
     rows = rows[rows.method == "dense"]
-    for model in study.models:
+    for model in study.present(rows):
         mine = rows[rows.model == model]
         yield _histogram(study, model, mine[mine.level == "overall"])
         yield _layers(model, mine[(mine.level == "layer") & (mine.statistic == "cumulative")])
@@ -42,7 +42,7 @@ def _histogram(study: Study, model: str, rows: pd.DataFrame) -> Drawn:
     shares = "\n".join(f"|w| < {at:g}:  {value:.1%}" for at, value in zip(below.x, below.value, strict=True))
     numbers = rows.drop_duplicates("statistic").set_index("statistic").value
     ax.text(
-        0.985, 0.97, f"{numbers['count'] / 1e6:,.1f} M weights\n{shares}", transform=ax.transAxes, ha="right",
+        0.985, 0.97, f"{style.weights(int(numbers['count']))}\n{shares}", transform=ax.transAxes, ha="right",
         va="top", fontsize=8.5, linespacing=1.5,
     )  # fmt: skip
     caption = (
@@ -66,9 +66,9 @@ def _layers(model: str, curves: pd.DataFrame) -> Drawn:
     axes[0].set_ylabel("Share of the layer's weights below")
     caption = (
         f"Cumulative distribution of |w| in each layer of dense {model}. A curve further right has larger weights and "
-        f"loses fewer of them under global magnitude pruning; the largest: {', '.join(largest)}."
+        f"loses fewer of them under global magnitude pruning; the largest by the median: {', '.join(largest)}."
     )
-    title = f"The largest weights of {model} are in {' and in '.join(largest)}"
+    title = f"The weights of {model} are largest in {' and in '.join(largest)}, by their median"
     return Drawn(f"layers-{model}", WEIGHTS, title, caption, figure)
 
 
@@ -81,7 +81,7 @@ def _panel(ax: Axes, layers: pd.DataFrame) -> int:
         inside = number >= 0
         colour = mpl.colormaps["viridis"](0.9 * number / highest) if inside else OUTSIDE
         ax.plot(x, y, color=colour, linewidth=1.2, linestyle="-" if inside else "--")
-        medians[number] = float(x[min(int(np.searchsorted(y, 0.5)), len(x) - 1)])
+        medians[number] = float(np.exp(np.interp(0.5, y, np.log(x))))
     inner = {number: median for number, median in medians.items() if number >= 0} or medians
     largest, smallest = max(inner, key=lambda n: inner[n]), min(inner, key=lambda n: inner[n])
     arrow = {"arrowstyle": "-", "color": style.INK, "lw": 0.8}
