@@ -144,13 +144,17 @@ def test_a_folder_of_a_model_counts_by_what_is_read_of_it(small: Project) -> Non
     for path in source.iterdir():
         os.utime(path)
     assert small.pending() == []
-    config = source / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"_name": "edited"}))
-    os.utime(config, (0, 0))  # a file that was moved here keeps its old time
-    assert small.pending() == [
-        "collect", "download_model model=m", "plot", "prune model=m pruned=magnitude-all-0.5",
-        "weights model=m variant=dense",
-    ]  # fmt: skip
+    for name in ("config.json", "manifest.json"):  # of which the latter says what the model was pruned and trained by
+        path = source / name
+        before = path.read_text()
+        path.write_text(json.dumps(json.loads(before) | {"_name": "edited"}))
+        os.utime(path, (0, 0))  # a file that was moved here keeps its old time
+        assert small.pending() == [
+            "collect", "download_model model=m", "plot", "prune model=m pruned=magnitude-all-0.5",
+            "weights model=m variant=dense",
+        ]  # fmt: skip
+        path.write_text(before)
+        assert small.pending() == []
 
 
 def test_a_folder_that_is_gone_ends_before_any_job(small: Project) -> None:

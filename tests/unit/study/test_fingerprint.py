@@ -403,6 +403,16 @@ def test_a_method_reaches_the_jobs_that_name_it(copy: Project) -> None:
     assert (old[0] == new[0], old[1] == new[1]) == (True, False)
 
 
+def test_owl_counts_what_it_takes_of_wanda_alone(copy: Project) -> None:
+    """It observes what wanda observes: other calibrated methods reach this function, and no more of the file."""
+    wanda = copy.library / "pruning/methods/wanda.py"
+    hashes = []
+    for old, new in (("", ""), (".abs_()", ".abs()"), (".square()", ".pow(2)")):
+        wanda.write_text(wanda.read_text().replace(old, new))
+        hashes.append(copy.hash("prune", modules=tuple(Chain("sparsegpt").modules)))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 @pytest.mark.parametrize(
     ("file", "reached"),
     [

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from llm_sparsity.study import config
+from llm_sparsity.study import config, methods
 from llm_sparsity.study.cells import Variant, expand
 from llm_sparsity.study.methods import Chain
 from llm_sparsity.study.sparsity import Sparsity
@@ -54,6 +54,11 @@ def test_names_that_do_not_go_together_are_one_line(text: str, said: str) -> Non
     with pytest.raises(config.UserError) as refused:
         study(methods=[text])
     assert said in str(refused.value) and "study.0.methods" in str(refused.value)
+
+
+def test_a_step_says_whether_it_moves_single_weights() -> None:
+    """A step of one's own may repair what a method leaves without moving weights, after blocks as well."""
+    assert methods.EXCHANGING == ("swaps",) and set(methods.EXCHANGING) <= set(methods.REPAIRING)
 
 
 def test_a_variant_of_a_chain_is_its_name() -> None:

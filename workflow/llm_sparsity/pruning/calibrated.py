@@ -15,8 +15,9 @@ from torch.nn import Module, Parameter
 
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.pruning import layerwise as owl
+from llm_sparsity.pruning import owl
 from llm_sparsity.pruning.calibration import Blocks, Observation, batches
+from llm_sparsity.pruning.methods import wanda
 from llm_sparsity.pruning.pruner import PrunedTensor, Pruner, tensor_row
 from llm_sparsity.pruning.scores import ScoredTensors
 from llm_sparsity.storage.container import Reader
@@ -32,7 +33,7 @@ class CalibratedPruner(Pruner):
         text: the calibration text.
         calibration: samples, sequence_length and seed, see `calibration.batches`.
         min_density: the fraction of every tensor that is kept.
-        layerwise: "uniform" or "owl", see `layerwise`.
+        layerwise: "uniform" or "owl", see `owl`.
         bounds: of the batches: tokens and least, see `calibration.batches`.
 
     Raises:
@@ -148,7 +149,7 @@ class CalibratedPruner(Pruner):
         for block, modules in self._matrices.items():
             with self._blocks.loaded(block):
                 if modules:
-                    _, observations = self._blocks.observed(modules, owl.observe)
+                    _, observations = self._blocks.observed(modules, wanda.observe)
                     squares = {name: seen.total for seen in observations for name in seen.names}
                     matrices = [(self._oriented(name, modules[name]), squares[name]) for name in modules]
                     shares[block] = owl.outlier_share(matrices)

@@ -66,7 +66,7 @@ def prune(
         seed: of methods that draw random numbers.
         min_density: the fraction of every tensor that is kept, whatever its scores.
         layerwise: for calibrated methods: "uniform" removes the same fraction of every layer, "owl" less of layers
-            with more outliers, see `llm_sparsity.pruning.layerwise`.
+            with more outliers, see `llm_sparsity.pruning.owl`.
         calibration: for calibrated methods and steps: samples, sequence_length and seed, see `calibration.batches`.
         text: for calibrated methods and steps: a task with a train split, of sentences or running text.
 

@@ -22,8 +22,9 @@ def _with(line: str) -> tuple[str, ...]:
 
 
 METHODS, STEPS = tuple(_METHODS), tuple(_STEPS)
-EXCHANGING, TRAINING, QUANTISING = (_with(f"def {name}(") for name in ("repair", "train", "quantize"))  # steps
-KINDS = {"calibrated": EXCHANGING, "reconstruction": TRAINING, "quantization": QUANTISING}  # module -> its steps
+REPAIRING, TRAINING, QUANTISING = (_with(f"def {name}(") for name in ("repair", "train", "quantize"))  # steps
+EXCHANGING = _with("EXCHANGES = True")  # steps that move single weights
+KINDS = {"calibrated": REPAIRING, "reconstruction": TRAINING, "quantization": QUANTISING}  # module -> its steps
 CALIBRATED = (*_with("def observe("), *TRAINING)  # methods and steps that need calibration text
 SINGLE = _with("GRANULARITY = (1, 1)")  # remove single weights
 WITHOUT_MASK = _with("GRANULARITY = None")  # shrink tensors

@@ -1,9 +1,10 @@
 """Steps that follow a pruning method: one module each; its name is the word in a config, as in `wanda+swaps`.
 
 The first paragraph of a module's docstring is shown in the report: it says what is changed, and cites the paper. Steps
-keep the number of removed weights. `GRANULARITY` is (1, 1) in all of them. There are three kinds:
+keep the number of removed weights. `GRANULARITY` is (1, 1) in all of them. `EXCHANGES = True` says that a step removes
+other weights than the method did, so that the method must remove single ones. There are three kinds:
 
-A step that repairs matrices, of a method that removes single weights; all tensors are float32:
+A step that repairs matrices; all tensors are float32:
 
     observe   (inputs (tokens, in),) -> a tensor, which is summed over all batches
     prepare   (the sum,) -> anything that `repair` needs; called once for all matrices with the same inputs

@@ -16,6 +16,7 @@ from torch import Tensor
 from llm_sparsity.study.sparsity import Sparsity
 
 GRANULARITY = (1, 1)
+EXCHANGES = True
 CANDIDATES = 16  # of a row, or of a group of a pattern
 ROWS = 256  # searched at a time, which bounds the memory of the pairs
 LEAST = 1e-6  # of a row's error before any exchange: smaller gains are rounding errors

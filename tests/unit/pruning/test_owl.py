@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.pruning import layerwise
+from llm_sparsity.pruning import owl
 from llm_sparsity.storage.files import read_manifest
 from llm_sparsity.study.sparsity import Sparsity
 from tests.unit.pruning.helpers import calibrated, rows_of
@@ -17,16 +17,16 @@ from tests.weights import load, save
 def test_outliers_by_hand() -> None:
     weight = torch.tensor([[1.0, -1], [1, 100]])
     # Scores 2 1 2 100, mean 26.25: none is five times that; beside 20 small ones of another matrix one is.
-    assert layerwise.outlier_share([(weight, torch.tensor([4.0, 1]))]) == 0
-    assert layerwise.outlier_share([(weight, torch.tensor([4.0, 1])), (torch.ones(4, 5), torch.ones(5))]) == 1 / 24
+    assert owl.outlier_share([(weight, torch.tensor([4.0, 1]))]) == 0
+    assert owl.outlier_share([(weight, torch.tensor([4.0, 1])), (torch.ones(4, 5), torch.ones(5))]) == 1 / 24
 
 
 def test_the_mean_is_the_sparsity_asked_for() -> None:
     shares, sizes = {"a": 0.0, "b": 0.02, "c": 0.04}, {"a": 100, "b": 300, "c": 100}
-    found = layerwise.layer_fractions(shares, sizes, Sparsity("0.7"))
+    found = owl.layer_fractions(shares, sizes, Sparsity("0.7"))
     assert found == pytest.approx({"a": 0.78, "b": 0.7, "c": 0.62})  # 0.16 between the extremes
     assert sum(found[layer] * sizes[layer] for layer in sizes) == pytest.approx(0.7 * 500)
-    assert set(layerwise.layer_fractions(dict.fromkeys(sizes, 0.01), sizes, Sparsity("0.5")).values()) == {0.5}
+    assert set(owl.layer_fractions(dict.fromkeys(sizes, 0.01), sizes, Sparsity("0.5")).values()) == {0.5}
 
 
 def test_layers_with_outliers_keep_more(tiny_model: Callable[[str], Path], text: Path, tmp_path: Path) -> None:

@@ -16,16 +16,11 @@ OUTLIER = 5  # times the mean
 LAMBDA = 0.08
 
 
-def observe(inputs: Tensor) -> Tensor:
-    """The sum of squares of each input feature: (tokens, in) -> (in,)."""
-    return inputs.square().sum(dim=0)
-
-
 def outlier_share(matrices: Sequence[tuple[Tensor, Tensor]]) -> float:
     """The share of outliers among the weights of a layer.
 
     Args:
-        matrices: for each matrix, its weight (out, in) and the sums of squares of its inputs (in,).
+        matrices: for each matrix, its weight (out, in) and the sums of squares of its inputs, (in,).
     """
     scores = [weight.abs() * squares.sqrt() for weight, squares in matrices]
     size = sum(score.numel() for score in scores)
