@@ -37,7 +37,7 @@ def write_tables(
         folder: of the tables; it is created.
         models: names.
         methods: names.
-        seeds: number of seeds of the task sst2.
+        seeds: number of seeds of the task sst2, and of recipes that train on the text.
         text: whether the study measures perplexity.
         recipes: of sst2.
         recovered: recipes that train on the text.
@@ -57,7 +57,7 @@ def write_tables(
             _add_size(rows, variant)
             _add_tensors(rows, variant)
             if text:
-                _add_text(rows, variant, recovered)
+                _add_text(rows, variant, recovered, seeds)
             if speed:
                 _add_speed(rows, variant)
             for recipe, seed in itertools.product(recipes if method != "dense" else ("kept",), range(seeds)):
@@ -91,13 +91,16 @@ def _add_tensors(rows: Rows, variant: dict[str, Any]) -> None:
         rows["tensors"].append(variant | place | {"error": error})
 
 
-def _add_text(rows: Rows, variant: dict[str, Any], recovered: tuple[str, ...]) -> None:
+def _add_text(rows: Rows, variant: dict[str, Any], recovered: tuple[str, ...], seeds: int) -> None:
     loss = _loss(variant["sparsity"])
-    cell = variant | VERSIONS | {"task": "text", "recipe": "", "mask": "", "seed": ""}
+    cell = variant | VERSIONS | {"task": "text", "recipe": "", "mask": "", "seed": "", "windows": 20}
     rows["metrics"].append(cell | {"metric": "perplexity", "value": 30 * 10**loss})
     rows["metrics"].append(cell | {"metric": "nll", "value": 3.0})
-    for recipe in recovered if variant["method"] != "dense" else ("kept",) * bool(recovered):
-        trained = cell | {"recipe": recipe, "mask": "kept", "seed": 0, "metric": "perplexity"}
+    if variant["method"] != "dense":
+        rows["metrics"].append(cell | {"metric": f"perplexity{tables.PAIRED}", "value": 0.01})
+    recipes = recovered if variant["method"] != "dense" else ("kept",) * bool(recovered)
+    for recipe, seed in itertools.product(recipes, range(max(seeds, 1))):
+        trained = cell | {"recipe": recipe, "mask": "kept", "seed": seed, "metric": "perplexity"}
         rows["metrics"].append(trained | {"value": 20 * (2 if recipe == "kept" else 1.5) ** (2 * loss)})
 
 

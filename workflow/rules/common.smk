@@ -202,6 +202,7 @@ def everything(wildcards):
         *(f"results/{model}/{variant}/cost.json" for model, variant in CELLS.measured),
         *(cell.folder / name for cell in evaluated for name in ("metrics.json", "runtime.json")),
         *(run.folder / name for run in CELLS.runs for name in ("history.csv", "predictions.csv")),
+        *(cell.folder / "predictions.csv" for cell in CELLS.evaluations if cell.task in STUDY.scores()),
     ]
 
 

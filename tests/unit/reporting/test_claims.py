@@ -219,13 +219,13 @@ def test_a_study_without_claims_has_an_empty_table() -> None:
     assert found.empty
 
 
-CHANGE = {"claim": "c", "quantity": "accuracy_change", "sparsity": 0.5}
+CHANGE = {"claim": "c", "quantity": "score_change", "sparsity": 0.5}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quantity": "acuracy_change"}, "claims.1.quantity: found 'acuracy_change'; did you mean 'accuracy_change'?"),
+        ({"quantity": "scor_change"}, "claims.1.quantity: found 'scor_change'; did you mean 'score_change'?"),
         ({"sparsity": 1.5}, "claims.1.sparsity: found 1.5; give a sparsity such as 0.5 or 2of4"),
         ({"hihg": 0}, "claims.1.hihg: unknown key; did you mean 'high'?"),
         ({"low": "none"}, "claims.1.low: found 'none'; input should be a valid number"),
@@ -245,7 +245,7 @@ def test_a_wrong_claim_is_one_line(changes: dict[str, Any], message: str, tmp_pa
 @pytest.mark.parametrize(
     ("claim", "message"),
     [
-        ({"quantity": "accuracy_change"}, "claims.0.sparsity: missing; add it, accuracy_change needs it"),
+        ({"quantity": "score_change"}, "claims.0.sparsity: missing; add it, score_change needs it"),
         ({"quantity": "share_within", "limit": "x"}, "claims.0.limit: found 'x'; give a number"),
         ({"quantity": "best_above_majority", "sparsities": 0.5}, "claims.0.sparsities: found 0.5; give a list of "),
     ],

@@ -62,6 +62,8 @@ def root(tmp_path: Path) -> Path:
     for evaluation in cells.evaluations:
         write_json(tmp_path / evaluation.folder / "metrics.json", {"metrics": {"perplexity": 30.0, "nll": 3.4}})
         write_json(tmp_path / evaluation.folder / "runtime.json", {"versions": VERSIONS})
+        more = 0.0 if evaluation.variant.is_dense else 0.1
+        write_csv(tmp_path / evaluation.folder / "predictions.csv", [{"nll": 3.0 + more}, {"nll": 4.0 + 3 * more}])
     for run in cells.runs:
         folder = tmp_path / run.folder
         metrics = {"accuracy": 0.9, "f1": 0.8, "combined": 0.85}
@@ -97,7 +99,7 @@ def test_every_table_has_its_columns_and_rows(root: Path) -> None:
     assert {name: list(table) for name, table in found.items()} == COLUMNS
     runs = 2 * (2 + 2 * 2 * 2)  # models x (dense seeds + sparsities x recipes x seeds)
     assert len(found["runs"]) == len(found["history"]) == runs
-    assert len(found["metrics"]) == 4 * runs - 2 * 2 + 2 * 2  # dense runs have no error of a difference to dense
+    assert len(found["metrics"]) == 4 * runs - 2 * 2 + 2 * 2 + 1  # dense ones have no error of a difference to dense
     assert len(found["sizes"]) == 6
     assert found["weights"].method.tolist() == ["dense"] * 2  # no figure or claim reads those of pruned models
     assert len(found["baselines"]) == 3
@@ -119,7 +121,7 @@ def test_tables_are_read_back_with_their_types(root: Path) -> None:
     found = read(root / "tables")
     assert set(found["metrics"].sparsity) == {Sparsity("0"), Sparsity("0.5"), Sparsity("2of4")}
     assert found["metrics"].groupby("sparsity").size().index.tolist() == sorted(set(found["metrics"].sparsity))
-    assert found["metrics"].seed.isna().sum() == 4  # evaluations
+    assert found["metrics"].seed.isna().sum() == 5  # evaluations
     assert found["runs"].torch.unique().tolist() == ["1.0"]
     assert found["sizes"].weights.dtype == "Int64"
     assert found["sizes"].ratio.dtype == float
@@ -218,6 +220,7 @@ def test_a_model_that_diverged_has_no_value(root: Path) -> None:
     assert found["metrics"].value[found["metrics"].metric == "perplexity"].tolist() == ["", "30.0"]
     assert found["history"].train_loss.tolist()[:2] == ["", "0.1"]
     assert read(root / "tables")["metrics"].value.isna().sum() == 2
+    assert "perplexity_paired_stderr" in set(found["metrics"].metric)  # the other model's
 
 
 def test_a_claim_is_not_judged_by_the_seeds_that_did_not_diverge(root: Path) -> None:
@@ -278,3 +281,25 @@ def test_the_difference_to_dense_is_paired_by_example(root: Path) -> None:
     assert len(errors) == len(runs) > 0
     # 2 of 10 are lost, none is gained; with a half added to each outcome: 2.5 and 0.5 of 12.
     assert errors.value.astype(float).unique().tolist() == pytest.approx([math.sqrt(3 - 4 / 12) / 12])
+
+
+def test_losses_on_a_text_are_paired_window_by_window(root: Path) -> None:
+    """0.1 and 0.3 more than the dense model: the error of their mean is 0.1."""
+    rows = tables(root)["metrics"]
+    (error,) = rows[rows.metric == "perplexity_paired_stderr"].itertuples()
+    assert (error.method, float(error.value), error.windows) == ("magnitude", pytest.approx(0.1), "2")
+    assert set(rows.windows[rows.task == "text"]) == {"2"}
+    assert set(rows.windows[rows.task == "sst2"]) == {""}
+
+
+def test_a_score_is_paired_whichever_it_is(root: Path) -> None:
+    for run in expand(STUDY["grids"], STUDY["stages"]).runs:
+        path = root / run.folder / "metrics.json"
+        result = read_json(path)
+        write_json(path, {**result, "metrics": result["metrics"] | {"matthews_correlation": 0.1}})
+    collect(root / "tables", root=root, **{**STUDY, "scores": {"sst2": "matthews_correlation"}})
+    rows = read(root / "tables")["metrics"]
+    errors = rows[rows.metric == "matthews_correlation_paired_stderr"]
+    assert len(errors) == 16
+    assert (errors.value > 0).all()
+    assert "accuracy_paired_stderr" not in set(rows.metric)

@@ -1,6 +1,8 @@
 """The answers of a study: its title, and sentences, each from one comparison of cells."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +10,8 @@ import pandas as pd
 
 from llm_sparsity.reporting.decisions import Decision, decisions, useless
 from llm_sparsity.reporting.options import Option, options
-from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, dense, fractions, judged, scored
-from llm_sparsity.reporting.tolerance import Verdict, verdict
+from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, are_masked, scored
+from llm_sparsity.reporting.tolerance import Verdict, tolerance, verdict
 from llm_sparsity.reporting.wording import (
     constant_answer,
     cost_of,
@@ -21,11 +23,12 @@ from llm_sparsity.reporting.wording import (
     percent,
     scope_name,
     shown,
-    tolerance,
 )
 
 WHOLE = ("all", "linear")  # scopes that are whole models, not parts
 NAMED = 4  # verdicts that become sentences; of more, the extremes
+LEFT = 0.99  # a share of zeros from which on they are said to remain
+Pair = tuple[Option, Option]
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,7 @@ def questions(data: Tables) -> list[Question]:
 
 
 def ranked(asked: list[Question]) -> list[Question]:
-    """Questions with the most telling first: proven by the fewest bytes, proven not to be, open.
-
-    Of the proven, those with an interval come before those that were measured once.
-    """
+    """Questions with the most telling first: proven by the fewest bytes, proven not to be, open."""
     return sorted(asked, key=_rank)
 
 
@@ -103,13 +103,13 @@ def _mildest(question: Question) -> str:
     return ""
 
 
-def _rank(question: Question) -> tuple[int, bool, float]:
+def _rank(question: Question) -> tuple[int, float]:
     found = question.verdict
     if found is None or not question.informative:
-        return 3, False, 0.0
+        return 3, 0.0
     saved = -found.option.sparsity.fraction if math.isnan(found.option.share) else found.option.share - 1
     order = {True: 0, False: 1, None: 2}[found.decided]
-    return order, found.change.seeds is None, saved if found.decided else 0.0
+    return order, saved if found.decided else 0.0
 
 
 def _size(option: Option) -> str:
@@ -125,10 +125,10 @@ def answers(data: Tables, asked: list[Question]) -> list[str]:
         data: the tables of the study.
         asked: its questions, see `ranked`.
     """
-    data = {**data, "metrics": scored(data["metrics"])}
     told = asked if len(asked) <= NAMED else [*asked[: NAMED // 2], *asked[-NAMED // 2 :]]
-    found = [*(_verdict(question) for question in told), _method(data), _part(data), _bytes(data), _seconds(data)]
-    found += [_recipe_gain(data), _recovery(data), _regrown(data)]
+    pruned = [option for question in asked for option in question.options if not option.is_dense]
+    found = [*(_verdict(question) for question in told), _method(pruned), _part(pruned), _bytes(data), _seconds(data)]
+    found += [_recipe_gain(pruned), _recovery(pruned), _regrown(data)]
     return [line for line in found if line]
 
 
@@ -157,33 +157,42 @@ def _verdict(question: Question) -> str:
 
 
 def _evidence(found: Verdict) -> str:
-    seeds = number_of(found.change.seeds or 1, "seed")
-    return f"{number_of(found.option.count, 'example')} and {seeds}" if found.option.count else seeds
+    example, seed = found.option.nouns
+    counts = [number_of(found.option.count, example)]
+    return " and ".join([*counts, *([number_of(found.change.seeds, seed)] if found.change.seeds else [])])
 
 
-def _means(data: Tables, *, points: bool) -> pd.DataFrame:
-    """Means over seeds, one row a cell, the best first. Cells with a released mask are dense models, and left out.
+def _differ(one: Option, other: Option, pairs: int) -> bool:
+    """Whether the interval of a difference leaves out none, corrected for the pairs among which it was chosen."""
+    change = one.against(other.score, pairs)
+    return change is not None and abs(change.value - (0 if in_points(one.metric) else 1)) > change.margin
 
-    Args:
-        data: the tables.
-        points: of the tasks whose score is counted in points; else of those with a perplexity.
+
+def _groups(pruned: Sequence[Option], axis: str) -> list[list[Option]]:
+    """Options that differ in one thing alone, with the best first; those of a single one are left out."""
+    same = [name for name in ("task", "metric", "model", "method", "scope", "sparsity", "recipe") if name != axis]
+    found: dict[tuple[Any, ...], list[Option]] = {}
+    for option in pruned:
+        found.setdefault(tuple(getattr(option, name) for name in same), []).append(option)
+    return [sorted(group, key=lambda option: -option.rank) for group in found.values() if len(group) > 1]
+
+
+def _widest(pruned: Sequence[Option], axis: str) -> Pair | None:
+    """The best and the worst of options at one sparsity that differ in one thing alone, the pair of the largest ratio.
+
+    Of texts, those that were not trained on.
     """
-    rows = judged(data)
-    rows = rows[(rows.metric.map(in_points) == points) & (rows["mask"] != "released")]
-    means = rows.groupby(["task", "metric", *CELL, "recipe"], sort=False).value.mean().reset_index()
-    return means.sort_values("value", ascending=not points, kind="stable")
+    plain = [option for option in pruned if in_points(option.metric) or option.recipe == UNTRAINED]
+    groups = _groups([option for option in plain if option.sparsity.fraction > 0], axis)
+    pairs = sum(math.comb(len(group), 2) for group in groups)
+    found = [(group[0], group[-1]) for group in groups if min(group[0].value, group[-1].value) > 0]
+    found = [pair for pair in found if _differ(*pair, pairs)]
+    return max(found, key=lambda pair: abs(math.log(pair[0].value / pair[1].value)), default=None)
 
 
-def _comparable(data: Tables) -> pd.DataFrame:
-    """Pruned cells among which a method or a part is chosen. `random` is a control."""
-    means = pd.concat([_means(data, points=points) for points in (True, False)])
-    means = means[~means.method.isin(["dense", "random"]) & (fractions(means) > 0)]
-    return means[(means.metric != "perplexity") | (means.recipe == UNTRAINED)]
-
-
-def _method(data: Tables) -> str:
+def _method(pruned: Sequence[Option]) -> str:
     """The widest gap of two methods at the same sparsity."""
-    gap = _widest(_comparable(data), "method")
+    gap = _widest(pruned, "method")
     if gap is None:
         return ""
     best, worst = gap
@@ -194,10 +203,9 @@ def _method(data: Tables) -> str:
     )
 
 
-def _part(data: Tables) -> str:
+def _part(pruned: Sequence[Option]) -> str:
     """The widest gap of two parts at the same sparsity."""
-    means = _comparable(data)
-    gap = _widest(means[~means.scope.isin(WHOLE)], "scope")
+    gap = _widest([option for option in pruned if option.scope not in WHOLE], "scope")
     if gap is None:
         return ""
     best, worst = gap
@@ -208,12 +216,45 @@ def _part(data: Tables) -> str:
     )
 
 
-def _widest(means: pd.DataFrame, axis: str) -> tuple[Any, Any] | None:
-    """The best and the worst of cells that differ in one column alone, for which the ratio of values is largest."""
-    same = [column for column in ("metric", "task", *CELL, "recipe") if column != axis]
-    pairs = [(rows.iloc[0], rows.iloc[-1]) for _, rows in means.groupby(same, sort=False) if len(rows) > 1]
-    pairs = [pair for pair in pairs if min(pair[0].value, pair[1].value) > 0 and pair[0].value != pair[1].value]
-    return max(pairs, key=lambda pair: abs(math.log(pair[0].value / pair[1].value)), default=None)
+def _trained(pruned: Sequence[Option], plain: str) -> list[Pair]:
+    """Options of a recipe, each beside the same variant by another one."""
+    return [
+        (start, other)
+        for group in _groups(pruned, "recipe")
+        for start, other in itertools.permutations(group, 2)
+        if start.recipe == plain
+    ]
+
+
+def _recipe_gain(pruned: Sequence[Option]) -> str:
+    """The largest gain in points of a recipe over plain fine-tuning."""
+    pairs = _trained([option for option in pruned if in_points(option.metric)], "kept")
+    gains = [pair for pair in pairs if pair[1].value > pair[0].value and _differ(*pair, len(pairs))]
+    if not gains:
+        return ""
+    plain, best = max(gains, key=lambda pair: pair[1].value - pair[0].value)
+    return (
+        f"The recipe matters: {best.model} without {best.sparsity.label} of {scope_name(best.scope)} reaches "
+        f"{name_of_metric(best.metric)} {best.value:.3f} on {best.task} by {best.recipe}, {plain.value:.3f} by kept."
+    )
+
+
+def _recovery(pruned: Sequence[Option]) -> str:
+    """The largest gain in perplexity of training, against a dense model that was trained too.
+
+    Its interval is that of the seeds: both models are scored on the same text.
+    """
+    pairs = _trained([option for option in pruned if not in_points(option.metric)], UNTRAINED)
+    changes = {pair: pair[1].against(pair[0].score, len(pairs)) for pair in pairs}
+    gains = [pair for pair, change in changes.items() if change and change.value + change.spread < 1]
+    if not gains:
+        return ""
+    start, best = max(gains, key=lambda pair: pair[0].value / pair[1].value)
+    return (
+        f"Training recovers: on {best.task}, {best.model} at {best.sparsity.label} ({best.method}) goes from "
+        f"perplexity {shown('perplexity', start.value)} to {shown('perplexity', best.value)} by {best.recipe}; the "
+        f"dense model, trained by kept, has {shown('perplexity', float(best.dense.mean()))}."
+    )
 
 
 def _variant(row: Any) -> str:
@@ -234,45 +275,17 @@ def _bytes(data: Tables) -> str:
 
 
 def _seconds(data: Tables) -> str:
-    """The fastest execution."""
+    """The fastest execution. A masked model in dense execution is the dense model, and differs from it by chance."""
     pruned = data["speed"][data["speed"].method != "dense"]
     if pruned.empty:
         return ""
-    row = pruned.loc[pruned.speedup.idxmax()]
-    if row.speedup <= 1:
-        return f"No variant runs faster than its dense model on this machine, {row.device}."
+    faster = pruned[(pruned.speedup_low > 1) & ~(are_masked(pruned) & (pruned.execution == "dense"))]
+    if faster.empty:
+        return f"No variant runs measurably faster than its dense model on this machine, {pruned.device.iloc[0]}."
+    row = faster.loc[faster.speedup.idxmax()]
     return (
         f"The fastest runs {row.speedup:.1f} times as fast as dense, by {row.execution} execution on {row.device}, "
         f"batch {row.batch_size}{', decoding' * (row.phase == 'decode')}: {_variant(row)}."
-    )
-
-
-def _recipe_gain(data: Tables) -> str:
-    """The largest gain in points of a recipe over plain fine-tuning."""
-    means = _means(data, points=True)
-    both = means[means.recipe == "kept"].merge(means[means.recipe != "kept"], on=["task", "metric", *CELL])
-    if both.empty:
-        return ""
-    row = both.loc[(both.value_y - both.value_x).idxmax()]
-    return (
-        f"The recipe matters: {row.model} without {row.sparsity.label} of {scope_name(row.scope)} reaches "
-        f"{name_of_metric(row.metric)} {row.value_y:.3f} on {row.task} by {row.recipe_y}, {row.value_x:.3f} by kept."
-    )
-
-
-def _recovery(data: Tables) -> str:
-    """The largest gain in perplexity of training, against a dense model that was trained too."""
-    means = _means(data, points=False)
-    both = means[means.recipe == UNTRAINED].merge(means[means.recipe != UNTRAINED], on=["task", *CELL])
-    both = both[both.method != "dense"]
-    if both.empty:
-        return ""
-    row = both.assign(gain=both.value_x / both.value_y).sort_values("gain").iloc[-1]
-    trained = dense(means[(means.task == row.task) & (means.model == row.model)], row.recipe_y).value.mean()
-    return (
-        f"Training recovers: on {row.task}, {row.model} at {row.sparsity.label} ({row.method}) goes from perplexity "
-        f"{shown('perplexity', row.value_x)} to {shown('perplexity', row.value_y)} by {row.recipe_y}; the dense model, "
-        f"trained by kept, has {shown('perplexity', trained)}."
     )
 
 
@@ -283,8 +296,11 @@ def _regrown(data: Tables) -> str:
     if released.empty:
         return ""
     row = released[released.sparsity == max(released.sparsity)].iloc[0]
-    left = float(row.measured_sparsity)
+    same = (released[["task", "recipe", *CELL]] == row[["task", "recipe", *CELL]]).all(axis=1)
+    left = float(released.measured_sparsity[same].mean()) / row.sparsity.fraction
+    if left > LEFT:
+        return ""
     return (
-        f"Released zeros grow back: of the {row.sparsity.label} removed, {percent(round(left, 3))} are still zero "
-        f"after fine-tuning{', so what was measured is a dense model' if left < 0.1 else ''}."
+        f"Released zeros grow back: of the {row.sparsity.label} removed of {row.model}, {percent(round(left, 3))} are "
+        f"still zero after fine-tuning{', so what was measured is a dense model' if left < 0.1 else ''}."
     )

@@ -17,7 +17,7 @@ YAML file that the config of a study names.
     scopes: [all, linear]
     claims:
       - claim: Removing 10 % costs nothing
-        quantity: accuracy_change        # a function of `quantities`; its arguments are keys of the claim
+        quantity: score_change           # a function of `quantities`; its arguments are keys of the claim
         sparsity: 0.1
         low: -0.02                       # true from low to high; default: no limit
       - claim: ...
@@ -58,6 +58,12 @@ class Split(Section):
     examples: int = Field(gt=0)
     majority: int = Field(ge=0, description="examples with the most frequent label")
 
+    @model_validator(mode="after")
+    def _majority_fits(self) -> Self:
+        if self.majority > self.examples:
+            raise ValueError(f"majority: found {self.majority} of {self.examples} examples; correct one of them")
+        return self
+
 
 class Source(Section):
     """The earlier study."""
@@ -84,6 +90,8 @@ class Claim(BaseModel):
 
     @model_validator(mode="after")
     def _arguments_fit(self) -> Self:
+        if not self.low <= self.high:
+            raise ValueError(f"low: found {self.low:g}, which is not up to high, {self.high:g}; correct one of them")
         if self.quantity not in QUANTITIES:
             raise ValueError(f"quantity: found {self.quantity!r}; {_guess(self.quantity, QUANTITIES)}")
         parameters = self.function.parameters
@@ -172,12 +180,17 @@ def load(path: Path) -> Claims:
 
 def _argument(name: str, value: Any, kind: Any) -> Any:
     """An argument of a quantity from the value of a key."""
+    found: Any
     try:
         if get_args(kind):
-            return tuple(get_args(kind)[0].of(each) for each in value)
-        return Sparsity.of(value) if kind is Sparsity else kind(value)
+            found = tuple(get_args(kind)[0].of(each) for each in value)
+        else:
+            found = Sparsity.of(value) if kind is Sparsity else kind(value)
+        if found == () or (kind is float and not 0 < found < math.inf):
+            raise ValueError
+        return found
     except (ValueError, TypeError):
-        expected = {float: "a number", str: "a word", Sparsity: "a sparsity such as 0.5 or 2of4"}
+        expected = {float: "a number above 0", str: "a word", Sparsity: "a sparsity such as 0.5 or 2of4"}
         raise ValueError(
             f"{name}: found {value!r}; give {expected.get(kind, 'a list of sparsities such as [0.5, 2of4]')}"
         ) from None

@@ -16,7 +16,7 @@ import pandas as pd
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.reporting import claims as earlier
 from llm_sparsity.reporting import dictionary, tables
-from llm_sparsity.reporting.intervals import paired_error
+from llm_sparsity.reporting.paired import paired_error
 from llm_sparsity.reporting.tables import LIBRARIES, MACHINE, SECONDS, VERSIONS
 from llm_sparsity.storage.files import read_json, read_manifest, weight_bytes, write_manifest
 from llm_sparsity.study.cells import DENSE, Cells, Evaluation, Run, Variant, expand, variant_folder
@@ -64,11 +64,11 @@ def collect(
 def _tables(cells: Cells, scores: Mapping[str, str], root: Path) -> dict[str, pd.DataFrame]:
     """Every table but claims, in the order of `tables.COLUMNS`."""
     tasks = dict.fromkeys([*(cell.task for cell in cells.evaluations), *(run.task for run in cells.runs)])
-    results = [_run(run, root) for run in cells.runs]
+    results = [_run(run, scores, root) for run in cells.runs]
     costs = {cell: _json(root / "results" / cell[0] / str(cell[1]) / "cost.json") for cell in cells.measured}
     rows: dict[str, Iterable[Row] | pd.DataFrame] = {
         "tasks": [{"task": task, "score": scores[task]} for task in tasks if task in scores],
-        "metrics": [row for cell in cells.evaluations for row in _evaluation(cell, root)]
+        "metrics": [row for cell in cells.evaluations for row in _evaluation(cell, scores, root)]
         + [row for result in results for row in result["metrics"]],
         "runs": [row for result in results for row in result["runs"]],
         "history": [row for result in results for row in result["history"]],
@@ -81,7 +81,7 @@ def _tables(cells: Cells, scores: Mapping[str, str], root: Path) -> dict[str, pd
     return {name: tables.frame(name, found) for name, found in rows.items()}
 
 
-def _run(run: Run, root: Path) -> dict[str, list[Row]]:
+def _run(run: Run, scores: Mapping[str, str], root: Path) -> dict[str, list[Row]]:
     """The rows of one fine-tuning, by table."""
     folder = root / run.folder
     result, runtime = _json(folder / "metrics.json"), _json(folder / "runtime.json")
@@ -94,10 +94,8 @@ def _run(run: Run, root: Path) -> dict[str, list[Row]]:
         "bytes": weight_bytes(read_manifest(folder / "model")),
     }
     measured = {key: runtime[key] for key in [*SECONDS, *MACHINE]}
-    if "accuracy" in result["metrics"] and not run.variant.is_dense:
-        result["metrics"][f"accuracy{tables.PAIRED}"] = _paired_error(run, root)
     return {
-        "metrics": _metrics(cell, result, runtime),
+        "metrics": _metrics(cell, run, scores.get(run.task), root),
         "runs": [{**cell, **measured, **{key: runtime["versions"][key] for key in VERSIONS}, **facts}],
         "history": [cell | row for row in _rows(folder / "history.csv")],
         "baselines": [
@@ -106,23 +104,31 @@ def _run(run: Run, root: Path) -> dict[str, list[Row]]:
     }
 
 
-def _paired_error(run: Run, root: Path) -> float:
-    """The standard error of the difference to the accuracy of the dense model with this seed, on the same examples."""
-    predictions = (_rows(root / folder / "predictions.csv") for folder in (run.folder, run.dense.folder))
-    ours, theirs = ([row["label"] == row["prediction"] for row in rows] for rows in predictions)
-    return paired_error(ours, theirs)
-
-
-def _evaluation(cell: Evaluation, root: Path) -> list[Row]:
+def _evaluation(cell: Evaluation, scores: Mapping[str, str], root: Path) -> list[Row]:
     """The metrics of one evaluation without training."""
-    folder = root / cell.folder
     head = _variant(cell.model, cell.variant) | {"task": cell.task, "recipe": tables.UNTRAINED}
-    return _metrics(head, _json(folder / "metrics.json"), _json(folder / "runtime.json"))
+    return _metrics(head, cell, scores.get(cell.task), root)
 
 
-def _metrics(cell: Row, result: Mapping[str, Any], runtime: Mapping[str, Any]) -> list[Row]:
-    versions = {key: runtime["versions"][key] for key in LIBRARIES}
-    return [{**cell, "metric": metric, "value": value, **versions} for metric, value in result["metrics"].items()]
+def _metrics(head: Row, cell: Run | Evaluation, score: str | None, root: Path) -> list[Row]:
+    """The metrics of one result, and the standard error of the difference of its score to the dense model's.
+
+    Args:
+        head: the columns of the cell.
+        cell: that was scored.
+        score: that its task is judged by; None: of a zero-shot task, which has several.
+        root: the folder of `results/`.
+    """
+    folder = root / cell.folder
+    metrics, versions = dict(_json(folder / "metrics.json")["metrics"]), _json(folder / "runtime.json")["versions"]
+    facts: Row = {key: versions[key] for key in LIBRARIES}
+    if score:
+        ours = pd.read_csv(folder / "predictions.csv")
+        facts["windows"] = len(ours) if "nll" in ours else None
+        if not cell.variant.is_dense and metrics[score] is not None:
+            theirs = pd.read_csv(root / cell.dense.folder / "predictions.csv")
+            metrics[f"{score}{tables.PAIRED}"] = paired_error(score, ours, theirs)
+    return [{**head, "metric": metric, "value": value, **facts} for metric, value in metrics.items()]
 
 
 def _size(model: str, variant: Variant, root: Path, costs: Mapping[tuple[str, Variant], Any]) -> Row:

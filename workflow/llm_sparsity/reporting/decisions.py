@@ -1,7 +1,8 @@
 """Decisions: what to take for a budget of bytes or of latency, what it costs, and whether the choice would hold again.
 
 The best of many options is partly lucky. A choice is confirmed if every seed, left out in turn, is left out without
-changing it: then each seed's value is one that did not choose, and their mean is the cost.
+changing it: then each seed's value is one that did not choose, and their mean is the cost. Its interval holds together
+with those of all that it was chosen from. All seeds are scored on the same examples, whose chance no seed shows.
 """
 
 import dataclasses
@@ -11,12 +12,12 @@ from dataclasses import dataclass
 
 from llm_sparsity.reporting.intervals import Estimate
 from llm_sparsity.reporting.options import Option, best
-from llm_sparsity.reporting.tables import UNTRAINED, Tables, majority
+from llm_sparsity.reporting.tables import Tables, majority
 from llm_sparsity.reporting.wording import constant_answer, in_points, name_of, number_of, percent
 
 SHARES = (0.75, 0.5, 0.25, 0.1)  # budgets of bytes, as shares of the dense model's
 FASTER = 2.0  # the budget of latency: half of the dense model's
-ABOVE_MAJORITY = 0.02  # a score that is less above that of always giving the same answer has learned nothing
+ABOVE_CONSTANT = 0.02  # a score that is less above that of always giving the same answer has learned nothing
 USELESS = 10.0  # times the dense model's perplexity
 
 
@@ -27,7 +28,7 @@ class Decision:
     Args:
         budget: in words.
         option: None: there is nothing to recommend.
-        change: of the option's quality against the dense model.
+        change: of the option's quality against the dense model, with the interval of all that fit the budget.
         confirmed: whether the choice would hold again, in words; the reason if there is no option.
     """
 
@@ -56,14 +57,13 @@ def decisions(data: Tables, options: Sequence[Option]) -> list[Decision]:
 
 
 def _decide(data: Tables, budget: str, allowed: list[Option], quality: str) -> Decision:
+    """The decision among the options that fit a budget, all of which are so "small" or "fast"."""
     chosen = best(allowed)
     if chosen is None:
-        return Decision(
-            budget, None, None, "nothing in this study is as " + ("fast" if "latency" in budget else "small")
-        )
+        return Decision(budget, None, None, f"nothing in this study is as {quality}")
     if reason := useless(data, chosen):
         return Decision(budget, None, None, f"nothing: {name_of(chosen)} is the best and {reason}")
-    return Decision(budget, chosen, chosen.change(), _confirmed(chosen, allowed))
+    return Decision(budget, chosen, chosen.change(len(allowed)), _confirmed(chosen, allowed))
 
 
 def nothing(found: Sequence[Decision]) -> str:
@@ -77,7 +77,7 @@ def nothing(found: Sequence[Decision]) -> str:
 def useless(data: Tables, option: Option) -> str:
     """Why nobody should take an option, in words; "" if somebody may."""
     if in_points(option.metric):
-        if option.value < majority(data, option.task, option.metric) + ABOVE_MAJORITY:
+        if option.value < majority(data, option.task, option.metric) + ABOVE_CONSTANT:
             return f"no better than always answering {constant_answer(option.metric)}"
         return ""
     times = option.value / float(option.dense.mean())
@@ -85,17 +85,23 @@ def useless(data: Tables, option: Option) -> str:
 
 
 def _confirmed(chosen: Option, allowed: list[Option]) -> str:
-    """Whether each seed, left out, leaves the choice as it is."""
+    """Whether each seed, left out, leaves the choice as it is.
+
+    Options that have no such seeds, or one alone, keep their value.
+    """
     if len(allowed) == 1:
         return "the only choice"
-    seeds = list(chosen.values.index)
+    kind, seeds = chosen.score.kind, list(chosen.values.index)
     if len(seeds) < 2:
-        return "no: one text" if chosen.recipe == UNTRAINED else "no: one seed"
-    sign = 1 if in_points(chosen.metric) else -1
+        return f"no: one {chosen.nouns[1]}" if kind else "no: one text"
+
+    def known(option: Option, seed: int) -> float:
+        varies = option.score.kind == kind and len(option.values) > 1
+        values = option.values.drop(seed, errors="ignore") if varies else option.values
+        return float(values.mean()) * (1 if in_points(option.metric) else -1)
+
     for seed in seeds:
-        others = {option: option.values.drop(seed, errors="ignore") for option in allowed}
-        known = {option: sign * float(values.mean()) for option, values in others.items() if len(values)}
-        again = max(known, key=lambda option: known[option])
+        again = max(allowed, key=lambda option: (known(option, seed), -option.bytes))
         if again is not chosen:
-            return f"no: without seed {seed}, {name_of(again)} is chosen"
-    return f"by {number_of(len(seeds), 'seed')}"
+            return f"no: without {chosen.nouns[1]} {seed}, {name_of(again)} is chosen"
+    return f"by {number_of(len(seeds), chosen.nouns[1])}"

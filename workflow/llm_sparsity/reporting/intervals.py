@@ -8,6 +8,9 @@ from functools import cache
 import pandas as pd
 from scipy.stats import t as student
 
+from llm_sparsity.reporting.tables import UNTRAINED, by_seed
+from llm_sparsity.study.methods import is_calibrated
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -15,7 +18,7 @@ class Estimate:
 
     Args:
         value: the estimate.
-        margin: 0 for what is counted and has no seeds; NaN for a single seed, which has no interval.
+        margin: 0 for what is counted; NaN for a single seed, which has no interval.
         seeds: None for what has no seeds.
         spread: the part of the margin that is the seeds'.
         sampling: the part that is the examples'.
@@ -57,64 +60,78 @@ def sampled_margin(values: "pd.Series[float]", errors: "pd.Series[float]") -> fl
     return math.hypot(spread, sampling)
 
 
-def variance(values: "pd.Series[float]", errors: "pd.Series[float]", examples: int) -> float:
-    """The variance that one example gives to a score: its sampling error is the root of this over `examples`.
+@dataclass(frozen=True)
+class Score:
+    """A score of one cell.
 
     Args:
-        values: of the score.
-        errors: standard errors over the examples; missing for a share, whose variance is p (1 - p).
-        examples: of the validation split.
+        values: by seed.
+        kind: of the seeds: "fine-tuning"; "calibration", of what was not trained; "" for what no seed changes.
+        variance: that one example gives to it: its sampling error is the root of this over the number of examples.
+        paired: the standard error of its difference to the dense model on the same examples, see `paired`; 0 for the
+            dense model. NaN, as `variance`: unknown.
     """
-    mean, error = float(values.mean()), float((errors**2).mean())
-    return mean * (1 - mean) if math.isnan(error) else error * examples
 
+    values: "pd.Series[float]"
+    kind: str
+    variance: float
+    paired: float
 
-def paired_error(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
-    """The standard error of the difference of two accuracies on the same examples.
-
-    A half is added to the number of examples of each outcome, so that few disagreements, or none, leave an error
-    (Agresti & Min 2005, doi:10.1002/sim.1781).
-
-    Args:
-        ours, theirs: whether each example is right.
-    """
-    gained, lost = (
-        0.5 + sum(one and not other for one, other in zip(*pair, strict=True))
-        for pair in ((ours, theirs), (theirs, ours))
-    )
-    examples = len(ours) + 2
-    return math.sqrt(gained + lost - (gained - lost) ** 2 / examples) / examples
+    @classmethod
+    def of(cls, rows: pd.DataFrame, metric: str, examples: int) -> "Score":
+        """The score of the rows of a cell, see `tables.judged`."""
+        values, error = by_seed(rows), float((rows.stderr**2).mean())
+        mean = float(values.mean())
+        spread = mean * (1 - mean) if math.isnan(error) and metric == "accuracy" else error * examples
+        trained, drawn = (rows.recipe != UNTRAINED).any(), any(map(is_calibrated, rows.method.unique()))
+        return cls(values, "fine-tuning" if trained else "calibration" * drawn, spread, float(rows.paired.mean()))
 
 
 def combined(
-    terms: Sequence[tuple[float, "pd.Series[float]", float]],
-    examples: int,
-    comparisons: int = 1,
-    *,
-    paired: float = math.nan,
+    terms: Sequence[tuple[float, Score]], examples: int, comparisons: int = 1, freedom: float = math.inf
 ) -> Estimate | None:
-    """A weighted sum of scores on one validation split, such as a difference; None without a common seed.
+    """A weighted sum of scores on the same examples, such as a difference; None without a common seed.
 
-    Two errors are added in squares: of the seeds (t-interval of the sums, one a seed), and of the split (weights count
-    in squares). The second treats scores on the same examples as independent, unless the error of the sum is given:
-    models that fail on the same examples differ by less chance.
+    Two errors are added in squares: of the seeds (t-interval of the sums, one a seed), and of the examples.
 
     Args:
-        terms: weight, score by seed, and `variance` of the score.
-        examples: of the validation split.
+        terms: weight and score.
+        examples: on which all were scored.
         comparisons: see `quantile`.
-        paired: the standard error of the sum over the examples; NaN: unknown.
+        freedom: degrees of freedom of the examples' error.
     """
-    sums = pd.concat([weight * score for weight, score, _ in terms], axis=1, join="inner").sum(axis=1)
-    if sums.empty:
-        return None
-    split = sum(weight**2 * each for weight, _, each in terms) / examples
-    sampling = quantile(comparisons=comparisons) * (math.sqrt(split) if math.isnan(paired) else paired)
-    spread = margin(sums, comparisons)
-    return Estimate(float(sums.mean()), math.hypot(spread, sampling), len(sums), spread, sampling)
+    value, spread, counts = 0.0, 0.0, []
+    for kind in dict.fromkeys(score.kind for _, score in terms):
+        mine = [weight * score.values for weight, score in terms if score.kind == kind]
+        sums = pd.concat(mine, axis=1, join="inner").sum(axis=1)
+        if sums.empty:
+            return None
+        value += float(sums.mean())
+        if kind:
+            spread = math.hypot(spread, margin(sums, comparisons))
+            counts.append(len(sums))
+    sampling = quantile(freedom, comparisons) * _sampling_error(terms, examples)
+    return Estimate(value, math.hypot(spread, sampling), min(counts, default=None), spread, sampling)
 
 
-def to_decide(found: Estimate, distance: float, examples: int, comparisons: int = 1) -> str:
+def _sampling_error(terms: Sequence[tuple[float, Score]], examples: int) -> float:
+    """The standard error of a weighted sum over the examples.
+
+    Of a difference to the dense model it is known. Of two others it is at most the sum of theirs, and at most that of
+    scores on different examples: models that fail on the same ones differ by less chance.
+    """
+    apart = math.sqrt(sum(weight**2 * score.variance for weight, score in terms) / examples) if examples else math.nan
+    if abs(sum(weight for weight, _ in terms)) > 1e-9 or len({score.kind == "fine-tuning" for _, score in terms}) > 1:
+        return apart  # no difference, or one to two dense models: before training, and trained
+    together = sum(abs(weight) * score.paired for weight, score in terms)
+    if math.isnan(apart) or math.isnan(together):
+        return apart if math.isnan(together) else together
+    return together if sum(score.paired > 0 for _, score in terms) == 1 else min(apart, together)
+
+
+def to_decide(
+    found: Estimate, distance: float, examples: int, comparisons: int = 1, nouns: tuple[str, str] = ("example", "seed")
+) -> str:
     """What shrinks an interval to a distance, as text: a number of examples, or of seeds, or both.
 
     Args:
@@ -122,24 +139,30 @@ def to_decide(found: Estimate, distance: float, examples: int, comparisons: int 
         distance: from the estimate to the edge that its interval crosses.
         examples: that the estimate is from.
         comparisons: that it is corrected for.
+        nouns: of an example and of a seed.
     """
+    example, seed = nouns
     if math.isnan(found.spread):
-        return "three seeds or more"
+        return f"three {seed}s or more"
+    if math.isnan(found.sampling):
+        return f"more {example}s"
     if distance < 1e-3:
-        return "no affordable number of examples: the difference lies on the edge"
+        return f"no affordable number of {example}s: the difference lies on the edge"
+
+    def of_examples(width: float) -> str:
+        count = examples * (found.sampling / width) ** 2
+        digit = 10 ** max(math.floor(math.log10(count)) - 1, 0)  # two digits, rounded up
+        return f"{math.ceil(count / digit) * digit:,} {example}s"
+
+    def of_seeds(width: float) -> str:
+        return f"{_seeds(found, width, comparisons)} {seed}s"
+
     if found.spread < distance:
-        return f"about {_examples(found, math.sqrt(distance**2 - found.spread**2), examples)} examples"
+        return f"about {of_examples(math.sqrt(distance**2 - found.spread**2))}"
     if found.sampling < distance:
-        return f"about {_seeds(found, math.sqrt(distance**2 - found.sampling**2), comparisons)} seeds"
+        return f"about {of_seeds(math.sqrt(distance**2 - found.sampling**2))}"
     half = distance / math.sqrt(2)
-    return f"about {_examples(found, half, examples)} examples and {_seeds(found, half, comparisons)} seeds"
-
-
-def _examples(found: Estimate, width: float, examples: int) -> str:
-    """The number of examples with which their half of an interval has a width, to two digits, rounded up."""
-    count = examples * (found.sampling / width) ** 2
-    digit = 10 ** max(math.floor(math.log10(count)) - 1, 0)
-    return f"{math.ceil(count / digit) * digit:,}"
+    return f"about {of_examples(half)} and {of_seeds(half)}"
 
 
 def _seeds(found: Estimate, width: float, comparisons: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from llm_sparsity.reporting.intervals import sampled_margin
-from llm_sparsity.reporting.tables import CELL, LIBRARIES, UNTRAINED, Tables, score_of, start_of, with_errors
+from llm_sparsity.reporting.tables import CELL, LIBRARIES, UNTRAINED, Tables, by_seed, score_of, start_of, with_errors
 from llm_sparsity.reporting.wording import in_points, name_of_metric, resolution, scope_name, shown
 from llm_sparsity.study.sparsity import DENSE
 
@@ -57,10 +57,11 @@ def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[st
 
 
 def _interval(metric: str, rows: pd.DataFrame) -> str:
-    mean = rows.value.mean(skipna=False)
-    about = sampled_margin(rows.value, rows.stderr)
-    text = shown(metric, mean)
-    return text if math.isnan(mean) or math.isnan(about) else f"{text} ± {shown(metric, about)}"
+    if rows.value.isna().any():
+        return shown(metric, math.nan)
+    values = by_seed(rows)
+    text, about = shown(metric, float(values.mean())), sampled_margin(values, rows.stderr)
+    return text if math.isnan(about) else f"{text} ± {shown(metric, about)}"
 
 
 def versions(data: Tables) -> str:

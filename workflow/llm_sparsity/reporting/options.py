@@ -7,20 +7,18 @@ container, trained on the same task.
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from llm_sparsity.reporting.intervals import Estimate, combined, margin, variance
+from llm_sparsity.reporting.intervals import Estimate, Score, combined
 from llm_sparsity.reporting.tables import UNTRAINED, Tables, dense, examples, judged
 from llm_sparsity.reporting.wording import in_points
 from llm_sparsity.study.cells import Run, Variant, variant_folder
 from llm_sparsity.study.sparsity import Sparsity
-
-POINTS, TIMES = -0.02, 1.1  # the tolerances: of a difference of scores, of a ratio of perplexities
-UNSEEDED = -1  # stands for the seed of what has none
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +27,10 @@ class Option:
 
     Args:
         task, metric, model, method, scope, sparsity, recipe: the cell.
-        values, dense: of the metric, by seed (of calibration, for what was not trained).
-        variances: of one example, of both, see `intervals.variance`.
-        paired: the standard error of their difference on the same examples, mean over seeds; NaN: unknown.
-        count: examples of the validation split; 0: a text.
-        bytes: of the weight file that was scored, mean over seeds; NaN: unknown.
+        score, start: its score, and that of the dense model.
+        count: examples of the validation split, or windows of the text.
+        bytes: of the weight file in the sparse container: of a trained model the mean over seeds, else of the first
+            draw of the calibration text; NaN: unknown.
         share: `bytes` as a share of the dense model's.
         plain: `bytes` as a share of the dense file as it was downloaded.
         speedup: of the fastest execution at the smallest batch over the dense model; NaN: not measured.
@@ -47,10 +44,8 @@ class Option:
     scope: str
     sparsity: Sparsity
     recipe: str
-    values: "pd.Series[float]"
-    dense: "pd.Series[float]"
-    variances: tuple[float, float]
-    paired: float
+    score: Score
+    start: Score
     count: int
     bytes: float
     share: float
@@ -62,6 +57,16 @@ class Option:
     def is_dense(self) -> bool:
         """Whether this is the dense model itself."""
         return self.method == "dense"
+
+    @property
+    def values(self) -> "pd.Series[float]":
+        """Its score by seed."""
+        return self.score.values
+
+    @property
+    def dense(self) -> "pd.Series[float]":
+        """The score of the dense model by seed."""
+        return self.start.values
 
     @property
     def value(self) -> float:
@@ -78,30 +83,29 @@ class Option:
         """What a sweep over sparsities holds fixed."""
         return self.method, self.scope, self.recipe
 
+    @property
+    def nouns(self) -> tuple[str, str]:
+        """What an example and a seed are called."""
+        example = "example" if in_points(self.metric) else "window"
+        return example, "seed" if self.recipe != UNTRAINED else "calibration draw"
+
     def change(self, comparisons: int = 1) -> Estimate | None:
         """The difference of scores to the dense model, or the ratio of perplexities; None without a common seed."""
+        return self.against(self.start, comparisons)
+
+    def against(self, other: Score, comparisons: int = 1) -> Estimate | None:
+        """As `change`, to the score of another option on the same task.
+
+        Perplexities are compared by their logarithms, the mean losses of windows of text.
+        """
         if in_points(self.metric):
-            ours, theirs = self.variances
-            terms = [(1, self.values, ours), (-1, self.dense, theirs)]
-            return combined(terms, self.count, comparisons, paired=self.paired)
-        ratios = self.values / (self.dense if self.recipe != UNTRAINED else float(self.dense.mean()))
-        ratios = ratios.dropna()
-        if ratios.empty:
+            return combined([(1, self.score), (-1, other)], self.count, comparisons)
+        logs = [replace(score, values=np.log(score.values)) for score in (self.score, other)]
+        found = combined([(1, logs[0]), (-1, logs[1])], self.count, comparisons, freedom=self.count - 1)
+        if found is None:
             return None
-        if len(ratios) == 1 and self.recipe == UNTRAINED:
-            return Estimate(float(ratios.iloc[0]))  # of one model on the whole text: no seed, no sample
-        return Estimate(float(ratios.mean()), margin(ratios, comparisons), len(ratios))
-
-    def near(self, change: Estimate) -> bool:
-        """Whether a change is inside the tolerance."""
-        return change.value >= POINTS if in_points(self.metric) else change.value <= TIMES
-
-    def inside(self, change: Estimate) -> bool | None:
-        """Whether its interval is; None: the interval crosses the edge, or there is none."""
-        low, high = change.value - change.margin, change.value + change.margin
-        if in_points(self.metric):
-            return True if low >= POINTS else False if high < POINTS else None
-        return True if high <= TIMES else False if low > TIMES else None
+        ratio = math.exp(found.value)
+        return Estimate(ratio, ratio * found.margin, found.seeds, ratio * found.spread, ratio * found.sampling)
 
 
 def better(one: Option, other: Option) -> bool:
@@ -138,28 +142,21 @@ def options(data: Tables) -> list[Option]:
     rows = rows[(rows["mask"] != "released") & (rows.method != "random")]
     found = []
     for (task, metric, model), mine in rows.groupby(["task", "metric", "model"], sort=False):
-        count = examples(data, str(task)) if in_points(str(metric)) else 0
         for _, cell in mine.groupby(["method", "scope", "sparsity", "recipe"], sort=False):
             first = cell.sort_values(["calibration_seed", "seed"], kind="stable").iloc[0]
             start = dense(mine, first.recipe)
             if start.empty:
                 continue
+            count = examples(data, str(task)) if in_points(str(metric)) else int(first.windows)
+            score, before = (Score.of(rows, str(metric), count) for rows in (cell, start))
             size, share, plain = _bytes(data, first)
-            variances = variance(cell.value, cell.stderr, count), variance(start.value, start.stderr, count)
             found.append(
                 Option(
                     str(task), str(metric), str(model), first.method, first.scope, first.sparsity, first.recipe,
-                    _by_seed(cell), _by_seed(start), variances,
-                    float(cell.paired.mean()), count, size, share, plain, _speedup(data, first),
-                    _folder(first),
+                    score, before, count, size, share, plain, _speedup(data, first), _folder(first),
                 )
             )  # fmt: skip
     return found
-
-
-def _by_seed(cell: pd.DataFrame) -> "pd.Series[float]":
-    seeds = cell.calibration_seed if (cell.recipe == UNTRAINED).all() else cell.seed.fillna(UNSEEDED)
-    return cell.groupby(seeds).value.mean()
 
 
 def _cell(table: pd.DataFrame, row: Any) -> pd.DataFrame:
@@ -169,14 +166,14 @@ def _cell(table: pd.DataFrame, row: Any) -> pd.DataFrame:
 
 
 def _bytes(data: Tables, row: Any) -> tuple[float, float, float]:
-    """The bytes of the file that was scored, their share of the dense model, and their share of the plain file.
+    """The bytes of the weights in the container, their share of the dense model, and their share of the plain file.
 
     Training changes the weights, and with them what compression saves: a trained model is measured itself.
     """
     sizes, runs = _cell(data["sizes"], row), data["runs"]
     if sizes.empty:
         return math.nan, math.nan, math.nan
-    whole, size = float(sizes.dense_bytes.iloc[0]), float(sizes.bytes.iloc[0])
+    whole, size = float(sizes.dense_bytes.iloc[0]), float(sizes.container_bytes.iloc[0])
     runs = runs[(runs.task == row.task) & (runs.model == row.model)]
     trained, start = (each["bytes"].astype(float).mean() for each in (_trained(runs, row), dense(runs, row.recipe)))
     if pd.notna(trained):

@@ -21,7 +21,6 @@ from llm_sparsity.reporting.figures.style import COLOURS
 from llm_sparsity.reporting.numbers import results, versions
 from llm_sparsity.reporting.tables import CELL, MACHINE, SECONDS, VERSIONS, Tables
 from llm_sparsity.reporting.wording import (
-    NAMES,
     begin,
     cost_of,
     name_of,
@@ -171,9 +170,9 @@ def _asked(question: Question, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _claims(table: pd.DataFrame, claims: Claims) -> dict[str, Any]:
     """The earlier study, its claims that were judged, with cells and ranges as text, and the others by name."""
-    rows = []
+    rows, units = [], {claim.claim: claim.function.points for claim in claims.claims}
     for row in table[table.verdict != "not studied"].itertuples():
-        points = any(name in row.quantity for name in NAMES.values())
+        points = units[row.claim]
         rows.append(
             {
                 "claim": row.claim,
@@ -191,7 +190,7 @@ def _claims(table: pd.DataFrame, claims: Claims) -> dict[str, Any]:
 
 
 def _with_margin(value: float, about: float, *, points: bool) -> str:
-    """A value, ± half the width of its interval; of accuracies in percentage points."""
+    """A value, ± half the width of its interval; of scores in points, hundredths of 1."""
     number = (f"{100 * value:+.1f}" if points else f"{value:.3g}").replace("-", "\N{MINUS SIGN}")
     if math.isnan(about) or not about:
         return number
@@ -225,7 +224,7 @@ def _means(runs: pd.DataFrame) -> pd.DataFrame:
     """The table of runs for the page: means over seeds."""
     cells = runs.groupby(["task", *CELL, "recipe"], sort=False)
     means = cells[[*SECONDS, "measured_sparsity", "bytes"]].mean()
-    return means.assign(seeds=cells.size()).reset_index()
+    return means.assign(seeds=cells.seed.nunique()).reset_index()
 
 
 def _html_table(table: pd.DataFrame) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The quantities that a claim can be about: named functions of one cell of a study.
 
 A quantity of scores is of the score that the task is judged by: accuracy, unless the task names another. It has a 95 %
-interval with two sources of error, the seeds and the size of the validation split; see `intervals.combined`. A single
-seed has no interval. A quantity whose data the study lacks is None.
+interval with two sources of error, the seeds and the validation split; see `intervals.combined`. A single seed has no
+interval. A quantity whose data the study lacks is None.
 """
 
 import inspect
@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llm_sparsity.reporting.intervals import Estimate, combined, margin, variance
-from llm_sparsity.reporting.tables import Tables, score_of
-from llm_sparsity.reporting.wording import name_of_metric
+from llm_sparsity.reporting.intervals import Estimate, Score, combined, margin
+from llm_sparsity.reporting.tables import Tables, by_seed, score_of
+from llm_sparsity.reporting.wording import constant_answer, name_of_metric
 from llm_sparsity.study.sparsity import DENSE, Sparsity
 
-Score = tuple["pd.Series[float]", float]  # by seed of fine-tuning; the variance of one example
 WHOLE_CELL = ("model", "task", "scope", "recipe")
 
 
@@ -75,9 +74,7 @@ class Cell:
 
     def score(self, sparsity: Sparsity) -> Score:
         """The score that the task is judged by."""
-        rows = self.rows("judged", sparsity)
-        found = rows.groupby(rows.seed.astype(str)).value.mean()
-        return found, variance(rows.value, rows.stderr, self.examples) if len(rows) else math.nan
+        return Score.of(self.rows("judged", sparsity), self.metric, self.examples)
 
     def highest(self, table: str) -> Sparsity | None:
         """The highest sparsity that was computed. Patterns are left out: they are no point of a sweep."""
@@ -86,9 +83,9 @@ class Cell:
 
     def estimate(self, *terms: tuple[float, Score], comparisons: int = 1) -> Estimate | None:
         """A weighted sum of scores on the validation split of the task; see `intervals.combined`."""
-        if any(values.empty for _, (values, _) in terms):
+        if any(score.values.empty for _, score in terms):
             return None
-        return combined([(weight, *score) for weight, score in terms], self.examples, comparisons)
+        return combined(terms, self.examples, comparisons)
 
 
 @dataclass(frozen=True)
@@ -100,12 +97,14 @@ class Quantity:
         text: its description, with the names of arguments in braces.
         table: where the cells are found in which it can be measured.
         over: the columns of that table that tell cells apart.
+        points: whether it is counted in points, as differences of scores are.
     """
 
     measure: Callable[..., Estimate | None]
     text: str
     table: str
     over: tuple[str, ...]
+    points: bool
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -115,7 +114,8 @@ class Quantity:
     def describe(self, arguments: Mapping[str, Any], metric: str = "accuracy") -> str:
         """The quantity in words, for a task with this score."""
         values = {name: arguments.get(name, each.default) for name, each in self.parameters.items()}
-        return self.text.format(score=name_of_metric(metric), **{name: _words(value) for name, value in values.items()})
+        told = {name: _words(value) for name, value in values.items()}
+        return self.text.format(score=name_of_metric(metric), constant=constant_answer(metric), **told)
 
 
 QUANTITIES: dict[str, Quantity] = {}
@@ -133,21 +133,21 @@ def _quantity(
     text: str, table: str = "metrics", over: tuple[str, ...] = WHOLE_CELL
 ) -> Callable[[Callable[..., Estimate | None]], Callable[..., Estimate | None]]:
     def register(measure: Callable[..., Estimate | None]) -> Callable[..., Estimate | None]:
-        QUANTITIES[measure.__name__] = Quantity(measure, text, table, over)
+        QUANTITIES[measure.__name__] = Quantity(measure, text, table, over, points=table == "metrics")
         return measure
 
     return register
 
 
 @_quantity("change of {score} from {against} to {sparsity}")
-def accuracy_change(cell: Cell, sparsity: Sparsity, against: Sparsity = DENSE) -> Estimate | None:
+def score_change(cell: Cell, sparsity: Sparsity, against: Sparsity = DENSE) -> Estimate | None:
     """The score at a sparsity, less that at another one (default: of the dense model)."""
     return cell.estimate((1, cell.score(sparsity)), (-1, cell.score(against)))
 
 
-@_quantity("best {score} at {sparsities}, less that of the majority class")
+@_quantity("best {score} at {sparsities}, less that of always answering {constant}")
 def best_above_majority(cell: Cell, sparsities: tuple[Sparsity, ...]) -> Estimate | None:
-    """The best score at any of the sparsities, less that of always predicting the most frequent label.
+    """The best score at any of the sparsities, less that of a constant answer.
 
     The best of several is high by chance: the intervals of all hold together (Bonferroni), and the upper end of the
     result is the highest of theirs.
@@ -164,7 +164,7 @@ def best_above_majority(cell: Cell, sparsities: tuple[Sparsity, ...]) -> Estimat
 
 
 @_quantity("{score} at {sparsity}, less the mean of that at {below} and {above}")
-def accuracy_dip(cell: Cell, sparsity: Sparsity, below: Sparsity, above: Sparsity) -> Estimate | None:
+def score_dip(cell: Cell, sparsity: Sparsity, below: Sparsity, above: Sparsity) -> Estimate | None:
     """The score at a sparsity, less the mean of those at a lower and a higher one."""
     low, at, high = (cell.score(each) for each in (below, sparsity, above))
     return cell.estimate((1, at), (-0.5, low), (-0.5, high))
@@ -177,7 +177,7 @@ def time_ratio(cell: Cell) -> Estimate | None:
     if highest is None:
         return None
     pruned, dense = (
-        rows.groupby(rows.seed.astype(str)).train_seconds.mean()
+        by_seed(rows.assign(value=rows.train_seconds))
         for rows in (cell.rows("runs", highest), cell.rows("runs", DENSE))
     )
     ratios = (pruned / dense).dropna()
@@ -231,5 +231,7 @@ def outlying_layer(cell: Cell, stack: str) -> Estimate | None:
     rows = rows[rows.layer >= 0]
     if rows.empty:
         return None
-    distance = np.abs(np.log(rows.value / rows.value.median()))
+    distance = np.abs(np.log(rows.value / rows.value.median())).dropna()
+    if distance.empty:
+        return None  # layers of zeros
     return Estimate(float(rows.layer[distance.idxmax()]))

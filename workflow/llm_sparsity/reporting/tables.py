@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 
 from llm_sparsity.storage.files import atomic
+from llm_sparsity.study.cells import Variant
 from llm_sparsity.study.sparsity import Sparsity
 
 Tables = Mapping[str, pd.DataFrame]
@@ -44,7 +45,7 @@ INFERENCE = [
 TENSOR = ["name", "stack", "layer", "part", "shape", "size", "removed", "measured_sparsity", "error", "block_error"]
 COLUMNS = {
     "tasks": ["task", "score"],
-    "metrics": [*RUN, "metric", "value", *LIBRARIES],
+    "metrics": [*RUN, "metric", "value", "windows", *LIBRARIES],
     "runs": [*RUN, *SECONDS, "epochs", "validation_examples", "measured_sparsity", "bytes", *MACHINE, *VERSIONS],
     "history": [*RUN, "epoch", "step", "train_loss", "accuracy", "f1", "combined", "perplexity", "measured_sparsity"],
     "sizes": [*VARIANT, "measured_sparsity", *WEIGHTS, *BYTES, "ratio", "plain_ratio", *MEASURED_BYTES],
@@ -63,8 +64,8 @@ TEXT = {
     "name", "stack", "part", "shape", "statistic", "claim", "quantity", "verdict", "score",
 }  # fmt: skip
 INTEGERS = {
-    "calibration_seed", "seed", "peak_memory_bytes", "epochs", "validation_examples", "threads", "processes", "epoch",
-    "step", *WEIGHTS, *BYTES, *MEASURED_BYTES, "batch_size", "sequence_length", "sparse_layers",
+    "calibration_seed", "seed", "windows", "peak_memory_bytes", "epochs", "validation_examples", "threads", "processes",
+    "epoch", "step", *WEIGHTS, *BYTES, *MEASURED_BYTES, "batch_size", "sequence_length", "sparse_layers",
     "memory_bytes", "layer", "size", "seeds",
 }  # fmt: skip
 # Every other column is a float.
@@ -134,9 +135,22 @@ def are_patterns(rows: pd.DataFrame) -> "pd.Series[bool]":
     return pd.Series([sparsity.is_pattern for sparsity in rows.sparsity], rows.index, dtype=bool)
 
 
+def are_masked(rows: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether each row's method removes weights by setting them to zero, not by shrinking tensors."""
+    return pd.Series([Variant(method).has_mask for method in rows.method], rows.index, dtype=bool)
+
+
 def start_of(recipe: str) -> str:
     """The recipe of the dense model that a recipe is compared with: trained, by `kept`, if the recipe trains."""
     return UNTRAINED if recipe == UNTRAINED else "kept"
+
+
+def by_seed(rows: pd.DataFrame) -> "pd.Series[float]":
+    """The column `value` of one cell by seed: of fine-tuning; of calibration, for what was not trained.
+
+    Draws of the calibration text that share a seed of fine-tuning are no independent values: their mean is one.
+    """
+    return rows.groupby(rows.seed.fillna(rows.calibration_seed), dropna=False).value.mean()
 
 
 def dense(rows: pd.DataFrame, recipe: str) -> pd.DataFrame:
@@ -165,7 +179,8 @@ def score_of(data: Tables, task: str) -> str:
 def judged(data: Tables) -> pd.DataFrame:
     """The rows of metrics that tasks are judged by, and their standard errors over examples, or NaN.
 
-    Column `stderr` is that of the score, `paired` that of its difference to the dense model.
+    Column `stderr` is that of the score, `paired` that of its difference to the dense model, see `paired`; 0 of the
+    dense model itself.
     """
     metrics = data["metrics"]
 
@@ -173,7 +188,8 @@ def judged(data: Tables) -> pd.DataFrame:
         names = {task: score + ending for task, score in zip(data["tasks"].task, data["tasks"].score, strict=True)}
         return metrics[metrics.metric == metrics.task.map(names)]
 
-    return _beside(_beside(of(""), of("_stderr"), "stderr"), of(PAIRED), "paired")
+    found = _beside(_beside(of(""), of("_stderr"), "stderr"), of(PAIRED), "paired")
+    return found.assign(paired=found.paired.where(found.method != "dense", 0.0))
 
 
 def with_errors(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -193,6 +209,6 @@ def examples(data: Tables, task: str) -> int:
 
 
 def majority(data: Tables, task: str, metric: str) -> float:
-    """The score of always predicting the most frequent label."""
+    """The score of a constant answer, see `wording.constant_answer`."""
     rows = data["baselines"]
     return float(rows.loc[(rows.task == task) & (rows.metric == metric), "value"].iloc[0])

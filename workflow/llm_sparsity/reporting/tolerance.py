@@ -2,16 +2,32 @@
 
 Every option is compared with its dense model by the interval of their difference. Along a sweep (a method, scope and
 recipe) sparsities are tested from the lowest up, and the first that is not inside ends it: a single high point that is
-good by luck wins nothing. Choosing among sweeps is corrected for, see `intervals.quantile`.
+good by luck wins nothing. Choosing among sweeps is corrected for, see `intervals.quantile`; a pattern, which lies on no
+sweep, counts as one.
 """
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_sparsity.reporting.intervals import Estimate, to_decide
-from llm_sparsity.reporting.options import POINTS, Option
-from llm_sparsity.reporting.wording import in_points
+from llm_sparsity.reporting.options import Option
+from llm_sparsity.reporting.wording import in_points, percent
+
+POINTS, TIMES = -0.02, 1.1  # the tolerances: of a difference of scores, of a ratio of perplexities
+
+
+def tolerance(metric: str) -> str:
+    """What "as good as dense" means: "2 points", or "10 %"."""
+    return f"{-100 * POINTS:g} points" if in_points(metric) else percent(round(TIMES - 1, 9))
+
+
+def inside(metric: str, change: Estimate) -> bool | None:
+    """Whether the interval of a change is inside the tolerance; None: it crosses the edge, or there is none."""
+    worst, best, limit = change.value + change.margin, change.value - change.margin, TIMES
+    if in_points(metric):
+        worst, best, limit = -best, -worst, -POINTS
+    return True if worst <= limit else False if best > limit else None
 
 
 @dataclass(frozen=True)
@@ -22,7 +38,7 @@ class Verdict:
         option: the option that the verdict is about.
         change: of its quality, with the interval of all that were compared.
         decided: whether the interval says that the option is (True) or is not (False) inside the tolerance; None: open.
-        comparisons: sweeps among which it was chosen, for which the interval is corrected.
+        comparisons: sweeps and patterns among which it was chosen, for which the interval is corrected.
     """
 
     option: Option
@@ -31,11 +47,15 @@ class Verdict:
     comparisons: int
 
     @property
+    def near(self) -> bool:
+        """Whether the change itself is inside the tolerance."""
+        return inside(self.option.metric, replace(self.change, margin=0.0)) is True
+
+    @property
     def lacking(self) -> str:
         """What would decide an open verdict: numbers of examples or seeds."""
-        if not in_points(self.option.metric):
-            return "more draws of the calibration text" if self.option.recipe == "" else "more seeds"
-        return to_decide(self.change, abs(self.change.value - POINTS), self.option.count, self.comparisons)
+        distance = abs(self.change.value - (POINTS if in_points(self.option.metric) else TIMES))
+        return to_decide(self.change, distance, self.option.count, self.comparisons, self.option.nouns)
 
 
 def verdict(options: Iterable[Option]) -> Verdict | None:
@@ -43,12 +63,14 @@ def verdict(options: Iterable[Option]) -> Verdict | None:
     best one. None if nothing can be compared.
     """
     pruned = [option for option in options if not option.is_dense]
-    sweeps = len({option.sweep for option in pruned})
+    tests = len({(option.sweep, option.sparsity.is_pattern and option.sparsity) for option in pruned})
     judged = [
-        Verdict(option, change, option.inside(change), sweeps) for option in pruned if (change := option.change(sweeps))
+        Verdict(option, change, inside(option.metric, change), tests)
+        for option in pruned
+        if (change := option.change(tests))
     ]
     proven = _furthest(judged, lambda found: found.decided is True)
-    near = _furthest(judged, lambda found: found.option.near(found.change) and found.decided is None)
+    near = _furthest(judged, lambda found: found.near and found.decided is None)
     undecided, outside = ([found for found in judged if found.decided is decided] for decided in (None, False))
     return proven or near or max(undecided or outside, key=lambda found: found.option.rank, default=None)
 

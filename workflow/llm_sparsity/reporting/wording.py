@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
-from llm_sparsity.reporting.intervals import Estimate, quantile, variance
+from llm_sparsity.reporting.intervals import Estimate, Score, quantile
 from llm_sparsity.reporting.tables import Tables, examples, judged
+from llm_sparsity.study.sources import SCORES
 from llm_sparsity.study.sparsity import Sparsity
 
 NAMES = {
@@ -16,7 +17,7 @@ NAMES = {
     "pearsonr": "Pearson correlation",
     "spearmanr": "Spearman correlation",
 }
-CORRELATIONS = ("pearsonr", "spearmanr")  # of numbers
+CORRELATIONS = SCORES["regression"]
 
 
 def name_of_metric(metric: str) -> str:
@@ -41,12 +42,7 @@ def in_points(metric: str) -> bool:
 
 def constant_answer(metric: str) -> str:
     """The answer of the baseline that a metric is compared with."""
-    return "the same number" if metric in CORRELATIONS else "the most frequent label"
-
-
-def tolerance(metric: str) -> str:
-    """What "as good as dense" means."""
-    return "2 points" if in_points(metric) else "10 %"
+    return "the same number" if metric.startswith(CORRELATIONS) else "the most frequent label"
 
 
 def shown(metric: str, value: float) -> str:
@@ -111,12 +107,13 @@ def resolution(data: Tables, task: str) -> str:
     """The precision of a task's score on its validation split: a 95 % interval."""
     rows = judged(data)
     dense = rows[(rows.task == task) & (rows.method == "dense")]
-    count, score = examples(data, task), float(dense.value.mean())
-    if math.isnan(score):
+    count, metric = examples(data, task), str(next(iter(dense.metric), ""))
+    score = Score.of(dense, metric, count)
+    band = 100 * quantile() * math.sqrt(score.variance / count)
+    if math.isnan(band):
         return f"The validation split has {count} examples."
-    band = 100 * quantile() * math.sqrt(variance(dense.value, dense.stderr, count) / count)
-    name = name_of_metric(str(dense.metric.iloc[0]))
     return (
-        f"The validation split has {count} examples: near the dense {name} of {score:.2f}, their number alone "
+        f"The validation split has {count} examples: near the dense {name_of_metric(metric)} of "
+        f"{float(score.values.mean()):.2f}, their number alone "
         f"leaves ±{band:.1f} points of chance (95 %); seeds add theirs."
     )

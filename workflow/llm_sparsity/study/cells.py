@@ -72,6 +72,11 @@ class Evaluation:
         """The folder of its results."""
         return RESULTS / self.model / str(self.variant) / self.task
 
+    @property
+    def dense(self) -> "Evaluation":
+        """The dense model, evaluated on the same task."""
+        return replace(self, variant=DENSE)
+
 
 @dataclass(frozen=True, order=True)
 class Run:
