@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from llm_sparsity.cli.main import COMMANDS
+
 from .conftest import Project
 
 
@@ -72,8 +74,7 @@ def test_every_script_explains_itself(script: str, root: Path) -> None:
 
 def test_every_stage_has_one_name_everywhere(root: Path) -> None:
     rules = {path.stem for path in (root / "workflow/rules").glob("*.smk")} - {"common"}
-    others = {"clean", "doctor", "export", "generate", "plan"}
-    scripts = {path.stem for path in (root / "scripts").glob("*.py")} - others
+    scripts = {path.stem for path in (root / "scripts").glob("*.py")}
     assert rules == scripts
     for stage in rules:
         (module,) = (root / "workflow/llm_sparsity").glob(f"*/{stage}.py")
@@ -142,7 +143,7 @@ def test_commands_for_polaris_are_true(root: Path, tmp_path: Path) -> None:
     """What can be true of them here: options and files exist; the last figure is where the page says."""
     page = (root / "docs/polaris.md").read_text()
     plan = subprocess.run(
-        [sys.executable, root / "scripts/plan.py"],
+        [sys.executable, "-m", "llm_sparsity", "plan", "config.yaml", "--queues", "profiles/polaris/queues.csv"],
         cwd=root, env={"PYTHONPATH": str(root / "workflow")}, text=True, capture_output=True, check=True,
     )  # fmt: skip
     assert "\nparsl-queue: " in plan.stdout or "Nothing is left" in plan.stdout
@@ -250,8 +251,8 @@ def test_every_command_is_run(page: str, finished: Project, root: Path, tmp_path
         where = finished.folder
         if words[:1] == ["test"]:
             continue
-        if program == "llm-sparsity" or words[:1] == ["init"]:
-            where = finished.folder if words[0] in ("export", "generate") else tmp_path
+        if program == "llm-sparsity" or words[0] in COMMANDS:
+            where = finished.folder if words[0] in ("export", "generate", "clean") else tmp_path
             if words[0] == "init":
                 (tmp_path / "my-model.yaml").unlink(missing_ok=True)
             words = ["-m", "llm_sparsity", *words, *(["-n", "--nolock", "--quiet"] if words[0] == "run" else [])]
@@ -262,7 +263,7 @@ def test_every_command_is_run(page: str, finished: Project, root: Path, tmp_path
             words = ["-m", "snakemake", *words, "-n", "--nolock", "--quiet"]
         else:
             assert program in ("python", ".venv/bin/python"), command
-            where = root if words[0].startswith(("benchmarks/", "tests/", "scripts/plan")) else where
+            where = root if words[0].startswith(("benchmarks/", "tests/")) else where
             words = [words[0], "--help"] if words[0].startswith(("benchmarks/", "tests/")) else words
         environment = {**os.environ, "PYTHONPATH": f"{root / 'workflow'}:{root}", "HF_HOME": str(finished.hub)}
         done = subprocess.run(

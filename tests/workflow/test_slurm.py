@@ -238,7 +238,7 @@ def test_the_doctor_on_a_healthy_and_on_a_broken_site(slurm: Slurm, root: Path, 
     profile = study / "profiles/slurm/config.yaml"
 
     def doctor(*arguments: str) -> tuple[int, str]:
-        words = [sys.executable, root / "scripts/doctor.py", "--profile", "profiles/slurm", *arguments]
+        words = [sys.executable, "-m", "llm_sparsity", "doctor", "--profile", "profiles/slurm", *arguments]
         done = subprocess.run(
             words, cwd=study, env=slurm.environment | {"PYTHONPATH": str(root / "workflow"), "OMP_NUM_THREADS": "1"},
             text=True, capture_output=True, check=False, timeout=HANGS,

@@ -1,5 +1,6 @@
 """The command `llm-sparsity`: what it prints, and how it fails."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import llm_sparsity
-from llm_sparsity.cli.main import SCRIPTS, main
-from llm_sparsity.cli.project import project
+from llm_sparsity.cli.main import COMMANDS, main
+from llm_sparsity.study.project import project
 
 ROOT = Path(__file__).parents[3]
 
@@ -17,17 +18,50 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
-    shown = capsys.readouterr().out
-    for name in ("init", "plan", "run", *SCRIPTS):
-        assert f"llm-sparsity {name}" in shown
+    assert re.findall(r"^llm-sparsity (\w+)", capsys.readouterr().out, re.MULTILINE) == list(COMMANDS)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_is_a_command_too(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_and_its_options(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0
-    assert f"usage: {name}.py" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: llm-sparsity {name} ")
+    for option in re.findall(r"^  (-.*(?:\n {10,}.*)*)", shown, re.MULTILINE):
+        assert re.search(r"\S\s{2,}\S", option), f"{option}: says not what it is for"
+
+
+@pytest.mark.parametrize("words", [[], ["prune"], ["--delete"]])
+def test_what_is_no_command_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "usage: llm-sparsity" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"name: [", "no config of a study: while parsing"), (b"name: \xff", "no config of a study: 'utf-8' codec"),
+        (b"", "no config of a study: it has no keys"), (b"- name", "no config of a study: it has no keys"),
+        (b"[" * 100_000, "no config of a study: "), (b"name: {a: 1}", "config: name: "),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["plan", "doctor", "clean"])
+def test_a_file_that_is_no_study_is_one_line(
+    command: str, text: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("work").mkdir()
+    Path("bad.yaml").write_bytes(text)
+    with pytest.raises(SystemExit) as ended:
+        main([command, "bad.yaml"])
+    assert str(ended.value.code).startswith("error: ")
+    assert said in str(ended.value.code)
 
 
 def test_a_plan_is_of_a_file_or_of_a_shipped_study(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -189,11 +189,11 @@ def test_a_weight_that_changed_fails_the_check(study: Path, tmp_path: Path, monk
     assert not list(tmp_path.iterdir())
 
 
-def test_the_script_says_what_was_written(study: Path, root: Path, tmp_path: Path) -> None:
+def test_the_command_says_what_was_written(study: Path, root: Path, tmp_path: Path) -> None:
     def script(*words: object) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, root / "scripts/export.py", *map(str, words)], cwd=study, capture_output=True, text=True,
-            env={"PYTHONPATH": str(root / "workflow")}, check=False,
+            [sys.executable, "-m", "llm_sparsity", "export", *map(str, words)], cwd=study,
+            env={"PYTHONPATH": str(root / "workflow")}, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
     done = script("results/llama/int8-linear-0", "--output", tmp_path / "out")

@@ -119,8 +119,8 @@ def test_what_cannot_be_generated(kind: str, prompt: str, tokens: int, message: 
         generate(variant("0.5", kind=kind), "sparse", prompt, tokens)
 
 
-def test_the_script_prints_both_executions(variant: Variant) -> None:
-    command = [sys.executable, ROOT / "scripts/generate.py", variant("0.5", kind="llama").path, "--prompt", "w1 w2"]
+def test_the_command_prints_both_executions(variant: Variant) -> None:
+    command = [sys.executable, "-m", "llm_sparsity", "generate", variant("0.5", kind="llama").path, "--prompt", "w1 w2"]
     done = subprocess.run(
         [*command, "--tokens", "4", "--threads", "1"],
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "workflow")},

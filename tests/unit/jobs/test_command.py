@@ -105,7 +105,7 @@ def test_other_errors_keep_their_traceback() -> None:
 
 
 def test_a_closed_pipe_ends_a_script_quietly(root: Path) -> None:
-    """`scripts/plan.py | head -1`"""
+    """`llm-sparsity plan STUDY | head -1`"""
     code = "from llm_sparsity.jobs.command import run; run(lambda: [print('line ' * 50) for _ in range(2000)])"
     done = subprocess.run(
         ["sh", "-c", f'{sys.executable} -c "{code}" | head -1'], env={"PYTHONPATH": str(root / "workflow")},

@@ -189,7 +189,7 @@ def test_a_job_of_five_minutes(site: Site) -> None:
 def test_a_laptop_without_a_profile(site: Site, root: Path) -> None:
     """By the command: its screen without colours, and its exit status."""
     environment = os.environ | {"PYTHONPATH": str(root / "workflow"), "PATH": os.environ["PATH"]}
-    words = [sys.executable, root / "scripts/doctor.py"]
+    words = [sys.executable, "-m", "llm_sparsity", "doctor"]
     done = subprocess.run(words, env=environment, cwd=site.folder, text=True, capture_output=True, check=False)
     assert done.stdout.startswith("Doctor: study tiny, no profile: this machine, on ")
     assert "scheduler" not in done.stdout

@@ -175,15 +175,26 @@ def test_removing_removes_what_is_listed_and_all_that_speaks_of_it(study: Config
     assert [json.loads(path.read_text()) for path in (WORK / "runs").rglob("*") if path.is_file()] == [["same"]]
 
 
+def test_what_a_run_has_begun_to_use_since_it_was_listed_stays(study: Config, cached: Callable[..., Path]) -> None:
+    used, unused = cached("used", code="then"), cached("unused", code="then")
+    (WORK / "tokens/t").mkdir(parents=True)
+    listed = leftovers(WORK, [study], "now", TODAY)
+    assert len(listed) == 3
+    (used / "lock").write_text(this_process())
+    assert [leftover.path for leftover in remove(WORK, listed)] == [unused]
+    assert used.is_dir()
+    assert (WORK / "tokens/t").is_dir(), "a run that starts has not named its tokens yet"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "required: studies"), (["none.yaml"], "none.yaml: no config of a study"), (["bad.yaml"], "bad.yaml: no con")],
+    [([], "required: studies"), (["none.yaml"], "none.yaml: not found"), (["bad.yaml"], "bad.yaml: no con")],
 )
-def test_the_script_needs_the_studies(arguments: list[str], said: str, root: Path, tmp_path: Path) -> None:
+def test_the_command_needs_the_studies(arguments: list[str], said: str, root: Path, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "bad.yaml").write_text("name: [")
     done = subprocess.run(
-        [sys.executable, root / "scripts/clean.py", "--delete", *arguments], cwd=tmp_path,
+        [sys.executable, "-m", "llm_sparsity", "clean", "--delete", *arguments], cwd=tmp_path,
         env={"PYTHONPATH": str(root / "workflow")}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode != 0

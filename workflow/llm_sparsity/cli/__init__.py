@@ -1,4 +1,4 @@
-"""Command line: what a user types, `llm-sparsity init`, `plan`, `run`.
+"""Command line: what a user types, `llm-sparsity COMMAND`, a module for each command.
 
-This package alone knows where the files of the workflow lie: in a checkout, or beside the installed library.
+A command translates its flags and calls what does the work. Stages are scripts, which Snakemake starts.
 """

@@ -1,22 +1,36 @@
-"""Init: a study of a model that is not in any config yet, from its configuration alone."""
+"""Write a study of a model that is not in any config yet, from its configuration alone, and show what it takes."""
 
+import argparse
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
 import yaml
 
-from llm_sparsity.cli.project import LIBRARY
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.files import write_text
-from llm_sparsity.study.config import load as load_config
+from llm_sparsity.study import config, plan
+from llm_sparsity.study.project import LIBRARY
 
 TEMPLATES = Path(__file__).parent
 SCHEMA = LIBRARY / "study" / "config.schema.json"
 LENGTHS = {"window": 512, "batch": 128, "sentence": 64}  # tokens, or as many as the model has positions for
+
+
+def main(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Write the study, and print its plan."""
+    parser.add_argument("model", help="a folder of a transformers model, or a repository id of the hub")
+    parser.add_argument("--name", help="of the model in the study (default: the last part of MODEL)")
+    parser.add_argument("--output", type=Path, help="file to write (default: NAME.yaml)")
+    args = parser.parse_args(words)
+    path = init(args.model, name=args.name, output=args.output)
+    print(f"Wrote {path}: a study to edit, each line explained.\n")
+    print(plan.table(config.read(path)))
+    print(f"\nNext:  llm-sparsity run {path} -n    what would run\n       llm-sparsity run {path}       run it")
 
 
 def init(model: str, *, name: str | None = None, output: Path | None = None) -> Path:
@@ -54,7 +68,7 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
         thirds=_thirds(layers),
         **{name: min(length, folder.max_length or length) for name, length in LENGTHS.items()},
     )
-    load_config(yaml.safe_load(text))
+    config.load(yaml.safe_load(text))
     write_text(output, text)
     return output
 

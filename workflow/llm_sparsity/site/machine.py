@@ -10,11 +10,11 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from llm_sparsity.cli.project import project
 from llm_sparsity.jobs import driver
 from llm_sparsity.jobs.lease import devices
 from llm_sparsity.site.check import Line, ask
 from llm_sparsity.site.place import Place
+from llm_sparsity.study.project import project
 
 IMPORTED = "import torch, transformers, snakemake; print('torch', torch.__version__)"
 TASKS = 30  # threads and processes of a driver
@@ -102,7 +102,7 @@ def disk(place: Place) -> Line:
         if limit and limit - used < free:  # 0: no limit
             free, source = max(0, limit - used), "left of your quota"
     text = f"{needed / 1e9:.1f} GB to come, {free / 1e9:.0f} GB {source}"
-    fix = "make room, or work elsewhere; scripts/clean.py lists caches that no study needs"
+    fix = "make room, or work elsewhere; llm-sparsity clean lists caches that no study needs"
     return Line("disk", text, "" if needed < free else fix)
 
 

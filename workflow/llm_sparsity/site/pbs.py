@@ -54,7 +54,7 @@ def _outside(provider: Any, name: str, limits: Queue) -> Line | None:
         low, high = (limits.get(f"resources_{bound}.{resource}") for bound in ("min", "max"))
         if (low and value < _amount(low)) or (high and value > _amount(high)):
             text = f"{name} takes {low or '0'} to {high or 'any'} {unit}, pilots have {value:.0f}"
-            return Line("queue", text, f"change parsl-{unit} (python scripts/plan.py recommends values)")
+            return Line("queue", text, f"change parsl-{unit} (llm-sparsity plan --queues recommends values)")
     allowed = re.search(r"u:\w+=(\d+)", limits.get("max_queued", "") + limits.get("max_run", ""))
     if allowed and provider.max_blocks > int(allowed[1]):
         return Line("queue", f"{name} allows {allowed[1]} at once", f"set parsl-pilots to {allowed[1]}")

@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llm_sparsity.cli.project import LIBRARY
 from llm_sparsity.site.check import Line
 from llm_sparsity.site.machine import SKEW, SOCKET
 from llm_sparsity.site.place import Place
+from llm_sparsity.study.project import LIBRARY
 
 MINUTES = 5
 FOLDER = Path("logs/doctor")

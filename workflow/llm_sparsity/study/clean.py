@@ -53,29 +53,36 @@ def leftovers(
         for run in study.cells().runs:
             cells[str(run.folder)].append((study, run))
     sources = _sources(home, studies)
-    found, tokens, in_use = [], set[str](), False
+    found, tokens = [], set[str]()
     for folder in sorted(path.parent for path in work.glob("*/run.json")):
         cached = read_json(folder / "run.json")
         reason = None
-        if _is_locked(folder / "lock"):
-            in_use = True
-        elif not any(source.is_relative_to(folder.resolve()) for source in sources):
+        if not _is_locked(folder / "lock") and not any(source.is_relative_to(folder.resolve()) for source in sources):
             reason = _reason(folder, cached, cells.get(cached["output"], []), code, versions, others)
         if reason:
             found.append(_leftover(folder, reason))
         else:
             tokens.add(cached.get("tokens", ""))
-    if not in_use:  # a run that starts has not written down yet which tokens it reads
+    if not _is_in_use(work):
         for folder in sorted(path for path in (work / "tokens").glob("*") if path.is_dir()):
             if folder.name not in tokens:
                 found.append(_leftover(folder, "no cached run that is kept uses it"))
     return found
 
 
-def remove(work: Path, found: Iterable[Leftover]) -> None:
-    """Remove leftovers, and the entries of work/runs that speak of them."""
+def remove(work: Path, found: Iterable[Leftover]) -> list[Leftover]:
+    """Remove leftovers, and the entries of work/runs that speak of them.
+
+    Returns:
+        What was removed: a process may have begun to use a folder since it was listed, which then stays.
+    """
+    removed = []
     for leftover in found:
+        of_tokens = leftover.path.parent.name == "tokens"
+        if _is_in_use(work) if of_tokens else _is_locked(leftover.path / "lock"):
+            continue
         shutil.rmtree(leftover.path)
+        removed.append(leftover)
     for index in (work / "runs").glob("*/caches.json"):
         keys = read_json(index)
         kept = [key for key in keys if (work / key).is_dir()]
@@ -83,10 +90,16 @@ def remove(work: Path, found: Iterable[Leftover]) -> None:
             shutil.rmtree(index.parent)
         elif kept != keys:
             write_json(index, kept)
+    return removed
 
 
 def _leftover(folder: Path, reason: str) -> Leftover:
     return Leftover(folder, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), reason)
+
+
+def _is_in_use(work: Path) -> bool:
+    """Whether any run works here. One that starts has not written down yet which tokens it reads."""
+    return any(map(_is_locked, work.glob("*/lock")))
 
 
 def _is_locked(lock: Path) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from llm_sparsity.jobs.errors import UserError
@@ -275,6 +276,21 @@ class Config(Section):
     def tasks_of(self, kind: str) -> list[str]:
         """The tasks of a kind."""
         return [name for name, task in self.tasks.items() if task.kind == kind]
+
+
+def read(file: Path) -> Config:
+    """Read a config and validate it.
+
+    Raises:
+        UserError: the file is no YAML of a config; or one line for each fault, with key, value and fix.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: no config of a study: {' '.join(str(error).split())}") from None
+    if not isinstance(values, Mapping):
+        raise UserError(f"{file}: no config of a study: it has no keys such as `models:`")
+    return load(values)
 
 
 def load(values: Mapping[str, Any]) -> Config:

@@ -5,6 +5,7 @@ from pathlib import Path
 from llm_sparsity.jobs.errors import UserError
 
 LIBRARY = Path(__file__).parents[1]
+STUDY = "its config, a YAML file, or the name of a shipped one"  # as commands explain `study_file`
 
 
 def project() -> Path:

@@ -1,23 +1,22 @@
-"""Generate text by a model folder, dense and sparse, and compare their speed.
+"""Generate text with a model folder, dense and sparse, and compare their speed.
 
-python scripts/generate.py results/smollm2/wanda-linear-0.5/model --prompt "Gravity is"
+llm-sparsity generate results/smollm2/wanda-linear-0.5/model --prompt "Gravity is"
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_sparsity.jobs.command import run
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Print both texts and a table of their speed."""
     parser.add_argument("model", type=Path, metavar="MODEL_FOLDER", help="folder of a causal language model")
     parser.add_argument("--prompt", required=True, help="the text before")
     parser.add_argument("--tokens", type=_positive, default=64, help="tokens to generate (default 64)")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's)")
     parser.add_argument("--execution", choices=("dense", "sparse"), help="one of them (default: both)")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
 
     import torch
     import transformers
@@ -44,7 +43,3 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 1")
     return int(text)
-
-
-if __name__ == "__main__":
-    run(main)

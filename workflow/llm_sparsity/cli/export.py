@@ -1,17 +1,16 @@
 """Export a model of a study for other programs: a folder that plain transformers loads, with a model card.
 
-python scripts/export.py results/minilm/wanda-linear-0.5 --output minilm-half
+llm-sparsity export results/minilm/wanda-linear-0.5 --output minilm-half
 """
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from llm_sparsity.jobs.command import run
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Export, and print a summary."""
     parser.add_argument("cell", type=Path, metavar="CELL", help="folder of a result, or any model folder")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write, a new one")
     parser.add_argument(
@@ -20,7 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--no-check", action="store_true", help="do not compare outputs in a new process, for large models"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(words)
 
     from llm_sparsity.export.cell import find_cell
     from llm_sparsity.export.export import export, summary
@@ -33,7 +32,3 @@ def _size(text: str) -> str:
     if not re.fullmatch(r"[1-9]\d*[KMGT]B", text):
         raise argparse.ArgumentTypeError(f"found {text!r}; expected a size such as 500MB or 5GB")
     return text
-
-
-if __name__ == "__main__":
-    run(main)
