@@ -21,8 +21,10 @@ from types import SimpleNamespace
 
 from table import table, write
 
-from llm_sparsity.study.advice import PILOT_MINUTES, SLOTS, pack
+from llm_sparsity.study.advice import PILOT_MINUTES, Queue, pack
 
+SLOTS = 4  # GPUs of a node
+NODES = Queue("any", SLOTS, 1, 100, 1, 6000, 1, "")
 ROOT = Path(__file__).parent.parent
 CASES = {
     "36 runs": ([25.0] * 18 + [3.0] * 18, 5, True),  # one batch job: every node is charged until the last run ends
@@ -134,7 +136,7 @@ def measure(name: str, part: int, scale: float, real: bool) -> list[str]:
     released = {node: max(end for other, _, end in spans if other == node) for node, *_ in spans}
     paid = sum(end if together else min(end, last + IDLE) for last in released.values())
     best = sum(minutes) / SLOTS
-    schedule = pack([SimpleNamespace(minutes=each, gpus=1) for each in minutes], nodes, pilot_minutes=0, job_minutes=0)
+    schedule = pack([SimpleNamespace(minutes=each, gpus=1) for each in minutes], nodes, NODES, 0, 0)
     least = schedule * nodes if together else best
     naive = sum(each + PILOT_MINUTES for each in minutes)
     took = paid + PILOT_MINUTES * nodes

@@ -112,7 +112,7 @@ BROKEN: dict[str, tuple[str, Callable[[Site], object], str, str]] = {
     "fewer jobs": (
         "queue", lambda site: (
             site.edit("config.yaml", "parsl-pilots: 1", "parsl-pilots: 2"),
-            site.edit("queues.csv", "debug-scaling,1,10,5,60,1", "debug-scaling,1,10,5,60,2"),
+            site.edit("queues.csv", "debug-scaling,4,1,10,5,60,1", "debug-scaling,4,1,10,5,60,2"),
             site.tool("qstat", "echo 'Queue: debug-scaling\n    max_run = [u:PBS_GENERIC=1]'"),
         ), "allows 1 at once", "parsl-pilots to 1",
     ),

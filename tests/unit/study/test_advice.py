@@ -1,28 +1,23 @@
 """Packing, queues and the recommendation."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.study import advice
 from llm_sparsity.study.advice import Queue
+from llm_sparsity.study.plan import Job
 
 SMALL = [25.0] * 18 + [3.0] * 18
 LARGE = [25.0] * 150 + [3.0] * 150 + [12.0] * 200
-NODE = Queue("any", 1, 100, 5, 6000, 1, "")
-
-
-@dataclass(frozen=True)
-class Job:
-    minutes: float
-    gpus: int = 1
-    done: bool = False
-    local: bool = False
+NODE = Queue("any", 4, 1, 100, 5, 6000, 1, "")
 
 
 def work(minutes: list[float], gpus: int = 1) -> list[Job]:
-    return [Job(each, gpus) for each in minutes]
+    return [Job("finetune", gpus, each, measured=False, bytes=0, done=False, memory=0) for each in minutes]
 
 
 @pytest.fixture
@@ -71,21 +66,21 @@ def test_a_walltime_lies_within_the_limits_of_the_queue(site: list[Queue]) -> No
 
 def test_a_job_of_a_whole_node_occupies_all_its_slots() -> None:
     overhead = advice.PILOT_MINUTES + advice.JOB_MINUTES
-    assert advice.pack(work([10.0], gpus=4), 1) == pytest.approx(10 + overhead)
-    assert advice.pack(work([10.0, 10.0], gpus=4), 1) == pytest.approx(20 + overhead + advice.JOB_MINUTES)
-    assert advice.slot_hours(work([60.0], gpus=4)) == 4
+    assert advice.pack(work([10.0], gpus=4), 1, NODE) == pytest.approx(10 + overhead)
+    assert advice.pack(work([10.0, 10.0], gpus=4), 1, NODE) == pytest.approx(20 + overhead + advice.JOB_MINUTES)
+    assert advice.slot_hours(work([60.0], gpus=4), NODE) == 4
     both = [*work([10.0], gpus=4), *work([5.0])]
-    assert advice.pack(both, 1) > advice.pack(both, 2)
+    assert advice.pack(both, 1, NODE) > advice.pack(both, 2, NODE)
 
 
 def test_a_job_of_several_nodes_sets_the_size_of_batch_jobs(site: list[Queue]) -> None:
     wide = work([60.0], gpus=8)
     overhead = advice.PILOT_MINUTES + advice.JOB_MINUTES
-    assert advice.nodes(wide[0]) == 2
-    assert advice.slot_hours(wide) == 8
-    assert advice.pack(wide, 2) == pytest.approx(60 + overhead)
-    assert advice.pack(wide * 2, 3) == advice.pack(wide * 2, 2), "the third node is of no use"
-    assert advice.pack(wide * 2, 4) == advice.pack(wide, 2)
+    assert NODE.nodes(wide[0]) == 2
+    assert advice.slot_hours(wide, NODE) == 8
+    assert advice.pack(wide, 2, NODE) == pytest.approx(60 + overhead)
+    assert advice.pack(wide * 2, 3, NODE) == advice.pack(wide * 2, 2, NODE), "the third node is of no use"
+    assert advice.pack(wide * 2, 4, NODE) == advice.pack(wide, 2, NODE)
     ways = {way.queue.queue: way for way in advice.options(site, [*work([30.0] * 6, gpus=8), *work([3.0] * 20)])}
     assert {way.nodes for way in ways.values()} == {2}
     assert "prod" not in ways, "it starts at 10 nodes"
@@ -94,8 +89,7 @@ def test_a_job_of_several_nodes_sets_the_size_of_batch_jobs(site: list[Queue]) -
     assert best is not None
     assert (best.queue.queue, best.jobs, best.nodes) == ("debug", 1, 2)
     assert best.node_hours == pytest.approx(2 * (10 + overhead) / 60)
-    assert advice.recommend(advice.options(site, work([10.0], gpus=4 * 600))) is None
-    assert "lower `gpus`" in advice.recommendation(None, 600)
+    assert "No queue has the 600 nodes of the widest job: lower `gpus`" in advice.advise(work([10.0], gpus=2400), site)
 
 
 def test_runs_of_two_widths_need_two_studies(site: list[Queue]) -> None:
@@ -105,7 +99,8 @@ def test_runs_of_two_widths_need_two_studies(site: list[Queue]) -> None:
 
 
 def test_finished_and_local_jobs_are_ignored(site: list[Queue]) -> None:
-    idle = [Job(3.0, done=True), Job(500.0, gpus=0, local=True)]
+    (short,) = work([3.0])
+    idle = [replace(short, done=True), replace(short, stage="download", minutes=500.0, gpus=0)]
     assert advice.advise(idle, site) == "Nothing is left to do in pools."
     text = advice.advise([*idle, *work([3.0] * 5)], site)
     assert "5 jobs in pools; one batch job for each of them would take 0.4 node-hours" in text
@@ -113,5 +108,41 @@ def test_finished_and_local_jobs_are_ignored(site: list[Queue]) -> None:
 
 
 def test_jobs_that_no_queue_can_finish(site: list[Queue]) -> None:
-    text = advice.advise(work([1e6]), site)
-    assert text.endswith("choose preemptable or prod, and repeat the command for the rest.")
+    every = advice.advise(work([1000.0] * 5000), site)
+    assert every.endswith("choose preemptable or capacity or prod, and repeat the command for the rest.")
+    assert "No queue has the 1000000 minutes of the longest job, but at most 10080" in advice.advise(work([1e6]), site)
+    mine = [replace(NODE, queue="mine", max_minutes=60, max_nodes=2)]
+    assert "choose mine, and repeat" in advice.advise(work([40.0] * 50), mine), "its names are those of the table"
+
+
+def test_nodes_have_as_many_gpus_as_the_table_says() -> None:
+    eight = replace(NODE, queue="eight", gpus=8)
+    assert [queue.nodes(work([1.0], gpus=8)[0]) for queue in (NODE, eight)] == [2, 1]
+    assert advice.pack(work([10.0] * 8), 1, eight) < advice.pack(work([10.0] * 8), 1, NODE)
+    mixed = [*work([10.0], gpus=8), *work([10.0], gpus=16)]
+    assert [way.queue.queue for way in advice.options([NODE, eight], mixed)] == ["eight"], "of one width there"
+
+
+HEAD = "queue,gpus,min_nodes,max_nodes,min_minutes,max_minutes,jobs,note\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no row"), (HEAD, "has no row"),
+        (HEAD.replace("gpus,", "") + "a,1,2,5,60,1,\n", "row 1: no column gpus; it has queue, min_nodes"),
+        (HEAD + "a,4,1,2,5,60,1,\nb,4,one,2,5,60,1,\n", "row 2: min_nodes: found 'one'; write a whole number from 1"),
+        (HEAD + "a,0,1,2,5,60,1,\n", "row 1: gpus: found '0'"), (HEAD + "a,4,1\n", "row 1: no column max_nodes"),
+        ("\udcff", "no table of queues"),
+    ],
+)  # fmt: skip
+def test_a_table_with_a_mistake_is_one_line(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "queues.csv").write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        advice.queues(tmp_path / "queues.csv")
+    assert "\n" not in str(error.value)
+
+
+def test_a_table_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        advice.queues(tmp_path / "queues.csv")

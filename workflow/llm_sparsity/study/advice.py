@@ -8,13 +8,14 @@ import csv
 import heapq
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
 
 from tabulate import tabulate  # type: ignore[import-untyped]
 
-SLOTS = 4  # GPUs of a node
+from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.study.plan import Job
+
 PILOT_MINUTES = 1.5  # from the start of a batch job to its first job
 JOB_MINUTES = 0.3  # from a free slot to the first step of the next job
 HEADROOM = 1.2  # node-hours allowed for a faster finish, relative to the cheapest choice
@@ -22,41 +23,30 @@ RESERVE = 1.2  # minutes that a queue must allow, relative to the simulated minu
 WALLTIME_STEP = 15  # minutes
 
 
-class Task(Protocol):
-    """What packing needs to know about a job."""
-
-    @property
-    def minutes(self) -> float:
-        """Expected duration, minutes."""
-
-    @property
-    def gpus(self) -> int:
-        """GPUs that the job uses. 0: none, but it occupies one slot of a node all the same."""
-
-
-class Job(Task, Protocol):
-    """A job of a study."""
-
-    @property
-    def done(self) -> bool:
-        """Whether its output exists."""
-
-    @property
-    def local(self) -> bool:
-        """Whether it runs beside the driver instead of in a pool."""
-
-
 @dataclass(frozen=True)
 class Queue:
-    """A row of the table of queues: the limits of one batch job, and the number of batch jobs allowed at once."""
+    """A row of the table of queues: the GPUs of a node, the limits of one batch job, and how many are allowed at once.
+
+    A queue whose note has the words "by request" is never recommended.
+    """
 
     queue: str
+    gpus: int
     min_nodes: int
     max_nodes: int
     min_minutes: int
     max_minutes: int
     jobs: int
     note: str
+
+    @property
+    def is_by_request(self) -> bool:
+        """Whether the site opens it on request only."""
+        return "by request" in self.note
+
+    def nodes(self, job: Job) -> int:
+        """Whole nodes that a job of several GPUs occupies; 1 for a job that occupies one slot."""
+        return max(1, math.ceil(job.gpus / self.gpus))
 
 
 @dataclass(frozen=True)
@@ -78,25 +68,44 @@ class Option:
 
 
 def queues(table: Path) -> list[Queue]:
-    """Read the table of a site's queues (CSV, columns as in `Queue`)."""
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    numbers = ("min_nodes", "max_nodes", "min_minutes", "max_minutes", "jobs")
-    return [Queue(queue=row["queue"], note=row["note"], **{key: int(row[key]) for key in numbers}) for row in rows]
+    """Read the table of a site's queues (CSV, columns as in `Queue`).
+
+    Raises:
+        UserError: the file is no such table.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{table}: no table of queues: {error}") from None
+    if not rows:
+        raise UserError(f"{table}: has no row; write one for each queue, below a line with the columns' names")
+    return [_queue(row, f"{table}: row {number}") for number, row in enumerate(rows, start=1)]
 
 
-def nodes(job: Task) -> int:
-    """Whole nodes that a job of several GPUs occupies; 1 for a job that occupies one slot."""
-    return max(1, math.ceil(job.gpus / SLOTS))
+def _queue(row: dict[str, str | None], where: str) -> Queue:
+    values: dict[str, str | int] = {}
+    for column in fields(Queue):
+        text = (row.get(column.name) or "").strip()
+        if row.get(column.name) is None:
+            raise UserError(f"{where}: no column {column.name}; it has {', '.join(map(str, row))}")
+        if column.type is int and not (text.isdecimal() and int(text)):
+            raise UserError(f"{where}: {column.name}: found {text!r}; write a whole number from 1")
+        values[column.name] = int(text) if column.type is int else text
+    return Queue(**values)  # type: ignore[arg-type]
 
 
-def slot_hours(work: Iterable[Task]) -> float:
+def slot_hours(work: Iterable[Job], queue: Queue) -> float:
     """Hours for which jobs occupy slots; a job of several GPUs occupies all slots of its nodes."""
-    return sum(job.minutes * (SLOTS * nodes(job) if job.gpus > 1 else 1) for job in work) / 60
+    return sum(job.minutes * (queue.gpus * queue.nodes(job) if job.gpus > 1 else 1) for job in work) / 60
 
 
 def pack(
-    work: Iterable[Task], count: int, pilot_minutes: float = PILOT_MINUTES, job_minutes: float = JOB_MINUTES
+    work: Iterable[Job],
+    count: int,
+    queue: Queue,
+    pilot_minutes: float = PILOT_MINUTES,
+    job_minutes: float = JOB_MINUTES,
 ) -> float:
     """Minutes until the last job ends on `count` nodes: longest first, jobs of several GPUs before all others.
 
@@ -107,10 +116,10 @@ def pack(
     ordered = sorted(work, key=lambda job: -job.minutes)
     for job in ordered:
         if job.gpus > 1:
-            ready = [heapq.heappop(free) for _ in range(nodes(job))][-1]
-            for _ in range(nodes(job)):
+            ready = [heapq.heappop(free) for _ in range(queue.nodes(job))][-1]
+            for _ in range(queue.nodes(job)):
                 heapq.heappush(free, ready + job_minutes + job.minutes)
-    slots = [time for time in free for _ in range(SLOTS)]
+    slots = [time for time in free for _ in range(queue.gpus)]
     heapq.heapify(slots)
     for job in ordered:
         if job.gpus <= 1:
@@ -118,23 +127,23 @@ def pack(
     return max(slots)
 
 
-def option(queue: Queue, jobs: int, nodes_each: int, work: Sequence[Task]) -> Option:
+def option(queue: Queue, jobs: int, nodes_each: int, work: Sequence[Job]) -> Option:
     """Simulate `jobs` batch jobs of `nodes_each` nodes."""
-    minutes = pack(work, jobs * nodes_each)
+    minutes = pack(work, jobs * nodes_each, queue)
     hours = jobs * nodes_each * minutes / 60
-    return Option(queue, jobs, nodes_each, minutes, hours, slot_hours(work) / SLOTS / hours)
+    return Option(queue, jobs, nodes_each, minutes, hours, slot_hours(work, queue) / queue.gpus / hours)
 
 
-def options(table: Sequence[Queue], work: Sequence[Task]) -> list[Option]:
+def options(table: Sequence[Queue], work: Sequence[Job]) -> list[Option]:
     """The best option of each queue that can finish all jobs, in the order of the table.
 
-    A job of several nodes occupies all nodes of a batch job, so batch jobs then have as many nodes as the widest job.
+    A job of several nodes occupies all nodes of a batch job, so batch jobs then have as many nodes as it needs.
     """
-    widest = max(map(nodes, work))
-    cheapest = option(table[0], 1, widest, work).node_hours
     best: list[Option] = []
     for queue in table:
-        if widest > 1 and not queue.min_nodes <= widest <= queue.max_nodes:
+        widths = _widths(queue, work)
+        widest = max(widths, default=1)
+        if len(widths) > 1 or (widths and not queue.min_nodes <= widest <= queue.max_nodes):
             continue
         # One-node batch jobs start as soon as a node is free, and each ends by itself.
         several = queue.jobs > 1 and queue.min_nodes == 1
@@ -145,6 +154,7 @@ def options(table: Sequence[Queue], work: Sequence[Task]) -> list[Option]:
         )
         found = [option(queue, jobs, count, work) for jobs, count in shapes]
         found = [choice for choice in found if choice.minutes * RESERVE <= queue.max_minutes]
+        cheapest = option(queue, 1, widest, work).node_hours
         thrifty = [choice for choice in found if choice.node_hours <= HEADROOM * cheapest]
         if thrifty:
             best.append(min(thrifty, key=lambda choice: (round(choice.minutes), choice.node_hours)))
@@ -153,9 +163,14 @@ def options(table: Sequence[Queue], work: Sequence[Task]) -> list[Option]:
     return best
 
 
+def _widths(queue: Queue, work: Iterable[Job]) -> list[int]:
+    """The numbers of nodes that jobs of several nodes need in a queue."""
+    return sorted({queue.nodes(job) for job in work} - {1})
+
+
 def recommend(choices: Sequence[Option]) -> Option | None:
     """The first thrifty option in the order of the table. Queues that need a request are never recommended."""
-    usual = [choice for choice in choices if "by request" not in choice.queue.note]
+    usual = [choice for choice in choices if not choice.queue.is_by_request]
     thrifty = [choice for choice in usual if choice.node_hours <= HEADROOM * min(other.node_hours for other in usual)]
     return next(iter(thrifty or usual), None)
 
@@ -170,11 +185,10 @@ def advise(jobs: Iterable[Job], table: Sequence[Queue]) -> str:
     work = [job for job in jobs if not job.done and not job.local]
     if not work:
         return "Nothing is left to do in pools."
-    separate = sum((PILOT_MINUTES + job.minutes) * nodes(job) for job in work) / 60
+    separate = sum((PILOT_MINUTES + job.minutes) * table[0].nodes(job) for job in work) / 60
     head = f"left: {len(work)} jobs in pools; one batch job for each of them would take {separate:.1f} node-hours"
-    widths = sorted({nodes(job) for job in work if nodes(job) > 1})
-    if len(widths) > 1:
-        found = " and others ".join(f"{width} nodes" for width in widths)
+    if all(len(_widths(queue, work)) > 1 for queue in table):
+        found = " and others ".join(f"{width} nodes" for width in _widths(table[0], work))
         return f"{head}\ngpus: some runs take {found}, but all batch jobs have the same size; give each its own study."
     choices = options(table, work)
     columns = ["queue", "batch jobs", "nodes each", "minutes", "node-hours", "utilisation", "note"]
@@ -187,27 +201,33 @@ def advise(jobs: Iterable[Job], table: Sequence[Queue]) -> str:
     ]  # fmt: skip
     alignment = ["left", *["right"] * (len(columns) - 2), "left"]
     grid = tabulate(rows, columns, tablefmt="plain", disable_numparse=True, colalign=alignment if rows else None)
-    return "\n".join([head, "", grid, "", recommendation(recommend(choices), max(map(nodes, work)))])
+    best = recommend(choices)
+    return "\n".join([head, "", grid, "", _settings(best, work) if best else _none(table, work)])
 
 
-def recommendation(choice: Option | None, widest: int = 1) -> str:
-    """Settings of the executor plugin, as lines to paste into a profile, and the reason.
-
-    Args:
-        choice: the recommended option; None if no queue can finish all jobs.
-        widest: nodes of the widest job.
-    """
-    if choice is None and widest > 1:
-        return (
-            f"No queue can finish all jobs in batch jobs of {widest} nodes, as many as the widest needs: lower `gpus`."
-        )
-    if choice is None:
-        return "No queue can finish all jobs at once: choose preemptable or prod, and repeat the command for the rest."
+def _settings(choice: Option, work: Iterable[Job]) -> str:
+    """Settings of the executor plugin, as lines to paste into a profile, and the reason."""
+    least = max(_widths(choice.queue, work), default=1)
     return (
         "Recommended, for config.yaml of the profile:\n\n"
         f"parsl-queue: {choice.queue.queue}\nparsl-pilots: {choice.jobs}\nparsl-nodes: {choice.nodes}\n"
         f"parsl-minutes: {choice.walltime}\n\n"
         f"All jobs end {choice.minutes:.0f} minutes after the nodes have started, the fastest choice with at most "
-        f"{HEADROOM - 1:.0%} more node-hours than {'one node' if widest == 1 else f'{widest} nodes'} would take; the "
+        f"{HEADROOM - 1:.0%} more node-hours than {'one node' if least == 1 else f'{least} nodes'} would take; the "
         "first such queue of the table."
     )
+
+
+def _none(table: Sequence[Queue], work: Sequence[Job]) -> str:
+    """What to do where no queue can finish all jobs."""
+    widest = {queue: max(map(queue.nodes, work)) for queue in table}
+    wide = [queue for queue in table if widest[queue] <= queue.max_nodes]
+    if not wide:
+        return f"No queue has the {min(widest.values())} nodes of the widest job: lower `gpus`."
+    longest = max(job.minutes for job in work)
+    long = [queue.queue for queue in wide if longest * RESERVE <= queue.max_minutes and not queue.is_by_request]
+    if not long:
+        most = max(queue.max_minutes for queue in wide)
+        return f"No queue has the {longest:.0f} minutes of the longest job, but at most {most}: give it more GPUs."
+    names = " or ".join(dict.fromkeys(long))
+    return f"No queue can finish all jobs at once: choose {names}, and repeat the command for the rest."
