@@ -54,7 +54,7 @@ def report(folder: Path) -> str:
             devices.append(found["device"])
             words = {True: "yes", False: "no", None: ""}
             rows += [[name, check["name"], check["figure"], words[check["ok"]]] for check in found["checks"]]
-    heads = ["part", "what", "figure", "as it must be"]
+    heads = ["part", "what", "figure", "correct"]
     return f"{'; '.join(dict.fromkeys(devices))}\n\n" + table(heads, rows, texts=4)
 
 

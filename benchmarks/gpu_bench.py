@@ -24,7 +24,7 @@ from typing import Any
 FORK = multiprocessing.get_context("fork")
 ROOT = Path(__file__).parent.parent
 WORDS = [f"w{number}" for number in range(2000)]
-CALIBRATED = ("wanda", "sparsegpt", "admm")
+CALIBRATED = ("wanda", "sparsegpt", "admm", "wanda+swaps", "wanda+reconstruct")
 FINETUNE = {
     "mask": "kept", "seed": 0, "epochs": 2, "learning_rate": 1e-4, "batch_size": 32, "micro_batch_size": 16,
     "max_length": 64, "weight_decay": 0.0, "warmup_ratio": 0.1, "max_grad_norm": 1.0, "freeze_embeddings": False,
@@ -215,8 +215,8 @@ def result(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def make_model(_: Bench, folder: Path, shape: dict[str, int], encoder: bool) -> None:
-    """Save a model with RANDOM weights, in float16 on disk for decoders, and a word tokenizer."""
+def make_model(bench: Bench, folder: Path, shape: dict[str, int], encoder: bool) -> None:
+    """Save a model with RANDOM weights, a decoder in float16, and a word tokenizer."""
     import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -235,8 +235,10 @@ def make_model(_: Bench, folder: Path, shape: dict[str, int], encoder: bool) -> 
     config = config_class(vocab_size=len(vocabulary), max_position_embeddings=512, pad_token_id=0, **shape)
     torch.manual_seed(0)
     auto = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
-    model = auto.from_config(config)
-    (model if encoder else model.half()).save_pretrained(folder, max_shard_size="100GB")
+    torch.set_default_dtype(torch.float32 if encoder else torch.float16)
+    with torch.device(bench.device):
+        model = auto.from_config(config)
+    model.save_pretrained(folder, max_shard_size="4GB")
     architecture = "encoder" if encoder else "decoder"
     count = sum(parameter.numel() for parameter in model.parameters())
     write_manifest(folder, kind="model", architecture=architecture, model_type=config.model_type, parameters=count)

@@ -183,18 +183,18 @@ def two_of_four(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def prune_large(bench: Bench, method: str) -> dict[str, Any]:
-    """Seconds, and the peak of GPU memory, of pruning the 1.2B decoder."""
+def prune_large(bench: Bench, name: str, method: str) -> dict[str, Any]:
+    """Seconds, and the peak of GPU memory, of pruning a decoder."""
     from llm_sparsity.data.tasks import TaskFolder
     from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.pruning.prune import prune
     from llm_sparsity.study.sparsity import Sparsity
 
-    model = ModelFolder(bench.model("1.2B"))
+    model = ModelFolder(bench.model(name))
     calibration = {"samples": 16, "sequence_length": 256, "seed": 0}
     begun = time.perf_counter()
     prune(
-        model, {Sparsity("0.5"): bench.work / f"large-{method}"}, method=method, scope="linear",
+        model, {Sparsity("0.5"): bench.work / f"{name}-{method}"}, method=method, scope="linear",
         calibration=calibration, text=TaskFolder(bench.text),
     )  # fmt: skip
     peak = torch.cuda.max_memory_allocated() if bench.on_gpu else 0
