@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llm_sparsity.reporting import claims, tables
-from llm_sparsity.study.sparsity import DENSE, Sparsity
+from llm_sparsity.study.sparsity import ZERO, Sparsity
 
 CLAIMS = Path(__file__).parents[1] / "studies/report/claims.yaml"
 PUBLISHED = CLAIMS.parents[1] / "published.csv"
@@ -51,7 +51,7 @@ def write_tables(
     generator = np.random.default_rng(0)
     rows: Rows = {name: [] for name in tables.COLUMNS}
     for number, model in enumerate(models):
-        for method, sparsity in [("dense", DENSE), *itertools.product(methods, map(Sparsity, sparsities))]:
+        for method, sparsity in [("dense", ZERO), *itertools.product(methods, map(Sparsity, sparsities))]:
             scope = "" if method == "dense" else "linear"
             variant = {"model": model, "method": method, "scope": scope, "sparsity": sparsity, "calibration_seed": 0}
             _add_size(rows, variant)
@@ -135,7 +135,7 @@ def _add_run(rows: Rows, cell: dict[str, Any], model: int, noise: float, score: 
 
 
 def _add_weights(rows: Rows, model: str) -> None:
-    dense = {"model": model, "method": "dense", "scope": "", "sparsity": DENSE, "calibration_seed": 0}
+    dense = {"model": model, "method": "dense", "scope": "", "sparsity": ZERO, "calibration_seed": 0}
     for level, stack, layer in [("overall", "", -1), *(("layer", "encoder", layer) for layer in range(-1, 4))]:
         place = dense | {"level": level, "name": f"{stack} {layer}", "stack": stack, "layer": layer, "part": ""}
         for statistic in ("count", "zeros", "mean", "std", "min", "max"):

@@ -229,7 +229,7 @@ CHANGE = {"claim": "c", "quantity": "score_change", "sparsity": 0.5}
         ({"sparsity": 1.5}, "claims.1.sparsity: found 1.5; give a sparsity such as 0.5 or 2of4"),
         ({"hihg": 0}, "claims.1.hihg: unknown key; did you mean 'high'?"),
         ({"low": "none"}, "claims.1.low: found 'none'; input should be a valid number"),
-        ({"quantity": "share_within", "limit": "x"}, "claims.1.sparsity: unknown key; expected one of claim, quantity"),
+        ({"quantity": "share_within", "limit": "x"}, "claims.1.sparsity: unknown key; known: claim, quantity"),
         ({"quantity": "best_above_majority"}, "claims.1.sparsity: unknown key; did you mean 'sparsities'?"),
     ],
 )

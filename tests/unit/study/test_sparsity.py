@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from llm_sparsity.study.sparsity import DENSE, Sparsity
+from llm_sparsity.study.sparsity import ZERO, Sparsity
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_they_sort_by_fraction_then_kind() -> None:
 
 def test_labels() -> None:
     assert [Sparsity(text).label for text in ("0", "0.5", "0.955", "2of4")] == ["0 %", "50 %", "95.5 %", "2of4"]
-    assert DENSE.is_dense
+    assert ZERO.is_dense
     assert not Sparsity("0.1").is_dense
 
 

@@ -4,7 +4,6 @@ It needs two dozen packages that no other stage needs. They have their own lock 
 use the harness import from; torch and transformers come from the main environment.
 """
 
-import difflib
 import importlib.metadata
 import logging
 import os
@@ -14,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.jobs.errors import UserError, guess
 from llm_sparsity.storage.files import MANIFEST, read_manifest, replacing, sha256, write_json
 
 SITE = "site-packages"
@@ -118,12 +117,11 @@ def task_facts(folder: Path, task: str) -> dict[str, Any]:
 
     manager = TaskManager()
     if task not in manager.all_subtasks:
-        close = difflib.get_close_matches(task, manager.all_subtasks, 1)
         if task in manager.all_tasks:
             raise UserError(f"harness: {task} is a group of lm-evaluation-harness {version}; name one of its tasks")
         raise UserError(
             f"harness: found {task!r}, which lm-evaluation-harness {version} does not know"
-            + (f"; did you mean {close[0]!r}?" if close else "; correct it")
+            f"{guess(task, manager.all_subtasks)}"
         )
     entry = manager.task_index[task]
     settings = entry.cfg or {}

@@ -1,12 +1,24 @@
 """User errors: one line that names the key, the value found and the fix."""
 
+import difflib
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
+
+FEW = 50  # names that a message lists
 
 
 class UserError(Exception):
     """An error that the user can fix. The message is one line: key or file, value found, fix."""
+
+
+def guess(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the closest known one, or all of them if they are few."""
+    known = list(known)
+    if close := difflib.get_close_matches(name, known, 1):
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known) or 'none'}" if len(known) <= FEW else "; correct it"
 
 
 _FULL = {errno.ENOSPC: "no space is left on the disk", errno.EDQUOT: "the disk quota is used up"}

@@ -25,7 +25,6 @@ YAML file that the config of a study names.
         tasks: [sst2]
 """
 
-import difflib
 import inspect
 import math
 from collections.abc import Iterable, Mapping
@@ -37,7 +36,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.jobs.errors import UserError, guess
 from llm_sparsity.reporting.intervals import Estimate
 from llm_sparsity.reporting.quantities import QUANTITIES, Cell, Quantity
 from llm_sparsity.reporting.references import NUMBERS, read_numbers
@@ -93,11 +92,11 @@ class Claim(BaseModel):
         if not self.low <= self.high:
             raise ValueError(f"low: found {self.low:g}, which is not up to high, {self.high:g}; correct one of them")
         if self.quantity not in QUANTITIES:
-            raise ValueError(f"quantity: found {self.quantity!r}; {_guess(self.quantity, QUANTITIES)}")
+            raise ValueError(f"quantity: found {self.quantity!r}{guess(self.quantity, QUANTITIES)}")
         parameters = self.function.parameters
         for key in self.model_extra or {}:
             if key not in parameters:
-                raise ValueError(f"{key}: unknown key; {_guess(key, [*type(self).model_fields, *parameters])}")
+                raise ValueError(f"{key}: unknown key{guess(key, [*type(self).model_fields, *parameters])}")
         for name, parameter in parameters.items():
             if parameter.default is inspect.Parameter.empty and name not in (self.model_extra or {}):
                 raise ValueError(f"{name}: missing; add it, {self.quantity} needs it")
@@ -194,11 +193,6 @@ def _argument(name: str, value: Any, kind: Any) -> Any:
         raise ValueError(
             f"{name}: found {value!r}; give {expected.get(kind, 'a list of sparsities such as [0.5, 2of4]')}"
         ) from None
-
-
-def _guess(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
 
 
 def _line(fault: Mapping[str, Any]) -> str:

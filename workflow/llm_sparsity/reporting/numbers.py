@@ -8,7 +8,7 @@ import pandas as pd
 from llm_sparsity.reporting.intervals import sampled_margin
 from llm_sparsity.reporting.tables import CELL, LIBRARIES, UNTRAINED, Tables, by_seed, score_of, start_of, with_errors
 from llm_sparsity.reporting.wording import in_points, name_of_metric, resolution, scope_name, shown
-from llm_sparsity.study.sparsity import DENSE
+from llm_sparsity.study.sparsity import ZERO
 
 MAIN = (
     "accuracy",
@@ -43,7 +43,7 @@ def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[st
     lines = []
     for line in dict.fromkeys(key[:4] for key in texts if key[1] != "dense"):
         model, method, scope, recipe = line
-        start = texts.get((model, "dense", "", start_of(recipe), DENSE), "")
+        start = texts.get((model, "dense", "", start_of(recipe), ZERO), "")
         values = [start if sparsity.is_dense else texts.get((*line, sparsity), "") for sparsity in sparsities]
         lines.append([model, method, scope_name(scope), recipe or untrained, *values])
     return {

@@ -17,7 +17,7 @@ import pandas as pd
 from llm_sparsity.reporting.intervals import Estimate, Score, combined, margin
 from llm_sparsity.reporting.tables import Tables, by_seed, score_of
 from llm_sparsity.reporting.wording import constant_answer, name_of_metric
-from llm_sparsity.study.sparsity import DENSE, Sparsity
+from llm_sparsity.study.sparsity import ZERO, Sparsity
 
 WHOLE_CELL = ("model", "task", "scope", "recipe")
 
@@ -140,7 +140,7 @@ def _quantity(
 
 
 @_quantity("change of {score} from {against} to {sparsity}")
-def score_change(cell: Cell, sparsity: Sparsity, against: Sparsity = DENSE) -> Estimate | None:
+def score_change(cell: Cell, sparsity: Sparsity, against: Sparsity = ZERO) -> Estimate | None:
     """The score at a sparsity, less that at another one (default: of the dense model)."""
     return cell.estimate((1, cell.score(sparsity)), (-1, cell.score(against)))
 
@@ -177,8 +177,7 @@ def time_ratio(cell: Cell) -> Estimate | None:
     if highest is None:
         return None
     pruned, dense = (
-        by_seed(rows.assign(value=rows.train_seconds))
-        for rows in (cell.rows("runs", highest), cell.rows("runs", DENSE))
+        by_seed(rows.assign(value=rows.train_seconds)) for rows in (cell.rows("runs", highest), cell.rows("runs", ZERO))
     )
     ratios = (pruned / dense).dropna()
     if ratios.empty:
@@ -195,7 +194,7 @@ def size_ratio(cell: Cell) -> Estimate | None:
 
 def _cumulative(cell: Cell) -> "pd.Series[float]":
     """The share of a dense model's weights up to each magnitude that was counted; the magnitudes are the index."""
-    rows = cell.rows("weights", DENSE, level="overall", statistic="cumulative")
+    rows = cell.rows("weights", ZERO, level="overall", statistic="cumulative")
     return pd.Series(rows.value.to_numpy(float), rows.x.to_numpy(float))
 
 
@@ -227,7 +226,7 @@ def density_ratio(cell: Cell, magnitude: float) -> Estimate | None:
 @_quantity("layer of the {stack}, from 0, with the most unlike standard deviation", table="weights", over=("model",))
 def outlying_layer(cell: Cell, stack: str) -> Estimate | None:
     """The number of the layer whose standard deviation is farthest from the median of its stack, as a ratio."""
-    rows = cell.rows("weights", DENSE, level="layer", statistic="std", stack=stack)
+    rows = cell.rows("weights", ZERO, level="layer", statistic="std", stack=stack)
     rows = rows[rows.layer >= 0]
     if rows.empty:
         return None

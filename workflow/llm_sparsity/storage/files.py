@@ -20,6 +20,7 @@ from typing import Any
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.jobs.lock import locked
+from llm_sparsity.jobs.process import runs
 
 MANIFEST = "manifest.json"
 ABANDONED = 24 * 3600  # seconds without a write after which a temporary file of another host is removed
@@ -151,19 +152,8 @@ def _is_abandoned(path: Path) -> bool:
     """Whether the writer of a temporary file or folder was killed."""
     name = re.fullmatch(r"\..*\.(\d+)@(.*)\.tmp", path.name, re.DOTALL)
     if name and name[2] == socket.gethostname():
-        return not _runs(int(name[1]))
+        return not runs(int(name[1]))
     return time.time() - path.stat().st_mtime > ABANDONED
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process of this host has not ended."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True
 
 
 def write_text(path: Path, text: str) -> None:

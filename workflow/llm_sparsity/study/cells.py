@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_sparsity.study import sparsity as _sparsity
 from llm_sparsity.study.methods import WITHOUT_MASK, Chain
-from llm_sparsity.study.sparsity import Sparsity
+from llm_sparsity.study.sparsity import ZERO, Sparsity
 
 RESULTS = Path("results")
 MODELS = Path("resources/models")
@@ -23,7 +22,7 @@ class Variant:
 
     method: str = "dense"
     scope: str = ""
-    sparsity: Sparsity = _sparsity.DENSE
+    sparsity: Sparsity = ZERO
     calibration_seed: int = 0
 
     def __str__(self) -> str:
@@ -133,7 +132,7 @@ def expand(grids: Iterable[Mapping[str, Any]], stages: Mapping[str, Iterable[str
         pruned = [
             Variant(method, scope, Sparsity.of(sparsity), seed)
             for method, scope in itertools.product(grid["methods"], grid["scopes"])
-            for sparsity in (grid["sparsities"] if Chain(method).method else [_sparsity.DENSE])
+            for sparsity in (grid["sparsities"] if Chain(method).method else [ZERO])
             if not (Chain(method).method and Sparsity.of(sparsity).is_dense)
             for seed in grid.get("calibration_seeds", {}).get(method, [0])
         ]

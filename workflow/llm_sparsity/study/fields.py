@@ -1,6 +1,5 @@
 """Types of config values, and how a mistake in a config reads."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -17,17 +16,11 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from llm_sparsity.jobs.errors import guess
 from llm_sparsity.storage.paths import climbs
 from llm_sparsity.study.sparsity import Sparsity
 
 SCOPES = ("all", "linear", "attention", "mlp", "embeddings", "encoder", "decoder")
-
-
-def guess(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the closest known one, or all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
 
 
 def _matches(pattern: str, expected: str) -> BeforeValidator:

@@ -7,7 +7,7 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_sparsity.study.fields import guess
+from llm_sparsity.jobs.errors import guess
 
 _PRUNING = Path(__file__).parents[1] / "pruning"
 _METHODS, _STEPS = (

@@ -86,4 +86,4 @@ class Sparsity:
         return value if isinstance(value, cls) else cls(value)
 
 
-DENSE = Sparsity("0")
+ZERO = Sparsity("0")
