@@ -6,6 +6,7 @@ is read aloud, and follows the colours of the page.
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
 
 from llm_sparsity.reporting.figures.style import marker_of, ticks
+from llm_sparsity.reporting.intervals import Estimate
 from llm_sparsity.reporting.options import Option, front
-from llm_sparsity.reporting.tables import Tables, majority
+from llm_sparsity.reporting.tables import Tables, baseline
 from llm_sparsity.reporting.wording import (
     constant_answer,
     cost_of,
@@ -34,13 +36,13 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
     """What the template needs to draw the options of all models on one task.
 
     Args:
-        data: the tables, for the majority class.
+        data: the tables, for the score of a constant answer.
         options: of one task and metric, dense models among them.
         models: of the study; the place of a model is the number of its colour.
     """
     shown_options = [option for option in options if not math.isnan(option.share)]
     task, metric = shown_options[0].task, shown_options[0].metric
-    base = majority(data, task, metric) if in_points(metric) else None
+    base = baseline(data, task, metric) if in_points(metric) else None
     low, high, marks = _axis([option.value for option in shown_options], metric, base)
     widest = max(1.0, *(option.share for option in shown_options)) * 1.06
 
@@ -49,6 +51,8 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
 
     best = [option for model in models for option in front(shown_options, model)]
     named = _named([option for option in [*best, *shown_options] if option in best or option.is_dense], place)
+    rivals = Counter(option.model for option in shown_options if not option.is_dense)
+    changes = {option: option.change(max(rivals[option.model], 1)) for option in shown_options}
     colours = {model: number for number, model in enumerate(models)}
     return {
         "task": task,
@@ -66,8 +70,9 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
             for model in models
         ],
         "points": [
-            _point(option, place(option), colours[option.model] % 10, option in best, named.get(id(option), ""))
-            | _whisker(option, option in best, low, high, metric)
+            _point(option, changes[option], place(option), colours[option.model] % 10)
+            | {"best": option in best, "name": named.get(id(option), "")}
+            | _whisker(option, changes[option] if option in best else None, low, high)
             for option in sorted(shown_options, key=lambda option: (option.share, option.value))
         ],
         "methods": [
@@ -78,8 +83,7 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
     }
 
 
-def _point(option: Option, place: tuple[float, float], colour: int, best: bool, name: str) -> dict[str, Any]:
-    change = option.change()
+def _point(option: Option, change: Estimate | None, place: tuple[float, float], colour: int) -> dict[str, Any]:
     size = f"{option.bytes / 1e6:,.1f} MB"
     costs = "worse than" if in_points(option.metric) else "the perplexity of"
     lines = [
@@ -93,22 +97,19 @@ def _point(option: Option, place: tuple[float, float], colour: int, best: bool, 
         "y": place[1],
         "colour": colour,
         "marker": marker_of(option.method),
-        "best": best,
         "title": f"{option.model}, {name_of(option)}",
         "lines": lines,
         "folder": str(option.folder),
-        "name": name,
     }
 
 
-def _whisker(option: Option, best: bool, low: float, high: float, metric: str) -> dict[str, Any]:
+def _whisker(option: Option, change: Estimate | None, low: float, high: float) -> dict[str, Any]:
     """The interval of an option on the frontier: its lower and upper end on the y axis."""
-    change = option.change() if best and not option.is_dense else None
-    if change is None or math.isnan(change.margin) or not change.margin:
+    if option.is_dense or change is None or math.isnan(change.margin) or not change.margin:
         return {"whisker": None}
-    about = change.margin if in_points(metric) else change.margin * float(option.dense.mean())
+    about = change.margin if in_points(option.metric) else change.margin * float(option.dense.mean())
     ends = [max(option.value - about, low), min(option.value + about, high)]
-    return {"whisker": [_position(end, low, high, metric) for end in ends]}
+    return {"whisker": [_position(end, low, high, option.metric) for end in ends]}
 
 
 def _axis(values: Sequence[float], metric: str, base: float | None) -> tuple[float, float, list[float]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from llm_sparsity.reporting.intervals import Estimate
 from llm_sparsity.reporting.options import Option, best
-from llm_sparsity.reporting.tables import Tables, majority
+from llm_sparsity.reporting.tables import Tables, baseline
 from llm_sparsity.reporting.wording import constant_answer, in_points, name_of, number_of, percent
 
 SHARES = (0.75, 0.5, 0.25, 0.1)  # budgets of bytes, as shares of the dense model's
@@ -77,7 +77,7 @@ def nothing(found: Sequence[Decision]) -> str:
 def useless(data: Tables, option: Option) -> str:
     """Why nobody should take an option, in words; "" if somebody may."""
     if in_points(option.metric):
-        if option.value < majority(data, option.task, option.metric) + ABOVE_CONSTANT:
+        if option.value < baseline(data, option.task, option.metric) + ABOVE_CONSTANT:
             return f"no better than always answering {constant_answer(option.metric)}"
         return ""
     times = option.value / float(option.dense.mean())

@@ -150,7 +150,8 @@ def by_seed(rows: pd.DataFrame) -> "pd.Series[float]":
 
     Draws of the calibration text that share a seed of fine-tuning are no independent values: their mean is one.
     """
-    return rows.groupby(rows.seed.fillna(rows.calibration_seed), dropna=False).value.mean()
+    seeds = rows.seed.fillna(rows.calibration_seed) if "seed" in rows else rows.calibration_seed
+    return rows.groupby(seeds, dropna=False).value.mean()
 
 
 def dense(rows: pd.DataFrame, recipe: str) -> pd.DataFrame:
@@ -208,7 +209,7 @@ def examples(data: Tables, task: str) -> int:
     return int(runs.validation_examples[runs.task == task].iloc[0])
 
 
-def majority(data: Tables, task: str, metric: str) -> float:
+def baseline(data: Tables, task: str, metric: str) -> float:
     """The score of a constant answer, see `wording.constant_answer`."""
     rows = data["baselines"]
     return float(rows.loc[(rows.task == task) & (rows.metric == metric), "value"].iloc[0])

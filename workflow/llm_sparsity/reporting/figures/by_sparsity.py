@@ -14,11 +14,11 @@ from llm_sparsity.reporting.claims import Claims
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import QUALITY, SAVINGS, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
-from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, dense, majority, score_of
+from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, are_masked, baseline, dense, score_of
 from llm_sparsity.reporting.wording import (
-    CORRELATIONS,
     NAMES,
     begin,
+    constant_answer,
     in_points,
     name_of,
     name_of_metric,
@@ -26,7 +26,6 @@ from llm_sparsity.reporting.wording import (
     scope_name,
     shown,
 )
-from llm_sparsity.study.cells import Variant
 
 MEANS = {"combined": " (mean of accuracy and F1)", "macro_f1": " (mean over all labels)"}  # what a name leaves open
 
@@ -43,9 +42,12 @@ def draw(study: Study) -> Iterable[Drawn]:
             if (values.method == "dense").all():
                 continue
             earlier = _earlier(study, task, metric)
-            base = functools.partial(_with_majority, majority(data, task, metric), metric)
+            base = functools.partial(_with_baseline, baseline(data, task, metric), metric)
             figure = by_sparsity(study, values, label, base, earlier)
-            caption = f"{label} by sparsity. {_noise(data, task)} {_strokes(values)}. Dotted: {_constant(metric)}."
+            caption = (
+                f"{label} by sparsity. {_noise(data, task)} {_strokes(values)}. Dotted: always answering "
+                f"{constant_answer(metric)}."
+            )
             if earlier is not None and len(earlier) and study.claims:
                 caption += _crosses(study.claims)
             yield Drawn(f"{metric}-{task}", QUALITY, highest_loss(study, values, metric, f"on {task}"), caption, figure)
@@ -141,11 +143,6 @@ def name_of_line(method: str, scope: str, recipe: str) -> str:
     return ", ".join(filter(None, [method, scope, recipe]))
 
 
-def are_masked(rows: pd.DataFrame) -> "pd.Series[bool]":
-    """Whether each row's method removes weights by setting them to zero, not by shrinking tensors."""
-    return pd.Series([Variant(method).has_mask for method in rows.method], rows.index, dtype=bool)
-
-
 def highest_loss(study: Study, rows: pd.DataFrame, metric: str, where: str) -> str:
     """What is seen, of the model that loses most: the best at its highest fraction, against its dense model."""
     points, told = in_points(metric), []
@@ -215,21 +212,16 @@ def _earlier(study: Study, task: str, metric: str) -> pd.DataFrame | None:
     return rows[(rows.task == task) & (rows.metric == metric) & rows.model.isin(study.models)]
 
 
-def _constant(metric: str) -> str:
-    """The name of the answer that the baseline always gives."""
-    return "a constant answer" if metric.startswith(CORRELATIONS) else "the majority class"
-
-
-def _with_majority(majority: float, metric: str, axes: list[Axes]) -> None:
-    """The majority class as a line in panels that share their y axis."""
+def _with_baseline(value: float, metric: str, axes: list[Axes]) -> None:
+    """The score of a constant answer as a line in panels that share their y axis."""
     low, high = axes[0].get_ylim()
-    low = min(low, majority - 0.03 * (high - majority))
+    low = min(low, value - 0.03 * (high - value))
     high = max(high, max(ax.dataLim.y1 for ax in axes) + 0.03 * (high - low))  # markers are whole
     # Noise does not fill the axis, nor do bands leave the range of values.
     lowest = -1 if "correlation" in name_of_metric(metric) else 0
     axes[0].set_ylim(max(low, lowest), min(max(high, low + 0.1), 1))
     for ax in axes:
-        style.reference_line(ax, majority, _constant(metric).partition(" ")[2], (2, 3), linestyle=":")
+        style.reference_line(ax, value, f"always {constant_answer(metric)}", (2, 3), linestyle=":")
 
 
 def _crosses(claims: Claims) -> str:

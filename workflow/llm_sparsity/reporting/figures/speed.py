@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from llm_sparsity.reporting.figures import style
-from llm_sparsity.reporting.figures.by_sparsity import are_masked, name_of_line
+from llm_sparsity.reporting.figures.by_sparsity import name_of_line
 from llm_sparsity.reporting.figures.drawing import SAVINGS, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
-from llm_sparsity.reporting.tables import UNTRAINED, are_patterns, fractions
+from llm_sparsity.reporting.tables import UNTRAINED, are_masked, are_patterns, fractions
 from llm_sparsity.reporting.wording import name_of, scope_name
 
 EXECUTIONS = ("dense", "sparse", "2of4")

@@ -23,7 +23,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from llm_sparsity.reporting.figures.labels import Point
 from llm_sparsity.reporting.intervals import margin, sampled_margin
-from llm_sparsity.reporting.tables import are_patterns, fractions
+from llm_sparsity.reporting.tables import are_patterns, by_seed, fractions
 from llm_sparsity.study.methods import METHODS, STEPS
 from llm_sparsity.study.sparsity import Sparsity
 
@@ -172,7 +172,7 @@ def line(
     """
     spots = patterns(ax, rows, name, **look)
     groups = [
-        (sparsity.fraction, group["value"].astype(float), margin_of(group))
+        (sparsity.fraction, by_seed(group), margin_of(group))
         for sparsity, group in rows[~are_patterns(rows)].groupby("sparsity")
     ]
     if len(groups) < JOINED:
@@ -210,7 +210,7 @@ def _seeds(ax: Axes, x: float, values: "pd.Series[float]", place: Any, look: Map
 
 def margin_of(rows: pd.DataFrame) -> float:
     """Half the width of the 95 % interval of the mean of rows; NaN if there is none."""
-    values = rows["value"].astype(float)
+    values = by_seed(rows)
     return sampled_margin(values, rows["stderr"]) if "stderr" in rows else margin(values)
 
 
@@ -218,8 +218,7 @@ def patterns(ax: Axes, rows: pd.DataFrame, name: str, **look: Any) -> list[Point
     """Draw patterns as hollow points, with their 95 % intervals over rows; returns the points to be named."""
     spots = []
     for sparsity, group in rows[are_patterns(rows)].groupby("sparsity"):
-        values = group["value"].astype(float)
-        at, mean, about = sparsity.fraction, float(values.mean()), margin_of(group)
+        at, mean, about = sparsity.fraction, float(by_seed(group).mean()), margin_of(group)
         if about > 0:
             ax.errorbar(at, mean, about, capsize=2, elinewidth=1, color=look["color"])
         ax.plot(at, mean, linestyle="", **{**look, **HOLLOW})
