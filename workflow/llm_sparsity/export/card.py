@@ -15,8 +15,9 @@ import llm_sparsity
 from llm_sparsity.export.cell import Cell
 from llm_sparsity.export.check import Checked
 from llm_sparsity.export.density import Density, share_left
-from llm_sparsity.export.front_matter import front_matter, licence_of, pipeline_of
+from llm_sparsity.export.front_matter import PIPELINES, front_matter, licence_of
 from llm_sparsity.export.scores import Score
+from llm_sparsity.models.classes import auto_class
 from llm_sparsity.reporting.wording import scope_name, shown
 from llm_sparsity.storage.container import is_sparse, weight_files
 from llm_sparsity.study.methods import NOTES, Chain
@@ -66,14 +67,15 @@ class Exported:
 def model_card(exported: Exported) -> str:
     """The text of a model card, front matter included."""
     cell = exported.cell
-    pipeline, auto_class = pipeline_of(exported.model_class)
+    loaded_by = auto_class(cell.folder.model_config, exported.model_class).__name__
+    pipeline = PIPELINES.get(loaded_by, "feature-extraction")
     seeds = max((len(score.seeds) for score in exported.scores), default=0)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     text: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        card_data=front_matter(cell, exported.model_class, exported.scores).to_yaml(),
+        card_data=front_matter(cell, pipeline, exported.scores).to_yaml(),
         title=cell.name,
         summary=_summary(exported),
-        use=_use(exported.name, pipeline, auto_class),
+        use=_use(exported.name, pipeline, loaded_by),
         pruned=_pruned(exported.pruned, exported.densities),
         finetuned=cell.task is not None,
         sizes=_sizes(exported),
@@ -131,15 +133,15 @@ def _link(source: Mapping[str, Any], name: str) -> str:
     return f"[{name}](https://huggingface.co/{name})" if "hub" in source else f"{name}"
 
 
-def _use(name: str, pipeline: str, auto_class: str) -> str:
+def _use(name: str, pipeline: str, loaded_by: str) -> str:
     if pipeline == "feature-extraction":
         return (
             f"from transformers import AutoModel, AutoTokenizer\n\n"
             f'tokenizer, model = (each.from_pretrained("{name}") for each in (AutoTokenizer, AutoModel))\n'
             'states = model(**tokenizer("A sentence.", return_tensors="pt")).last_hidden_state'
         )
-    if auto_class == "AutoModelForSeq2SeqLM":
-        return f'from transformers import {auto_class}\n\nmodel = {auto_class}.from_pretrained("{name}")'
+    if loaded_by == "AutoModelForSeq2SeqLM":
+        return f'from transformers import {loaded_by}\n\nmodel = {loaded_by}.from_pretrained("{name}")'
     if pipeline == "fill-mask":
         return (
             f'from transformers import pipeline\n\nfill = pipeline("fill-mask", "{name}")\n'

@@ -10,9 +10,8 @@ from typing import Any
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.files import MANIFEST, read_manifest
-from llm_sparsity.study.cells import DENSE, MODELS, RESULTS, Variant
+from llm_sparsity.study.cells import DENSE, MODELS, RESULTS, TASKS, Variant
 
-TASKS = Path("resources/tasks")
 # The model folder of a variant or a run; without a recipe, of a variant that was pruned after it was fine-tuned.
 PLACE = re.compile(
     rf"(?P<root>.*)/{RESULTS}/(?P<model>[^/]+)/(?P<variant>[^/]+)"

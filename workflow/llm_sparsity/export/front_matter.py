@@ -10,28 +10,21 @@ from llm_sparsity.export.cell import Cell
 from llm_sparsity.export.scores import Score
 from llm_sparsity.study.methods import Chain
 
-# How the name of a model's class ends -> the hub's pipeline, the class that loads it.
+# The auto class that loads a model -> the hub's pipeline; that of any other is "feature-extraction".
 PIPELINES = {
-    "ForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
-    "ForCausalLM": ("text-generation", "AutoModelForCausalLM"),
-    "LMHeadModel": ("text-generation", "AutoModelForCausalLM"),
-    "ForMaskedLM": ("fill-mask", "AutoModelForMaskedLM"),
-    "ForConditionalGeneration": ("text-generation", "AutoModelForSeq2SeqLM"),
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSeq2SeqLM": "text-generation",
 }
-BODY = ("feature-extraction", "AutoModel")
 
 
-def pipeline_of(model_class: str) -> tuple[str, str]:
-    """The hub's pipeline of a model class, and the auto class that loads it."""
-    return next((found for ending, found in PIPELINES.items() if model_class.endswith(ending)), BODY)
-
-
-def front_matter(cell: Cell, model_class: str, scores: Sequence[Score]) -> ModelCardData:
+def front_matter(cell: Cell, pipeline: str, scores: Sequence[Score]) -> ModelCardData:
     """What the hub reads of a card. Only hub ids are given as ids: the hub refuses other names.
 
     Args:
         cell: what the card is about.
-        model_class: name of the transformers class.
+        pipeline: of the hub.
         scores: of the cell.
     """
     source = _card_of_source(cell)
@@ -50,7 +43,7 @@ def front_matter(cell: Cell, model_class: str, scores: Sequence[Score]) -> Model
         language=source.get("language"),
         datasets=list(dict.fromkeys(datasets)) or None,
         library_name="transformers",
-        pipeline_tag=pipeline_of(model_class)[0],
+        pipeline_tag=pipeline,
         tags=["llm-sparsity", *(["pruned", *Chain(pruned["method"]).parts] if pruned else [])],
         metrics=list(dict.fromkeys(score.metric for score in scores)) or None,
         eval_results=results or None,

@@ -1,9 +1,8 @@
 """A model folder as plain transformers saves it: one set of files for every program that loads models of the hub."""
 
 import json
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +58,7 @@ def load_plain(folder: ModelFolder, facts: Mapping[str, Any]) -> Any:
     import torch
     import transformers
 
+    from llm_sparsity.models.classes import held_class, stored_parameters
     from llm_sparsity.models.loading import load_model, loading_dtype
 
     transformers.logging.set_verbosity_error()
@@ -68,9 +68,9 @@ def load_plain(folder: ModelFolder, facts: Mapping[str, Any]) -> Any:
     if labels:
         fields = {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
     dtype = loading_dtype(folder, torch.device("cuda"))  # holds all weights exactly
-    model = load_model(_plain_class(folder, facts, fields), folder, dtype=dtype, **fields)
+    model = load_model(held_class(folder, _wanted(folder, facts), **fields), folder, dtype=dtype, **fields)
     with folder.open() as reader:
-        for name, stored in _stored(model, folder).items():
+        for name, stored in stored_parameters(model, folder).items():
             weight = model.get_parameter(name)
             weight.data = weight.data.to(reader.dtype(stored))
     for field in LEFTOVERS & vars(model.config).keys():
@@ -87,7 +87,9 @@ def save_plain(model: Any, folder: ModelFolder, output: Path, max_shard_size: st
         output: folder to write.
         max_shard_size: of a weight file, such as "5GB"; a larger model has several, and an index.
     """
-    drawn = set(_drawn(model, folder))
+    from llm_sparsity.models.classes import drawn_parameters
+
+    drawn = set(drawn_parameters(model, folder))
     weights = {name: tensor for name, tensor in model.state_dict().items() if name not in drawn}
     try:
         model.save_pretrained(output, state_dict=weights, max_shard_size=max_shard_size)
@@ -118,57 +120,22 @@ def _add_older_names(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _plain_class(folder: ModelFolder, facts: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
-    """The first auto class that is in question whose parameters the folder holds.
+def _wanted(folder: ModelFolder, facts: Mapping[str, Any]) -> Iterator[Any]:
+    """The auto classes that are in question, the best first.
 
     Args:
         folder: a model folder.
         facts: its manifest.
-        fields: of the configuration.
     """
-    import torch
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, **fields)
-    names = [name for name in dir(transformers) if re.match("AutoModel($|For)", name)]
-    known = {name: mapping[type(config)] for name in names if type(config) in (mapping := _mapping(name))}
-    named = (folder.config.get("architectures") or [""])[0]
-    wanted = [
-        *(["AutoModelForSequenceClassification"] if "task" in facts else []),
-        *(["AutoModelForCausalLM"] if facts.get("architecture") == "decoder" else []),
-        *(name for name, model_class in known.items() if getattr(model_class, "__name__", "") == named),
-    ]
-    for name in wanted:
-        if name in known:
-            with torch.device("meta"):
-                model = getattr(transformers, name).from_config(config)
-            if all("pooler" in parameter for parameter in _drawn(model, folder)):
-                return getattr(transformers, name)
-    return transformers.AutoModel
+    from llm_sparsity.models.classes import named_class
 
-
-def _mapping(name: str) -> Any:
-    """Configuration class -> model class, of an auto class."""
-    import transformers
-
-    return getattr(transformers, name)._model_mapping
-
-
-def _drawn(model: Any, folder: ModelFolder) -> list[str]:
-    """The parameters that the folder does not hold, so that they are drawn at random: of a head or pooler."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    held = {id(parameters[name]) for name in _stored(model, folder)}
-    body = {id(weight) for name, weight in model.base_model.named_parameters() if "pooler" not in name}
-    return [name for name, weight in parameters.items() if id(weight) not in held | body]
-
-
-def _stored(model: Any, folder: ModelFolder) -> dict[str, str]:
-    """Parameter of a model -> tensor of the folder."""
-    from llm_sparsity.models.checkpoint import stored_names
-
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    with folder.open() as reader:
-        return {name: known for name, known in stored_names(model, reader.names).items() if name in parameters}
+    if "task" in facts:
+        yield transformers.AutoModelForSequenceClassification
+    if facts.get("architecture") == "decoder":
+        yield transformers.AutoModelForCausalLM
+    yield named_class(folder)
 
 
 def _size(shape: tuple[int, ...]) -> str:

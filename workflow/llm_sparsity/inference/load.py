@@ -5,22 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from llm_sparsity.inference.sparse_layers import layers_with_zeros, replace_layers, sparse_layers
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.classes import held_class, named_class
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_model
 
 EXECUTIONS = ("dense", "sparse")
-# How the name of a model's class ends -> the class that makes it.
-CLASSES = {
-    "ForCausalLM": "AutoModelForCausalLM",
-    "LMHeadModel": "AutoModelForCausalLM",
-    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
-    "ForSequenceClassification": "AutoModelForSequenceClassification",
-    "ForMaskedLM": "AutoModelForMaskedLM",
-}
 
 
 def load(folder: Path | str | ModelFolder, execution: str = "sparse", *, dtype: torch.dtype | None = None) -> Any:
@@ -34,7 +26,8 @@ def load(folder: Path | str | ModelFolder, execution: str = "sparse", *, dtype: 
             float32, to which float16 is converted.
 
     Returns:
-        The transformers model that config.json names, in evaluation mode. Saving it writes its dense weights.
+        The transformers model that config.json names, in evaluation mode; without its head if the folder holds none.
+        Saving it writes its dense weights.
 
     Raises:
         UserError: another execution; the folder is not that of a model, or damaged.
@@ -46,17 +39,10 @@ def load(folder: Path | str | ModelFolder, execution: str = "sparse", *, dtype: 
     folder = folder if isinstance(folder, ModelFolder) else ModelFolder(Path(folder))
     if dtype is None:
         dtype = torch.bfloat16 if stored_dtype(folder) == torch.bfloat16 else torch.float32
-    model = load_model(auto_class(folder), folder, dtype=dtype)
+    model = load_model(held_class(folder, [named_class(folder)]), folder, dtype=dtype)
     if execution == "sparse":
         replace_layers(model, sparse_layers(model, folder.structure, layers_with_zeros(model, folder.structure)))
     return model
-
-
-def auto_class(folder: ModelFolder) -> Any:
-    """The class of transformers that makes the model that config.json names; of a body, AutoModel."""
-    name = str((folder.config.get("architectures") or [""])[0])
-    found = next((auto for ending, auto in CLASSES.items() if name.endswith(ending)), "AutoModel")
-    return getattr(transformers, found)
 
 
 def stored_dtype(folder: ModelFolder) -> torch.dtype:
