@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.pruning.selection import lowest
 
 UPDATES = 50  # of the mask, over a schedule; a finer curve costs time and does not change the outcome
 MOVEMENT = "movement"
@@ -79,17 +80,6 @@ class GradualSchedule:
         for name, weight in self._weights.items():
             scores = self._movement.get(name, weight.abs()).masked_fill(weight == 0, -math.inf)
             count = round((1 - left**3) * self._counts[name])
-            found[name] = _lowest(scores, max(count, int((weight == 0).sum())))
+            chosen = lowest(scores.flatten(), max(count, int((weight == 0).sum())))
+            found[name] = chosen.view_as(scores)
         return found
-
-
-def _lowest(scores: Tensor, count: int) -> Tensor:
-    """The `count` lowest scores, bool; of equal scores, the earlier ones."""
-    if not count:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    flat = scores.flatten()
-    threshold = flat.kthvalue(count).values
-    lowest = flat < threshold
-    equal = (flat == threshold).nonzero().flatten()
-    lowest[equal[: count - int(lowest.sum())]] = True
-    return lowest.view_as(scores)
