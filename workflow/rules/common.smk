@@ -30,7 +30,7 @@ from llm_sparsity.site import slurm, sources
 from llm_sparsity.storage.files import MANIFEST, sha256, write_text
 from llm_sparsity.study import config as study_config
 from llm_sparsity.study import footprint, methods, plan
-from llm_sparsity.study.cells import Run, Variant, variant_folder
+from llm_sparsity.study.cells import TASKS, Run, Variant, results_folder, variant_folder
 from llm_sparsity.study.fingerprint import code_hash
 
 # Jobs run this Python with the library beside this file, so that the hashed code is the code that runs. The paths are
@@ -78,12 +78,12 @@ def model_folder(wildcards):
 
 def model_manifest(wildcards):
     """The manifest of a variant's folder, which holds the hash of its weights: Snakemake compares it by content."""
-    return f"{model_folder(wildcards)}/manifest.json"
+    return model_folder(wildcards) / MANIFEST
 
 
 def model_weights(wildcards):
     """The weights of a variant. Rules mark them as ancient: the manifest tells whether they changed."""
-    return f"{model_folder(wildcards)}/model.safetensors"
+    return model_folder(wildcards) / "model.safetensors"
 
 
 def harness_manifest(wildcards):
@@ -94,20 +94,20 @@ def harness_manifest(wildcards):
 def calibration_manifest(wildcards):
     """The text of a calibrated method."""
     if methods.is_calibrated(Variant.parse(wildcards.pruned).method):
-        return f"resources/tasks/{STUDY.calibration.task}/manifest.json"
+        return TASKS / STUDY.calibration.task / MANIFEST
     return []
 
 
 def training_text(wildcards):
     """The task whose text a run trains on, if it is not the run's own."""
     text = STUDY.tasks[wildcards.task].train_on
-    return f"resources/tasks/{text}/manifest.json" if text else []
+    return TASKS / text / MANIFEST if text else []
 
 
 def own_text(wildcards):
     """The text of a calibrated method that prunes a fine-tuned model: what the model was trained on."""
     if methods.is_calibrated(Variant.parse(wildcards.pruned).method):
-        return f"resources/tasks/{STUDY.tasks[wildcards.task].train_on or wildcards.task}/manifest.json"
+        return TASKS / (STUDY.tasks[wildcards.task].train_on or wildcards.task) / MANIFEST
     return []
 
 
@@ -119,12 +119,12 @@ def run_of(wildcards):
 
 def start_manifest(wildcards):
     """The manifest of the folder that a run starts from."""
-    return f"{STUDY.start_folder(run_of(wildcards))}/manifest.json"
+    return STUDY.start_folder(run_of(wildcards)) / MANIFEST
 
 
 def start_weights(wildcards):
     """The weights that a run starts from."""
-    return f"{STUDY.start_folder(run_of(wildcards))}/model.safetensors"
+    return STUDY.start_folder(run_of(wildcards)) / "model.safetensors"
 
 
 def dense_run(file):
@@ -133,7 +133,7 @@ def dense_run(file):
     def path(wildcards):
         if not STUDY.recipe(wildcards.recipe).needs_dense:
             return []
-        return f"{run_of(wildcards).dense.folder}/model/{file}"
+        return run_of(wildcards).dense.folder / "model" / file
 
     return path
 
@@ -179,11 +179,6 @@ def claims_numbers():
     return literal(claims.parent / str(named)) if named else []
 
 
-def manifest_of(model, variant):
-    """The manifest of a variant's folder."""
-    return f"{variant_folder(model, variant)}/manifest.json"
-
-
 def contents(*paths):
     """The sha256 of files that the config names. As inputs, Snakemake compares them only if they are newer than before."""
     return [sha256(Path(path)) for path in paths if path and Path(path).is_file()]
@@ -194,12 +189,12 @@ def everything(wildcards):
     evaluated, pruned = (*CELLS.evaluations, *CELLS.runs), [cell for cell in CELLS.variants if not cell[1].is_dense]
     return [
         # Weight statistics of dense models alone: no figure and no claim reads those of pruned ones.
-        *(f"results/{model}/{variant}/weights.parquet" for model, variant in CELLS.variants if variant.is_dense),
+        *(results_folder(model, variant) / "weights.parquet" for model, variant in CELLS.variants if variant.is_dense),
         # Manifests hold the sizes of weight files.
-        *(manifest_of(model, variant) for model, variant in CELLS.variants),
-        *(run.folder / "model/manifest.json" for run in CELLS.runs),
-        *(f"results/{model}/{variant}/sparsity.csv" for model, variant in pruned),
-        *(f"results/{model}/{variant}/cost.json" for model, variant in CELLS.measured),
+        *(variant_folder(model, variant) / MANIFEST for model, variant in CELLS.variants),
+        *(run.folder / "model" / MANIFEST for run in CELLS.runs),
+        *(results_folder(model, variant) / "sparsity.csv" for model, variant in pruned),
+        *(results_folder(model, variant) / "cost.json" for model, variant in CELLS.measured),
         *(cell.folder / name for cell in evaluated for name in ("metrics.json", "runtime.json")),
         *(run.folder / name for run in CELLS.runs for name in ("history.csv", "predictions.csv")),
         *(cell.folder / "predictions.csv" for cell in CELLS.evaluations if cell.task in STUDY.scores()),

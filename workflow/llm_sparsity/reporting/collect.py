@@ -19,7 +19,7 @@ from llm_sparsity.reporting import dictionary, tables
 from llm_sparsity.reporting.paired import paired_error
 from llm_sparsity.reporting.tables import LIBRARIES, MACHINE, SECONDS, VERSIONS
 from llm_sparsity.storage.files import read_json, read_manifest, weight_bytes, write_manifest
-from llm_sparsity.study.cells import DENSE, Cells, Evaluation, Run, Variant, expand, variant_folder
+from llm_sparsity.study.cells import DENSE, Cells, Evaluation, Run, Variant, expand, results_folder, variant_folder
 from llm_sparsity.study.sparsity import Sparsity
 
 Row = dict[str, Any]
@@ -65,7 +65,7 @@ def _tables(cells: Cells, scores: Mapping[str, str], root: Path) -> dict[str, pd
     """Every table but claims, in the order of `tables.COLUMNS`."""
     tasks = dict.fromkeys([*(cell.task for cell in cells.evaluations), *(run.task for run in cells.runs)])
     results = [_run(run, scores, root) for run in cells.runs]
-    costs = {cell: _json(root / "results" / cell[0] / str(cell[1]) / "cost.json") for cell in cells.measured}
+    costs = {cell: _json(root / results_folder(*cell) / "cost.json") for cell in cells.measured}
     rows: dict[str, Iterable[Row] | pd.DataFrame] = {
         "tasks": [{"task": task, "score": scores[task]} for task in tasks if task in scores],
         "metrics": [row for cell in cells.evaluations for row in _evaluation(cell, scores, root)]
@@ -138,7 +138,7 @@ def _size(model: str, variant: Variant, root: Path, costs: Mapping[tuple[str, Va
     """
     dense, manifest = (read_manifest(root / variant_folder(model, each)) for each in (DENSE, variant))
     size, dense_size = weight_bytes(manifest), weight_bytes(dense)
-    whole = _json(root / "results" / model / str(DENSE) / "sizes.json")
+    whole = _json(root / results_folder(model, DENSE) / "sizes.json")
     container = whole["container_bytes"] if variant.is_dense else size
     pruned = manifest.get("pruned", {"measured_sparsity": 0.0, "size": None, "removed": 0})
     sizes = whole if variant.is_dense else costs.get((model, variant), {})
@@ -165,14 +165,14 @@ def _speed(model: str, variant: Variant, cost: Mapping[str, Any]) -> list[Row]:
 
 def _weights(model: str, root: Path) -> pd.DataFrame:
     """The statistics of a dense model; no figure or claim reads those of pruned ones."""
-    path = root / "results" / model / str(DENSE) / "weights.parquet"
+    path = root / results_folder(model, DENSE) / "weights.parquet"
     return pd.read_parquet(path).assign(**_variant(model, DENSE))
 
 
 def _tensors(model: str, variant: Variant, root: Path) -> list[Row]:
     if variant.is_dense:
         return []
-    found = _rows(root / "results" / model / str(variant) / "sparsity.csv")
+    found = _rows(root / results_folder(model, variant) / "sparsity.csv")
     return [row | {"measured_sparsity": row["sparsity"]} | _variant(model, variant) for row in found]
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from llm_sparsity.site.check import Line, ask
 from llm_sparsity.site.place import Place
 from llm_sparsity.storage.files import MANIFEST
+from llm_sparsity.study.cells import MODELS, TASKS
 from llm_sparsity.study.config import Config
 
 PROXY = "https_proxy"
@@ -80,7 +81,7 @@ def _wanted(study: Config) -> Iterator[tuple[str, str, Any]]:
 
 
 def _is_downloaded(kind: str, name: str) -> bool:
-    return (Path(f"resources/{kind}s") / name / MANIFEST).exists()
+    return ({"model": MODELS, "task": TASKS}[kind] / name / MANIFEST).exists()
 
 
 @cache

@@ -10,7 +10,7 @@ from llm_sparsity.study.methods import WITHOUT_MASK, Chain
 from llm_sparsity.study.sparsity import ZERO, Sparsity
 
 RESULTS = Path("results")
-MODELS = Path("resources/models")
+MODELS, TASKS = Path("resources/models"), Path("resources/tasks")
 
 
 @dataclass(frozen=True, order=True)
@@ -53,9 +53,14 @@ class Variant:
 DENSE = Variant()
 
 
+def results_folder(model: str, variant: Variant) -> Path:
+    """The folder of a variant's results."""
+    return RESULTS / model / str(variant)
+
+
 def variant_folder(model: str, variant: Variant) -> Path:
     """The model folder of a variant of a pretrained model."""
-    return MODELS / model if variant.is_dense else RESULTS / model / str(variant) / "model"
+    return MODELS / model if variant.is_dense else results_folder(model, variant) / "model"
 
 
 @dataclass(frozen=True, order=True)
@@ -69,7 +74,7 @@ class Evaluation:
     @property
     def folder(self) -> Path:
         """The folder of its results."""
-        return RESULTS / self.model / str(self.variant) / self.task
+        return results_folder(self.model, self.variant) / self.task
 
     @property
     def dense(self) -> "Evaluation":
@@ -90,7 +95,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """The folder of its results."""
-        return RESULTS / self.model / str(self.variant) / self.task / self.recipe / f"seed-{self.seed}"
+        return results_folder(self.model, self.variant) / self.task / self.recipe / f"seed-{self.seed}"
 
     @property
     def dense(self) -> "Run":
@@ -100,7 +105,7 @@ class Run:
     @property
     def pruned(self) -> Path:
         """The folder of the variant of that model, which recipes with `start: finetuned` begin with."""
-        return RESULTS / self.model / str(self.variant) / self.task / f"seed-{self.seed}"
+        return results_folder(self.model, self.variant) / self.task / f"seed-{self.seed}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from llm_sparsity.jobs.process import is_dead
 from llm_sparsity.storage.files import MANIFEST, read_json, sha256, write_json
-from llm_sparsity.study.cells import Run
+from llm_sparsity.study.cells import MODELS, TASKS, Run
 from llm_sparsity.study.config import Config
 
 DAY = 24 * 3600  # seconds; a lock's owner touches it every few
@@ -113,7 +113,7 @@ def _is_locked(lock: Path) -> bool:
 def _sources(home: Path, studies: Iterable[Config]) -> list[Path]:
     """The folders that models are made of, by the studies and by what is downloaded."""
     named = [model.source.folder for study in studies for model in study.models.values()]
-    downloaded = [read_json(path)["source"].get("folder") for path in home.glob(f"resources/models/*/{MANIFEST}")]
+    downloaded = [read_json(path)["source"].get("folder") for path in (home / MODELS).glob(f"*/{MANIFEST}")]
     return [(home / Path(folder).expanduser()).resolve() for folder in [*named, *downloaded] if folder]
 
 
@@ -169,9 +169,9 @@ def _difference(cached: dict[str, Any], study: Config, run: Run, code: str, home
 
 def _inputs(study: Config, run: Run) -> dict[str, Path]:
     """The manifests that a run reads, by the names in its cache."""
-    inputs = {"model": study.start_folder(run) / MANIFEST, "task": Path("resources/tasks") / run.task / MANIFEST}
+    inputs = {"model": study.start_folder(run) / MANIFEST, "task": TASKS / run.task / MANIFEST}
     if text := study.tasks[run.task].train_on:
-        inputs["text"] = Path("resources/tasks") / text / MANIFEST
+        inputs["text"] = TASKS / text / MANIFEST
     if study.recipe(run.recipe).needs_dense:
         inputs["dense"] = run.dense.folder / "model" / MANIFEST
     return inputs

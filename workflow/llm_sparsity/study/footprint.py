@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from llm_sparsity.storage.files import MANIFEST, read_json
-from llm_sparsity.study.cells import DENSE, Variant
+from llm_sparsity.storage.files import MANIFEST, read_json, weight_bytes
+from llm_sparsity.study.cells import DENSE, MODELS, Variant
 from llm_sparsity.study.config import Config
 from llm_sparsity.study.methods import TRAINING as TRAINING_STEPS
 from llm_sparsity.study.methods import is_calibrated
@@ -62,7 +62,7 @@ def stored(sparsity: Sparsity) -> float:
 
 def model_size(config: Config, model: str) -> tuple[float, float]:
     """Parameters and bytes of a model: of its manifest, or until it has been downloaded of its config, or assumed."""
-    found = _model_size(Path("resources/models") / model / MANIFEST)
+    found = _model_size(MODELS / model / MANIFEST)
     parameters = config.models[model].parameters or BASE
     return found or (parameters, FLOAT * parameters)
 
@@ -72,8 +72,7 @@ def _model_size(manifest: Path) -> tuple[float, float] | None:
     if not manifest.exists():
         return None
     found = read_json(manifest)
-    size = sum(file["bytes"] for name, file in found["files"].items() if name.endswith(".safetensors"))
-    return found["parameters"], size
+    return found["parameters"], weight_bytes(found)
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def mem_mb(
     task: str = "",
     recipe: str = "kept",
     method: str = "",
-    variant: Variant | str = "",
+    variant: str = "",
 ) -> int:
     """Memory of the host that a job needs, MB; of all processes of a fine-tuning together.
 
@@ -123,9 +122,9 @@ def mem_mb(
         task: of the stages finetune, evaluate and zero_shot; of a download without a model.
         recipe: of a fine-tuning.
         method: of a pruning; by default that of the variant.
-        variant: a variant or its name; by default the one that needs most.
+        variant: name of a variant; by default the one that needs most.
     """
-    known = _variant(variant)
+    known = Variant.parse(variant) if variant else None
     chain = method or (known.method if known else "")
     size = Size(*model_size(config, model)) if model else Size(0, 0)
     gpu = CUDA
@@ -167,10 +166,10 @@ def disk_mb(
     task: str = "",
     recipe: str = "kept",
     method: str = "",
-    variant: Variant | str = "",
+    variant: str = "",
 ) -> int:
     """Disk that a job writes, temporary copies included, MB. Arguments as of `mem_mb`."""
-    known = _variant(variant) or DENSE
+    known = Variant.parse(variant) if variant else DENSE
     if stage in ("collect", "plot"):
         return _mb(_tables(config))
     if stage == "download" and not model:
@@ -194,10 +193,6 @@ def run_bytes(config: Config, model: str, variant: Variant, task: str, recipe: s
     settings = config.finetune_settings(task, recipe)
     share = stored(variant.sparsity) if settings["mask"] == "kept" else 1.0
     return model_size(config, model)[1] * share * float(settings["epochs"] and settings["epochs"] + 2)
-
-
-def _variant(variant: Variant | str) -> Variant | None:
-    return Variant.parse(variant) if isinstance(variant, str) and variant else variant or None
 
 
 def _mb(size: float) -> int:

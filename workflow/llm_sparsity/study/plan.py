@@ -13,6 +13,7 @@ from typing import Any
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from llm_sparsity.storage.files import MANIFEST, read_json
+from llm_sparsity.study.cells import MODELS, RESULTS, TASKS, results_folder
 from llm_sparsity.study.config import Config
 from llm_sparsity.study.footprint import (
     BASE,
@@ -71,7 +72,7 @@ class Job:
 def sentences(config: Config, task: str) -> float:
     """Training sentences of a task, or its training text in units of them; assumed until it has been downloaded."""
     source = config.tasks[task].train_on or task
-    manifest, limit = Path("resources/tasks") / source / MANIFEST, config.tasks[source].limit
+    manifest, limit = TASKS / source / MANIFEST, config.tasks[source].limit
     found = read_json(manifest) if manifest.exists() else None
     rows = found["rows"].get("train") if found else (limit and limit.train) or ROWS.get(source)
     rows = rows or UNKNOWN_ROWS
@@ -121,7 +122,7 @@ def requested_minutes(expected: float) -> int:
 def _measured(stage: str, model: str, task: str, recipe: str) -> float | None:
     """Mean minutes of a model's finished jobs on a task that ran on a GPU."""
     pattern = f"{model}/*/{task}/{recipe}/*/runtime.json" if stage == "finetune" else f"{model}/*/{task}/runtime.json"
-    found = [read_json(path) for path in sorted(Path("results").glob(pattern))]
+    found = [read_json(path) for path in sorted(RESULTS.glob(pattern))]
     seconds = [
         sum(value for key, value in runtime.items() if key.endswith("_seconds"))
         for runtime in found
@@ -142,13 +143,13 @@ def jobs(config: Config) -> list[Job]:
         found.append(Job(stage, gpus, took, measured, int(size), output.exists(), memory))
 
     for model in dict.fromkeys(model for model, _ in cells.variants):
-        add("download", Path("resources/models") / model / MANIFEST, model_size(config, model)[1], model)
+        add("download", MODELS / model / MANIFEST, model_size(config, model)[1], model)
     for task in config.wanted_tasks():
-        done = (Path("resources/tasks") / task / MANIFEST).exists()
+        done = (TASKS / task / MANIFEST).exists()
         memory = mem_mb(config, "download", task=task)
         found.append(Job("download", 0, ASSUMED["download"], False, 0, done, memory))
     for model, variant in cells.variants:
-        folder = Path("results") / model / str(variant)
+        folder = results_folder(model, variant)
         if not variant.is_dense:
             size = model_size(config, model)[1] * stored(variant.sparsity)
             gpus = int(is_calibrated(variant.method))
@@ -156,7 +157,7 @@ def jobs(config: Config) -> list[Job]:
         else:
             add("weights", folder / "weights.parquet", 0, model)
     for model, variant in cells.measured:
-        add("measure", Path("results") / model / str(variant) / "cost.json", 0, model, 1, variant=str(variant))
+        add("measure", results_folder(model, variant) / "cost.json", 0, model, 1, variant=str(variant))
     for evaluation in cells.evaluations:
         stage = "zero_shot" if config.tasks[evaluation.task].kind == "zero-shot" else "evaluate"
         add(stage, evaluation.folder / "metrics.json", 0, evaluation.model, 1, task=evaluation.task)
@@ -189,7 +190,7 @@ def table(config: Config) -> str:
     unknown = [
         model
         for model in models
-        if config.models[model].parameters is None and not (Path("resources/models") / model / MANIFEST).exists()
+        if config.models[model].parameters is None and not (MODELS / model / MANIFEST).exists()
     ]
     if unknown:
         lines += [
