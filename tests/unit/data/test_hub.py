@@ -295,7 +295,8 @@ def test_no_conversion(source: dict[str, Any], message: str, pickled: dict[str, 
     assert not (tmp_path / "m").exists()
 
 
-def test_damaged_task_in_the_cache(hub: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["t.csv", "t[1].csv", "[a-z]*?.csv"])
+def test_damaged_task_in_the_cache(file: str, hub: Path, tmp_path: Path) -> None:
     """The cache names large files by their sha256, small files by git's hash of them: every pinned file is compared."""
     content = b"text,label\n" + b"a,0\nb,1\n" * 9
     folder = snapshot(hub, "some/table", "datasets")
@@ -304,9 +305,9 @@ def test_damaged_task_in_the_cache(hub: Path, tmp_path: Path) -> None:
         hashlib.sha256(content).hexdigest(),
         hashlib.sha1(b"blob %d\0%s" % (len(content), content), usedforsecurity=False).hexdigest(),
     ):
-        (folder / "t.csv").unlink(missing_ok=True)
-        (folder / "t.csv").symlink_to(blobs / name)
-        options: dict[str, Any] = {"source": source("some/table"), "files": {"train": "t.csv"}, "label": "label"}
+        (folder / file).unlink(missing_ok=True)
+        (folder / file).symlink_to(blobs / name)
+        options: dict[str, Any] = {"source": source("some/table"), "files": {"train": file}, "label": "label"}
         options |= {"kind": "classification", "split": {"validation": 4}}
         (blobs / name).write_bytes(content)
         download_task(tmp_path / "task", **options)

@@ -16,6 +16,8 @@ TASK |= {"files": {"train": "t.csv"}, "split": {"validation": 4}}
     ("change", "message"),
     [
         ({"files": {"train": "/etc/passwd"}}, "files.train: found '/etc/passwd'; a path inside the source is expected"),
+        ({"files": {"train": ""}}, "files.train: found ''; a path inside the source is expected"),
+        ({"files": {"train": "."}}, "files.train: found '.'; a path inside the source is expected"),
         ({"files": {"train": "../t.csv"}}, "files.train: found '../t.csv'; a path inside the source is expected"),
         ({"labels": ["x", "x", "y"]}, "labels: 'x' is given twice; remove one"),
         ({"separator": " "}, "separator: is put between the sentences of a pair; add text_pair or pairs, or remove it"),

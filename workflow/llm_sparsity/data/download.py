@@ -120,13 +120,13 @@ def download_task(
 
 
 @contextmanager
-def fetched(source: Source, kind: str, patterns: Sequence[str]) -> Iterator[tuple[Path, str | None]]:
+def fetched(source: Source, kind: str, names: Sequence[str]) -> Iterator[tuple[Path, str | None]]:
     """Fetch a source; its files exist until the block ends.
 
     Args:
         source: see the module.
         kind: "model" or "task".
-        patterns: of the files to download from a hub.
+        names: of the files to download from a hub, see `hub.snapshot`.
 
     Yields:
         The folder, and the licence if one is stated.
@@ -136,7 +136,7 @@ def fetched(source: Source, kind: str, patterns: Sequence[str]) -> Iterator[tupl
             yield found
         return
     if "hub" in source:
-        folder = snapshot(source, kind, patterns)
+        folder = snapshot(source, kind, names)
     else:
         folder = Path(source["folder"]).expanduser()
         if not folder.is_dir():

@@ -1,5 +1,6 @@
 """Hub folders: pinned snapshots of models and data sets, through huggingface_hub and its cache."""
 
+import glob
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -19,14 +20,14 @@ LICENCE = 200  # characters of a stated licence
 Source = Mapping[str, Any]
 
 
-def snapshot(source: Source, kind: str, patterns: Sequence[str]) -> Path:
-    """Download the files of a pinned revision that match any of several patterns; interrupted downloads are resumed.
+def snapshot(source: Source, kind: str, names: Sequence[str]) -> Path:
+    """Download files of a pinned revision; interrupted downloads are resumed.
 
     Args:
         source: {"hub": repository, "revision": commit}, and "converted": True to take the safetensors that the hub
             converted from that commit.
         kind: "model" or "task".
-        patterns: of file names; README.md is optional.
+        names: of a task's files; README.md is optional. Of a model, patterns of names.
 
     Returns:
         The folder in the hub's cache.
@@ -34,6 +35,7 @@ def snapshot(source: Source, kind: str, patterns: Sequence[str]) -> Path:
     Raises:
         UserError: the files are neither cached nor reachable, or are damaged.
     """
+    patterns = names if kind == "model" else [glob.escape(name) for name in names]
     try:
         folder = Path(
             snapshot_download(
@@ -49,7 +51,7 @@ def snapshot(source: Source, kind: str, patterns: Sequence[str]) -> Path:
     except Exception as error:  # from huggingface_hub, its HTTP library (which changed twice), or the disk
         if isinstance(error, OSError) and storage_message(error):
             raise
-        cached = _cached(source, kind, [file for file in patterns if file != "README.md"])
+        cached = _cached(source, kind, [name for name in names if name != "README.md"])
         if cached is None:
             raise UserError(_unreachable(source, error)) from None
         folder = cached

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -33,7 +34,7 @@ def _matches(pattern: str, expected: str) -> BeforeValidator:
 
 
 def _inside(value: str) -> str:
-    if climbs(value):
+    if climbs(value) or not PurePosixPath(value).parts:
         raise ValueError("a path inside the source is expected, neither absolute nor with '..'")
     return value
 
