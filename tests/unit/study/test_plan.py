@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 import yaml
 
 from llm_sparsity.study import config, footprint, plan
+from tests.tiny import MOOD_STUDY
 
 
 @pytest.fixture
@@ -40,6 +42,23 @@ def test_a_text_is_counted_in_tokens(study: config.Config, root: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"rows": {"train": 9}, "files": {"train.jsonl": {"bytes": 1800}}}))
     assert plan.sentences(text, name) == pytest.approx(10)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "rows"),
+    [
+        ("t", {}, plan.UNKNOWN_ROWS), ("t", {"limit": {"train": 50_000}}, 50_000), ("rte", {}, 2490),
+        ("rte", {"limit": {"train": 50_000}}, 2490), ("rte", {"limit": {"train": 100}}, 100),
+        ("rte", {"files": {"train": "t.csv"}, "split": {"validation": 490}}, 2000),
+        ("t", {"pairs": {"train": 700, "validation": 70}}, 700),
+        ("t", {"pairs": {"train": 700, "validation": 70}, "limit": {"train": 600}}, 600),
+    ],
+)  # fmt: skip
+def test_rows_of_a_task_that_has_not_been_downloaded(name: str, keys: dict[str, object], rows: int) -> None:
+    values = copy.deepcopy(MOOD_STUDY)
+    values["study"][0]["tasks"] = [name]
+    values["tasks"] = {name: values["tasks"]["mood"] | keys}
+    assert plan.sentences(config.load(values), name) == rows
 
 
 def test_minutes_measured_on_a_gpu_replace_assumptions(study: config.Config) -> None:

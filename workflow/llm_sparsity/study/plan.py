@@ -1,7 +1,7 @@
 """The plan of a study: its jobs, with their minutes, GPUs, memory and bytes, before any of them runs.
 
 Minutes are the mean of finished jobs of the same model and task that ran on a GPU; otherwise ASSUMED, for one A100.
-Only the standard library is used, as the Snakefile imports this module where torch is not installed.
+The Snakefile imports this module where torch is not installed.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from llm_sparsity.study.footprint import (
     stored,
 )
 from llm_sparsity.study.methods import is_calibrated
+from llm_sparsity.study.sources import Task
 
 # Minutes of a job, for a model of BASE parameters.
 ASSUMED = {
@@ -72,14 +73,25 @@ class Job:
 def sentences(config: Config, task: str) -> float:
     """Training sentences of a task, or its training text in units of them; assumed until it has been downloaded."""
     source = config.tasks[task].train_on or task
-    manifest, limit = TASKS / source / MANIFEST, config.tasks[source].limit
+    manifest = TASKS / source / MANIFEST
     found = read_json(manifest) if manifest.exists() else None
-    rows = found["rows"].get("train") if found else (limit and limit.train) or ROWS.get(source)
-    rows = rows or UNKNOWN_ROWS
+    rows = found["rows"]["train"] if found else _expected_rows(source, config.tasks[source])
     if config.tasks[source].kind != "language-model":
         return float(rows)
     size = found["files"]["train.jsonl"]["bytes"] if found else rows * ROW_BYTES
     return float(size / TOKEN_BYTES / SENTENCE_TOKENS)
+
+
+def _expected_rows(name: str, task: Task) -> int:
+    """Training rows of a task that has not been downloaded, as `preparation` will make them."""
+    limit = task.limit.train if task.limit else None
+    if task.pairs:
+        rows = task.pairs.train
+    elif name in ROWS:
+        rows = max(1, ROWS[name] - (task.split.validation if task.split else 0))
+    else:
+        rows = limit or UNKNOWN_ROWS
+    return min(rows, limit or rows)
 
 
 def minutes(
