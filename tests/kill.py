@@ -113,7 +113,7 @@ def _attempt(model: "ModelFolder", task: "TaskFolder", place: Path, seconds: flo
         import datasets  # noqa: F401 - imported late by finetune
         import torch
 
-        from llm_sparsity.evaluation import metrics  # noqa: F401 - imported late by finetune
+        from llm_sparsity.evaluation import perplexity  # noqa: F401 - imported late by finetune
         from llm_sparsity.training.finetune import finetune
         from llm_sparsity.training.settings import FinetuneSettings
 

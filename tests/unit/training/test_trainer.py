@@ -25,7 +25,7 @@ from tests.kill import SETTINGS
 from tests.unit.training.helpers import WINDOWS, run
 
 Make = Callable[[str], ModelFolder]
-METRICS = importlib.import_module("llm_sparsity.evaluation.metrics")
+PERPLEXITY = importlib.import_module("llm_sparsity.evaluation.perplexity")
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
@@ -106,7 +106,7 @@ def test_the_last_finite_save_stays(
 def test_a_perplexity_that_no_float_holds_is_null(
     dense: Make, text: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(METRICS, "LARGEST_NLL", 0.5)
+    monkeypatch.setattr(PERPLEXITY, "LARGEST_NLL", 0.5)
     result = run(dense("gpt2"), text, tmp_path, epochs=1, evaluation=WINDOWS)
     assert result["metrics"] == {"perplexity": None}
     assert result["note"].startswith("perplexity: null")

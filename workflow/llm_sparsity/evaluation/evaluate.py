@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from llm_sparsity.data import tokens
 from llm_sparsity.data.tasks import TaskFolder
-from llm_sparsity.evaluation.metrics import overflow_note, perplexity
+from llm_sparsity.evaluation.perplexity import overflow_note, perplexity
 from llm_sparsity.jobs.environment import environment
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder

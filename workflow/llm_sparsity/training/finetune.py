@@ -13,7 +13,7 @@ from typing import Any
 
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.data.tokens import tokenize
-from llm_sparsity.evaluation.metrics import overflow_note
+from llm_sparsity.evaluation.perplexity import overflow_note
 from llm_sparsity.jobs.environment import environment
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder

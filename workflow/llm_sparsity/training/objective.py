@@ -105,7 +105,7 @@ class NextTokens:
 
     def metrics(self, predictions: Sequence[float], ending: str = "") -> dict[str, float | None]:
         """Perplexity; windows are equally long, so the mean over windows is that over tokens."""
-        from llm_sparsity.evaluation.metrics import perplexity
+        from llm_sparsity.evaluation.perplexity import perplexity
 
         del ending
         return {"perplexity": perplexity(sum(predictions) / len(predictions))}

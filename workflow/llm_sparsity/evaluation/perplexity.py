@@ -1,4 +1,4 @@
-"""Metrics of language models: perplexity."""
+"""Perplexity from losses."""
 
 import math
 from collections.abc import Mapping

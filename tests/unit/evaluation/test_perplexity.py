@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from llm_sparsity.evaluation.metrics import overflow_note, perplexity
+from llm_sparsity.evaluation.perplexity import overflow_note, perplexity
 
 
 def test_perplexity() -> None:
