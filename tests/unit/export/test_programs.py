@@ -1,6 +1,7 @@
 """Exported folders against what other programs need, and models of every known type. Weights are RANDOM."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -8,14 +9,20 @@ import pytest
 import torch
 import transformers
 
+from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.export import outputs as alone
 from llm_sparsity.export.cell import find_cell
 from llm_sparsity.export.export import export
 from llm_sparsity.export.plain import load_plain
 from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import load_classifier
 from llm_sparsity.pruning.prune import prune
 from llm_sparsity.study.sparsity import Sparsity
+from llm_sparsity.training.finetune import finetune
+from llm_sparsity.training.settings import FinetuneSettings
 from tests import weights, zoo
+from tests.kill import SETTINGS
+from tests.tiny import save_mood_task
 
 # What convert_hf_to_gguf.py of llama.cpp asks config.json for; of several names, any.
 KEYS = {
@@ -48,6 +55,25 @@ def test_programs_of_transformers_4_find_the_rotary_base(tmp_path: Path, study: 
     assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
     assert transformers.AutoConfig.from_pretrained(tmp_path / "out").rope_parameters == rope
     assert exported.model_class == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
+def test_experts_of_a_trained_mixture_have_the_names_of_the_hub(
+    kind: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = zoo.save(kind, tmp_path / "source", tiny_model("llama"))
+    settings = FinetuneSettings.from_dict(SETTINGS | {"epochs": 1})
+    task = TaskFolder(save_mood_task(tmp_path / "task"))
+    finetune(ModelFolder(source), task, tmp_path / "run", tmp_path / "work", settings, code="x")
+    trained = ModelFolder(tmp_path / "run/model")
+    export(find_cell(tmp_path / "run"), tmp_path / "out", check=False)
+    fused, theirs, found = (weights.load(tmp_path / each) for each in ("run/model", "source", "out"))
+    assert any(name.endswith("gate_up_proj") for name in fused)  # as transformers' class has them
+    assert found.keys() == theirs.keys() - {"lm_head.weight"} | {"score.weight"}
+    inputs = trained.tokenizer("the film is good", return_tensors="pt")["input_ids"]
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    with torch.inference_mode():
+        assert torch.equal(plain(inputs).logits, load_classifier(trained, labels=2, seed=1)(inputs).logits)
 
 
 @pytest.mark.slow

@@ -91,6 +91,8 @@ def save_plain(model: Any, folder: ModelFolder, output: Path, max_shard_size: st
 
     drawn = set(drawn_parameters(model, folder))
     weights = {name: tensor for name, tensor in model.state_dict().items() if name not in drawn}
+    if not model._weight_conversions:  # None: all of the type. The names of a trained model are those of its class, in
+        model._weight_conversions = None  # which experts are fused; other programs read those of the hub
     try:
         model.save_pretrained(output, state_dict=weights, max_shard_size=max_shard_size)
     except SafetensorError as error:  # of the disk, as text
