@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from llm_sparsity.jobs.command import arguments, run
+from llm_sparsity.jobs.command import add_devices, arguments, run
 from llm_sparsity.jobs.lease import lease
 from llm_sparsity.training.tracking import require
 
@@ -25,16 +25,10 @@ def main() -> None:
     )
     parser.add_argument("--save-minutes", type=float, default=15, help="minutes between saves within an epoch")
     parser.add_argument("--code", default="", help="hash of the code, part of the cache's key")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
-    parser.add_argument("--processes", type=int, default=1, help="minimum number of processes")
-    parser.add_argument(
-        "--gpus", type=int, default=0, help="number of GPUs to reserve, one per process (fewer if there are fewer)"
-    )
+    parser.add_argument("--processes", type=int, default=1, help="minimum number of processes; at least one per GPU")
     parser.add_argument("--accelerate", default="node", help="name of a file in profiles/accelerate")
-    parser.add_argument(
-        "--tracker", default="none", choices=("none", "tensorboard", "mlflow", "trackio", "wandb"),
-        help="where loss, scores and sparsity are written to, by step",
-    )  # fmt: skip
+    parser.add_argument("--tracker", default="none", help="the config's tracker, or none")
+    add_devices(parser)
     args = parser.parse_args()
     tracker = None if args.tracker == "none" else args.tracker
     if tracker:

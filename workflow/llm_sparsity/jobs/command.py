@@ -65,15 +65,20 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {message}")
 
 
-def parse_and_lease(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Add `--threads` and `--gpus`, parse the arguments, lease the GPUs, set the CPU threads of torch.
-
-    GPUs are leased before torch is imported, which fixes the visible devices.
-    """
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Add `--threads` and `--gpus`."""
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default 1)")
     parser.add_argument(
         "--gpus", type=int, default=0, help="number of GPUs to reserve, fewer if the machine has fewer (default 0)"
     )
+
+
+def parse_and_lease(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the arguments with `--threads` and `--gpus`, lease the GPUs, set the CPU threads of torch.
+
+    GPUs are leased before torch is imported, which fixes the visible devices.
+    """
+    add_devices(parser)
     args = parser.parse_args()
     lease(args.gpus)
 

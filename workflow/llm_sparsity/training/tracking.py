@@ -30,15 +30,14 @@ def start(accelerator: "Accelerator", tracker: str, output: Path) -> None:
 
     Args:
         accelerator: of the run.
-        tracker: tensorboard, mlflow, trackio or wandb.
+        tracker: its name in accelerate.
         output: the run's results folder, whose last five parts name the run.
     """
     run = "/".join(output.parts[-5:])
     if tracker == "tensorboard":  # a folder a run
         accelerator.init_trackers(run)
         return
-    options = {"mlflow": {"run_name": run}, "trackio": {"name": run}, "wandb": {"name": run}}
-    accelerator.init_trackers(PROJECT, init_kwargs={tracker: options[tracker]})
+    accelerator.init_trackers(PROJECT, init_kwargs={tracker: {"run_name" if tracker == "mlflow" else "name": run}})
 
 
 def numbers(row: dict[str, Any]) -> dict[str, float]:
