@@ -329,6 +329,7 @@ def check_before_start():
     """
     driver.record()
     check_environment()
+    check_named_files()
     if found := list(sources.missing(STUDY)):
         raise UserError("\nerror: ".join(map(str, found)))
     if workflow.executor_plugin.name == "slurm":
@@ -346,6 +347,16 @@ def check_environment():
         from llm_sparsity.training import tracking
 
         tracking.require(STUDY.tracker)
+
+
+def check_named_files():
+    """Raise UserError if a file that the config names is wrong: the stages that read them are the last."""
+    from llm_sparsity.reporting import claims, references
+
+    if path := found_file("claims"):
+        claims.load(path)
+    if path := found_file("published"):
+        references.read_numbers(path, references.PUBLISHED)
 
 
 def show_plan():
