@@ -5,15 +5,15 @@ is read aloud, and follows the colours of the page.
 """
 
 import math
-import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
 
-from llm_sparsity.reporting.figures.style import marker_of, ticks
+from llm_sparsity.reporting.figures.frontier import names
+from llm_sparsity.reporting.figures.style import ROOM, marker_of, plain, ticks, widened
 from llm_sparsity.reporting.intervals import Estimate
 from llm_sparsity.reporting.options import Option, front
 from llm_sparsity.reporting.tables import Tables, baseline
@@ -24,12 +24,10 @@ from llm_sparsity.reporting.wording import (
     name_of,
     name_of_metric,
     percent,
-    point_name,
     shown,
 )
 
 LETTER, LINE = 1.05, 5.0  # width and height of a name's letters, in percent of the plot of a desktop's page
-ROOM = 0.06  # of the y axis, above and below the points
 
 
 def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dict[str, Any]:
@@ -50,7 +48,7 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
         return round(100 * option.share / widest, 2), _position(option.value, low, high, metric)
 
     best = [option for model in models for option in front(shown_options, model)]
-    named = _named([option for option in [*best, *shown_options] if option in best or option.is_dense], place)
+    named = _fitting(names(list(dict.fromkeys([*best, *shown_options])), best), place)
     rivals = Counter(option.model for option in shown_options if not option.is_dense)
     changes = {option: option.change(max(rivals[option.model], 1)) for option in shown_options}
     colours = {model: number for number, model in enumerate(models)}
@@ -71,7 +69,7 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
         ],
         "points": [
             _point(option, changes[option], place(option), colours[option.model] % 10)
-            | {"best": option in best, "name": named.get(id(option), "")}
+            | {"best": option in best, "name": named.get(option, "")}
             | _whisker(option, changes[option] if option in best else None, low, high)
             for option in sorted(shown_options, key=lambda option: (option.share, option.value))
         ],
@@ -115,9 +113,7 @@ def _whisker(option: Option, change: Estimate | None, low: float, high: float) -
 def _axis(values: Sequence[float], metric: str, base: float | None) -> tuple[float, float, list[float]]:
     """The ends and the ticks of the y axis."""
     if metric == "perplexity":
-        low, high = math.log10(min(values)), math.log10(max(values))
-        room = max(ROOM * (high - low), 0.02)
-        low, high = 10 ** (low - room), 10 ** min(high + room, sys.float_info.max_10_exp)
+        low, high = widened(min(values), max(values))
         return low, high, ticks(low, high, log=True)
     low, high = min([*values, *([] if base is None else [base])]), max(values)
     room = max(ROOM * (high - low), 0.01)
@@ -133,21 +129,20 @@ def _position(value: float, low: float, high: float, metric: str) -> float:
 
 
 def _tick(value: float, metric: str) -> str:
-    return f"{value:,.6g}" if metric == "perplexity" else f"{value:.2f}"
+    return plain(value) if metric == "perplexity" else f"{value:.2f}"
 
 
-def _named(options: Sequence[Option], place: Any) -> dict[int, str]:
-    """The names of options that fit above their points, by identity."""
+def _fitting(names: Mapping[Option, str], place: Callable[[Option], tuple[float, float]]) -> dict[Option, str]:
+    """The names that fit above their points, the first ones first."""
     taken: list[tuple[float, float, float]] = []
-    named = {}
-    for option in dict.fromkeys(options):
-        name = point_name(option)
+    fitting = {}
+    for option, name in names.items():
         x, y = place(option)
         half = LETTER * len(name) / 2
         if all(abs(y - other) > LINE or abs(x - at) > half + width for at, other, width in taken):
-            named[id(option)] = name
+            fitting[option] = name
             taken.append((x, y, half))
-    return named
+    return fitting
 
 
 def marker_paths(markers: Sequence[str]) -> dict[str, str]:

@@ -56,7 +56,7 @@ def page(
     asked = ranked(questions(data))
     charts = _charts(data, asked, config)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["begin"] = begin
+    environment.filters |= {"begin": begin, "unbroken": _unbroken}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     html: str = template.render(
         name=config["name"],
@@ -83,6 +83,11 @@ def page(
         versions=versions(data),
     )
     return html
+
+
+def _unbroken(text: str) -> str:
+    """A text whose lines do not end between a number and its percent sign."""
+    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)
 
 
 def _with_sources(sections: Mapping[str, list[dict[str, str]]]) -> dict[str, list[dict[str, str]]]:

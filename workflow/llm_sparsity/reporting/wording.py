@@ -49,7 +49,9 @@ def shown(metric: str, value: float) -> str:
     """A value with the digits that its metric supports; a missing one is that of a model that diverged."""
     if math.isnan(value):
         return "diverged"
-    return f"{value:,.1f}" if metric == "perplexity" else f"{value:.3f}"
+    if metric != "perplexity":
+        return f"{value:.3f}"
+    return f"{value:,.1f}" if value < 1e9 else f"{value:.2g}"
 
 
 def percent(share: float) -> str:

@@ -1,7 +1,7 @@
 """Frontier: quality against measured bytes and latency, the choice among all options."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from matplotlib.axes import Axes
 
@@ -53,21 +53,16 @@ def draw(study: Study) -> Iterable[Drawn]:
 
 def _panel(ax: Axes, study: Study, options: list[Option], cost: Callable[[Option], float]) -> list[Point]:
     """One cost against one metric: a colour a model, a marker a method; returns the points to be named."""
-    scopes = len({option.scope for option in options if not option.is_dense}) > 1
-    plain = UNTRAINED if any(option.recipe == UNTRAINED for option in options) else "kept"
     best = [option for model in study.models for option in _front(ax, options, model, cost)]
-    named = []
     for option in options:
-        colour = study.colour(option.model)
         hollow = style.HOLLOW if option.sparsity.is_pattern else {}
-        ax.plot(cost(option), option.value, marker=style.marker_of(option.method), color=colour, zorder=2, **hollow)
-        if len(options) <= CROWD or option in best or option.is_dense:
-            named.append((cost(option), option.value, _name(option, scopes, plain), "#333333"))
+        look = {"marker": style.marker_of(option.method), "color": study.colour(option.model), **hollow}
+        ax.plot(cost(option), option.value, zorder=2, **look)
+    named = [(cost(option), option.value, name, "#333333") for option, name in names(options, best).items()]
     _legend(ax, study, options)
     ax.set_xlim(left=0, right=max(map(cost, options)) * 1.12)
     if options[0].metric == "perplexity":
-        ax.set_yscale("log")
-        style.log_perplexity(ax.yaxis)
+        style.log_perplexity([ax])
     return named
 
 
@@ -80,9 +75,21 @@ def _front(ax: Axes, options: list[Option], model: str, cost: Callable[[Option],
     return best
 
 
-def _name(option: Option, scopes: bool, plain: str) -> str:
-    words = [point_name(option), *([scope_name(option.scope)] if scopes and not option.is_dense else [])]
-    return " ".join([*words, *([option.recipe] if option.recipe != plain else [])])
+def names(options: Sequence[Option], best: Sequence[Option]) -> dict[Option, str]:
+    """The options that are named, with their names: all of a few; of many, dense models and those of the frontier."""
+    scopes = len({option.scope for option in options if not option.is_dense}) > 1
+    plain = UNTRAINED if any(option.recipe == UNTRAINED for option in options) else "kept"
+    return {
+        option: " ".join(
+            [
+                point_name(option),
+                *([scope_name(option.scope)] if scopes and not option.is_dense else []),
+                *([option.recipe] if option.recipe != plain else []),
+            ]
+        )
+        for option in options
+        if len(options) <= CROWD or option in best or option.is_dense
+    }
 
 
 def _legend(ax: Axes, study: Study, options: list[Option]) -> None:

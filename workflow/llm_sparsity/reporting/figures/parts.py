@@ -90,8 +90,7 @@ def _draw(ax: Axes, study: Study, panel: Panel, dense: float, metric: str) -> No
     ax.grid(visible=False, axis="y")
     ax.margins(x=0.12)
     if metric == "perplexity":
-        ax.set_xscale("log")
-        style.log_perplexity(ax.xaxis)
+        style.log_perplexity([ax], "x")
         ax.set_xlabel("Perplexity (log scale; lower is better)")
     else:
         ax.set_xlabel(begin(name_of_metric(metric)))

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.by_sparsity import by_sparsity, highest_loss
@@ -26,7 +25,9 @@ def _perplexity(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
     published = published[
         (published.task == task) & (published.metric == "perplexity") & published.model.isin(study.models)
     ]
-    figure = by_sparsity(study, rows, "Perplexity (log scale; lower is better)", _logarithmic, published, faint=False)
+    figure = by_sparsity(
+        study, rows, "Perplexity (log scale; lower is better)", style.log_perplexity, published, faint=False
+    )
     settings = {**study.config.get("evaluate", {}), **study.config.get("tasks", {}).get(task, {}).get("evaluate", {})}
     caption = f"Perplexity by sparsity; every line starts at the dense model. {_protocol(settings)}".rstrip()
     if rows.recipe.nunique() > 1:
@@ -45,12 +46,6 @@ def _perplexity(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
         caption += f" Crosses are published values: {'; '.join(sources)}."
     title = highest_loss(study, rows[rows.method != "random"], "perplexity", f"on {task}")
     return Drawn(f"perplexity-{task}", QUALITY, title, caption, figure)
-
-
-def _logarithmic(axes: list[Axes]) -> None:
-    for ax in axes:
-        ax.set_yscale("log")
-        style.log_perplexity(ax.yaxis)
 
 
 def _protocol(settings: Mapping[str, Any]) -> str:

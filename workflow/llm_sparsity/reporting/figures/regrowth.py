@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentF
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import QUALITY, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points
-from llm_sparsity.reporting.tables import CELL
+from llm_sparsity.reporting.tables import CELL, fractions
 from llm_sparsity.reporting.wording import number_of, percent
 
 KEPT = 0.99  # of the zeros: at the end of a run whose zeros do not grow back
@@ -18,7 +18,7 @@ KEPT = 0.99  # of the zeros: at the end of a run whose zeros do not grow back
 def draw(study: Study) -> Iterable[Drawn]:
     """A figure for each task with released masks."""
     history = study.tables["history"]
-    released = history[(history["mask"] == "released") & (history.method != "dense")]
+    released = history[(history["mask"] == "released") & (fractions(history) > 0)]
     for task, rows in released.groupby("task", sort=False):
         yield _regrowth(study, str(task), rows)
 

@@ -15,10 +15,10 @@ from llm_sparsity.reporting.wording import name_of, percent
 
 CAPTION = (
     "Measured size of the saved weights: the values that remain and their positions; zeros are not stored. What is "
-    "outside the scope (such as embeddings, if only matrices are pruned) is the lower limit. Dotted: an ideal coder of "
-    "positions and bytes, where its size was measured. The dense model is taken in the same compressed file format, so "
-    "what is saved is saved by pruning."
+    "outside the scope (such as embeddings, if only matrices are pruned) is the lower limit. The dense model is taken "
+    "in the same compressed file format, so what is saved is saved by pruning."
 )
+BOUND = " Dotted: an ideal coder of positions and bytes, where its size was measured."
 
 
 def draw(study: Study) -> Iterable[Drawn]:
@@ -30,11 +30,13 @@ def draw(study: Study) -> Iterable[Drawn]:
     whole = (rows.container_bytes / rows.ratio).astype(float)
     rows = rows.assign(value=rows.ratio, whole=whole, recipe=UNTRAINED, mask="")
     figure = by_sparsity(study, rows, "Weight file, share of dense", _shares)
-    for ax, model in zip(figure.axes, study.present(pruned), strict=True):
+    bounds = [
         _bounds(ax, rows[rows.model == model], study.colour(model))
+        for ax, model in zip(figure.axes, study.present(pruned), strict=True)
+    ]
     smallest: Any = rows.loc[pruned.ratio.idxmin()]
     title = f"{smallest.model} by {name_of(smallest)} takes {percent(round(smallest.value, 3))} of the dense bytes"
-    yield Drawn("size", SAVINGS, title, CAPTION, figure)
+    yield Drawn("size", SAVINGS, title, CAPTION + BOUND * any(bounds), figure)
 
 
 def _shares(axes: list[Axes]) -> None:
@@ -44,10 +46,13 @@ def _shares(axes: list[Axes]) -> None:
         ax.set_ylim(0, max(1.1, ax.get_ylim()[1]))
 
 
-def _bounds(ax: Axes, rows: pd.DataFrame, colour: str) -> None:
-    """The bytes of an ideal coder, for each method and scope."""
+def _bounds(ax: Axes, rows: pd.DataFrame, colour: str) -> bool:
+    """Draw the bytes of an ideal coder, for each method and scope; returns whether any are known."""
+    drawn = False
     for _, line in rows.dropna(subset=["bound_bytes"]).groupby(["method", "scope"], sort=False):
         bound = line[~are_patterns(line)].sort_values("sparsity")
         if len(bound) >= style.JOINED:
             share = bound.bound_bytes.astype(float) / bound.whole
             ax.plot(fractions(bound), share, color=colour, linestyle=":", linewidth=1.2)
+            drawn = True
+    return drawn

@@ -38,7 +38,7 @@ def _speed(study: Study, batch: int, rows: pd.DataFrame, decodes: bool) -> Drawn
     for ax, model in zip(axes, models, strict=True):
         ends[ax] = _panel(ax, study, rows[rows.model == model], model)
         style.reference_line(ax, 1, "as fast as dense", (2, -10))
-        ax.set_ylim(0, max(1.2, float(rows.speedup_high.max()) * 1.08))
+        ax.set_ylim(0, 1.08 * max(1.1, float(rows[["speedup_high", "limit"]].max(axis=None))))
         style.sparsity_axis(ax, rows[rows.model == model])
     name_points(figure, ends)
     for ax in axes[::2]:
@@ -73,6 +73,7 @@ def _panel(ax: Axes, study: Study, rows: pd.DataFrame, model: str) -> list[Point
     """A line for each method, scope and execution of one model, and break-evens; returns the points to be named."""
     named: list[Point] = []
     patterns: list[Point] = []
+    limits: list[Point] = []
     pruned, start = rows[rows.method != "dense"], rows[rows.method == "dense"]
     methods, scopes = list(dict.fromkeys(pruned.method)), pruned.scope.nunique() > 1
     for (method, scope), mine in pruned.groupby(["method", "scope"], sort=False):
@@ -91,11 +92,12 @@ def _panel(ax: Axes, study: Study, rows: pd.DataFrame, model: str) -> list[Point
             if points and (execution == executions[-1] or line.sparsity.nunique() >= style.JOINED):
                 x, y, _, colour = points[-1]
                 named.append((x, y, name, colour))
-            if execution == "sparse" and line.limit.notna().any():
+            if execution == "sparse" and len(points) >= style.JOINED and line.limit.notna().any() and not limits:
                 ax.plot(fractions(line), line.limit, color=style.GREY, linewidth=0.8)
+                limits = [(points[-1][0], float(line.limit.iloc[-1]), "limit", style.INK)]  # of all methods
             if execution == "sparse" and len(points) >= style.JOINED:
                 _break_even(ax, fractions(line).to_numpy(), line.speedup.to_numpy(), look["color"])
-    return [*named, *thinned(patterns)]
+    return [*named, *limits, *thinned(patterns)]
 
 
 def _errorbars(ax: Axes, rows: pd.DataFrame, look: dict[str, Any]) -> list[Point]:

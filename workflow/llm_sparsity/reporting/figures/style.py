@@ -9,6 +9,7 @@ as a fraction but no point of its line: it is a hollow point with its name.
 
 import itertools
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("s", "^", "D", "p", "v", "P", "X", "*", "<", "h", ">", "d")
 GREY, INK = "#777777", "#555555"  # of reference lines, of their names
 HOLLOW = {"markerfacecolor": "white"}
+ROOM = 0.06  # of an axis, beyond the points
 JOINED = 3  # points, from which on they are joined by a line
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold",
@@ -122,17 +124,37 @@ def sparsity_axis(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def ticks(low: float, high: float, *, log: bool = False) -> list[float]:
-    """Round numbers from one value to another; on a logarithmic axis of more than a decade, 1 and 3 of each decade."""
-    wide = log and high > 10 * low
-    locator = LogLocator(subs=(1, 3)) if wide else MaxNLocator(8, steps=(1, 2, 5, 10))
+    """Round numbers from one value to another; on a logarithmic axis of several decades, 1 and 3 of each, or powers."""
+    if log and high > 1e5 * low:
+        return [10.0 ** round(power) for power in ticks(math.log10(low), math.log10(high))]
+    locator = LogLocator(subs=(1, 3)) if log and high > 10 * low else MaxNLocator(8, steps=(1, 2, 5, 10))
     return [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
 
 
-def log_perplexity(axis: Any) -> None:
-    """Plain numbers on a logarithmic axis, which has its limits."""
-    axis.set_major_locator(FixedLocator(ticks(*axis.get_view_interval(), log=True)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:.6g}"))
-    axis.set_minor_locator(NullLocator())
+def plain(value: float) -> str:
+    """A tick as text: "0.75", "30,000", "1e+09"."""
+    return f"{value:,.0f}" if 1000 <= value < 1e7 else f"{value:.6g}"
+
+
+def widened(low: float, high: float) -> tuple[float, float]:
+    """The ends of a logarithmic axis from one value to another, with room beyond them."""
+    ends = math.log10(low), math.log10(high)
+    room = max(ROOM * (ends[1] - ends[0]), 0.02)
+    return 10.0 ** (ends[0] - room), 10.0 ** min(ends[1] + room, sys.float_info.max_10_exp)
+
+
+def log_perplexity(axes: Sequence[Axes], which: str = "y") -> None:
+    """Plain numbers on the logarithmic axes of panels, `x` or `y`, which span what is drawn in all of them."""
+    low = min(getattr(ax.dataLim, f"minpos{which}") for ax in axes)
+    high = max(getattr(ax.dataLim, f"{which}1") for ax in axes)
+    low, high = widened(low, high)
+    for ax in axes:
+        axis = getattr(ax, f"{which}axis")
+        ax.set(**{f"{which}lim": (low, high)})
+        ax.set(**{f"{which}scale": "log"})
+        axis.set_major_locator(FixedLocator(ticks(low, high, log=True)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+        axis.set_minor_locator(NullLocator())
 
 
 def reference_line(ax: Axes, value: float, name: str, where: tuple[float, float], **kwargs: Any) -> None:

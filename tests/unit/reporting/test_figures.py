@@ -1,0 +1,340 @@
+"""Figures and the chart of unusual studies: each is drawn, and says nothing false. All numbers are MADE UP."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from llm_sparsity.reporting.answers import questions
+from llm_sparsity.reporting.chart import chart
+from llm_sparsity.reporting.figures import (
+    by_sparsity,
+    frontier,
+    layer_errors,
+    parts,
+    perplexity,
+    regrowth,
+    size,
+    speed,
+    zero_shot,
+)
+from llm_sparsity.reporting.figures.drawing import Drawn, Study
+from llm_sparsity.reporting.figures.labels import legible
+from llm_sparsity.reporting.figures.style import STYLE, ticks
+from llm_sparsity.reporting.plot import KINDS
+from llm_sparsity.reporting.references import PUBLISHED
+from llm_sparsity.reporting.tables import read, scored
+from llm_sparsity.study.sparsity import Sparsity
+from tests.tables import write_tables
+
+Tables = dict[str, pd.DataFrame]
+
+CHAINS = [
+    method + step
+    for method in ("magnitude", "uniform", "random", "wanda", "sparsegpt", "admm", "block")
+    for step in ("", "+int8", "+int4", "+reconstruct", "+reconstruct+int8", "+reconstruct+int4")
+]
+
+
+@pytest.fixture(autouse=True)
+def look() -> Iterator[None]:
+    """The style of figures; those that a test drew are closed."""
+    with mpl.rc_context(STYLE):
+        yield
+    plt.close("all")
+
+
+def study_of(tables: Path, change: Callable[[Tables], Any] = lambda found: None) -> Study:
+    """A study of tables, in memory, after a change."""
+    found = read(tables)
+    change(found)
+    found["metrics"] = scored(found["metrics"])
+    models = list(dict.fromkeys(found["sizes"].model))
+    return Study(found, models, {}, pd.DataFrame(columns=PUBLISHED))
+
+
+def drawn(kind: Any, study: Study) -> list[Drawn]:
+    return list(kind.draw(study))
+
+
+def diverged(methods: set[str]) -> Callable[[Tables], None]:
+    def change(found: Tables) -> None:
+        found["metrics"].loc[found["metrics"].method.isin(methods), "value"] = np.nan
+
+    return change
+
+
+def perplexities(*values: float) -> Callable[[Tables], None]:
+    def change(found: Tables) -> None:
+        rows = found["metrics"]
+        rows.loc[rows.metric == "perplexity", "value"] = values
+
+    return change
+
+
+def correlations(found: Tables) -> None:
+    """From -0.9 to 0.9."""
+    rows = found["metrics"]
+    mine = rows.metric == "pearsonr"
+    rows.loc[mine, "value"] = np.linspace(0.9, -0.9, mine.sum())
+    found["baselines"].loc[found["baselines"].metric == "pearsonr", "value"] = 0.0
+
+
+def quantised(found: Tables) -> None:
+    """Nothing is removed, only quantised."""
+    for name in ("metrics", "runs", "history", "sizes", "speed", "tensors"):
+        rows = found[name]
+        found[name] = rows[(rows.method == "dense") | (rows.sparsity == Sparsity("0.5"))].copy()
+        found[name].loc[rows.method != "dense", ["method", "sparsity", "fraction"]] = ["int8", Sparsity("0"), 0.0]
+
+
+CASES: dict[str, tuple[dict[str, Any], Callable[[Tables], Any]]] = {
+    "one cell of one seed": ({"sparsities": ("0.5",)}, lambda found: None),
+    "a dense model that diverged": ({"seeds": 2}, diverged({"dense"})),
+    "pruned models that diverged": ({"seeds": 2}, diverged({"magnitude"})),
+    "every model diverged": ({"seeds": 2}, diverged({"dense", "magnitude"})),
+    "one regression": ({"score": "pearsonr", "text": False}, lambda found: None),
+    "correlations of both signs": ({"score": "pearsonr", "text": False, "seeds": 2}, correlations),
+    "a perplexity near the largest float": ({"seeds": 0}, perplexities(20, 1e9, 1e304)),
+    "perplexities close to each other": ({"seeds": 0}, perplexities(43.0, 43.1, 43.3)),
+    "equal perplexities": ({"seeds": 0}, perplexities(43, 43, 43)),
+    "forty methods": ({"methods": CHAINS, "text": False}, lambda found: None),
+    "long names": ({"models": ["a-model-whose-name-is-as-long-as-names-on-the-hub-get-" * 2]}, lambda found: None),
+    "quantised models alone": ({"sparsities": ("0.5",)}, quantised),
+    "structured models alone": ({"methods": ["structured"]}, lambda found: None),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case == "forty methods" else case for case in CASES]
+)
+def test_unusual_studies_are_drawn(case: str, tmp_path: Path) -> None:
+    given, change = CASES[case]
+    write_tables(
+        tmp_path,
+        **{"models": ["llama"], "methods": ["magnitude"], "speed": True, "recipes": ("kept", "released"), **given},
+    )
+    study = study_of(tmp_path, change)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in KINDS:
+            for figure in kind.draw(study):
+                _check(figure)
+                plt.close(figure.figure)
+        for question in questions(study.tables):
+            found = chart(study.tables, question.options, study.models)
+            assert len(found["y_ticks"]) > 1
+            assert all(0 <= point[axis] <= 100 for point in found["points"] for axis in "xy")
+
+
+def _check(drawn: Drawn) -> None:
+    """No number is missing in words, and no name is cut off."""
+    for text in (drawn.title, drawn.caption):
+        assert not {"nan", "inf", "NaN"} & set(text.replace("(", " ").replace(",", " ").split()), text
+    figure = drawn.figure
+    figure.draw_without_rendering()
+    box = figure.bbox.padded(3)
+    for ax in figure.axes:
+        assert len(ax.get_yticks()) > 1, drawn.name
+        for text in ax.texts:
+            name = text.get_window_extent()
+            assert box.x0 <= name.x0 and name.x1 <= box.x1, f"{drawn.name}: {text.get_text()} is cut off"
+            assert box.y0 <= name.y0 and name.y1 <= box.y1, f"{drawn.name}: {text.get_text()} is cut off"
+
+
+def test_released_zeros_are_counted_among_those_that_were_removed(tmp_path: Path) -> None:
+    """Half of the scope was removed; a quarter of it is still zero, which is half of what was removed."""
+    write_tables(tmp_path, ["llama"], ["magnitude"], recipes=("released",), sparsities=("0.5",), text=False)
+
+    def change(found: Tables) -> None:
+        found["history"]["measured_sparsity"] = 0.25
+
+    (figure,) = drawn(regrowth, study_of(tmp_path, change))
+    assert "50 % are left after one step and 50 % at the end" in figure.caption
+    assert figure.title.startswith("Released zeros grow back on sst2: of those of llama at 50 %, 50 % are left")
+
+
+def test_released_zeros_that_stay_are_not_said_to_grow_back(tmp_path: Path) -> None:
+    write_tables(tmp_path, ["llama"], ["magnitude"], recipes=("released",), sparsities=("0.5",), text=False)
+
+    def change(found: Tables) -> None:
+        found["history"]["measured_sparsity"] = 0.5
+
+    (figure,) = drawn(regrowth, study_of(tmp_path, change))
+    assert figure.title.startswith("Released zeros remain on sst2")
+
+
+def test_each_variant_has_one_line_of_regrowth(tmp_path: Path) -> None:
+    """Of several seeds and draws of the calibration text, the first."""
+    write_tables(tmp_path, ["llama"], ["wanda"], 2, recipes=("released",), sparsities=("0.5",), text=False)
+
+    def change(found: Tables) -> None:
+        again = found["history"].assign(calibration_seed=1, measured_sparsity=0.9)
+        found["history"] = pd.concat([found["history"], again])
+
+    (figure,) = drawn(regrowth, study_of(tmp_path, change))
+    (line,) = [line for line in figure.figure.axes[0].lines if len(line.get_xdata()) > 1]
+    assert list(line.get_xdata()) == [0, 1, 5, 20]
+
+
+def test_a_title_of_time_is_about_masks(tmp_path: Path) -> None:
+    """A structured model has no mask and trains in half the time."""
+    write_tables(tmp_path, ["llama"], ["magnitude", "structured"], text=False)
+
+    def change(found: Tables) -> None:
+        found["runs"].loc[found["runs"].method == "structured", "train_seconds"] /= 2
+
+    titles = [figure.title for figure in drawn(by_sparsity, study_of(tmp_path, change))]
+    assert "With a mask kept, training on sst2 takes 1.00 times as long as for the dense model" in titles
+
+
+def test_times_of_several_machines_are_said_to_be(tmp_path: Path) -> None:
+    write_tables(tmp_path, ["llama"], ["magnitude"], text=False)
+
+    def change(found: Tables) -> None:
+        found["runs"].loc[found["runs"].method == "magnitude", "device"] = "NVIDIA A100"
+
+    captions = [figure.caption for figure in drawn(by_sparsity, study_of(tmp_path, change))]
+    assert "Measured on several machines" in captions[-1] and "NVIDIA A100" in captions[-1]
+
+
+def test_a_caption_names_only_strokes_that_are_drawn(tmp_path: Path) -> None:
+    write_tables(tmp_path / "kept", ["llama"], ["magnitude"], text=False)
+    write_tables(tmp_path / "all", ["llama"], ["magnitude"], recipes=("kept", "released", "gradual"), text=False)
+    plain, full = (drawn(by_sparsity, study_of(tmp_path / name))[0].caption for name in ("kept", "all"))
+    assert "Solid: the recipe kept" in plain and "ashed" not in plain
+    assert "dash-dotted: other recipes" in full and "dashed: released" in full
+
+
+def test_means_are_over_the_same_tasks(tmp_path: Path) -> None:
+    """Wanda was scored on one of two tasks: it stands in a figure of that task alone, beside those scored on both."""
+    write_tables(tmp_path, ["llama"], ["magnitude", "wanda"], seeds=0)
+
+    def change(found: Tables) -> None:
+        text = found["metrics"][found["metrics"].metric == "perplexity"].assign(metric="acc")
+        hard = text[text.method != "wanda"].assign(task="hard", value=0.2)
+        found["metrics"] = pd.concat([text.assign(task="easy", value=0.8), hard])
+
+    figures = {figure.name: figure for figure in drawn(zero_shot, study_of(tmp_path, change))}
+    assert set(figures) == {"zero-shot-easy-hard", "zero-shot-easy"}
+    values = {
+        name: {float(y) for line in figure.figure.axes[0].lines for y in line.get_ydata()}
+        for name, figure in figures.items()
+    }
+    assert values == {"zero-shot-easy-hard": {0.5}, "zero-shot-easy": {0.8}}
+    assert "mean of 2 tasks" in figures["zero-shot-easy-hard"].title
+    assert "on easy" in figures["zero-shot-easy"].title
+
+
+def test_perplexity_of_a_harness_task_is_no_perplexity_of_text(tmp_path: Path) -> None:
+    write_tables(tmp_path, ["llama"], ["magnitude"], seeds=0)
+
+    def change(found: Tables) -> None:
+        rows = found["metrics"]
+        found["metrics"] = pd.concat([rows, rows.assign(task="lambada_openai")])
+
+    assert [figure.name for figure in drawn(perplexity, study_of(tmp_path, change))] == ["perplexity-text"]
+
+
+def test_errors_of_scopes_are_lines_of_their_own(tmp_path: Path) -> None:
+    write_tables(tmp_path, ["llama"], ["wanda"], seeds=0, sparsities=("0.5",))
+
+    def change(found: Tables) -> None:
+        rows = found["tensors"]
+        found["tensors"] = pd.concat([rows.assign(scope="attention"), rows.assign(scope="mlp", error=1.0)])
+
+    (figure,) = drawn(layer_errors, study_of(tmp_path, change))
+    (ax,) = figure.figure.axes
+    assert [text.get_text() for text in ax.texts] == ["wanda, attention", "wanda, mlp"]
+    assert [list(np.round(line.get_ydata(), 2)) for line in ax.lines] == [[0, 0.05, 0.1, 0.15], [1, 1, 1, 1]]
+    assert figure.title == "The outputs of llama change most in layer 0, by wanda, 50 % of mlp"
+
+
+def test_parts_have_intervals_and_any_sign(tmp_path: Path) -> None:
+    """Each part has seeds -0.3 and -0.1: a point at -0.2, between the ends of the axis, with its t-interval."""
+    write_tables(tmp_path, ["llama"], ["magnitude"], 2, sparsities=("0.5",), text=False)
+
+    def change(found: Tables) -> None:
+        for name in ("metrics", "sizes"):
+            rows = found[name]
+            pruned = [rows[rows.method != "dense"].assign(scope=scope) for scope in ("attention", "mlp")]
+            found[name] = pd.concat([rows[rows.method == "dense"], *pruned], ignore_index=True)
+        rows = found["metrics"]
+        rows.loc[rows.method != "dense", "value"] = rows.seed.map({0: -0.3, 1: -0.1}).astype(float)
+
+    (figure,) = drawn(parts, study_of(tmp_path, change))
+    (ax,) = figure.figure.axes
+    ends = [segment[:, 0] for bars in ax.collections for segment in bars.get_segments()]
+    assert np.allclose(ends, [[-0.2 - 12.706 * 0.1, -0.2 + 12.706 * 0.1]] * 2, atol=1e-3)
+    assert ax.get_xlim()[0] < -0.2 - 1.27
+    assert "Bars are 95 % intervals." in figure.caption
+    assert "has accuracy -0.200 whichever part is pruned" in figure.title
+
+
+def test_the_fastest_is_one_that_is_drawn_and_not_noise(tmp_path: Path) -> None:
+    write_tables(tmp_path, ["llama"], ["magnitude"], seeds=0, speed=True)
+
+    def title(change: Callable[[pd.DataFrame], Any]) -> str:
+        (figure,) = drawn(speed, study_of(tmp_path, lambda found: change(found["speed"])))
+        return figure.title
+
+    def slow(rows: pd.DataFrame) -> None:
+        rows.loc[rows.execution == "sparse", ["speedup", "speedup_low", "speedup_high"]] = [0.5, 0.4, 0.6]
+        rows.loc[(rows.execution == "dense") & (rows.method != "dense"), "speedup"] = 1.01
+
+    def other(rows: pd.DataFrame) -> None:
+        rows.loc[(rows.execution == "dense") & (rows.sparsity == Sparsity("0.9")), ["execution", "speedup"]] = [
+            "fastest", 9.0,
+        ]  # fmt: skip
+
+    assert title(slow).startswith("Nothing is faster than the dense model at batch 1; the nearest (0.50 times)")
+    assert (
+        title(other)
+        == "At most 1.6 times as fast as dense at batch 1: llama, magnitude, 90 % of linear, sparse execution"
+    )
+
+
+def test_the_smallest_file_is_one_that_is_drawn(tmp_path: Path) -> None:
+    write_tables(tmp_path, ["llama"], ["magnitude"], seeds=0, sparsities=("0.5",))
+
+    def change(found: Tables) -> None:
+        small = found["sizes"].iloc[[1]].assign(method="int4", sparsity=Sparsity("0"), fraction=0.0, ratio=0.1)
+        found["sizes"] = pd.concat([found["sizes"], small])
+
+    (figure,) = drawn(size, study_of(tmp_path, change))
+    assert figure.title == "llama by magnitude, 50 % of linear takes 50 % of the dense bytes"
+
+
+def test_the_frontier_leads_with_the_most_telling_model(tmp_path: Path) -> None:
+    """The first model has learned nothing; the title is about the second."""
+    write_tables(tmp_path, ["none", "llama"], ["magnitude"], 3, text=False)
+
+    def change(found: Tables) -> None:
+        found["metrics"].loc[found["metrics"].model == "none", "value"] = 0.5
+
+    (figure,) = drawn(frontier, study_of(tmp_path, change))
+    assert "llama" in figure.title
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log"), [(42.9, 43.4, True), (20, 1e9, True), (3, 2e304, True), (-1, 1, False), (0.7, 0.71, False)]
+)
+def test_an_axis_has_round_ticks_at_any_range(low: float, high: float, log: bool) -> None:
+    found = ticks(low, high, log=log)
+    assert 2 <= len(found) <= 12
+    assert low <= found[0] and found[-1] <= high
+    assert all(math.isclose(float(f"{tick:.3g}"), tick) for tick in found)
+
+
+def test_names_are_legible_in_every_colour() -> None:
+    assert legible("#000000") == "#000000"
+    for colour in ("#E69F00", "#56B4E9", "#ffffff"):
+        red, green, blue = mpl.colors.to_rgb(legible(colour))
+        assert 0.2126 * red**2.4 + 0.7152 * green**2.4 + 0.0722 * blue**2.4 < 0.2
