@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +32,35 @@ def test_the_rule_graph_is_drawn_from_the_code(root: Path) -> None:
     )
     assert drawn is not None
     assert drawn.group(1) == rulegraph(root), "paste this between the markers:\n" + rulegraph(root)
+
+
+def imports(root: Path) -> dict[str, set[str]]:
+    """Package -> the packages of this library that it imports; likewise of the Snakefile and of the scripts."""
+    files = {"Snakefile": [*(root / "workflow/rules").glob("*.smk")], "scripts": [*(root / "scripts").glob("*.py")]}
+    for init in (root / "workflow/llm_sparsity").glob("*/__init__.py"):
+        files[init.parent.name] = [*init.parent.rglob("*.py")]
+    found = {
+        package: {
+            name for path in paths for name in re.findall(r"^\s*from llm_sparsity\.(\w+)", path.read_text(), re.M)
+        }
+        for package, paths in files.items()
+    }
+    return {package: names & files.keys() - {package} for package, names in found.items()}
+
+
+def test_imports_follow_the_arrows_which_point_one_way(root: Path) -> None:
+    drawn = re.search(r"```mermaid\nflowchart TD\n(.*?)```", (root / "ARCHITECTURE.md").read_text(), re.DOTALL)
+    assert drawn is not None
+    arrows = {package: set(targets.split(" & ")) for package, targets in re.findall(r"(\w+) --> (.+)", drawn.group(1))}
+    below: dict[str, set[str]] = {}
+    for package in TopologicalSorter(arrows).static_order():  # which raises an error for a cycle
+        direct = arrows.get(package, set())
+        below[package] = direct.union(*(below[each] for each in direct))
+    found = imports(root)
+    assert below.keys() == found.keys()
+    for package, used in found.items():
+        assert used <= below[package], f"{package} imports what no arrow leads to"
+        assert arrows.get(package, set()) - {"Snakefile"} <= used, f"{package} imports less than is drawn"
 
 
 PAGES = [
