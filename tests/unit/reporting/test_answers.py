@@ -230,6 +230,114 @@ def test_what_training_on_text_brings_back_is_told_against_a_dense_model_that_wa
     assert "Training recovers" not in summary_of(tmp_path)
 
 
+def perplexities(folder: Path, values: dict[str, float], **arguments: Any) -> str:
+    """The summary of a study of llama at half of its weights, by method."""
+    write_tables(folder / "tables", ["llama"], list(values), seeds=0, sparsities=("0.5",), **arguments)
+    for method, value in values.items():
+        changed(folder, "metrics", {"method": method, "metric": "perplexity"}, value=value)
+    return summary_of(folder)
+
+
+def test_a_gap_that_chance_explains_is_not_told(tmp_path: Path) -> None:
+    """Windows leave 1 % of chance to each of the two, so 5.4 % to the difference of three pairs of methods."""
+    values = {"magnitude": 60.0, "uniform": 63.0, "block": 61.0}
+    assert "The method matters" not in perplexities(tmp_path, values)
+    assert "magnitude has perplexity 60.0 on text, uniform 70.0" in perplexities(tmp_path, values | {"uniform": 70.0})
+
+
+def test_one_draw_of_the_calibration_text_decides_nothing(tmp_path: Path) -> None:
+    told = perplexities(tmp_path, {"wanda": 30.1, "magnitude": 900.0})
+    assert "The method matters" not in told
+    assert (
+        "This study does not decide whether llama stays within 10 % of its dense perplexity on text: wanda, 50 % of "
+        "linear has perplexity 30.1 against 30.0 of the dense model, from 20 windows and one calibration draw; it "
+        "would take three calibration draws or more." in told
+    )
+    metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str, keep_default_na=False)
+    wanda = metrics[metrics.method == "wanda"]
+    draws = [wanda.assign(calibration_seed=str(seed)) for seed in (1, 2)]
+    pd.concat([metrics, *draws]).to_csv(tmp_path / "tables/metrics.csv", index=False)
+    told = summary_of(tmp_path)
+    assert "llama stays within 10 % of its dense perplexity at 50 % of its bytes: wanda" in told
+    assert "The method matters" in told
+
+
+def test_one_window_of_text_decides_nothing(tmp_path: Path) -> None:
+    perplexities(tmp_path, {"magnitude": 30.1})
+    changed(tmp_path, "metrics", {"task": "text"}, windows=1)
+    assert "from one window; it would take more windows." in summary_of(tmp_path)
+
+
+def test_windows_that_differ_leave_a_perplexity_open(tmp_path: Path) -> None:
+    """31.5 of 30 with an error of 5 %: ± 2.09 (t of 19) x .05 x 1.05, of which .05 are allowed."""
+    perplexities(tmp_path, {"magnitude": 31.5})
+    changed(tmp_path, "metrics", {"metric": "perplexity_paired_stderr"}, value=0.05)
+    assert "it would take about 97 windows." in summary_of(tmp_path)
+
+
+def test_each_pattern_is_a_further_test(tmp_path: Path) -> None:
+    """Patterns lie on no sweep: with two beside a fraction, intervals are those of three comparisons."""
+    for sparsities, tests in ((("0.3", "0.5"), 1), (("0.3", "0.5", "2of4"), 2), (("2of4", "1of4"), 2)):
+        folder = tmp_path / "-".join(sparsities)
+        write_tables(folder / "tables", ["minilm"], ["magnitude"], 3, text=False, sparsities=sparsities)
+        (asked,) = questions(read(folder / "tables"))
+        assert asked.verdict and asked.verdict.comparisons == tests
+
+
+def test_a_recipe_that_is_no_better_is_not_told(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3, text=False, recipes=("kept", "gradual"))
+    changed(tmp_path, "metrics", {"recipe": "gradual", "metric": "accuracy"}, value=0.1)
+    assert "The recipe matters" not in summary_of(tmp_path)
+    write_tables(tmp_path / "tables", ["minilm"], ["random"], 3, text=False, recipes=("kept", "gradual"))
+    assert "The recipe matters" not in summary_of(tmp_path)  # a control, which nobody takes
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [("magnitude", "No variant runs measurably faster"), ("structured", "The fastest runs 1.0 times as fast")],
+)
+def test_a_masked_model_in_dense_execution_is_no_faster(method: str, told: str, tmp_path: Path) -> None:
+    """It has the shapes of the dense model. One that was cut is smaller."""
+    write_tables(tmp_path / "tables", ["minilm"], [method], text=False, sparsities=("0.5",), speed=True)
+    rows = {"method": method, "execution": "dense"}
+    changed(tmp_path, "speed", rows, speedup=1.02, speedup_low=1.01)
+    changed(tmp_path, "speed", {"execution": "sparse"}, speedup=1.01, speedup_low=0.99)
+    assert told in summary_of(tmp_path)
+
+
+@pytest.mark.parametrize(("left", "told"), [(0.225, "of the 90 % removed of minilm, 25 % are still zero"), (0.9, "")])
+def test_zeros_that_are_left_are_a_share_of_those_removed(left: float, told: str, tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 2, text=False, recipes=("kept", "released"))
+    changed(tmp_path, "runs", {"recipe": "released", "sparsity": "0.9"}, measured_sparsity=left)
+    found = summary_of(tmp_path)
+    assert told in found if told else "grow back" not in found
+
+
+def test_a_constant_score_below_zero_is_no_share(tmp_path: Path) -> None:
+    """A Matthews correlation of which no error is known: p (1 - p) would be negative."""
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3, text=False, score="matthews_correlation")
+    metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str, keep_default_na=False)
+    metrics = metrics[~metrics.metric.str.endswith("_stderr")]
+    metrics.assign(value="-0.1").to_csv(tmp_path / "tables/metrics.csv", index=False)
+    data = read(tmp_path / "tables")
+    assert resolution(data, "sst2") == "The validation split has 400 examples."
+    (asked,) = questions(data)
+    assert asked.verdict and asked.verdict.decided is None
+
+
+def test_nine_runs_of_three_seeds_are_three_values(tmp_path: Path) -> None:
+    """Draws of the calibration text share the seeds of fine-tuning: t of 2, on the page as in the decision."""
+    write_tables(tmp_path / "tables", ["minilm"], ["wanda"], 3, text=False, sparsities=("0.5",))
+    once = results(read(tmp_path / "tables"))
+    for table in ("metrics", "runs"):
+        rows = pd.read_csv(tmp_path / f"tables/{table}.csv", dtype=str, keep_default_na=False)
+        draws = [rows[rows.method == "wanda"].assign(calibration_seed=str(seed)) for seed in (1, 2)]
+        pd.concat([rows, *draws]).to_csv(tmp_path / f"tables/{table}.csv", index=False)
+    data = read(tmp_path / "tables")
+    assert results(data) == once
+    assert len(next(o for asked in questions(data) for o in asked.options if not o.is_dense).values) == 3
+
+
 def test_a_task_is_judged_by_its_own_score(tmp_path: Path) -> None:
     config = write_tables(
         tmp_path / "tables", ["minilm"], ["magnitude"], 3, text=False, score="matthews_correlation",

@@ -1,5 +1,6 @@
 """Claims, judged on the earlier study's own numbers and on MADE UP ones whose verdict is known."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from llm_sparsity.evaluation.weights import GRID
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.reporting import tables
 from llm_sparsity.reporting.claims import judge, load
+from llm_sparsity.reporting.quantities import QUANTITIES
 from tests.tables import CLAIMS
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -231,6 +233,8 @@ CHANGE = {"claim": "c", "quantity": "score_change", "sparsity": 0.5}
         ({"low": "none"}, "claims.1.low: found 'none'; input should be a valid number"),
         ({"quantity": "share_within", "limit": "x"}, "claims.1.sparsity: unknown key; known: claim, quantity"),
         ({"quantity": "best_above_majority"}, "claims.1.sparsity: unknown key; did you mean 'sparsities'?"),
+        ({"low": 0.1, "high": -0.1}, "claims.1.low: found 0.1, which is not up to high, -0.1; correct one of them"),
+        ({"low": math.nan}, "claims.1.low: found nan, which is not up to high, inf; correct one of them"),
     ],
 )
 def test_a_wrong_claim_is_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -246,7 +250,10 @@ def test_a_wrong_claim_is_one_line(changes: dict[str, Any], message: str, tmp_pa
     ("claim", "message"),
     [
         ({"quantity": "score_change"}, "claims.0.sparsity: missing; add it, score_change needs it"),
-        ({"quantity": "share_within", "limit": "x"}, "claims.0.limit: found 'x'; give a number"),
+        ({"quantity": "share_within", "limit": "x"}, "claims.0.limit: found 'x'; give a number above 0"),
+        ({"quantity": "share_within", "limit": 0}, "claims.0.limit: found 0; give a number above 0"),
+        ({"quantity": "density_ratio", "magnitude": -1}, "claims.0.magnitude: found -1; give a number above 0"),
+        ({"quantity": "best_above_majority", "sparsities": []}, "claims.0.sparsities: found []; give a list of "),
         ({"quantity": "best_above_majority", "sparsities": 0.5}, "claims.0.sparsities: found 0.5; give a list of "),
     ],
 )
@@ -263,13 +270,17 @@ def test_a_wrong_argument_is_one_line(claim: dict[str, Any], message: str, tmp_p
         ({"source": {"name": "s"}}, "source.summary: missing; add it"),
         ({"claim": []}, "claim: unknown key; remove or correct it"),
         ({"scopes": []}, "scopes: found '()'; "),
+        (
+            {"source": {"name": "s", "summary": "p", "tasks": {"t": {"examples": 5, "majority": 6}}}},
+            "source.tasks.t.majority: found 6 of 5 examples; correct one of them",
+        ),
     ],
 )
 def test_a_wrong_file_is_one_line(file: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = _written(tmp_path, **file)
     with pytest.raises(UserError) as caught:
         load(path)
-    assert str(caught.value).startswith(f"{path}: {message}".split("found")[0])
+    assert str(caught.value).startswith(f"{path}: {message}".split("found '")[0])
 
 
 @pytest.mark.parametrize(
@@ -312,3 +323,24 @@ def _written(folder: Path, **changes: Any) -> Path:
     path = folder / "claims.yaml"
     path.write_text(yaml.safe_dump(file | changes))
     return path
+
+
+def test_layers_of_zeros_stand_out_nowhere() -> None:
+    rows = weights_of("gpt2", np.zeros(10), dict.fromkeys(range(12), 0.0))
+    assert judged({"weights": rows}).set_index("claim").verdict["GPT-2's layer 10 stands out"] == "not studied"
+
+
+def test_a_change_to_the_dense_model_is_paired() -> None:
+    """Standard error .001 of the difference, in place of that of two independent accuracies."""
+    rows = runs_of({"0": [0.9] * 3, "0.1": [0.89] * 3}, "minilm", "sst2")
+    ours = [row for row in rows["metrics"] if row["sparsity"] == "0.1"]
+    rows["metrics"] += [row | {"metric": "accuracy_paired_stderr", "value": 0.001} for row in ours]
+    row = judged(rows).set_index("claim").loc["Removing 10 % costs nothing"]
+    assert row.margin == pytest.approx(1.95996 * 0.001, rel=1e-3)
+    assert row.verdict == "holds"
+
+
+def test_scores_are_counted_in_points_and_nothing_else_is() -> None:
+    assert {name for name, quantity in QUANTITIES.items() if quantity.points} == {
+        "score_change", "best_above_majority", "score_dip",
+    }  # fmt: skip

@@ -51,6 +51,46 @@ def test_a_choice_that_one_seed_makes_is_not_confirmed(tmp_path: Path) -> None:
     assert asked(tmp_path).decisions[0].confirmed == "by 3 seeds"
 
 
+def test_a_rival_of_one_value_is_in_every_fold(tmp_path: Path) -> None:
+    """Wanda has draws, magnitude has none: without the draw that made wanda the best, magnitude is."""
+    write_tables(tmp_path / "tables", ["llama"], ["magnitude", "wanda"], 0, sparsities=("0.5",))
+    metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str, keep_default_na=False)
+    wanda = metrics[metrics.method == "wanda"]
+    draws = [wanda.assign(calibration_seed=str(seed)) for seed in (1, 2)]
+    pd.concat([metrics, *draws]).to_csv(tmp_path / "tables/metrics.csv", index=False)
+    changed(tmp_path, "metrics", {"method": "magnitude", "metric": "perplexity"}, value=40)
+    for seed, value in enumerate((20, 45, 45)):
+        where = {"method": "wanda", "metric": "perplexity", "calibration_seed": str(seed)}
+        changed(tmp_path, "metrics", where, value=value)
+    decision = asked(tmp_path, "perplexity").decisions[0]
+    assert decision.option and decision.option.method == "wanda"
+    assert decision.confirmed == "no: without calibration draw 0, magnitude, 50 % of linear is chosen"
+    changed(tmp_path, "metrics", {"method": "magnitude", "metric": "perplexity"}, value=50)
+    assert asked(tmp_path, "perplexity").decisions[0].confirmed == "by 3 calibration draws"
+
+
+def test_the_interval_of_the_best_of_many_is_wider(tmp_path: Path) -> None:
+    margins = []
+    for methods in (["magnitude"], ["magnitude", "uniform", "block", "structured"]):
+        folder = tmp_path / str(len(methods))
+        write_tables(folder / "tables", ["minilm"], methods, 3, text=False, sparsities=("0.5",))
+        decision = asked(folder).decisions[0]
+        assert decision.change and decision.option and decision.confirmed
+        alone = decision.option.change()
+        assert alone
+        margins.append(decision.change.margin / alone.margin)
+    assert margins[0] == 1
+    assert margins[1] > 1.2
+
+
+def test_an_untrained_dense_model_has_the_bytes_of_its_container(tmp_path: Path) -> None:
+    """Its plain file has 1,200 bytes; shares are of the 1,000 that it takes in the container."""
+    write_tables(tmp_path / "tables", ["llama"], ["magnitude"], 0)
+    (dense,) = (option for option in asked(tmp_path, "perplexity").options if option.is_dense)
+    assert (dense.bytes, dense.share) == (1000, 1)
+    assert dense.plain == pytest.approx(1000 / 1200)
+
+
 def test_one_seed_confirms_nothing_and_has_no_interval(tmp_path: Path) -> None:
     write_tables(tmp_path / "tables", ["minilm"], ["magnitude", "uniform"], 1)
     assert asked(tmp_path).decisions[0].confirmed == "no: one seed"
