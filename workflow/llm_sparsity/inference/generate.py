@@ -8,7 +8,7 @@ import torch
 from transformers import TextStreamer
 
 from llm_sparsity.inference.load import load
-from llm_sparsity.inference.memory import weight_bytes
+from llm_sparsity.inference.memory import memory_bytes
 from llm_sparsity.inference.sparse_layers import SparseLinear
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
@@ -67,7 +67,7 @@ def generate(folder: ModelFolder, execution: str, prompt: str, tokens: int, out:
     return Speed(
         prefill=ids.shape[1] / (times[1] - times[0]),
         decode=(len(times) - 2) / (times[-1] - times[1]) if len(times) > 2 else float("nan"),
-        bytes=weight_bytes(model),
+        bytes=memory_bytes(model),
         seconds=took,
         layers=sum(isinstance(module, SparseLinear) for module in model.modules()),
     )

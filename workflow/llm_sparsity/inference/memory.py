@@ -38,14 +38,14 @@ def inference_bytes(model: Module, run: Callable[[Module], object], device: torc
     Returns:
         Bytes; None where the system does not report peaks (Linux and CUDA do).
     """
-    weights = weight_bytes(model)
+    weights = memory_bytes(model)
     peak = _cuda_peak if device.type == "cuda" else _process_peak
     activations = peak(partial(run, model), device)
     return None if activations is None else weights + activations
 
 
-def weight_bytes(model: Module) -> int:
-    """Bytes of a model's parameters and buffers; shared ones count once."""
+def memory_bytes(model: Module) -> int:
+    """Bytes of memory that a model's parameters and buffers take; shared ones count once."""
     tensors = [part for tensor in [*model.parameters(), *model.buffers()] for part in _parts(tensor)]
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
