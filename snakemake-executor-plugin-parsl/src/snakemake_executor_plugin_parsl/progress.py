@@ -41,7 +41,7 @@ class Progress:
         return (self._took + USUAL) / (self._planned + USUAL)
 
     def end(self, keys: list[Hashable], seconds: float | None) -> None:
-        """Record that jobs, which ran one after the other, ended after so many seconds; None: they failed."""
+        """Record that jobs, which ran one after the other, ended after a number of seconds; None: they failed."""
         jobs = [self.left.pop(key, Job(0, 0)) for key in keys]
         if seconds is None:
             self.failed += len(jobs)

@@ -57,7 +57,7 @@ def _owners(paths: Iterable[Path]) -> list[Process]:
 
 
 def _are_dead(paths: Iterable[Path]) -> bool:
-    """Whether every lock has an owner that has ended. A driver that has just started has not said yet who it is."""
+    """Whether every lock has an owner that has ended. One that has just started is not recorded yet."""
     paths = list(paths)
     owners = _owners(paths)
     locks = sum(path.name.endswith(".output.lock") for path in paths)

@@ -33,7 +33,7 @@ class Variant:
 
     @property
     def is_dense(self) -> bool:
-        """Whether this is the model as it came."""
+        """Whether nothing was removed: the pretrained model."""
         return self.method == "dense"
 
     @property

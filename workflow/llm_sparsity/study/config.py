@@ -1,7 +1,7 @@
 """A study's config: the grids that it crosses, checked as a whole before any job starts.
 
-Every section is a class with its defaults: models and tasks in `sources.py`, everything else in `settings.py`. None of
-them imports torch: `snakemake -n` runs where it is not installed.
+Every section is a class with its defaults: the grids here, models and tasks in `sources.py`, the others in
+`settings.py`. None of them imports torch: `snakemake -n` runs where it is not installed.
 """
 
 from collections.abc import Mapping

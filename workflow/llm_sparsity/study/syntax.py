@@ -1,4 +1,4 @@
-"""A source file as definitions and imports, without what only speaks to people.
+"""A source file as definitions and imports, without text that only people read.
 
 Comments, layout, docstrings, annotations and messages are dropped, so editing them changes no definition's text.
 The expressions in a message are dropped with it; they must not have side effects.
@@ -162,7 +162,7 @@ def _is_message(node: ast.expr) -> bool:
 
 
 class _Normaliser(ast.NodeTransformer):
-    """Drops what only speaks. Bodies may end up empty, which `ast.unparse` accepts."""
+    """Drops text that only people read. Bodies may end up empty, which `ast.unparse` accepts."""
 
     _in_class = False  # directly in a class, where annotations declare fields
 
