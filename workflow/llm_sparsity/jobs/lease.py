@@ -5,6 +5,7 @@ A job that a batch system or a pilot has confined, by CUDA_VISIBLE_DEVICES, to t
 
 import fcntl
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,10 +27,12 @@ def lease(count: int) -> int:
     visible = devices()
     if count >= len(visible) and "CUDA_VISIBLE_DEVICES" in os.environ:
         return len(visible)
-    if not (count := min(count, len(visible))):
+    count = min(count, len(visible))
+    if count == 0:
         return 0
     folder = Path(tempfile.gettempdir()) / f"gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    waits = False
     while True:
         taken: dict[str, int] = {}
         for device in visible:
@@ -40,6 +43,9 @@ def lease(count: int) -> int:
             return count
         for lock in taken.values():
             os.close(lock)
+        if not waits:
+            print(f"waiting for {count} of {len(visible)} GPUs, which other jobs hold", file=sys.stderr)
+            waits = True
         time.sleep(1)
 
 
