@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from llm_sparsity.inference.load import load
 from llm_sparsity.inference.sparse_layers import SparseLinear
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.pruning.prune import prune
+from llm_sparsity.storage.files import write_manifest
+from llm_sparsity.study.sparsity import Sparsity
 from tests import weights
 from tests.unit.inference.conftest import Variant
 
@@ -131,3 +135,29 @@ def test_the_command_prints_both_executions(variant: Variant) -> None:
     assert done.returncode == 0, done.stderr
     assert "--- dense: w1 w2" in done.stdout and "--- sparse: w1 w2" in done.stdout
     assert "generating, token/s" in done.stdout and "CPU threads: 1" in done.stdout
+
+
+PEAK = """
+import resource, sys
+from llm_sparsity.inference.load import load
+def peak() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+load(sys.argv[1])  # imports what loading needs
+before = peak()
+load(sys.argv[2])
+print(peak() - before)
+"""
+
+
+def test_loading_never_holds_the_dense_matrices(variant: Variant, tmp_path: Path) -> None:
+    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 8}
+    config = transformers.LlamaConfig(vocab_size=100, **shape)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "dense")
+    write_manifest(tmp_path / "dense", kind="model", architecture="decoder", model_type="llama")
+    sparsity = Sparsity("0.9")
+    prune(ModelFolder(tmp_path / "dense"), {sparsity: tmp_path / "0.9"}, method="random", scope="linear")
+    command = [sys.executable, "-c", PEAK, variant("0.9", kind="llama").path, tmp_path / "0.9/model"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow")}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < (tmp_path / "dense/model.safetensors").stat().st_size / 2

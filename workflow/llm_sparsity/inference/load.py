@@ -1,13 +1,15 @@
 """A model folder as a transformers model that runs: `generate`, `forward` and pipelines work as ever."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llm_sparsity.inference.sparse_layers import layers_with_zeros, replace_layers, sparse_layers
+from llm_sparsity.inference.sparse_layers import has_zeros, is_prunable, replace_layers, sparse_layers
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.checkpoint import stored_names
 from llm_sparsity.models.classes import held_class, named_class
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_model
@@ -39,9 +41,32 @@ def load(folder: Path | str | ModelFolder, execution: str = "sparse", *, dtype: 
     folder = folder if isinstance(folder, ModelFolder) else ModelFolder(Path(folder))
     if dtype is None:
         dtype = torch.bfloat16 if stored_dtype(folder) == torch.bfloat16 else torch.float32
-    model = load_model(held_class(folder, [named_class(folder)]), folder, dtype=dtype)
-    if execution == "sparse":
-        replace_layers(model, sparse_layers(model, folder.structure, layers_with_zeros(model, folder.structure)))
+    made = held_class(folder, [named_class(folder)])
+    return load_model(made, folder, dtype=dtype) if execution == "dense" else _load_sparse(made, folder, dtype)
+
+
+def _load_sparse(made: Any, folder: ModelFolder, dtype: torch.dtype) -> Any:
+    """Read the matrices of layers last, one at a time: memory holds no more than one that is dense and has zeros."""
+    structure, late = folder.structure, set()
+
+    def is_read_first(name: str) -> bool:
+        if structure.matrix(name) and name.endswith(".weight") and not structure.is_fused(name):
+            late.add(name)
+        return name not in late
+
+    model = load_model(made, folder, dtype=dtype, values=is_read_first)
+    with folder.open() as reader:
+        stored = stored_names(model, reader.names)
+
+        def with_zeros() -> Iterator[str]:
+            for name in [name for name, _ in model.named_modules()]:
+                layer, weight = model.get_submodule(name), f"{name}.weight"
+                if weight in late:
+                    layer.weight.data = reader.tensor(stored[weight]).to(dtype)
+                if is_prunable(name, layer, structure) and has_zeros(layer):
+                    yield name
+
+        replace_layers(model, sparse_layers(model, structure, with_zeros()))
     return model
 
 

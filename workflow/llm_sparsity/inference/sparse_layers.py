@@ -60,12 +60,18 @@ def replace_layers(model: Module, layers: Iterable[tuple[str, Module]]) -> None:
 def layers_with_zeros(model: Module, structure: Structure) -> list[str]:
     """The names of the prunable linear layers with more than `CHANCE_ZEROS` zeros."""
     return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, Linear | Conv1D)
-        and structure.role(f"{name}.weight")
-        and module.weight.count_nonzero() < (1 - CHANCE_ZEROS) * module.weight.numel()
+        name for name, module in model.named_modules() if is_prunable(name, module, structure) and has_zeros(module)
     ]
+
+
+def is_prunable(name: str, module: Module, structure: Structure) -> bool:
+    """Whether a module of a model is a linear layer that can be pruned."""
+    return isinstance(module, Linear | Conv1D) and bool(structure.role(f"{name}.weight"))
+
+
+def has_zeros(layer: Any) -> bool:
+    """Whether more than `CHANCE_ZEROS` of a layer's weights are zeros."""
+    return bool(layer.weight.count_nonzero() < (1 - CHANCE_ZEROS) * layer.weight.numel())
 
 
 class SparseLinear(Module):

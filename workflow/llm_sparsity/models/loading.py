@@ -2,6 +2,7 @@
 
 import re
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from llm_sparsity.jobs.errors import UserError
@@ -28,17 +29,20 @@ class StoredTensor:
         reader: of the checkpoint.
         name: of the tensor.
         turn: held while the reader reads.
-        values: read the values; if not, the tensor has the shape and dtype alone, and takes no memory until it is used.
+        undefined: the dtype of a tensor of the same shape, whose values are undefined, which is given in its place. It
+            takes no memory until it is used.
     """
 
-    def __init__(self, reader: "ModelReader", name: str, turn: threading.Lock, *, values: bool) -> None:
-        self._reader, self._name, self._turn, self._values = reader, name, turn, values
+    def __init__(
+        self, reader: "ModelReader", name: str, turn: threading.Lock, *, undefined: "torch.dtype | None" = None
+    ) -> None:
+        self._reader, self._name, self._turn, self._undefined = reader, name, turn, undefined
 
     def __getitem__(self, index: Any) -> "torch.Tensor":
-        if not self._values:
+        if self._undefined:
             import torch
 
-            return torch.empty(self._reader.shape(self._name), dtype=torch.float32)
+            return torch.empty(self._reader.shape(self._name), dtype=self._undefined)
         with self._turn:
             return self._reader.tensor(self._name)[index]
 
@@ -49,7 +53,7 @@ def load_model(
     *,
     dtype: "torch.dtype | None" = None,
     fresh_head: bool = False,
-    values: bool = True,
+    values: bool | Callable[[str], bool] = True,
     **kwargs: Any,
 ) -> Any:
     """transformers' `from_pretrained` for any model folder, sparse or plain.
@@ -61,7 +65,8 @@ def load_model(
         folder: a model folder.
         dtype: of the model's weights. Default: float32.
         fresh_head: draw the classification head anew, also if the folder holds one.
-        values: read the weights; if not, they are undefined, for a process that gets them from another.
+        values: whether to read weights, or a parameter's by its name. Those that are not read are undefined, and take
+            no memory: the process gets them from another, or later.
         kwargs: fields of the model's configuration, such as `num_labels`.
 
     Returns:
@@ -75,12 +80,17 @@ def load_model(
 
     from llm_sparsity.models.checkpoint import check
 
+    dtype = dtype or torch.float32
     empty = _empty(auto_class, folder, **kwargs)
     with folder.open() as reader:
         if fresh_head:
             reader.names = [name for name in reader.names if not re.search(CLASSIFIERS, name)]
         stored, turn = check(empty, folder.structure, reader, folder), threading.Lock()
-        tensors = {name: StoredTensor(reader, known, turn, values=values) for name, known in stored.items()}
+        left_out = {name for name in stored if not (values(name) if callable(values) else values)}
+        tensors = {
+            name: StoredTensor(reader, known, turn, undefined=dtype if name in left_out else None)
+            for name, known in stored.items()
+        }
         model_class, shapes = type(empty), {name: reader.shape(known) for name, known in stored.items()}
 
         def make(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -90,7 +100,7 @@ def load_model(
         # The same class, whose layers are made as narrow as the tensors that they will hold.
         members = {"__init__": make, "__module__": model_class.__module__}
         fitted: Any = type(model_class.__name__, (model_class,), members)
-        model = fitted.from_pretrained(None, config=empty.config, state_dict=tensors, dtype=dtype or torch.float32)
+        model = fitted.from_pretrained(None, config=empty.config, state_dict=tensors, dtype=dtype)
     model.__class__ = model_class
     return model
 
