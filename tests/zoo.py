@@ -113,7 +113,6 @@ WHOLE = {
     "mt5": {"attention": "relative_attention_bias has a value for each head"},
     "olmo2": {"attention": "Olmo2Model does not run with fewer heads"},
     "olmoe": {"attention": "OlmoeModel does not run with fewer heads", **PACKED},
-    "phi3": {"attention": "layout of layers.0.self_attn.qkv_proj"},
     "t5": {"attention": "relative_attention_bias has a value for each head"},
     "xlnet": {"attention": "packs several matrices"},
     **dict.fromkeys(("granitemoe", "mixtral", "qwen2_moe", "qwen3_moe"), PACKED),

@@ -34,9 +34,11 @@ def empty_every_second(folder: Path, scope: str) -> None:
     for name, tensor in tensors.items():
         axis, role = model.axis(name), model.role(name)
         if axis and role and role.in_scope(scope):
-            units = model.heads(role.stack) if role.part == "attention" else tensor.shape[axis.dim] // axis.fused
+            sizes = axis.sizes(tensor.shape[axis.dim])
+            units = model.heads(role.stack) if role.part == "attention" else sizes[0]
             tensors[name] = tensor.clone()
-            tensors[name].movedim(axis.dim, 0).unflatten(0, (axis.fused, units, -1))[:, ::2] = 0
+            for part in tensors[name].movedim(axis.dim, 0).split(sizes):
+                part.unflatten(0, (units, -1))[::2] = 0
     save(folder, tensors, sparse=False)
     write_manifest(folder, kind="model")
 

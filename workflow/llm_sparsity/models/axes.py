@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 from llm_sparsity.models.roles import PrunableAxis
 
-# Names of matrices that fuse query, key and value -> how many matrices lie one after the other: query, key and value,
-# or 1 if each head's three lie together.
-FUSED_ATTENTION = {"c_attn": 3, "Wqkv": 3, "query_key_value": 1}
+# Ends of names of matrices that fuse query, key and value -> whether all queries come first, then all keys, then all
+# values; if not, each head's three lie together.
+FUSED_ATTENTION = {"Wqkv": True, "self_attn.qkv_proj": True, "query_key_value": False}
 # Names of matrices that fuse a gate and what it multiplies, one after the other.
-FUSED_GATES = {"gate_up_proj": 2, "Wi": 2}
-
+FUSED_GATES = ("gate_up_proj", "Wi")
 
 UNITS = {"attention": "heads", "mlp": "neurons"}
 
@@ -62,6 +61,7 @@ def block_axes(
     readers: Sequence[Matrix],
     others: Mapping[str, int],
     heads: int,
+    groups: int,
 ) -> dict[str, PrunableAxis] | str:
     """The axes of the weights and biases of a block, or the reason why heads or neurons cannot be told apart.
 
@@ -71,7 +71,8 @@ def block_axes(
         matrices: of the block, in the model's order.
         readers: those of them that take heads or neurons as inputs.
         others: its other parameters, without biases of matrices -> their number of dimensions.
-        heads: of an attention block; with grouped queries, groups.
+        heads: of an attention block.
+        groups: of heads that share a key; as many as heads without grouped queries.
     """
     if packed := [matrix.name for matrix in matrices if matrix.shape is None]:
         return f"{packed[0]} packs several matrices"
@@ -82,28 +83,38 @@ def block_axes(
     reader = readers[0]
     writers = [matrix for matrix in matrices if matrix is not reader]
     width = _inputs(reader)
-    units = heads if part == "attention" else width
-    fused = _fused(part, writers, width)
-    if fused is None:
+    units = groups if part == "attention" else width
+    parts = _parts_of_heads(writers, width, heads, groups) if part == "attention" else _parts_of_neurons(writers, width)
+    if parts is None:
         return f"the layout of {writers[0].name}, {writers[0].shape}, is not known"
-    if uneven := [m.name for m in writers if _outputs(m) % (fused * units)] or [reader.name] * bool(width % units):
+    if uneven := [m.name for m in writers if _outputs(m) % (sum(parts) * units)] or [reader.name] * bool(width % units):
         return f"{uneven[0]} does not divide into {units} {UNITS[part]}"
-    axes = {f"{reader.name}.weight": PrunableAxis(block, int(not reader.transposed), 1)}
+    axes = {f"{reader.name}.weight": PrunableAxis(block, int(not reader.transposed), (1,))}
     for matrix in writers:
-        axes[f"{matrix.name}.weight"] = PrunableAxis(block, int(matrix.transposed), fused)
-        axes[f"{matrix.name}.bias"] = PrunableAxis(block, 0, fused)
+        axes[f"{matrix.name}.weight"] = PrunableAxis(block, int(matrix.transposed), parts)
+        axes[f"{matrix.name}.bias"] = PrunableAxis(block, 0, parts)
     return axes
 
 
-def _fused(part: str, writers: Sequence[Matrix], width: int) -> int | None:
-    """How many matrices lie one after the other in each writer; None if their order is not known."""
-    word = writers[0].name.rpartition(".")[2]
-    if part == "attention":
-        if len(writers) > 1:
-            return 1
-        return FUSED_ATTENTION.get(word) if _outputs(writers[0]) == 3 * width else None
-    times = 1 if all(_outputs(matrix) == width for matrix in writers) else FUSED_GATES.get(word)
-    return times if times and all(_outputs(matrix) == times * width for matrix in writers) else None
+def _parts_of_heads(writers: Sequence[Matrix], width: int, heads: int, groups: int) -> tuple[int, ...] | None:
+    """The relative sizes of what is concatenated in each writer of attention; None if its order is not known."""
+    if len(writers) > 1:
+        return (1,)
+    name = f".{writers[0].name}"
+    in_turn = next((in_turn for end, in_turn in FUSED_ATTENTION.items() if name.endswith(f".{end}")), None)
+    if writers[0].transposed:  # GPT-2's Conv1D; a `c_attn` that is no Conv1D, as GPT-BigCode's, has another order
+        in_turn = True
+    if in_turn is None or _outputs(writers[0]) * heads != width * (heads + 2 * groups):
+        return None
+    return (heads // groups, 1, 1) if in_turn else (1,)
+
+
+def _parts_of_neurons(writers: Sequence[Matrix], width: int) -> tuple[int, ...] | None:
+    """The relative sizes of what is concatenated in each writer of a feed-forward block; None if it is not known."""
+    if all(_outputs(matrix) == width for matrix in writers):
+        return (1,)
+    fused = writers[0].name.rpartition(".")[2] in FUSED_GATES and all(_outputs(each) == 2 * width for each in writers)
+    return (1, 1) if fused else None
 
 
 def _is_norm(name: str) -> bool:

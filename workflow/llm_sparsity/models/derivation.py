@@ -123,7 +123,7 @@ class _Derivation:
             layers=tuple(self._layers),
             repeats=max(_attribute(config, ["num_hidden_layers"]) // len(self._layers), 1),
             is_chain=len(self._stacks) <= (2 if self._architecture == "encoder-decoder" else 1),
-            heads={stack: self._heads(stack) for stack in ("encoder", "decoder")},
+            heads={stack: self._groups(stack) for stack in ("encoder", "decoder")},
             first_position=self._first_position(),
             roles=roles,
             matrices=matrices,
@@ -179,6 +179,11 @@ class _Derivation:
         return any(re.search(words.ATTENTION, word) and not re.search(r"(?i)norm", word) for word in called)
 
     def _heads(self, stack: str) -> int:
+        """The number of heads of a stack's attention."""
+        return _attribute(self._model.config, [f"{stack}_attention_heads", "num_attention_heads"])
+
+    def _groups(self, stack: str) -> int:
+        """The number of groups of heads that share a key; without grouped queries, of heads."""
         keys = ["num_key_value_heads", f"{stack}_attention_heads", "num_attention_heads"]
         return _attribute(self._model.config, keys)
 
@@ -214,7 +219,8 @@ class _Derivation:
         own = {*names, *(f"{matrix.name}.bias" for matrix in matrices)}
         inside = {name: weight.dim() for name, weight in self._weights.items() if name.startswith(f"{root}.")}
         others = {name: dims for name, dims in inside.items() if name not in own}
-        return block_axes(block, part, matrices, readers=readers, others=others, heads=self._heads(stack))
+        heads, groups = self._heads(stack), self._groups(stack)
+        return block_axes(block, part, matrices, readers=readers, others=others, heads=heads, groups=groups)
 
     def _blocks(self, roles: Mapping[str, TensorRole]) -> dict[str, tuple[str, list[str]]]:
         """Attention or feed-forward block -> the module that holds it, and its matrices in the model's order."""
@@ -244,11 +250,10 @@ class _Derivation:
 
     def _table_of_heads(self, stack: str) -> str:
         """The name of a table of relative positions with a column for each head, which all layers share; or ""."""
-        config = self._model.config
-        heads = _attribute(config, [f"{stack}_attention_heads", "num_attention_heads"])
+        heads = self._heads(stack)
         tables = {name: module for name, module in self._modules.items() if isinstance(module, Embedding)}
         narrow = (name for name, table in tables.items() if table.embedding_dim == heads)
-        return next(narrow, "") if heads != _attribute(config, ["hidden_size"]) else ""
+        return next(narrow, "") if heads != _attribute(self._model.config, ["hidden_size"]) else ""
 
 
 def _is_stack(module: Module) -> bool:

@@ -94,10 +94,14 @@ class PrunableAxis:
 
     block: name of the attention or feed-forward block. All tensors of a block shrink together.
     dim: the dimension.
-    fused: the number of matrices of equal size that are concatenated along it: 3 for query, key and value, 2 for a gate
-        and what it multiplies, else 1.
+    parts: relative sizes of the matrices that are concatenated along it: (1, 1, 1) for query, key and value, (4, 1, 1)
+        if four queries share a key, (1, 1) for a gate and what it multiplies, else (1,).
     """
 
     block: str
     dim: int
-    fused: int
+    parts: tuple[int, ...]
+
+    def sizes(self, length: int) -> list[int]:
+        """The sizes of the concatenated matrices along a dimension of some length."""
+        return [part * length // sum(self.parts) for part in self.parts]

@@ -45,7 +45,8 @@ class StructuredPruner(Pruner):
         }
         largest = max(sparsities)
         if not largest.is_dense:
-            check_runs(load_skeleton(tensors.model), tensors.model.structure, self._shapes(largest))
+            config = type(tensors.model.model_config).from_dict(self.config(largest))
+            check_runs(load_skeleton(tensors.model, config), tensors.model.structure, self._shapes(largest))
 
     def config(self, sparsity: Sparsity) -> dict[str, Any]:
         """The configuration of the pruned model, as far as the configuration class can express it."""
@@ -93,9 +94,11 @@ class StructuredPruner(Pruner):
         for name, role in tensors.roles.items():
             axis = self._axes[name]
             weight = tensors.reader.tensor(name).movedim(axis.dim, 0)
-            units = tensors.model.heads(role.stack) if role.part == "attention" else len(weight) // axis.fused
-            before = scores.get(axis.block, torch.zeros(units, dtype=torch.float64))
-            scores[axis.block] = before + tensors.method.score(weight.reshape(axis.fused, units, -1))
+            units = tensors.model.heads(role.stack) if role.part == "attention" else axis.sizes(len(weight))[0]
+            score = scores.get(axis.block, torch.zeros(units, dtype=torch.float64))
+            for part in weight.split(axis.sizes(len(weight))):
+                score = score + tensors.method.score(part.reshape(units, -1))
+            scores[axis.block] = score
         return scores
 
 
@@ -121,5 +124,7 @@ def _narrowed(weight: Tensor, axis: PrunableAxis, units: int, kept: Tensor) -> T
         units: number of heads or neurons along the axis.
         kept: their positions, (kept,).
     """
-    order = torch.arange(weight.shape[axis.dim]).view(axis.fused, units, -1)
-    return weight.index_select(axis.dim, order[:, kept].flatten()) + 0.0  # -0.0 becomes 0.0
+    length = weight.shape[axis.dim]
+    parts = torch.arange(length).split(axis.sizes(length))
+    order = torch.cat([part.view(units, -1)[kept].flatten() for part in parts])
+    return weight.index_select(axis.dim, order) + 0.0  # -0.0 becomes 0.0

@@ -17,9 +17,9 @@ def score(weight: Tensor) -> Tensor:
     """The sum of squares of one matrix for each head or neuron; the scores of all matrices of a block are added.
 
     Args:
-        weight: (3 if query, key and value are concatenated, else 1; heads or neurons; weights of each).
+        weight: (heads or neurons, weights of each).
 
     Returns:
         float64, (heads or neurons,).
     """
-    return weight.to(torch.float64).square().sum(dim=(0, 2))
+    return weight.to(torch.float64).square().sum(dim=1)
