@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from llm_sparsity.reporting.intervals import Estimate, Score, combined
-from llm_sparsity.reporting.tables import UNTRAINED, Tables, dense, examples, judged
+from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, dense, examples, judged, start_of
 from llm_sparsity.reporting.wording import in_points
 from llm_sparsity.study.cells import Run, Variant, variant_folder
-from llm_sparsity.study.sparsity import Sparsity
+from llm_sparsity.study.sparsity import ZERO, Sparsity
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,59 +140,54 @@ def options(data: Tables) -> list[Option]:
     """
     rows = judged(data)
     rows = rows[(rows["mask"] != "released") & (rows.method != "random")]
+    sizes, speed = (dict(list(data[name].groupby(CELL, sort=False))) for name in ("sizes", "speed"))
+    runs = data["runs"].assign(value=data["runs"]["bytes"].astype(float))
+    trained = runs.groupby(["task", *CELL, "recipe"], sort=False).value.mean().to_dict()
     found = []
     for (task, metric, model), mine in rows.groupby(["task", "metric", "model"], sort=False):
-        for _, cell in mine.groupby(["method", "scope", "sparsity", "recipe"], sort=False):
-            first = cell.sort_values(["calibration_seed", "seed"], kind="stable").iloc[0]
-            start = dense(mine, first.recipe)
-            if start.empty:
+        starts: dict[str, Score] = {}
+        for (method, scope, sparsity, recipe), cell in mine.groupby([*CELL[1:], "recipe"], sort=False):
+            first, start = cell.sort_values(["calibration_seed", "seed"], kind="stable").iloc[0], start_of(recipe)
+            count = examples(data, task) if in_points(metric) else int(first.windows)
+            if start not in starts:
+                starts[start] = Score.of(dense(mine, recipe), metric, count)
+            if starts[start].values.empty:
                 continue
-            count = examples(data, str(task)) if in_points(str(metric)) else int(first.windows)
-            score, before = (Score.of(rows, str(metric), count) for rows in (cell, start))
-            size, share, plain = _bytes(data, first)
+            variant = (model, method, scope, sparsity)
+            whole = trained.get((task, model, "dense", "", ZERO, start), math.nan)
             found.append(
                 Option(
-                    str(task), str(metric), str(model), first.method, first.scope, first.sparsity, first.recipe,
-                    score, before, count, size, share, plain, _speedup(data, first), _folder(first),
+                    task, metric, *variant, recipe, Score.of(cell, metric, count), starts[start], count,
+                    *_bytes(sizes.get(variant), trained.get((task, *variant, recipe), math.nan), whole),
+                    1.0 if method == "dense" else _speedup(speed.get(variant)), _folder(first),
                 )
             )  # fmt: skip
     return found
 
 
-def _cell(table: pd.DataFrame, row: Any) -> pd.DataFrame:
-    """The rows of a table that are about a row's variant."""
-    same = (table.model == row.model) & (table.method == row.method) & (table.scope == row.scope)
-    return table[same & (table.sparsity == row.sparsity)]
-
-
-def _bytes(data: Tables, row: Any) -> tuple[float, float, float]:
+def _bytes(sizes: pd.DataFrame | None, trained: float, start: float) -> tuple[float, float, float]:
     """The bytes of the weights in the container, their share of the dense model, and their share of the plain file.
 
     Training changes the weights, and with them what compression saves: a trained model is measured itself.
+
+    Args:
+        sizes: of the variant; None: unknown.
+        trained, start: bytes of the trained variant, and of the dense model that was trained; NaN without training.
     """
-    sizes, runs = _cell(data["sizes"], row), data["runs"]
-    if sizes.empty:
+    if sizes is None:
         return math.nan, math.nan, math.nan
-    whole, size = float(sizes.dense_bytes.iloc[0]), float(sizes.container_bytes.iloc[0])
-    runs = runs[(runs.task == row.task) & (runs.model == row.model)]
-    trained, start = (each["bytes"].astype(float).mean() for each in (_trained(runs, row), dense(runs, row.recipe)))
-    if pd.notna(trained):
-        return trained, trained / start, trained / whole
-    return size, float(sizes.ratio.iloc[0]), size / whole
+    plain, size = float(sizes.dense_bytes.iloc[0]), float(sizes.container_bytes.iloc[0])
+    if not math.isnan(trained):
+        return trained, trained / start, trained / plain
+    return size, float(sizes.ratio.iloc[0]), size / plain
 
 
-def _trained(runs: pd.DataFrame, row: Any) -> pd.DataFrame:
-    found = _cell(runs, row)
-    return found[found.recipe == row.recipe]
-
-
-def _speedup(data: Tables, row: Any) -> float:
-    """Of the fastest execution of a variant at the smallest batch, on whole sequences."""
-    if row.method == "dense":
-        return 1.0
-    speed = _cell(data["speed"], row)
+def _speedup(speed: pd.DataFrame | None) -> float:
+    """Of the fastest execution of a variant at the smallest batch, on whole sequences; NaN: not measured."""
+    if speed is None:
+        return math.nan
     speed = speed[speed.phase != "decode"]
-    return float(speed.speedup[speed.batch_size == speed.batch_size.min()].max()) if len(speed) else float("nan")
+    return float(speed.speedup[speed.batch_size == speed.batch_size.min()].max())
 
 
 def _folder(row: Any) -> Path:

@@ -17,7 +17,6 @@ NAMES = {
     "pearsonr": "Pearson correlation",
     "spearmanr": "Spearman correlation",
 }
-CORRELATIONS = SCORES["regression"]
 
 
 def name_of_metric(metric: str) -> str:
@@ -42,7 +41,7 @@ def in_points(metric: str) -> bool:
 
 def constant_answer(metric: str) -> str:
     """The answer of the baseline that a metric is compared with."""
-    return "the same number" if metric.startswith(CORRELATIONS) else "the most frequent label"
+    return "the same number" if metric.startswith(SCORES["regression"]) else "the most frequent label"
 
 
 def shown(metric: str, value: float) -> str:
