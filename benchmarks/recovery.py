@@ -1,15 +1,14 @@
-"""Accuracy of the recipes of studies/recovery.yaml: the runs of the study, in less than half of its time on a CPU.
+"""Accuracy of the recipes of studies/recovery.yaml: the runs of the study, one after the other on one thread.
 
     PYTHONPATH=workflow python benchmarks/recovery.py --model FOLDER --tasks FOLDER... [--write]
     ... --runs uniform/gradual uniform/kept     only these
 
-Runs use the study's settings. To halve the time on a CPU, matrices are multiplied in bfloat16 and attention is `eager`
-(plain matrix products). Runs are cached: the same command continues, or adds runs.
+Runs use the study's settings. To save time on a CPU, attention is `eager` (plain matrix products). Runs are cached: the
+same command continues, or adds runs.
 """
 
 import argparse
 import json
-import os
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,6 @@ def main() -> None:
     parser.add_argument("--trained", action="store_true", help="train nothing, report the finished runs")
     parser.add_argument("--write", action="store_true", help="write the table into BENCHMARKS.md")
     args = parser.parse_args()
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     import torch
 
     from llm_sparsity.data.tasks import TaskFolder
