@@ -104,7 +104,7 @@ class Recipe(Section):
     """How a variant is fine-tuned, to recover quality that pruning took."""
 
     start: Literal["pretrained", "finetuned"] = Field(
-        "pretrained", description="the model that is pruned: the pretrained one, or the dense model fine-tuned on the task"
+        "pretrained", description="what is pruned: the pretrained model, or the dense one fine-tuned on the task"
     )
     mask: Literal["kept", "released"] = Field("kept", description="removed weights stay removed, or may grow back")
     schedule: Schedule | None = Field(None, description="absent: all weights are removed before training")
