@@ -5,11 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from llm_sparsity.cli.init import init
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.storage.container import copy_companions
 from llm_sparsity.study.config import load
+from tests import weights
 from tests.standin_hub import Hub, serving
 from tests.tiny import ARCHITECTURE, save_tiny_model
 
@@ -42,6 +45,16 @@ def test_a_folder_becomes_a_study_that_is_valid(kind: str, models: Path, tmp_pat
     assert {"linear", "attention", "mlp"} <= scopes
     layers = {layer for scope in scopes for layer in scope.split(".")[1:]}
     assert layers <= {"0", "1"}, "layers that there are"
+
+
+def test_parameters_are_counted_as_in_a_download(models: Path, tmp_path: Path) -> None:
+    """Old checkpoints of GPT-2 hold causal masks, which are no parameters."""
+    copy_companions(models / "gpt2", tmp_path / "old")
+    tensors = weights.load(models / "gpt2")
+    masks = {f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 64, 64) for layer in (0, 1)}
+    weights.save(tmp_path / "old", tensors | masks, sparse=False)
+    study = load(yaml.safe_load(init(str(tmp_path / "old"), output=tmp_path / "a.yaml").read_text()))
+    assert study.models["old"].parameters == pytest.approx(sum(tensor.numel() for tensor in tensors.values()), 1e-3)
 
 
 def test_a_name_becomes_a_file_of_that_name(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,15 +72,16 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
     return output
 
 
-def _local(folder: Path) -> tuple[ModelFolder, str, int]:
+def _local(path: Path) -> tuple[ModelFolder, str, int]:
     """A model folder, the source that names it, and its number of parameters."""
+    from llm_sparsity.data.download import count_parameters
     from llm_sparsity.data.model_files import check_files
-    from llm_sparsity.storage.container import Reader
 
-    check_files(folder, str(folder))
-    with Reader(folder) as reader:
-        parameters = sum(math.prod(reader.shape(tensor)) for tensor in reader.names)
-    return ModelFolder(folder), f"{{folder: {_quoted(str(folder.resolve()))}}}", parameters
+    check_files(path, str(path))
+    folder = ModelFolder(path)
+    with folder.open() as reader:
+        parameters = count_parameters(reader, folder.structure)
+    return folder, f"{{folder: {_quoted(str(path.resolve()))}}}", parameters
 
 
 def _of_hub(model: str) -> tuple[ModelFolder, str, int | None]:
