@@ -1,15 +1,14 @@
-"""Downloaded tasks: files inside their source, and two downloads into one folder."""
+"""Downloaded tasks: files inside their source."""
 
-import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_sparsity.data.download import download_task, replacing
+from llm_sparsity.data.download import download_task
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.storage.files import read_manifest, sha256, write_manifest
+from llm_sparsity.storage.files import read_manifest
 
 ROWS = "text,label\n" + "".join(f"film {n},{n % 2}\n" for n in range(20))
 
@@ -60,44 +59,3 @@ def test_a_snapshot_of_the_hub_is_a_folder_of_links(tmp_path: Path) -> None:
     (snapshot / "t.csv").symlink_to("../../blobs/hash")
     download(tmp_path / "task", snapshot, "t.csv")
     assert read_manifest(tmp_path / "task")["task"] == "classification"
-
-
-def _replace(folder: Path, name: str, entered: "multiprocessing.synchronize.Event", go: object) -> None:
-    with replacing(folder, ("*.jsonl",)) as fresh:
-        entered.set()
-        assert go is None or go.wait(20)  # type: ignore[attr-defined]
-        (fresh / "train.jsonl").write_text(name)
-        write_manifest(fresh, kind="task", name=name)
-
-
-def test_two_downloads_into_one_folder(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    begun, going, other = context.Event(), context.Event(), context.Event()
-    first = context.Process(target=_replace, args=(tmp_path / "task", "first", begun, going))
-    first.start()
-    assert begun.wait(20)
-    second = context.Process(target=_replace, args=(tmp_path / "task", "second", other, None))
-    second.start()
-    assert not other.wait(1.5)  # it waits
-    going.set()
-    for process in (first, second):
-        process.join(20)
-        assert process.exitcode == 0
-    manifest = read_manifest(tmp_path / "task")
-    assert manifest["name"] == "second"
-    assert manifest["files"]["train.jsonl"]["sha256"] == sha256(tmp_path / "task/train.jsonl")
-    assert [path.name for path in tmp_path.iterdir()] == ["task"]
-
-
-def test_a_killed_download_leaves_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    begun, never = context.Event(), context.Event()
-    first = context.Process(target=_replace, args=(tmp_path / "task", "first", begun, never))
-    first.start()
-    assert begun.wait(20)
-    (tmp_path / "task/.fresh/half").touch()
-    first.kill()
-    first.join()
-    _replace(tmp_path / "task", "second", context.Event(), None)
-    assert {path.name for path in (tmp_path / "task").iterdir()} == {"manifest.json", "train.jsonl"}
-    assert [path.name for path in tmp_path.iterdir()] == ["task"]

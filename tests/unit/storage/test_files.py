@@ -1,9 +1,11 @@
 import errno
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,13 @@ import pytest
 from llm_sparsity.jobs.errors import UserError, storage_message
 from llm_sparsity.storage import files
 from llm_sparsity.storage.files import (
+    MANIFEST,
     atomic,
+    atomic_folder,
     read_json,
     read_manifest,
     remove_partial,
+    replacing,
     sha256,
     temporary_path,
     write_csv,
@@ -136,3 +141,87 @@ def test_a_full_disk_of_no_name() -> None:
     assert storage_message(OSError(errno.ENOSPC, "full")) == (
         "disk: no space is left on the disk; free some space and run the same command again"
     )
+
+
+def _replace(folder: Path, name: str, entered: "multiprocessing.synchronize.Event", go: object) -> None:
+    with replacing(folder, ("*.jsonl",)) as fresh:
+        entered.set()
+        assert go is None or go.wait(20)  # type: ignore[attr-defined]
+        (fresh / "train.jsonl").write_text(name)
+        write_manifest(fresh, kind="task", name=name)
+
+
+def test_two_processes_replace_the_files_of_one_folder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    begun, going, other = context.Event(), context.Event(), context.Event()
+    first = context.Process(target=_replace, args=(tmp_path / "task", "first", begun, going))
+    first.start()
+    assert begun.wait(20)
+    second = context.Process(target=_replace, args=(tmp_path / "task", "second", other, None))
+    second.start()
+    assert not other.wait(1.5)  # it waits
+    going.set()
+    for process in (first, second):
+        process.join(20)
+        assert process.exitcode == 0
+    manifest = read_manifest(tmp_path / "task")
+    assert manifest["name"] == "second"
+    assert manifest["files"]["train.jsonl"]["sha256"] == sha256(tmp_path / "task/train.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["task"]
+
+
+def test_a_killed_replacement_leaves_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    begun, never = context.Event(), context.Event()
+    first = context.Process(target=_replace, args=(tmp_path / "task", "first", begun, never))
+    first.start()
+    assert begun.wait(20)
+    (tmp_path / "task/.fresh/half").touch()
+    first.kill()
+    first.join()
+    _replace(tmp_path / "task", "second", context.Event(), None)
+    assert {path.name for path in (tmp_path / "task").iterdir()} == {"manifest.json", "train.jsonl"}
+    assert [path.name for path in tmp_path.iterdir()] == ["task"]
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_old_files_give_way_and_others_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "task"
+    for name in ("train.jsonl", "test.jsonl", "notes.txt", "packages/old.py", "kept.jsonl/a", MANIFEST):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("old")
+    with replacing(folder, ("*.jsonl",)) as fresh:
+        assert _contents(fresh) == {}
+        (fresh / "packages").mkdir()
+        for name in (MANIFEST, "train.jsonl", "packages/new.py"):
+            (fresh / name).write_text("new")
+    new = dict.fromkeys((MANIFEST, "train.jsonl", "packages/new.py"), "new")
+    assert _contents(folder) == new | {"notes.txt": "old", "kept.jsonl/a": "old"}
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_replacement_that_fails_or_makes_nothing_changes_nothing(fails: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "task"
+    folder.mkdir()
+    write_manifest(folder, name="old")
+    with suppress(RuntimeError), replacing(folder, ("*",)) as fresh:
+        if fails:
+            (fresh / "half").touch()
+            raise RuntimeError
+    assert read_manifest(folder)["name"] == "old"
+    assert [path.name for path in tmp_path.rglob("*")] == ["task", MANIFEST]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "a/out") as fresh:
+        (fresh / "half").touch()
+        raise RuntimeError
+    assert list((tmp_path / "a").iterdir()) == []
+    with atomic_folder(tmp_path / "a/out") as fresh:
+        (fresh / "deep").mkdir()
+        (fresh / "deep/file").write_text("whole")
+        assert not (tmp_path / "a/out").exists()
+    assert _contents(tmp_path / "a") == {"out/deep/file": "whole"}
