@@ -69,6 +69,16 @@ def test_a_rival_of_one_value_is_in_every_fold(tmp_path: Path) -> None:
     assert asked(tmp_path, "perplexity").decisions[0].confirmed == "by 3 calibration draws"
 
 
+def test_title_table_and_chart_have_one_interval(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude", "uniform", "block"], 3, text=False)
+    found = asked(tmp_path)
+    assert found.verdict
+    (decision,) = (each for each in found.decisions if each.option is found.verdict.option)
+    assert decision.change == found.verdict.change == found.verdict.option.change(3)
+    told = cost_of("accuracy", decision.change)
+    assert page(read(tmp_path / "tables"), config, {}, {"What should I take?": []}).count(told) >= 2
+
+
 def test_the_interval_of_the_best_of_many_is_wider(tmp_path: Path) -> None:
     margins = []
     for methods in (["magnitude"], ["magnitude", "uniform", "block", "structured"]):

@@ -5,7 +5,6 @@ is read aloud, and follows the colours of the page.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from matplotlib.path import Path as Outline
 from llm_sparsity.reporting.figures.frontier import names
 from llm_sparsity.reporting.figures.style import ROOM, marker_of, plain, ticks, widened
 from llm_sparsity.reporting.intervals import Estimate
-from llm_sparsity.reporting.options import Option, front
+from llm_sparsity.reporting.options import Option, comparisons, front
 from llm_sparsity.reporting.tables import Tables, baseline
 from llm_sparsity.reporting.wording import (
     constant_answer,
@@ -49,8 +48,8 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
 
     best = [option for model in models for option in front(shown_options, model)]
     named = _fitting(names(list(dict.fromkeys([*best, *shown_options])), best), place)
-    rivals = Counter(option.model for option in shown_options if not option.is_dense)
-    changes = {option: option.change(max(rivals[option.model], 1)) for option in shown_options}
+    tests = {model: comparisons(option for option in options if option.model == model) for model in models}
+    changes = {option: option.change(tests[option.model]) for option in shown_options}
     colours = {model: number for number, model in enumerate(models)}
     return {
         "task": task,

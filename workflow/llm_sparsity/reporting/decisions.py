@@ -1,8 +1,9 @@
 """Decisions: what to take for a budget of bytes or of latency, what it costs, and whether the choice would hold again.
 
 The best of many options is partly lucky. A choice is confirmed if every seed, left out in turn, is left out without
-changing it: then each seed's value is one that did not choose, and their mean is the cost. Its interval holds together
-with those of all that it was chosen from. All seeds are scored on the same examples, whose chance no seed shows.
+changing it: then each seed's value is one that did not choose, and their mean is the cost. Its interval is corrected as
+that of the verdict is, so one option has one interval. All seeds are scored on the same examples, whose chance no seed
+shows.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_sparsity.reporting.intervals import Estimate
-from llm_sparsity.reporting.options import Option, best
+from llm_sparsity.reporting.options import Option, best, comparisons
 from llm_sparsity.reporting.tables import Tables, baseline
 from llm_sparsity.reporting.wording import constant_answer, in_points, name_of, number_of, percent
 
@@ -28,7 +29,7 @@ class Decision:
     Args:
         budget: in words.
         option: None: there is nothing to recommend.
-        change: of the option's quality against the dense model, with the interval of all that fit the budget.
+        change: of the option's quality against the dense model, with its interval, see `options.comparisons`.
         confirmed: whether the choice would hold again, in words; the reason if there is no option.
     """
 
@@ -45,25 +46,28 @@ def decisions(data: Tables, options: Sequence[Option]) -> list[Decision]:
     """
     pruned = [option for option in options if not option.is_dense]
     found: list[Decision] = []
+    tests = comparisons(pruned)
     for share in SHARES:
-        decision = _decide(data, f"{percent(share)} of the bytes", [o for o in pruned if o.share <= share], "small")
+        small = [option for option in pruned if option.share <= share]
+        decision = _decide(data, f"{percent(share)} of the bytes", small, "small", tests)
         if found and (found[-1].option, found[-1].confirmed) == (decision.option, decision.confirmed):
             others = found.pop().budget.removesuffix(" of the bytes").replace(" or ", ", ")
             decision = dataclasses.replace(decision, budget=f"{others} or {decision.budget}")
         found.append(decision)
     if any(not math.isnan(option.speedup) for option in pruned):
-        found.append(_decide(data, "half the latency", [o for o in pruned if o.speedup >= FASTER], "fast"))
+        fast = [option for option in pruned if option.speedup >= FASTER]
+        found.append(_decide(data, "half the latency", fast, "fast", tests))
     return found
 
 
-def _decide(data: Tables, budget: str, allowed: list[Option], quality: str) -> Decision:
-    """The decision among the options that fit a budget, all of which are so "small" or "fast"."""
+def _decide(data: Tables, budget: str, allowed: list[Option], quality: str, tests: int) -> Decision:
+    """The decision among the options that fit a budget, all of which are as "small" or "fast" as it asks."""
     chosen = best(allowed)
     if chosen is None:
         return Decision(budget, None, None, f"nothing in this study is as {quality}")
     if reason := useless(data, chosen):
         return Decision(budget, None, None, f"nothing: {name_of(chosen)} is the best and {reason}")
-    return Decision(budget, chosen, chosen.change(len(allowed)), _confirmed(chosen, allowed))
+    return Decision(budget, chosen, chosen.change(tests), _confirmed(chosen, allowed))
 
 
 def nothing(found: Sequence[Decision]) -> str:

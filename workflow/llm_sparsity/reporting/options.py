@@ -118,6 +118,15 @@ def best(options: Iterable[Option]) -> Option | None:
     return max(options, key=lambda option: (option.rank, -option.bytes), default=None)
 
 
+def comparisons(options: Iterable[Option]) -> int:
+    """How many comparisons with the dense model compete where one of these options is chosen: 1 if there are none.
+
+    A sweep is one, as `tolerance.verdict` tests its sparsities in order; a pattern lies on no sweep and is another.
+    """
+    pruned = [option for option in options if not option.is_dense]
+    return max(len({(option.sweep, option.sparsity.is_pattern and option.sparsity) for option in pruned}), 1)
+
+
 def _share(option: Option) -> float:
     return option.share
 

@@ -2,8 +2,7 @@
 
 Every option is compared with its dense model by the interval of their difference. Along a sweep (a method, scope and
 recipe) sparsities are tested from the lowest up, and the first that is not inside ends it: a single high point that is
-good by luck wins nothing. Choosing among sweeps is corrected for, see `intervals.quantile`; a pattern, which lies on no
-sweep, counts as one.
+good by luck wins nothing. Choosing among sweeps is corrected for, see `options.comparisons`.
 """
 
 import math
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from llm_sparsity.reporting.intervals import Estimate, to_decide
-from llm_sparsity.reporting.options import Option
+from llm_sparsity.reporting.options import Option, comparisons
 from llm_sparsity.reporting.wording import in_points, percent
 
 POINTS, TIMES = -0.02, 1.1  # the tolerances: of a difference of scores, of a ratio of perplexities
@@ -36,9 +35,9 @@ class Verdict:
 
     Args:
         option: the option that the verdict is about.
-        change: of its quality, with the interval of all that were compared.
+        change: of its quality, with its interval.
         decided: whether the interval says that the option is (True) or is not (False) inside the tolerance; None: open.
-        comparisons: sweeps and patterns among which it was chosen, for which the interval is corrected.
+        comparisons: for which the interval is corrected, see `options.comparisons`.
     """
 
     option: Option
@@ -63,7 +62,7 @@ def verdict(options: Iterable[Option]) -> Verdict | None:
     best one. None if nothing can be compared.
     """
     pruned = [option for option in options if not option.is_dense]
-    tests = len({(option.sweep, option.sparsity.is_pattern and option.sparsity) for option in pruned})
+    tests = comparisons(pruned)
     judged = [
         Verdict(option, change, inside(option.metric, change), tests)
         for option in pruned
