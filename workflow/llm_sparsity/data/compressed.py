@@ -17,7 +17,7 @@ OPENERS: dict[bytes, Callable[..., object]] = {b"\x1f\x8b": gzip.open, b"BZh": b
 
 
 def opener_of(path: Path) -> Callable[..., object]:
-    """What opens a file so that it is decompressed, by its first bytes: `open` if it is not compressed."""
+    """The function that opens a file to decompress it, by the file's first bytes; `open` if it is not compressed."""
     with path.open("rb") as file:
         start = file.read(max(map(len, OPENERS)))
     return next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), open)

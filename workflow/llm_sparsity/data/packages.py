@@ -75,7 +75,7 @@ def unpacked(source: Source) -> Iterator[tuple[Path, str | None]]:
 
 @contextmanager
 def _refused(what: str) -> Iterator[None]:
-    """Turn any error of the libraries that read anyone's bytes into one line; errors of the disk pass.
+    """Turn any error of a library that reads untrusted bytes into one line; errors of the disk pass through.
 
     Args:
         what: the start of the line.

@@ -216,8 +216,8 @@ def _about(metric: str, value: float, margin: float) -> str:
 
 def _measured(scores: Sequence[Score]) -> str:
     """The settings of the evaluations without training."""
-    told = {score.task: score.settings for score in scores if not score.seeds and score.settings}
-    return "\n".join(f"* {task}: {', '.join(f'{k} {v}' for k, v in each.items())}" for task, each in told.items())
+    settings = {score.task: score.settings for score in scores if not score.seeds and score.settings}
+    return "\n".join(f"* {task}: {', '.join(f'{k} {v}' for k, v in each.items())}" for task, each in settings.items())
 
 
 def _config(cell: Cell, scores: Sequence[Score]) -> str:

@@ -95,7 +95,7 @@ def find_cell(path: Path) -> Cell:
 
 
 def _variant(name: str) -> Variant | None:
-    """The variant of a name; None if it is none, so that the folder belongs to no study."""
+    """The variant of a name; None if the name is no variant's, so that the folder belongs to no study."""
     try:
         return Variant.parse(name)
     except ValueError:

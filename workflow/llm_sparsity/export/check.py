@@ -1,4 +1,4 @@
-"""Whether another program computes the same by an exported folder: transformers alone, in a process of its own."""
+"""The check of an exported folder: transformers alone, in a process of its own, computes the same outputs."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What is left of a model, matrix by matrix, and a picture of it."""
+"""The density of each matrix of a model, as numbers and as a picture."""
 
 import csv
 import math
@@ -15,7 +15,7 @@ NUMBERED = 16  # layers up to which each cell of the picture shows its number
 
 @dataclass(frozen=True)
 class Density:
-    """What is left of a tensor.
+    """The density of a tensor.
 
     stack, layer, part: its role, see `TensorRole`.
     matrix: its name within the layer.

@@ -13,7 +13,7 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.files import read_json
 
-# Fields of a configuration that say how weights were stored, or where code lies; nothing of it is true of the export.
+# Fields of a configuration that say how weights were stored, or where code lies; the export has neither.
 LEFTOVERS = {"quantization_config", "compression_config", "sparsity_config", "auto_map"}
 OWN = ("config.json", "README.md")  # files that the export writes anew
 

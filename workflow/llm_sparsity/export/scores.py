@@ -109,7 +109,7 @@ def _scores(cell: Cell, task: str, own: Path, seeds: Sequence[Path], dense: Sequ
 
 
 def _margin(metric: str, value: float, error: float | None, examples: int | None) -> float:
-    """Half the width of the 95 % interval over examples; NaN if nothing tells it."""
+    """Half the width of the 95 % interval over examples; NaN if it is not known."""
     if error is None and metric in PROPORTIONS and examples:
         error = math.sqrt(value * (1 - value) / examples)
     return math.nan if error is None else intervals.quantile() * error

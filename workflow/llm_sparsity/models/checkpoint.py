@@ -20,7 +20,7 @@ from llm_sparsity.models.structure import Structure
 from llm_sparsity.storage.container import Reader
 
 SHOWN = 3  # names in a message
-# What a name or an absence tells of how a file was saved: pattern of names -> what to do.
+# Pattern of names -> how a file with such names was saved, and what to do.
 CAUSES = {
     r"(^|\.)_orig_mod\.": "saved from a compiled model (torch.compile): save its `_orig_mod`",
     r"^module\.": "saved from a parallel model (DataParallel): save its `module`",
@@ -105,7 +105,7 @@ def check(model: Any, structure: Structure, reader: Reader, where: object) -> di
 
 
 def _missing(model: Any, parameters: Mapping[str, Tensor], names: Collection[str]) -> list[str]:
-    """The parameters that a checkpoint has to hold and does not; of tied ones, it holds any."""
+    """The required parameters that a checkpoint lacks; of tied ones, one is enough."""
     held = {id(parameters[name]) for name in names if name in parameters}
     output = model.get_output_embeddings()
     scored = {id(weight) for weight in output.parameters()} if output else set()
@@ -116,7 +116,7 @@ def _missing(model: Any, parameters: Mapping[str, Tensor], names: Collection[str
 def _misshapen(
     parameters: Mapping[str, Tensor], structure: Structure, held: Mapping[str, Place], reader: Reader
 ) -> list[str]:
-    """What has another shape; all tensors of a block may be narrower by the same share."""
+    """Tensors of another shape; those of a block may be narrower by the same share."""
     shares: dict[str, Fraction] = {}
     wrong, fused = [], Counter[tuple[str, ...]]()
     for name, place in held.items():

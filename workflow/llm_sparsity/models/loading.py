@@ -106,7 +106,7 @@ def load_model(
 
 
 def check_checkpoint(folder: ModelFolder) -> int:
-    """Check that a folder holds all that is pretrained of a model, without reading its weights.
+    """Check that a folder holds all pretrained parameters of a model, without reading them.
 
     That is the body; of a decoder, which is scored, also the output layer, unless the folder holds a classifier.
 

@@ -1,4 +1,4 @@
-"""Tensor names: which parameter of a model a tensor of a checkpoint, or of another model of its kind, is.
+"""Tensor names: the parameter of a model that a tensor of a checkpoint, or of another model of its kind, belongs to.
 
 What a checkpoint calls its tensors depends on the class that was saved (prefixes), on its age (renamed modules), and on
 what transformers fuses on loading (the matrices of experts). transformers' own conversions tell all of it.

@@ -12,7 +12,7 @@ from llm_sparsity.models.derivation import empty_model
 from llm_sparsity.models.structure import Structure
 
 NEURONS = ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "d_ff", "d_inner")  # keys of config.json
-# Attributes of modules that are a number of outputs of all heads together.
+# Attributes of attention modules that hold the number of outputs of all heads together.
 WIDTHS = {"split_size", "all_head_size", "inner_dim"}
 
 
@@ -89,7 +89,7 @@ def resize_to_checkpoint(model: Any, structure: Structure, shapes: Mapping[str, 
 
 
 def _narrow_counts(module: Any, share: Fraction) -> None:
-    """Lower the numbers of heads, and of their outputs, that a module of attention has noted."""
+    """Scale the numbers of heads, and of their outputs, in the attributes of a module."""
     for name, value in list(vars(module).items()):
         counts = name in WIDTHS or ("head" in name and not name.endswith(("dim", "size")))
         if counts and type(value) is int and (value * share).denominator == 1:
@@ -121,7 +121,7 @@ def check_runs(model: Any, structure: Structure, shapes: Mapping[str, Sequence[i
     try:
         with torch.inference_mode():
             model(input_ids=torch.arange(4)[None])
-    except Exception as error:  # whatever code of a model meets
+    except Exception as error:  # any that a model's code raises
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"method structured: transformers' {type(model).__name__} does not run with fewer heads or neurons "

@@ -9,7 +9,7 @@ from llm_sparsity.models.roles import LayerMatrix, PrunableAxis, TensorRole
 
 @dataclass(frozen=True)
 class Structure:
-    """What the tensors of a model are for. Tensors are asked for by any name: a file's, or a model's with any head.
+    """What the tensors of a model are for. A tensor may be named as in a file, or as in a model with any head.
 
     architecture: "encoder", "decoder" or "encoder-decoder".
     layers: names of the layers in the model without a head, in order.

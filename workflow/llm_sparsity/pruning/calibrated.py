@@ -124,12 +124,12 @@ class CalibratedPruner(Pruner):
         return stored.cpu()
 
     def _observe(self, inputs: Tensor) -> Tensor:
-        """What is summed over all inputs (tokens, in) of a matrix."""
+        """The statistic of inputs (tokens, in) of a matrix that is summed over all batches."""
         seen: Tensor = self._tensors.method.observe(inputs)
         return seen
 
     def _prepare(self, total: Tensor) -> Any:
-        """What `_changed` needs of the sum; called once for all matrices with the same inputs."""
+        """`prepared` of `_changed`, from the sum; computed once for all matrices with the same inputs."""
         return self._tensors.method.prepare(total)
 
     def _changed(self, name: str, dense: Tensor, prepared: Any, sparsity: Sparsity) -> Tensor:

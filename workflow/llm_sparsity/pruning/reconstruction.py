@@ -20,7 +20,7 @@ from llm_sparsity.storage.container import Reader
 from llm_sparsity.study.sparsity import Sparsity
 
 TOKENS = 512  # of a batch: smaller ones than for observing
-BATCHES = 8  # at least, if there are so many sequences
+BATCHES = 8  # at least, if there are that many sequences
 
 
 class ReconstructionPruner(CalibratedPruner):
@@ -45,7 +45,7 @@ class ReconstructionPruner(CalibratedPruner):
         self._trained: dict[str, Tensor] = {}
 
     def _observe(self, inputs: Tensor) -> Tensor:
-        """Nothing is learned from sums of inputs; this one tells whether they are finite."""
+        """The sum of the inputs, which shows whether they are finite; training reads the inputs themselves."""
         return inputs.square().sum(dim=0)
 
     def _prepare(self, total: Tensor) -> None:

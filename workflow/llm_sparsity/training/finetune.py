@@ -27,7 +27,7 @@ from llm_sparsity.training.setup import is_main_process, make_accelerator
 from llm_sparsity.training.trainer import Trainer
 
 METRICS = ["accuracy", "f1", "combined", "perplexity"]  # columns of every run; a task may have others
-EPOCH = ["epoch", "step", "train_loss", "measured_sparsity"]  # what else the history tells of an epoch
+EPOCH = ["epoch", "step", "train_loss", "measured_sparsity"]  # other columns of the history
 CHECKPOINT = ["epoch", "path", "bytes", "sha256"]
 
 

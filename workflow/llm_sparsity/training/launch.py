@@ -37,7 +37,7 @@ _ELSEWHERE = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)  # the address is held by a
 
 
 class Rendezvous(RendezvousHandler):
-    """Where the machines of a run meet. Whoever can listen on the address serves the store and is the first.
+    """The rendezvous of a run's machines. The one that can listen on the address serves the store and is the first.
 
     Args:
         address: IPv4 address of the first machine.

@@ -41,5 +41,5 @@ def start(accelerator: "Accelerator", tracker: str, output: Path) -> None:
 
 
 def numbers(row: dict[str, Any]) -> dict[str, float]:
-    """What a tracker is told of a row of the history."""
+    """The values of a row of the history that a tracker gets."""
     return {key: value for key, value in row.items() if value is not None and key not in ("epoch", "step")}

@@ -16,8 +16,8 @@ from torch.nn import Parameter
 
 GRANULARITY = (1, 1)
 STEPS = 200  # of one batch each
-RATE = 0.005  # learning rate, as a part of the root mean square of a matrix's weights
-HELD_OUT = 8  # one of so many batches is held out
+RATE = 0.005  # learning rate, as a fraction of the root mean square of a matrix's weights
+HELD_OUT = 8  # one in this many batches is held out
 CHECKS = 20  # held-out errors that are computed in `STEPS`
 PATIENCE = 4  # checks without a smaller error after which training ends
 
