@@ -45,7 +45,7 @@ class ReconstructionPruner(CalibratedPruner):
         self._trained: dict[str, Tensor] = {}
 
     def _observe(self, inputs: Tensor) -> Tensor:
-        """The sums of squares of the inputs, which show whether they are finite; training reads the inputs themselves."""
+        """Sums of squares, which show whether the inputs are finite; training reads the inputs themselves."""
         return inputs.square().sum(dim=0)
 
     def _prepare(self, total: Tensor) -> None:
