@@ -213,20 +213,20 @@ def test_every_model_may_have_diverged(tmp_path: Path) -> None:
 
 
 def test_what_training_on_text_brings_back_is_told_against_a_dense_model_that_was_trained_too(tmp_path: Path) -> None:
-    write_tables(tmp_path / "tables", ["smollm2"], ["magnitude"], seeds=0, recovered=("kept", "lora"))
+    write_tables(tmp_path / "tables", ["smollm2"], ["wanda"], seeds=0, recovered=("kept", "lora"))
     rows = [line for table in results(read(tmp_path / "tables")) for line in table["lines"]]
-    assert ["smollm2", "magnitude", "linear", "not trained", "30.0", "94.9", "238.3"] in rows
-    assert ["smollm2", "magnitude", "linear", "lora", "20.0", "30.0", "41.5"] in rows
+    assert ["smollm2", "wanda", "linear", "not trained", "30.0", "94.9", "238.3"] in rows
+    assert ["smollm2", "wanda", "linear", "lora", "20.0", "30.0", "41.5"] in rows
     assert "Training recovers" not in summary_of(tmp_path)  # from one seed
-    write_tables(tmp_path / "tables", ["smollm2"], ["magnitude"], seeds=2, recovered=("kept", "lora"))
+    write_tables(tmp_path / "tables", ["smollm2"], ["wanda"], seeds=2, recovered=("kept", "lora"))
     found = (
-        "Training recovers: on text, smollm2 at 90 % (magnitude) goes from perplexity 238.3 to {} by {}; the dense "
+        "Training recovers: on text, smollm2 at 90 % (wanda) goes from perplexity 238.3 to {} by {}; the dense "
         "model, trained by kept, has 20.0"
     )
     assert found.format("41.5", "lora") in summary_of(tmp_path)
     changed(tmp_path, "metrics", {"task": "text", "recipe": "lora", "metric": "perplexity"}, value=300)
     assert found.format("69.6", "kept") in summary_of(tmp_path)
-    changed(tmp_path, "metrics", {"task": "text", "recipe": "kept", "method": "magnitude"}, value=300)
+    changed(tmp_path, "metrics", {"task": "text", "recipe": "kept", "method": "wanda"}, value=300)
     assert "Training recovers" not in summary_of(tmp_path)
 
 

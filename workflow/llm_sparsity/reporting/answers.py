@@ -1,13 +1,13 @@
 """The answers of a study: its title, and sentences, each from one comparison of cells."""
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
+from llm_sparsity.reporting.contrasts import by_recipe, differ, widest
 from llm_sparsity.reporting.decisions import Decision, decisions, useless
 from llm_sparsity.reporting.options import Option, options
 from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, are_masked, scored
@@ -28,7 +28,6 @@ from llm_sparsity.reporting.wording import (
 WHOLE = ("all", "linear")  # scopes that are whole models, not parts
 NAMED = 4  # verdicts that become sentences; of more, the extremes
 LEFT = 0.99  # a share of zeros from which on they are said to remain
-Pair = tuple[Option, Option]
 
 
 @dataclass(frozen=True)
@@ -162,37 +161,9 @@ def _evidence(found: Verdict) -> str:
     return " and ".join([*counts, *([number_of(found.change.seeds, seed)] if found.change.seeds else [])])
 
 
-def _differ(one: Option, other: Option, pairs: int) -> bool:
-    """Whether the interval of a difference leaves out none, corrected for the pairs among which it was chosen."""
-    change = one.against(other.score, pairs)
-    return change is not None and abs(change.value - (0 if in_points(one.metric) else 1)) > change.margin
-
-
-def _groups(pruned: Sequence[Option], axis: str) -> list[list[Option]]:
-    """Options that differ in one thing alone, with the best first; those of a single one are left out."""
-    same = [name for name in ("task", "metric", "model", "method", "scope", "sparsity", "recipe") if name != axis]
-    found: dict[tuple[Any, ...], list[Option]] = {}
-    for option in pruned:
-        found.setdefault(tuple(getattr(option, name) for name in same), []).append(option)
-    return [sorted(group, key=lambda option: -option.rank) for group in found.values() if len(group) > 1]
-
-
-def _widest(pruned: Sequence[Option], axis: str) -> Pair | None:
-    """The best and the worst of options at one sparsity that differ in one thing alone, the pair of the largest ratio.
-
-    Of texts, those that were not trained on.
-    """
-    plain = [option for option in pruned if in_points(option.metric) or option.recipe == UNTRAINED]
-    groups = _groups([option for option in plain if option.sparsity.fraction > 0], axis)
-    pairs = sum(math.comb(len(group), 2) for group in groups)
-    found = [(group[0], group[-1]) for group in groups if min(group[0].value, group[-1].value) > 0]
-    found = [pair for pair in found if _differ(*pair, pairs)]
-    return max(found, key=lambda pair: abs(math.log(pair[0].value / pair[1].value)), default=None)
-
-
 def _method(pruned: Sequence[Option]) -> str:
     """The widest gap of two methods at the same sparsity."""
-    gap = _widest(pruned, "method")
+    gap = widest(pruned, "method")
     if gap is None:
         return ""
     best, worst = gap
@@ -205,7 +176,7 @@ def _method(pruned: Sequence[Option]) -> str:
 
 def _part(pruned: Sequence[Option]) -> str:
     """The widest gap of two parts at the same sparsity."""
-    gap = _widest([option for option in pruned if option.scope not in WHOLE], "scope")
+    gap = widest([option for option in pruned if option.scope not in WHOLE], "scope")
     if gap is None:
         return ""
     best, worst = gap
@@ -216,20 +187,10 @@ def _part(pruned: Sequence[Option]) -> str:
     )
 
 
-def _trained(pruned: Sequence[Option], plain: str) -> list[Pair]:
-    """Options of a recipe, each beside the same variant by another one."""
-    return [
-        (start, other)
-        for group in _groups(pruned, "recipe")
-        for start, other in itertools.permutations(group, 2)
-        if start.recipe == plain
-    ]
-
-
 def _recipe_gain(pruned: Sequence[Option]) -> str:
     """The largest gain in points of a recipe over plain fine-tuning."""
-    pairs = _trained([option for option in pruned if in_points(option.metric)], "kept")
-    gains = [pair for pair in pairs if pair[1].value > pair[0].value and _differ(*pair, len(pairs))]
+    pairs = by_recipe([option for option in pruned if in_points(option.metric)], "kept")
+    gains = [pair for pair in pairs if pair[1].value > pair[0].value and differ(*pair, len(pairs))]
     if not gains:
         return ""
     plain, best = max(gains, key=lambda pair: pair[1].value - pair[0].value)
@@ -242,10 +203,10 @@ def _recipe_gain(pruned: Sequence[Option]) -> str:
 def _recovery(pruned: Sequence[Option]) -> str:
     """The largest gain in perplexity of training, against a dense model that was trained too.
 
-    Its interval is that of the seeds: both models are scored on the same text.
+    Its interval is that of the seeds of training: what was trained is that very draw, scored on the same text.
     """
-    pairs = _trained([option for option in pruned if not in_points(option.metric)], UNTRAINED)
-    changes = {pair: pair[1].against(pair[0].score, len(pairs)) for pair in pairs}
+    pairs = by_recipe([option for option in pruned if not in_points(option.metric)], UNTRAINED)
+    changes = {pair: pair[1].against(replace(pair[0].score, kind=""), len(pairs)) for pair in pairs}
     gains = [pair for pair, change in changes.items() if change and change.value + change.spread < 1]
     if not gains:
         return ""

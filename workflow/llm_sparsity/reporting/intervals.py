@@ -82,9 +82,9 @@ class Score:
         """The score of the rows of a cell, see `tables.judged`."""
         values, error = by_seed(rows), float((rows.stderr**2).mean())
         mean = float(values.mean())
-        spread = mean * (1 - mean) if math.isnan(error) and metric == "accuracy" else error * examples
+        variance = mean * (1 - mean) if math.isnan(error) and metric == "accuracy" else error * examples
         trained, drawn = (rows.recipe != UNTRAINED).any(), any(map(is_calibrated, rows.method.unique()))
-        return cls(values, "fine-tuning" if trained else "calibration" * drawn, spread, float(rows.paired.mean()))
+        return cls(values, "fine-tuning" if trained else "calibration" * drawn, variance, float(rows.paired.mean()))
 
 
 def combined(
