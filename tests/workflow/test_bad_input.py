@@ -50,6 +50,21 @@ def test_config_mistakes(change: Callable[[dict], None], said: str, fresh: Proje
     assert said in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("report/claims.yaml", "limit: 0.5", "limit: 0", "claims.8.limit: found 0; give a number above 0"),
+        ("report/numbers.csv", ",accuracy,", ",accuracy,x", "numbers.csv: line 2: value: found 'x"),
+        ("published.csv", "sparsity", "sparsty", "published.csv: column sparsity is missing"),
+    ],
+)
+def test_files_that_the_last_stages_read(file: str, old: str, new: str, said: str, fresh: Project) -> None:
+    fresh.edit(f"studies/{file}", lambda text: text.replace(old, new, 1))
+    (line,) = errors(fresh)
+    assert line.startswith("error: studies/")
+    assert said in line
+
+
 def test_offline_and_uncached_stops_before_any_job(fresh: Project, tmp_path: Path) -> None:
     fresh.hub = tmp_path / "empty"
     lines = errors(fresh)

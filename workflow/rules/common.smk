@@ -175,7 +175,7 @@ def claims_numbers():
     try:
         named = yaml.safe_load(claims.read_text(encoding="utf-8"))["source"]["numbers"] if claims else None
     except (ValueError, TypeError, LookupError, yaml.YAMLError):
-        return []  # there is none, or collect says what is wrong with the file
+        return []  # there is none, or the start of a run says what is wrong with the file
     return literal(claims.parent / str(named)) if named else []
 
 
