@@ -179,6 +179,20 @@ def test_buffers_are_not_counted_as_parameters(tiny_model: Callable[[str], Path]
     assert read_manifest(tmp_path / "model")["parameters"] == sum(weight.numel() for weight in weights.values())
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_an_output_layer_counts_unless_it_is_a_copy(
+    equal: bool, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Some files hold a tied output layer beside the embeddings. transformers unties tensors that differ."""
+    shutil.copytree(tiny_model("gpt2"), tmp_path / "old")
+    weights = load_file(tmp_path / "old/model.safetensors")
+    words = weights["transformer.wte.weight"]
+    save_file(weights | {"lm_head.weight": words.clone() if equal else words + 1}, tmp_path / "old/model.safetensors")
+    download_model(tmp_path / "model", source={"folder": str(tmp_path / "old")}, architecture="decoder")
+    counted = sum(weight.numel() for weight in weights.values()) + (0 if equal else words.numel())
+    assert read_manifest(tmp_path / "model")["parameters"] == counted
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
 def test_quantised_weights_are_refused(dtype: torch.dtype, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     shutil.copytree(tiny_model("llama"), tmp_path / "m")

@@ -145,9 +145,12 @@ def fetched(source: Source, kind: str, names: Sequence[str]) -> Iterator[tuple[P
 
 
 def count_parameters(reader: "Reader", structure: "Structure") -> int:
-    """The number of parameters of a checkpoint, without the buffers in old files, such as GPT-2's causal masks."""
+    """The number of parameters of a checkpoint, tied ones once, without the buffers in old files."""
+    from llm_sparsity.models.checkpoint import copied_embeddings
 
-    names = structure.without_copies(reader.names)
+    names = set(structure.without_copies(reader.names))
+    if structure.output_is_tied:
+        names -= copied_embeddings(structure, reader, reader.names).keys()
     return sum(math.prod(reader.shape(name)) for name in names if not re.search(BUFFERS, name))
 
 

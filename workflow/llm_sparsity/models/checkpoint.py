@@ -68,6 +68,25 @@ def stored_names(model: Any, names: Iterable[str]) -> dict[str, str]:
     return {place.names[0]: name for name, place in places.items() if place.names and not place.fused}
 
 
+def copied_embeddings(structure: Structure, reader: Reader, embeddings: Iterable[str]) -> dict[str, str]:
+    """Output layers that a checkpoint stores beside equal embeddings -> these embeddings.
+
+    Args:
+        structure: of the model.
+        reader: of the checkpoint.
+        embeddings: the tensors that are compared; those that are no embeddings are passed over.
+    """
+    layers = [name for name in reader.names if structure.is_output_layer(name)]
+    return {
+        layer: name
+        for layer in layers
+        for name in embeddings
+        if (role := structure.role(name)) and role.part == "embeddings"
+        and reader.shape(layer) == reader.shape(name)
+        and torch.equal(reader.tensor(layer), reader.tensor(name))
+    }  # fmt: skip
+
+
 def check(model: Any, structure: Structure, reader: Reader, where: object) -> dict[str, str]:
     """Check that a checkpoint holds the parameters of a model, no others, in their shapes.
 

@@ -15,11 +15,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.checkpoint import copied_embeddings
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning.checks import check
 from llm_sparsity.pruning.pruner import Pruner, Row
@@ -170,7 +170,8 @@ def _step(step: str, tensors: ScoredTensors, before: Reader, sparsity: Sparsity,
 def _write_weights(tensors: ScoredTensors, pruner: Pruner, outputs: Mapping[Sparsity, Path]) -> dict[Sparsity, Rows]:
     """Write the weights of every pruned model; the rows of their sparsity.csv."""
     names = tensors.model.structure.without_copies(tensors.reader.names)
-    tied = _tied_output_layers(tensors, names)
+    # They have to stay equal: transformers unties tensors that differ, and the output layer would be dense again.
+    tied = copied_embeddings(tensors.model.structure, tensors.reader, tensors.roles)
     untied = sorted(set(names) - set(tied))
     rows: dict[Sparsity, Rows] = {sparsity: {} for sparsity in outputs}
     with ExitStack() as stack:
@@ -191,23 +192,6 @@ def _merged(before: Row, after: Row) -> Row:
     kept = {key: before[key] for key in ("size", "removed", "threshold") if key in before}
     zeros = before["size"] - after["size"] + after["zeros"]
     return after | kept | {"zeros": zeros, "sparsity": zeros / before["size"]}
-
-
-def _tied_output_layers(tensors: ScoredTensors, names: Sequence[str]) -> dict[str, str]:
-    """Output layers that the checkpoint stores beside the embeddings they are tied to -> these embeddings.
-
-    They have to stay equal: transformers unties tensors that differ, and the output layer would be dense again.
-    """
-    reader = tensors.reader
-    embeddings = [name for name, role in tensors.roles.items() if role.part == "embeddings"]
-    return {
-        layer: name
-        for layer in names
-        for name in embeddings
-        if tensors.model.structure.is_output_layer(layer)
-        and reader.shape(layer) == reader.shape(name)
-        and torch.equal(reader.tensor(layer), reader.tensor(name))
-    }
 
 
 def _counts(tensors: ScoredTensors, sparsity: Sparsity, rows: Sequence[Row]) -> dict[str, Any]:
