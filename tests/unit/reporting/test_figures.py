@@ -1,5 +1,6 @@
 """Figures and the chart of unusual studies: each is drawn, and says nothing false. All numbers are MADE UP."""
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from llm_sparsity.reporting.figures import (
     zero_shot,
 )
 from llm_sparsity.reporting.figures.drawing import Drawn, Study
-from llm_sparsity.reporting.figures.labels import legible
+from llm_sparsity.reporting.figures.labels import legible, name_points
 from llm_sparsity.reporting.figures.style import STYLE, ticks
 from llm_sparsity.reporting.plot import KINDS
 from llm_sparsity.reporting.references import PUBLISHED
@@ -331,6 +332,19 @@ def test_an_axis_has_round_ticks_at_any_range(low: float, high: float, log: bool
     assert 2 <= len(found) <= 12
     assert low <= found[0] and found[-1] <= high
     assert all(math.isclose(float(f"{tick:.3g}"), tick) for tick in found)
+
+
+@pytest.mark.parametrize("up", [0, 7])
+def test_names_of_many_points_stay_in_their_panel(up: int) -> None:
+    """Twelve points below the top: names beside them move down; around a point there is no room for all."""
+    figure, ax = plt.subplots()
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    name_points(figure, {ax: [(0.5, 0.9 + number / 200, f"name {number}", "black") for number in range(12)]}, up=up)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert all(box.y1 < ax.bbox.y1 + 20 * (up > 0) for box in boxes)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert len(boxes) == 12 if up == 0 else 4 <= len(boxes) < 12
 
 
 def test_names_are_legible_in_every_colour() -> None:

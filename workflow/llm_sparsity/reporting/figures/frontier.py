@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from llm_sparsity.reporting.answers import Question, questions, ranked, title
 from llm_sparsity.reporting.figures import style
@@ -13,6 +14,7 @@ from llm_sparsity.reporting.options import Option, front
 from llm_sparsity.reporting.tables import UNTRAINED
 from llm_sparsity.reporting.wording import begin, in_points, name_of_metric, point_name, scope_name
 
+BESIDE = 8  # entries of a legend; more stand beside the panels
 CROWD = 10  # points that can all be named; of more, only those on the frontier and the dense models are
 COSTS: dict[str, Callable[[Option], float]] = {  # the label of the axis, and the cost of an option
     "Bytes of the weight file, % of dense": lambda option: 100 * option.share,
@@ -34,11 +36,13 @@ def draw(study: Study) -> Iterable[Drawn]:
         }
         if not costs:
             continue
-        figure, axes = style.panels([""] * len(costs), width=5.6, height=4.2)
+        markers = len({option.method.partition("+")[0] for option in options}) + len(found)
+        figure, axes = style.panels([""] * len(costs), width=5.6, height=max(4.2, 1 + 0.19 * markers))
         named: Points = {}
         for ax, (name, cost) in zip(axes, costs.items(), strict=True):
             named[ax] = _panel(ax, study, [option for option in options if not math.isnan(cost(option))], cost)
             ax.set_xlabel(name)
+        _legend(axes, study, options)
         name_points(figure, named, up=7)
         label = begin(name_of_metric(metric)) if in_points(metric) else "Perplexity (log scale; lower is better)"
         axes[0].set_ylabel(label)
@@ -59,7 +63,6 @@ def _panel(ax: Axes, study: Study, options: list[Option], cost: Callable[[Option
         look = {"marker": style.marker_of(option.method), "color": study.colour(option.model), **hollow}
         ax.plot(cost(option), option.value, zorder=2, **look)
     named = [(cost(option), option.value, name, "#333333") for option, name in names(options, best).items()]
-    _legend(ax, study, options)
     ax.set_xlim(left=0, right=max(map(cost, options)) * 1.12)
     if options[0].metric == "perplexity":
         style.log_perplexity([ax])
@@ -92,13 +95,15 @@ def names(options: Sequence[Option], best: Sequence[Option]) -> dict[Option, str
     }
 
 
-def _legend(ax: Axes, study: Study, options: list[Option]) -> None:
-    """Methods by marker, and models by colour if there are several."""
-    for method in dict.fromkeys(option.method.partition("+")[0] for option in options if not option.is_dense):
-        ax.plot([], [], marker=style.marker_of(method), color=style.INK, linestyle="", label=method)
+def _legend(axes: Sequence[Axes], study: Study, options: Sequence[Option]) -> None:
+    """Methods by marker, and models by colour if there are several; beside the panels if there are many."""
+    handles = [
+        Line2D([], [], marker=style.marker_of(method), color=style.INK, linestyle="", label=method)
+        for method in dict.fromkeys(option.method.partition("+")[0] for option in options if not option.is_dense)
+    ]
     models = list(dict.fromkeys(option.model for option in options))
-    for model in models if len(models) > 1 else ():
-        ax.plot([], [], color=study.colour(model), linewidth=4, label=model)
-    handles, _ = ax.get_legend_handles_labels()
-    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(handles) > 8 else {"loc": "best"}
-    ax.legend(fontsize=8.5, **beside)
+    handles += [Line2D([], [], color=study.colour(model), linewidth=4, label=model) for model in models[1:] and models]
+    if len(handles) <= BESIDE:
+        axes[0].legend(handles=handles, fontsize=8.5, loc="best")
+    else:
+        axes[-1].legend(handles=handles, fontsize=8.5, loc="upper left", bbox_to_anchor=(1, 1))
