@@ -89,7 +89,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 # Types that take every path through the code; tests of a whole stage leave the others to `./run test --exhaustive`.
-COMMON = ("bert", "gpt2", "llama", "bart", "albert", "gemma3_text", "mixtral", "modernbert", "t5")
+COMMON = ("bert", "gpt2", "llama", "albert", "mixtral", "modernbert", "t5")
 EVERY = [kind if kind in COMMON else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ZOO]
 # What a person would call these; others are decoders.
 ENCODERS = {

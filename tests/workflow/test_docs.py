@@ -6,6 +6,7 @@ import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from llm_sparsity.cli.main import COMMANDS
 
 from .conftest import Project
+
+ROOT = Path(__file__).parents[2]
 
 
 def rulegraph(root: Path) -> str:
@@ -253,53 +256,52 @@ def commands(page: str) -> list[str]:
     return list(dict.fromkeys([*"".join(blocks).splitlines(), *inline]))
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, marks=() if page == "README.md" else pytest.mark.slow)
-        for page in PAGES
-        if page not in QUIET | OWN
-    ],
-)
-def test_every_command_is_run(page: str, finished: Project, root: Path, tmp_path: Path) -> None:
-    """Studies are planned, scripts run on a finished study, benchmarks asked what they do; ./run test is this run.
+def every_command() -> list[Any]:
+    """Each command once, though several pages may have it; those of the README are not slow."""
+    found: dict[str, Any] = {}
+    for page in PAGES:
+        if page not in QUIET | OWN:
+            own = commands((ROOT / page).read_text())
+            assert own, page
+            for command in own:
+                marks = () if page == "README.md" else pytest.mark.slow
+                found.setdefault(command, pytest.param(command, marks=marks, id=command))
+    return [found[command] for command in found if not re.match(r"\./run test\b", command)]  # that is this run
 
-    Those of docs/polaris.md and docs/extending.md have tests of their own.
+
+@pytest.mark.parametrize("command", every_command())
+def test_every_command_is_run(command: str, finished: Project, root: Path, tmp_path: Path) -> None:
+    """Studies are planned, scripts run on a finished study, benchmarks asked what they do.
+
+    The commands of docs/polaris.md, docs/slurm.md and docs/extending.md have tests of their own.
     """
     (tmp_path / "my.yaml").write_text((root / "studies/embedded.yaml").read_text())
     ours = {
-        "my.yaml": str(tmp_path / "my.yaml"), "RULE": "collect", "plain": str(tmp_path / "plain"),
+        "my.yaml": str(tmp_path / "my.yaml"), "my-model.yaml": str(tmp_path / "my.yaml"), "RULE": "collect",
+        "plain": str(tmp_path / "plain"), "OUTPUT": str(tmp_path / "output"),
         "FOLDER": "results/gpt2/uniform-linear-0.5/model", "CELL": "results/gpt2/uniform-linear-0.5",
-        "OUTPUT": str(tmp_path / "output"),
         "results/minilm/magnitude-linear-0.9": "results/roberta-base/magnitude-linear-0.5",
     }  # fmt: skip
     (tmp_path / "my-model").symlink_to(finished.folder / "resources/models/gpt2")
-    found = commands((root / page).read_text())
-    assert found
-    for command in found:
-        program, *words = (ours.get(word, word) for word in command.split())
-        where = finished.folder
-        if words[:1] == ["test"]:
-            continue
-        if program == "llm-sparsity" or words[0] in COMMANDS:
-            where = finished.folder if words[0] in ("export", "generate", "clean") else tmp_path
-            if words[0] == "init":
-                (tmp_path / "my-model.yaml").unlink(missing_ok=True)
-            words = ["-m", "llm_sparsity", *words, *(["-n", "--nolock", "--quiet"] if words[0] == "run" else [])]
-        elif program in ("./run", "snakemake"):
-            if words[:1] == ["embedded"]:
-                words = ["--configfile", "studies/embedded.yaml", "--cores", "1"]
-            where = root if "--profile" in words else where
-            words = ["-m", "snakemake", *words, "-n", "--nolock", "--quiet"]
-        else:
-            assert program in ("python", ".venv/bin/python"), command
-            where = root if words[0].startswith(("benchmarks/", "tests/")) else where
-            words = [words[0], "--help"] if words[0].startswith(("benchmarks/", "tests/")) else words
-        environment = {**os.environ, "PYTHONPATH": f"{root / 'workflow'}:{root}", "HF_HOME": str(finished.hub)}
-        done = subprocess.run(
-            [sys.executable, *words], cwd=where, env=environment, text=True, capture_output=True, check=False
-        )
-        assert done.returncode == 0, f"{command}: {done.stdout[-1500:]}{done.stderr[-1500:]}"
+    program, *words = (ours.get(word, word) for word in command.split())
+    where = finished.folder
+    if program == "llm-sparsity" or words[0] in COMMANDS:
+        where = finished.folder if words[0] in ("export", "generate", "clean") else tmp_path
+        words = ["-m", "llm_sparsity", *words, *(["-n", "--nolock", "--quiet"] if words[0] == "run" else [])]
+    elif program in ("./run", "snakemake"):
+        if words[:1] == ["embedded"]:
+            words = ["--configfile", "studies/embedded.yaml", "--cores", "1"]
+        where = root if "--profile" in words else where
+        words = ["-m", "snakemake", *words, "-n", "--nolock", "--quiet"]
+    else:
+        assert program in ("python", ".venv/bin/python"), command
+        where = root if words[0].startswith(("benchmarks/", "tests/")) else where
+        words = [words[0], "--help"] if words[0].startswith(("benchmarks/", "tests/")) else words
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'workflow'}:{root}", "HF_HOME": str(finished.hub)}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=where, env=environment, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout[-1500:]}{done.stderr[-1500:]}"
 
 
 def test_figures_of_the_readme_are_measured(root: Path) -> None:

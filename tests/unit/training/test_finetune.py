@@ -424,7 +424,12 @@ def same_but_for_rounding(one: dict[str, Any], folder: Path, gone: dict[str, tor
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "lora"), [("bert", None), ("llama", None), ("llama", LORA)], ids=["bert", "llama", "llama-lora"]
+    ("kind", "lora"),
+    [
+        pytest.param("bert", None, id="bert"),
+        pytest.param("llama", LORA, id="llama-lora"),
+        pytest.param("llama", None, id="llama", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_weights_spread_over_processes_do_what_whole_ones_do(
     kind: str, lora: Any, variant: Make, task: TaskFolder, text: TaskFolder, tmp_path: Path, root: Path
