@@ -324,6 +324,19 @@ def test_the_frontier_leads_with_the_most_telling_model(tmp_path: Path) -> None:
     assert "llama" in figure.title
 
 
+def test_intervals_of_the_chart_are_whole(tmp_path: Path) -> None:
+    write_tables(tmp_path, ["llama"], ["magnitude"], 3, recipes=("gradual",), text=False)
+
+    def change(found: Tables) -> None:
+        rows = found["metrics"]
+        rows.loc[rows.method != "dense", "value"] += rows.seed[rows.method != "dense"].astype(float) / 50
+
+    study = study_of(tmp_path, change)
+    (question,) = questions(study.tables)
+    ends = [end for point in chart(study.tables, question.options, study.models)["points"] for end in point["whisker"]]
+    assert ends and all(0 < end < 100 for end in ends)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "log"), [(42.9, 43.4, True), (20, 1e9, True), (3, 2e304, True), (-1, 1, False), (0.7, 0.71, False)]
 )

@@ -40,16 +40,18 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
     shown_options = [option for option in options if not math.isnan(option.share)]
     task, metric = shown_options[0].task, shown_options[0].metric
     base = baseline(data, task, metric) if in_points(metric) else None
-    low, high, marks = _axis([option.value for option in shown_options], metric, base)
+    best = [option for model in models for option in front(shown_options, model)]
+    tests = {model: comparisons(option for option in options if option.model == model) for model in models}
+    changes = {option: option.change(tests[option.model]) for option in shown_options}
+    intervals = {option: _interval(option, changes[option]) for option in best}
+    ends = [end for interval in intervals.values() for end in interval if in_points(metric) or end > 0]
+    low, high, marks = _axis([*(option.value for option in shown_options), *ends], metric, base)
     widest = max(1.0, *(option.share for option in shown_options)) * 1.06
 
     def place(option: Option) -> tuple[float, float]:
         return round(100 * option.share / widest, 2), _position(option.value, low, high, metric)
 
-    best = [option for model in models for option in front(shown_options, model)]
     named = _fitting(names(list(dict.fromkeys([*best, *shown_options])), best), place)
-    tests = {model: comparisons(option for option in options if option.model == model) for model in models}
-    changes = {option: option.change(tests[option.model]) for option in shown_options}
     colours = {model: number for number, model in enumerate(models)}
     return {
         "task": task,
@@ -69,7 +71,7 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
         "points": [
             _point(option, changes[option], place(option), colours[option.model] % 10)
             | {"best": option in best, "name": named.get(option, "")}
-            | _whisker(option, changes[option] if option in best else None, low, high)
+            | {"whisker": [_position(min(max(end, low), high), low, high, metric) for end in intervals.get(option, ())]}
             for option in sorted(shown_options, key=lambda option: (option.share, option.value))
         ],
         "methods": [
@@ -100,13 +102,12 @@ def _point(option: Option, change: Estimate | None, place: tuple[float, float], 
     }
 
 
-def _whisker(option: Option, change: Estimate | None, low: float, high: float) -> dict[str, Any]:
-    """The interval of an option on the frontier: its lower and upper end on the y axis."""
+def _interval(option: Option, change: Estimate | None) -> tuple[float, ...]:
+    """The ends of the interval of an option's quality, as far as it is that of its difference; () if there is none."""
     if option.is_dense or change is None or math.isnan(change.margin) or not change.margin:
-        return {"whisker": None}
+        return ()
     about = change.margin if in_points(option.metric) else change.margin * float(option.dense.mean())
-    ends = [max(option.value - about, low), min(option.value + about, high)]
-    return {"whisker": [_position(end, low, high, option.metric) for end in ends]}
+    return option.value - about, option.value + about
 
 
 def _axis(values: Sequence[float], metric: str, base: float | None) -> tuple[float, float, list[float]]:

@@ -60,7 +60,7 @@ def _title(panel: Panel, metric: str, task: str) -> str:
 
 def _intervals(panels: list[Panel]) -> str:
     """What the bars are; "" if there are none."""
-    drawn = any(style.margin_of(rows) > 0 for *_, group in panels for _, rows in group.groupby("scope"))
+    drawn = any(style.seeds_of(rows)[1] > 0 for *_, group in panels for _, rows in group.groupby("scope"))
     return " Bars are 95 % intervals." * drawn
 
 
@@ -77,7 +77,7 @@ def _draw(ax: Axes, study: Study, panel: Panel, dense: float, metric: str) -> No
     values = group.groupby("scope").value.mean().sort_values(ascending=not in_points(metric))
     look = study.look(model, method, [method])
     for row, (scope, value) in enumerate(values.items()):
-        about = style.margin_of(group[group.scope == scope])
+        _, about = style.seeds_of(group[group.scope == scope])
         ax.plot([dense, value], [row, row], color=look["color"], alpha=0.3, linewidth=2.5)
         ax.errorbar(value, row, xerr=about if about > 0 else None, capsize=2, elinewidth=1, **look)
         ax.annotate(

@@ -194,16 +194,14 @@ def line(
     """
     spots = patterns(ax, rows, name, **look)
     groups = [
-        (sparsity.fraction, by_seed(group), margin_of(group))
-        for sparsity, group in rows[~are_patterns(rows)].groupby("sparsity")
+        (sparsity.fraction, *seeds_of(group)) for sparsity, group in rows[~are_patterns(rows)].groupby("sparsity")
     ]
     if len(groups) < JOINED:
         for x, values, about in groups:
             if x > 0:
                 _bar(ax, x, values, about, taken, **look, **{**stroke, "linestyle": ""})
     else:
-        for x, values, _ in groups:
-            _seeds(ax, x, values, ax.transData, look)
+        _seeds(ax, [(x, value) for x, values, _ in groups for value in values if len(values) > 1], ax.transData, look)
         at, means = [x for x, *_ in groups], [float(values.mean()) for _, values, _ in groups]
         ax.plot(at, means, **look, **stroke)
         low, high = ([mean + sign * each[2] for mean, each in zip(means, groups, strict=True)] for sign in (-1, 1))
@@ -220,27 +218,28 @@ def _bar(ax: Axes, x: float, values: "pd.Series[float]", about: float, taken: Co
         taken[x] += 1
         ax.errorbar(x, mean, about, capsize=2, elinewidth=1, color=look["color"], transform=place)
         ax.update_datalim([(x, mean - about), (x, mean + about)])  # a point that is moved is left out otherwise
-    _seeds(ax, x, values, place, look)
+    _seeds(ax, [(x, value) for value in values if len(values) > 1], place, look)
     ax.plot(x, mean, **look, transform=place)
 
 
-def _seeds(ax: Axes, x: float, values: "pd.Series[float]", place: Any, look: Mapping[str, Any]) -> None:
-    if len(values) > 1:
+def _seeds(ax: Axes, points: Sequence[tuple[float, float]], place: Any, look: Mapping[str, Any]) -> None:
+    if points:
         small = {"linestyle": "", "alpha": 0.45, "markersize": 3}
-        ax.plot([x] * len(values), values, **{**look, **small}, transform=place)
+        ax.plot(*zip(*points, strict=True), **{**look, **small}, transform=place)
 
 
-def margin_of(rows: pd.DataFrame) -> float:
-    """Half the width of the 95 % interval of the mean of rows; NaN if there is none."""
+def seeds_of(rows: pd.DataFrame) -> tuple["pd.Series[float]", float]:
+    """The values of one cell by seed, and half the width of the 95 % interval of their mean; NaN if there is none."""
     values = by_seed(rows)
-    return sampled_margin(values, rows["stderr"]) if "stderr" in rows else margin(values)
+    return values, sampled_margin(values, rows["stderr"]) if "stderr" in rows else margin(values)
 
 
 def patterns(ax: Axes, rows: pd.DataFrame, name: str, **look: Any) -> list[Point]:
     """Draw patterns as hollow points, with their 95 % intervals over rows; returns the points to be named."""
     spots = []
     for sparsity, group in rows[are_patterns(rows)].groupby("sparsity"):
-        at, mean, about = sparsity.fraction, float(by_seed(group).mean()), margin_of(group)
+        at, (values, about) = sparsity.fraction, seeds_of(group)
+        mean = float(values.mean())
         if about > 0:
             ax.errorbar(at, mean, about, capsize=2, elinewidth=1, color=look["color"])
         ax.plot(at, mean, linestyle="", **{**look, **HOLLOW})
