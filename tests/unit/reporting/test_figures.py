@@ -329,7 +329,7 @@ def test_intervals_of_the_chart_are_whole(tmp_path: Path) -> None:
 
     def change(found: Tables) -> None:
         rows = found["metrics"]
-        rows.loc[rows.method != "dense", "value"] += rows.seed[rows.method != "dense"].astype(float) / 50
+        rows.loc[rows.method != "dense", "value"] += rows.seed[rows.method != "dense"].astype(float) / 30
 
     study = study_of(tmp_path, change)
     (question,) = questions(study.tables)
