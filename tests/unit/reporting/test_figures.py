@@ -302,6 +302,26 @@ def test_the_fastest_is_one_that_is_drawn_and_not_noise(tmp_path: Path) -> None:
     )
 
 
+def test_the_limit_of_decoding_and_the_first_break_even_are_named_once(tmp_path: Path) -> None:
+    write_tables(tmp_path, ["llama"], ["magnitude", "wanda"], seeds=0, speed=True)
+
+    def change(found: Tables) -> None:
+        rows = found["speed"]
+        found["speed"] = rows.assign(phase="decode", limit=1 / (1.0625 - rows.fraction))
+        rows = found["speed"]
+        early = (rows.execution == "sparse") & (rows.method == "magnitude") & (rows.sparsity == Sparsity("0.5"))
+        times = ["speedup", "speedup_low", "speedup_high"]
+        rows.loc[(rows.execution == "sparse") & (rows.sparsity == Sparsity("0.5")), times] = [0.5, 0.4, 0.6]
+        rows.loc[early, times] = [0.9, 0.8, 1.0]
+
+    (figure,) = drawn(speed, study_of(tmp_path, change))
+    (ax,) = figure.figure.axes
+    texts = [text.get_text() for text in ax.texts]
+    assert texts.count("limit") == 1
+    assert [text for text in texts if "break-even" in text] == ["break-even 56%"]  # 0.5 + 0.4 * 0.1 / 0.7
+    assert ax.get_ylim()[1] > 1 / 0.1625
+
+
 def test_the_smallest_file_is_one_that_is_drawn(tmp_path: Path) -> None:
     write_tables(tmp_path, ["llama"], ["magnitude"], seeds=0, sparsities=("0.5",))
 

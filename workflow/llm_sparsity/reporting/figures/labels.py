@@ -14,7 +14,7 @@ Box = tuple[float, float, float, float]  # left, right, bottom, top
 HEIGHT, WIDTH = 9.4, 4.7  # of a letter, with a margin, in typographic points
 APART, RADIUS = 5.0, 3.0  # of a name from its point, of a marker
 FAR = 20.0  # points above a point, where a name is taken for that of another
-GROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}  # of a name, which may cross a line
+GROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 0.5}  # of a name, which may cross a line
 
 
 def name_points(figure: Figure, points: Points, up: float = 0) -> None:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.by_sparsity import name_of_line
 from llm_sparsity.reporting.figures.drawing import SAVINGS, Drawn, Study
-from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
+from llm_sparsity.reporting.figures.labels import Point, Points, legible, name_points, thinned
 from llm_sparsity.reporting.tables import UNTRAINED, are_masked, are_patterns, fractions
 from llm_sparsity.reporting.wording import name_of, scope_name
 
@@ -49,7 +49,7 @@ def _speed(study: Study, batch: int, rows: pd.DataFrame, decodes: bool) -> Drawn
         f"Speed of the base model on {what}{batch} sequence{'s' * (batch > 1)} of {tokens} tokens, {device}, {threads} "
         f"thread{'s' * (threads > 1)}; both models take turns, points are medians, bars are quartiles. Dashed and "
         "hollow: dense execution, which multiplies zeros like any number. Solid: sparse execution, which skips removed "
-        "weights; below break-even it costs more than it saves."
+        "weights; below break-even (the first one of a model is marked) it costs more than it saves."
     )
     if decodes:
         caption += f" {LIMIT}"
@@ -70,10 +70,15 @@ def _title(rows: pd.DataFrame, batch: int, decodes: bool) -> str:
 
 
 def _panel(ax: Axes, study: Study, rows: pd.DataFrame, model: str) -> list[Point]:
-    """A line for each method, scope and execution of one model, and break-evens; returns the points to be named."""
+    """A line for each method, scope and execution of one model, limits, and the first break-even.
+
+    Returns:
+        The points to be named.
+    """
     named: list[Point] = []
     patterns: list[Point] = []
-    limits: list[Point] = []
+    limits: dict[str, Point] = {}  # by scope: the same for all methods
+    evens: list[tuple[float, str]] = []  # with their colours
     pruned, start = rows[rows.method != "dense"], rows[rows.method == "dense"]
     methods, scopes = list(dict.fromkeys(pruned.method)), pruned.scope.nunique() > 1
     for (method, scope), mine in pruned.groupby(["method", "scope"], sort=False):
@@ -83,7 +88,8 @@ def _panel(ax: Axes, study: Study, rows: pd.DataFrame, model: str) -> list[Point
             name = name_of_line(method, scope_name(scope) if scopes else "", execution)
             line = pd.concat([start, mine[mine.execution == execution]]).sort_values("sparsity", kind="stable")
             spots = _errorbars(ax, line[are_patterns(line)], {**look, **style.HOLLOW, "linestyle": ""})
-            patterns += [(x, y, f"{pattern}, {name}", colour) for x, y, pattern, colour in spots]
+            if execution != "dense" or execution == executions[-1]:
+                patterns += [(x, y, f"{pattern}, {name}", colour) for x, y, pattern, colour in spots]
             line = line[~are_patterns(line)]
             hollow = {"linestyle": "--", **style.HOLLOW} if execution == "dense" and "sparse" in executions else {}
             if line.sparsity.nunique() < style.JOINED:
@@ -92,12 +98,17 @@ def _panel(ax: Axes, study: Study, rows: pd.DataFrame, model: str) -> list[Point
             if points and (execution == executions[-1] or line.sparsity.nunique() >= style.JOINED):
                 x, y, _, colour = points[-1]
                 named.append((x, y, name, colour))
-            if execution == "sparse" and len(points) >= style.JOINED and line.limit.notna().any() and not limits:
+            if execution != "sparse" or len(points) < style.JOINED:
+                continue
+            if line.limit.notna().any() and scope not in limits:
                 ax.plot(fractions(line), line.limit, color=style.GREY, linewidth=0.8)
-                limits = [(points[-1][0], float(line.limit.iloc[-1]), "limit", style.INK)]  # of all methods
-            if execution == "sparse" and len(points) >= style.JOINED:
-                _break_even(ax, fractions(line).to_numpy(), line.speedup.to_numpy(), look["color"])
-    return [*named, *limits, *thinned(patterns)]
+                what = name_of_line("limit", scope_name(scope) if scopes else "", "")
+                limits[scope] = (points[-1][0], float(line.limit.iloc[-1]), what, style.INK)
+            even = _crossing(fractions(line).to_numpy(), line.speedup.to_numpy())
+            evens += [] if even is None else [(even, look["color"])]
+    if evens:
+        _break_even(ax, *min(evens))
+    return [*named, *limits.values(), *thinned(patterns)]
 
 
 def _errorbars(ax: Axes, rows: pd.DataFrame, look: dict[str, Any]) -> list[Point]:
@@ -118,13 +129,10 @@ def _crossing(fractions: Any, speedups: Any) -> float | None:
     return float(np.interp(1, speedups[at : at + 2], fractions[at : at + 2]))
 
 
-def _break_even(ax: Axes, sparsities: Any, speedups: Any, colour: str) -> None:
-    """Where sparse execution becomes faster, if it does."""
-    even = _crossing(sparsities, speedups)
-    if even is None:
-        return
+def _break_even(ax: Axes, even: float, colour: str) -> None:
+    """The sparsity from which sparse execution is faster."""
     ax.axvline(even, color=colour, linewidth=1, linestyle=":")
     ax.annotate(
         f"break-even {even:.0%}", (even, 1), (3, 3), xycoords=("data", "axes fraction"), rotation=0,
-        textcoords="offset points", fontsize=8.5, color=colour, ha="center",
+        textcoords="offset points", fontsize=8.5, color=legible(colour), ha="center",
     )  # fmt: skip
