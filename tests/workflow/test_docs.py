@@ -100,7 +100,7 @@ def test_every_script_explains_itself(script: str, root: Path) -> None:
         env={"PYTHONPATH": str(root / "workflow"), "COLUMNS": "200"}, text=True, capture_output=True, check=True,
     )  # fmt: skip
     options = re.findall(r"^  (-.*(?:\n {10,}.*)*)", done.stdout, re.MULTILINE)
-    assert len(options) > 2
+    assert len(options) >= 2
     for option in options:
         assert re.search(r"\S\s{2,}\S", option), f"{option}: says not what it is for"
 
@@ -108,7 +108,7 @@ def test_every_script_explains_itself(script: str, root: Path) -> None:
 def test_every_stage_has_one_name_everywhere(root: Path) -> None:
     rules = {path.stem for path in (root / "workflow/rules").glob("*.smk")} - {"common"}
     scripts = {path.stem for path in (root / "scripts").glob("*.py")}
-    assert rules == scripts
+    assert rules == scripts - set(COMMANDS)
     for stage in rules:
         (module,) = (root / "workflow/llm_sparsity").glob(f"*/{stage}.py")
         assert (root / f"tests/unit/{module.parent.name}/test_{stage}.py").exists()
