@@ -12,8 +12,16 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow tests first: at the end, a process that has none left takes some of the others'."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Slow tests first, as many for each process, then the others file by file.
+
+    xdist gives each process a run of the list; one that has none left takes some of another's. The last slow tests, of
+    executors and workflows, wait most of their time, so they come first of all.
+    """
+    slow = [item for item in reversed(items) if item.get_closest_marker("slow")]
+    rest = [item for item in items if not item.get_closest_marker("slow")]
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    shares = [rest[len(rest) * n // processes : len(rest) * (n + 1) // processes] for n in range(processes)]
+    items[:] = [item for n in range(processes) for item in (*slow[n::processes], *shares[n])]
 
 
 @pytest.fixture(scope="session")

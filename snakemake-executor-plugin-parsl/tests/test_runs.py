@@ -21,6 +21,7 @@ def called(words: str, pids: Iterable[int]) -> list[int]:
     return [pid for pid in pids if words.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+@pytest.mark.slow
 def test_jobs_fill_devices_longest_first_and_a_failure_leaves_others_alone(site: Site) -> None:
     site.pools(ON_THIS_MACHINE)
     said = site.run("late-1+ok-2+ok-3+ok-4+bad-5+oom-6", code=1)

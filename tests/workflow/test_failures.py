@@ -96,6 +96,7 @@ def test_the_reason_of_a_failed_job_is_the_last_line(fault: str, arguments: tupl
     assert last.endswith("; see logs/download/models/m.log")
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_same_command_goes_on(small: Project) -> None:
     small.edit(
         "scripts/download.py", lambda source: source.replace("def main() -> None:\n", f"def main() -> None:\n{WAIT}")
@@ -165,6 +166,7 @@ def test_a_folder_that_is_gone_ends_before_any_job(small: Project) -> None:
     assert not (small.folder / "logs").exists()
 
 
+@pytest.mark.slow
 def test_settings_of_any_length(small: Project) -> None:
     labels = [f"it's label {number}" for number in range(3000)]
     (small.folder / "mine/rows.csv").write_text("text,label\n" + "".join(f"text,{label}\n" for label in labels))

@@ -27,6 +27,7 @@ def installed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_init_plan_and_run_work_in_any_folder(installed: Path, tmp_path: Path) -> None:
     save_tiny_model("bert", tmp_path / "my-model")
     environment = {**os.environ, "PYTHONPATH": str(installed)}

@@ -27,6 +27,7 @@ def elsewhere(finished: Project, tmp_path: Path) -> Project:
     return project
 
 
+@pytest.mark.slow
 def test_it_runs_in_another_folder(elsewhere: Project) -> None:
     command = ["--snakefile", str(elsewhere.checkout / "Snakefile"), "--cores", "2", "--show-failed-logs", TARGET]
     done = elsewhere.snakemake(*command)
@@ -39,6 +40,7 @@ def test_it_runs_in_another_folder(elsewhere: Project) -> None:
     assert "Nothing to be done" in again.stdout + again.stderr  # a job does not depend on where the checkout is
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module(elsewhere: Project) -> None:
     shutil.copy(elsewhere.checkout / "config.yaml", elsewhere.folder / "config.yaml")
     (elsewhere.folder / "Snakefile").write_text(
@@ -70,6 +72,7 @@ def test_memory_and_disk_are_the_plans_under_default_resources(root: Path, tmp_p
     assert min(found["evaluate"]) > 4000  # one billion parameters in float32 take 4 GB
 
 
+@pytest.mark.slow
 def test_a_deleted_weight_file_is_made_again_once_it_is_needed(finished: Project, tmp_path: Path) -> None:
     shutil.copytree(finished.folder, tmp_path / "project")
     project = Project(tmp_path / "project", finished.hub)

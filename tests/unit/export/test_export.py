@@ -189,6 +189,7 @@ def test_a_weight_that_changed_fails_the_check(study: Path, tmp_path: Path, monk
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_says_what_was_written(study: Path, root: Path, tmp_path: Path) -> None:
     def script(*words: object) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

@@ -117,7 +117,7 @@ def test_recovered_perplexity_starts_at_a_dense_model_that_was_trained_too(tmp_p
     assert list(dense(rows, "").value) == [30.0]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_five_hundred_runs_are_drawn_in_seconds(tmp_path: Path) -> None:
     """The time is printed, not asserted: it is noise on a busy machine."""
     models = [f"model-{n}" for n in range(10)]
