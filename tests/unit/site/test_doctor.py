@@ -229,7 +229,8 @@ def test_a_profile_is_read_as_snakemake_reads_it(written: str, tmp_path: Path) -
     [
         (b"", "no profile"), (b"- a", "no profile"), (b"a: [", "no profile"), (b"a: \xff", "no profile"),
         (b"resources: gpu", "resources: found 'gpu'; write NAME=VALUE"),
-        (b"resources: [gpu=x]", "resources: found 'gpu=x'; write a whole number"),
+        (b"resources: [gpu=x, mem=1GB]", "resources: found 'gpu=x'; write a whole number"),
+        (b"set-resources: {finetune: 4}", "no profile"),
     ],
 )  # fmt: skip
 def test_a_profile_with_a_mistake_is_one_line(text: bytes, said: str, tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ def test_a_text_is_counted_in_tokens(study: config.Config, root: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"rows": {"train": 9}, "files": {"train.jsonl": {"bytes": 1800}}}))
     assert plan.sentences(text, name) == pytest.approx(10)
+    (folder / "manifest.json").write_text(json.dumps({"rows": {"test": 9}, "files": {"test.jsonl": {"bytes": 1800}}}))
+    assert plan.sentences(text, name) == pytest.approx(4000 * a_row), "it will be downloaded again, with `train`"
 
 
 @pytest.mark.parametrize(

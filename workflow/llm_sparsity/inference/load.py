@@ -62,7 +62,7 @@ def _load_sparse(made: Any, folder: ModelFolder, dtype: torch.dtype) -> Any:
             for name in [name for name, _ in model.named_modules()]:
                 layer, weight = model.get_submodule(name), f"{name}.weight"
                 if weight in late:
-                    layer.weight.data = reader.tensor(stored[weight]).to(dtype)
+                    layer.weight.data = reader.tensor(stored[weight]).to(layer.weight.dtype)
                 if is_prunable(name, layer, structure) and has_zeros(layer):
                     yield name
 

@@ -46,6 +46,7 @@ def held_class(folder: ModelFolder, wanted: Iterable[Any], **fields: Any) -> Any
         wanted: auto classes; those that make no model of this type are passed over.
         fields: of the configuration.
     """
+    _ = folder.structure  # or the reason why there is none
     config = transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, **fields)
     for auto in wanted:
         if type(config) in auto._model_mapping:

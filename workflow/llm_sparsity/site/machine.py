@@ -52,7 +52,7 @@ def gpus(place: Place) -> Line | None:
     """Whether this machine has the GPUs that the profile counts on. On a batch system, nodes have them."""
     if place.batch:
         return None
-    found, wanted = len(devices()), place.numbers("resources").get("gpu", 0)
+    found, wanted = len(devices()), place.numbers("resources", "gpu").get("gpu", 0)
     if found < wanted:
         return Line("GPUs", f"{found} here, {wanted} in {place.profile}", "set `gpu` of `resources` to those here")
     return Line("GPUs", f"{found} on this machine" if found else "none on this machine: jobs run on CPUs")

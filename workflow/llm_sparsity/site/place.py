@@ -51,13 +51,13 @@ class Place:
         """A default resource of the profile, such as `slurm_account`; empty if it sets none."""
         return str(self.settings.get("default-resources", {}).get(name, ""))
 
-    def numbers(self, key: str) -> dict[str, int]:
-        """A setting in PAIRS whose values are whole numbers.
+    def numbers(self, key: str, *names: str) -> dict[str, int]:
+        """Whole numbers of a setting in PAIRS: those of some names, or all.
 
         Raises:
             UserError: one of them is none.
         """
-        pairs = self.settings.get(key, {})
+        pairs = {name: text for name, text in self.settings.get(key, {}).items() if not names or name in names}
         if wrong := [f"{name}={text}" for name, text in pairs.items() if not text.isdigit()]:
             raise UserError(f"{self.profile}: {key}: found {wrong[0]!r}; write a whole number")
         return {name: int(text) for name, text in pairs.items()}
@@ -84,11 +84,12 @@ def _settings(file: Path) -> dict[str, Any]:
     """The settings of a profile, as Snakemake reads them."""
     from configargparse import ConfigFileParserException  # type: ignore[import-untyped]
     from snakemake.profiles import ProfileConfigFileParser
+    from snakemake_interface_common.exceptions import WorkflowError
 
     try:
         with file.open(encoding="utf-8") as opened:
             settings = dict(ProfileConfigFileParser().parse(opened))
-    except (ConfigFileParserException, OSError, ValueError) as error:
+    except (ConfigFileParserException, WorkflowError, OSError, ValueError) as error:
         raise UserError(f"{file}: no profile: {' '.join(str(error).split())}") from None
     return settings | {key: _pairs(settings[key], f"{file}: {key}") for key in PAIRS if key in settings}
 

@@ -88,8 +88,8 @@ def replacing(folder: Path, patterns: Iterable[str] = ()) -> Iterator[Path]:
                 made = sorted(fresh.iterdir(), key=lambda path: path.name == MANIFEST)
                 _sync_all(fresh)
                 assert_held()
-                old = {folder / MANIFEST, *(path for pattern in patterns for path in folder.glob(pattern))}
-                for path in old if made else ():
+                old = [path for pattern in patterns for path in folder.glob(pattern)]
+                for path in (folder / MANIFEST, *old) if made else ():
                     if not path.is_dir():
                         path.unlink(missing_ok=True)
                 for path in made:

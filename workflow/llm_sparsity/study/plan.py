@@ -74,7 +74,9 @@ def sentences(config: Config, task: str) -> float:
     """Training sentences of a task, or its training text in units of them; assumed until it has been downloaded."""
     source = config.tasks[task].train_on or task
     manifest = TASKS / source / MANIFEST
-    found = read_json(manifest) if manifest.exists() else None
+    found = read_json(manifest) if manifest.exists() else {}
+    if "train" not in found.get("rows", {}):  # downloaded before it was trained on: it will be again
+        found = {}
     rows = found["rows"]["train"] if found else _expected_rows(source, config.tasks[source])
     if config.tasks[source].kind != "language-model":
         return float(rows)

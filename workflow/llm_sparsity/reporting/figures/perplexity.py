@@ -8,7 +8,7 @@ import pandas as pd
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.by_sparsity import by_sparsity, highest_loss
 from llm_sparsity.reporting.figures.drawing import QUALITY, Drawn, Study
-from llm_sparsity.reporting.tables import judged
+from llm_sparsity.reporting.tables import UNTRAINED, judged
 
 
 def draw(study: Study) -> Iterable[Drawn]:
@@ -37,8 +37,14 @@ def _perplexity(study: Study, task: str, rows: pd.DataFrame) -> Drawn:
         )
     else:
         caption += " The models are pruned and measured, not trained."
-    if rows.calibration_seed.nunique() > 1:
-        caption += " Small points: draws of the calibration text; line and band are their mean and its 95 % t-interval."
+    trained = rows.recipe != UNTRAINED
+    drawn = {
+        "draws of the calibration text": rows[~trained].calibration_seed.nunique() > 1,
+        "seeds of trained models": rows[trained].seed.nunique() > 1,
+    }
+    if any(drawn.values()):
+        points = " and ".join(what for what, are_drawn in drawn.items() if are_drawn)
+        caption += f" Small points: {points}; line and band are their mean and its 95 % t-interval."
     if len(published):
         sources = [
             f"{source} ({', '.join(each.model.unique())})" for source, each in published.groupby("source", sort=False)

@@ -38,8 +38,8 @@ def _speed(study: Study, batch: int, rows: pd.DataFrame, decodes: bool) -> Drawn
     for ax, model in zip(axes, models, strict=True):
         ends[ax] = _panel(ax, study, rows[rows.model == model], model)
         style.reference_line(ax, 1, "as fast as dense", (2, -10))
-        ax.set_ylim(0, 1.08 * max(1.1, float(rows[["speedup_high", "limit"]].max(axis=None))))
         style.sparsity_axis(ax, rows[rows.model == model])
+    axes[0].set_ylim(0, 1.08 * max(1.1, float(rows.speedup_high.max()), *(ax.dataLim.y1 for ax in axes)))
     name_points(figure, ends)
     for ax in axes[::2]:
         ax.set_ylabel("Speed-up over the dense model")
@@ -62,9 +62,10 @@ def _title(rows: pd.DataFrame, batch: int, decodes: bool) -> str:
     at = f"at batch {batch}{', decoding' * decodes}"
     if found.empty:
         return f"Dense execution of pruned models {at}: zeros are multiplied like any number"
-    fastest: Any = found.loc[found.speedup.idxmax()]
+    faster = found[found.speedup_low > 1]
+    fastest: Any = (found if faster.empty else faster).sort_values("speedup").iloc[-1]
     name = f"{fastest.model}, {name_of(pd.Series({**fastest, 'recipe': UNTRAINED}))}, {fastest.execution} execution"
-    if fastest.speedup_low <= 1:
+    if faster.empty:
         return f"Nothing is faster than the dense model {at}; the nearest ({fastest.speedup:.2f} times) is {name}"
     return f"At most {fastest.speedup:.1f} times as fast as dense {at}: {name}"
 

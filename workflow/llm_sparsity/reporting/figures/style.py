@@ -217,7 +217,8 @@ def _bar(ax: Axes, x: float, values: "pd.Series[float]", about: float, taken: Co
         place += ScaledTranslation(-taken[x] / 12, 0, ax.figure.dpi_scale_trans)
         taken[x] += 1
         ax.errorbar(x, mean, about, capsize=2, elinewidth=1, color=look["color"], transform=place)
-        ax.update_datalim([(x, mean - about), (x, mean + about)])  # a point that is moved is left out otherwise
+        # Points that are moved are left out otherwise.
+        ax.update_datalim([(x, y) for y in (mean - about, mean + about, *values)])
     _seeds(ax, [(x, value) for value in values if len(values) > 1], place, look)
     ax.plot(x, mean, **look, transform=place)
 

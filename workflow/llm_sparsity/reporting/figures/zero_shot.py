@@ -15,11 +15,12 @@ def draw(study: Study) -> Iterable[Drawn]:
     """A figure for each set of tasks that variants were scored on: means over different tasks do not compare."""
     rows = with_errors(study.tables["metrics"], "acc")
     variants = rows[rows.method != "dense"].groupby([*CELL, "calibration_seed"], sort=False)
-    sets = dict.fromkeys(tuple(mine.task.unique()) for _, mine in variants)
-    for tasks in dict.fromkeys(tuple(task for task in rows.task.unique() if task in each) for each in sets):
+    sets = [set(mine.task) for _, mine in variants]
+    ordered = dict.fromkeys(tuple(task for task in rows.task.unique() if task in each) for each in sets)
+    for tasks in ordered:
         means = style.swept(_means(rows[rows.task.isin(tasks)], len(tasks)))
         if (means.method != "dense").any():
-            yield _zero_shot(study, means, tasks, alone=len(sets) == 1)
+            yield _zero_shot(study, means, tasks, alone=len(ordered) == 1)
 
 
 def _zero_shot(study: Study, means: pd.DataFrame, tasks: tuple[str, ...], *, alone: bool) -> Drawn:
