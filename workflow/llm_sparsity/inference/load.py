@@ -47,21 +47,19 @@ def load(folder: Path | str | ModelFolder, execution: str = "sparse", *, dtype: 
 
 def _load_sparse(made: Any, folder: ModelFolder, dtype: torch.dtype) -> Any:
     """Read the matrices of layers last, one at a time: memory holds no more than one that is dense and has zeros."""
-    structure, late = folder.structure, set()
+    structure = folder.structure
 
-    def is_read_first(name: str) -> bool:
-        if structure.matrix(name) and name.endswith(".weight") and not structure.is_fused(name):
-            late.add(name)
-        return name not in late
+    def is_late(name: str) -> bool:
+        return structure.matrix(name) is not None and name.endswith(".weight") and not structure.is_fused(name)
 
-    model = load_model(made, folder, dtype=dtype, values=is_read_first)
+    model = load_model(made, folder, dtype=dtype, values=lambda name: not is_late(name))
     with folder.open() as reader:
         stored = stored_names(model, reader.names)
 
         def with_zeros() -> Iterator[str]:
             for name in [name for name, _ in model.named_modules()]:
                 layer, weight = model.get_submodule(name), f"{name}.weight"
-                if weight in late:
+                if weight in stored and is_late(weight):
                     layer.weight.data = reader.tensor(stored[weight]).to(layer.weight.dtype)
                 if is_prunable(name, layer, structure) and has_zeros(layer):
                     yield name

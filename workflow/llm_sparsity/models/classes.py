@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 import transformers
 
 from llm_sparsity.models.checkpoint import stored_names
+from llm_sparsity.models.derivation import empty_model
 from llm_sparsity.models.folder import ModelFolder
 
 # Several auto classes may make one class: BERT's causal model is also the decoder of others. These come first.
@@ -50,9 +50,8 @@ def held_class(folder: ModelFolder, wanted: Iterable[Any], **fields: Any) -> Any
     config = transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, **fields)
     for auto in wanted:
         if type(config) in auto._model_mapping:
-            with torch.device("meta"):
-                model = auto.from_config(config)
-            if all("pooler" in name for name in drawn_parameters(model, folder)):
+            drawn = drawn_parameters(empty_model(auto, config), folder)
+            if all("pooler" in name for name in drawn):
                 return auto
     return transformers.AutoModel
 

@@ -86,9 +86,9 @@ def load_model(
         if fresh_head:
             reader.names = [name for name in reader.names if not re.search(CLASSIFIERS, name)]
         stored, turn = check(empty, folder.structure, reader, folder), threading.Lock()
-        left_out = {name for name in stored if not (values(name) if callable(values) else values)}
+        is_read = values if callable(values) else lambda _: values
         tensors = {
-            name: StoredTensor(reader, known, turn, undefined=dtype if name in left_out else None)
+            name: StoredTensor(reader, known, turn, undefined=None if is_read(name) else dtype)
             for name, known in stored.items()
         }
         model_class, shapes = type(empty), {name: reader.shape(known) for name, known in stored.items()}

@@ -63,7 +63,8 @@ def _title(rows: pd.DataFrame, batch: int, decodes: bool) -> str:
     if found.empty:
         return f"Dense execution of pruned models {at}: zeros are multiplied like any number"
     faster = found[found.speedup_low > 1]
-    fastest: Any = (found if faster.empty else faster).sort_values("speedup").iloc[-1]
+    shown = found if faster.empty else faster
+    fastest: Any = shown.loc[shown.speedup.idxmax()]
     name = f"{fastest.model}, {name_of(pd.Series({**fastest, 'recipe': UNTRAINED}))}, {fastest.execution} execution"
     if faster.empty:
         return f"Nothing is faster than the dense model {at}; the nearest ({fastest.speedup:.2f} times) is {name}"
