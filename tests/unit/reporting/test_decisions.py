@@ -101,6 +101,16 @@ def test_an_untrained_dense_model_has_the_bytes_of_its_container(tmp_path: Path)
     assert dense.plain == pytest.approx(1000 / 1200)
 
 
+def test_a_trained_variant_has_its_own_bytes_where_the_pretrained_model_is_not_pruned(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3, text=False, sparsities=("0.5",))
+    before = asked(tmp_path).decisions[0].option
+    sizes = pd.read_csv(tmp_path / "tables/sizes.csv", dtype=str, keep_default_na=False)
+    sizes[sizes.method == "dense"].to_csv(tmp_path / "tables/sizes.csv", index=False)
+    after = asked(tmp_path).decisions[0].option
+    assert before and after and not before.is_dense
+    assert (after.bytes, after.share, after.plain) == (before.bytes, before.share, before.plain)
+
+
 def test_one_seed_confirms_nothing_and_has_no_interval(tmp_path: Path) -> None:
     write_tables(tmp_path / "tables", ["minilm"], ["magnitude", "uniform"], 1)
     assert asked(tmp_path).decisions[0].confirmed == "no: one seed"

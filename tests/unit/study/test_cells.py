@@ -97,3 +97,25 @@ def test_a_recipe_of_the_finetuned_model_is_for_every_pruned_variant_and_alone_f
     run = Run("gpt2", Variant.parse("int8-linear-0"), "sst2", "one-shot", 3)
     assert run.pruned == Path("results/gpt2/int8-linear-0/sst2/seed-3")
     assert run.dense == Run("gpt2", DENSE, "sst2", "kept", 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pruned"),
+    [
+        ({}, ["dense"]),
+        ({"measure": True}, ["dense", "magnitude-all-0.5", "int8-all-0"]),
+        ({"tasks": ["sst2", "wikitext"]}, ["dense", "magnitude-all-0.5", "int8-all-0"]),
+        ({"recipes": ["kept", "one-shot"]}, ["dense", "magnitude-all-0.5"]),
+        ({"recipes": ["kept"]}, ["dense", "magnitude-all-0.5", "int8-all-0"]),  # int8 for its bytes: it is not trained
+    ],
+)
+def test_the_pretrained_model_is_not_pruned_for_recipes_of_the_finetuned_one(
+    changes: dict[str, Any], pruned: list[str]
+) -> None:
+    grid = GRID | {
+        "methods": ["magnitude", "int8"], "measure": False, "recipes": ["one-shot"],
+        "finetuned": ["one-shot"], "untrained": ["one-shot"],
+    } | changes  # fmt: skip
+    cells = expand([grid], STAGES | {"wikitext": ["evaluate"]})
+    assert [str(variant) for _, variant in cells.variants] == pruned
+    assert {"dense", "magnitude-all-0.5"} <= {str(run.variant) for run in cells.runs}

@@ -150,6 +150,7 @@ def options(data: Tables) -> list[Option]:
     rows = judged(data)
     rows = rows[(rows["mask"] != "released") & (rows.method != "random")]
     sizes, speed = (dict(list(data[name].groupby(CELL, sort=False))) for name in ("sizes", "speed"))
+    plain = data["sizes"].drop_duplicates("model").set_index("model").dense_bytes.astype(float).to_dict()
     runs = data["runs"].assign(value=data["runs"]["bytes"].astype(float))
     trained = runs.groupby(["task", *CELL, "recipe"], sort=False).value.mean().to_dict()
     found = []
@@ -163,31 +164,34 @@ def options(data: Tables) -> list[Option]:
             if starts[start].values.empty:
                 continue
             variant = (model, method, scope, sparsity)
-            whole = trained.get((task, model, "dense", "", ZERO, start), math.nan)
+            whole = trained.get((task, model, "dense", "", ZERO, start))
             found.append(
                 Option(
                     task, metric, *variant, recipe, Score.of(cell, metric, count), starts[start], count,
-                    *_bytes(sizes.get(variant), trained.get((task, *variant, recipe), math.nan), whole),
+                    *_bytes(sizes.get(variant), plain.get(model), trained.get((task, *variant, recipe)), whole),
                     1.0 if method == "dense" else _speedup(speed.get(variant)), _folder(first),
                 )
             )  # fmt: skip
     return found
 
 
-def _bytes(sizes: pd.DataFrame | None, trained: float, start: float) -> tuple[float, float, float]:
+def _bytes(
+    sizes: pd.DataFrame | None, plain: float | None, trained: float | None, start: float | None
+) -> tuple[float, float, float]:
     """The bytes of the weights in the container, their share of the dense model, and their share of the plain file.
 
     Training changes the weights, and with them what compression saves: a trained model is measured itself.
 
     Args:
-        sizes: of the variant; None: unknown.
-        trained, start: bytes of the trained variant, and of the dense model that was trained; NaN without training.
+        sizes: of the variant of the pretrained model; None: the study has no such variant.
+        plain: bytes of the dense model's own file; None: unknown.
+        trained, start: bytes of the trained variant, and of the dense model that was trained; None without training.
     """
-    if sizes is None:
+    if trained is not None and start is not None:
+        return trained, trained / start, trained / plain if plain else math.nan
+    if sizes is None or plain is None:
         return math.nan, math.nan, math.nan
-    plain, size = float(sizes.dense_bytes.iloc[0]), float(sizes.container_bytes.iloc[0])
-    if not math.isnan(trained):
-        return trained, trained / start, trained / plain
+    size = float(sizes.container_bytes.iloc[0])
     return size, float(sizes.ratio.iloc[0]), size / plain
 
 

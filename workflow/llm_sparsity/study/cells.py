@@ -110,7 +110,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Cells:
-    """Everything that a study computes, each once, in a fixed order."""
+    """Everything that a study computes, each once, in a fixed order.
+
+    Attributes:
+        variants: (model, variant) of the pretrained models.
+        measured: those of them whose size and speed are measured.
+        evaluations: variants of pretrained models, scored without training.
+        runs: fine-tunings.
+    """
 
     variants: tuple[tuple[str, Variant], ...]
     measured: tuple[tuple[str, Variant], ...]
@@ -122,7 +129,8 @@ def expand(grids: Iterable[Mapping[str, Any]], stages: Mapping[str, Iterable[str
     """Cross the lists of every grid.
 
     Every model is also studied dense, as the baseline of every comparison. A quantised model of which nothing is
-    removed is one variant, of sparsity 0, whatever the sparsities of its grid.
+    removed is one variant, of sparsity 0, whatever the sparsities of its grid. The pretrained model is not pruned for
+    recipes that all start from the fine-tuned one.
 
     Args:
         grids: of a config, see `Config.grids`. `calibration_seeds` (method -> seeds) repeat a method; `finetuned` are
@@ -141,17 +149,17 @@ def expand(grids: Iterable[Mapping[str, Any]], stages: Mapping[str, Iterable[str
             if not (Chain(method).method and Sparsity.of(sparsity).is_dense)
             for seed in grid.get("calibration_seeds", {}).get(method, [0])
         ]
+        evaluated, trained = ([t for t in grid["tasks"] if stage in stages[t]] for stage in ("evaluate", "finetune"))
         for model, variant in itertools.product(grid["models"], [DENSE, *pruned]):
-            variants[model, variant] = None
+            recipes = _recipes(grid, variant) if trained else []
+            only_finetuned = recipes and set(recipes) <= set(grid.get("finetuned", []))
+            if variant.is_dense or grid["measure"] or evaluated or not only_finetuned:
+                variants[model, variant] = None
             if grid["measure"]:
                 measured[model, variant] = None
-            for task in grid["tasks"]:
-                if "evaluate" in stages[task]:
-                    evaluations[Evaluation(model, variant, task)] = None
-                if "finetune" not in stages[task]:
-                    continue
-                for recipe, seed in itertools.product(_recipes(grid, variant), grid["seeds"]):
-                    runs[Run(model, variant, task, recipe, seed)] = None
+            evaluations |= dict.fromkeys(Evaluation(model, variant, task) for task in evaluated)
+            for task, recipe, seed in itertools.product(trained, recipes, grid["seeds"]):
+                runs[Run(model, variant, task, recipe, seed)] = None
     return Cells(tuple(variants), tuple(measured), tuple(evaluations), tuple(runs))
 
 
