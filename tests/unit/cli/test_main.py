@@ -64,6 +64,13 @@ def test_a_file_that_is_no_study_is_one_line(
     assert said in str(ended.value.code)
 
 
+def test_run_reads_the_file_before_snakemake_does(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(tmp_path / "bad.yaml")])
+    assert str(ended.value.code).startswith(f"error: {tmp_path / 'bad.yaml'}: no config of a study: 'utf-8' codec")
+
+
 def test_a_plan_is_of_a_file_or_of_a_shipped_study(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "copy.yaml").write_text((ROOT / "studies/recovery.yaml").read_text())
     for study in ("recovery", str(tmp_path / "copy.yaml")):

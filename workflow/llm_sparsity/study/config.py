@@ -284,13 +284,22 @@ def read(file: Path) -> Config:
     Raises:
         UserError: the file is no YAML of a config; or one line for each fault, with key, value and fix.
     """
+    return load(parse(file))
+
+
+def parse(file: Path) -> Mapping[str, Any]:
+    """The keys and values of a config, not validated.
+
+    Raises:
+        UserError: the file is no YAML of a config.
+    """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file}: no config of a study: {' '.join(str(error).split())}") from None
     if not isinstance(values, Mapping):
         raise UserError(f"{file}: no config of a study: it has no keys such as `models:`")
-    return load(values)
+    return values
 
 
 def load(values: Mapping[str, Any]) -> Config:
