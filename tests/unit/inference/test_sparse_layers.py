@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Linear
 from transformers.pytorch_utils import Conv1D
 
+from llm_sparsity.inference import kernels
 from llm_sparsity.inference.sparse_layers import (
     InMemoryOrder,
     SparseLinear,
@@ -48,7 +49,7 @@ def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.full(shape, math.nan if dtype.is_floating_point else 7, dtype=dtype)
 
 
-WAYS = ["product", "expanded", "skipped"]
+WAYS = ["product", "expanded", "skipped", *(["gathered"] if kernels.instructions()[0] in kernels.GATHERING else [])]
 
 
 @settings(max_examples=150, deadline=None)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import Linear
 
+from llm_sparsity.inference.packed import Packed
 from llm_sparsity.inference.sparse_layers import SparseLinear, layers_with_zeros, sparse_layers
-from llm_sparsity.inference.ways import Ways
+from llm_sparsity.inference.ways import Ways, possible
 from llm_sparsity.models.loading import load_base
 from tests.unit.inference.conftest import Variant
 
@@ -27,6 +28,24 @@ def timed(fastest: str) -> object:
         return torch.tensor([[0.0 if name == fastest else 1.0 for name in names]] * turns).numpy()
 
     return patch("llm_sparsity.inference.timing.take_turns", side_effect=take_turns)
+
+
+@pytest.mark.parametrize(
+    ("path", "density", "tokens", "expected"),
+    [
+        ("avx512", 0.1, 1, {"expanded", "product", "gathered", "skipped"}),
+        ("avx2", 0.1, 1, {"expanded", "product", "skipped"}),
+        ("portable", 0.1, 1, {"expanded", "product", "skipped"}),
+        ("avx512", 0.9, 1, {"expanded", "product"}),
+        ("avx512", 0.1, 32, {"expanded", "product", "gathered", "skipped"}),
+        ("avx512", 0.1, 33, {"expanded", "skipped"}),
+        ("avx2", 0.1, 17, {"expanded", "skipped"}),
+        ("avx512", 0.9, 33, {"expanded"}),
+    ],
+)
+def test_ways_that_cannot_be_fastest_are_not_tried(path: str, density: float, tokens: int, expected: set[str]) -> None:
+    weight = torch.randn(63, 96) * (torch.rand(63, 96) < density)
+    assert set(possible(Packed(weight, path), tokens)) == expected
 
 
 @pytest.mark.parametrize("fastest", ["product", "expanded", "skipped"])

@@ -1,15 +1,18 @@
-"""A matrix as a bitmask and its remaining weights, in memory, and its three ways to multiply.
+"""A matrix as a bitmask and its remaining weights, in memory, and its ways to multiply.
 
     product    expands weights in registers: one read of mask and values for the few tokens of generating text. With
                b bits a weight and a share s of zeros it can be b / ((1 - s) b + 1) times as fast as the dense product
                of the same dtype, which reads b bits for every weight.
+    gathered   the same read, but looks up the activations of remaining weights instead of expanding these: more zeros
     expanded   expands a few rows at a time into the cache and multiplies them densely: many tokens, few zeros
     skipped    multiplies remaining weights only, by a list of their columns: many tokens, many zeros
 
-The same sums in the same order for any number of threads, and in `product` for any number of tokens.
+The same sums in the same order for any number of threads, and in `product` and `gathered` for any number of tokens.
 """
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +89,13 @@ class Packed(Module):
 
     def product(self, x: Tensor, bias: Tensor) -> Tensor:
         """(tokens, inputs) of the matrix's dtype -> (tokens, outputs) float32. `bias`: float32 (outputs)."""
+        return self._of_few_tokens(kernels.product, x, bias)
+
+    def gathered(self, x: Tensor, bias: Tensor) -> Tensor:
+        """As `product`; the matrix's path is one of `kernels.GATHERING`."""
+        return self._of_few_tokens(kernels.gather, x, bias)
+
+    def _of_few_tokens(self, kernel: Callable[[str, int, int], Any], x: Tensor, bias: Tensor) -> Tensor:
         if self.inputs % BLOCK:
             x = functional.pad(x, (0, -self.inputs % BLOCK))
         x = x.contiguous()
@@ -93,11 +103,10 @@ class Packed(Module):
         most = kernels.most_tokens(self.path)
         for first in range(0, len(x), most):
             tokens = min(most, len(x) - first)
-            kernel = kernels.product(self.path, self.bits, kernels.tokens_for(self.path, tokens))
             made = self._job(self.outputs, x[first:], out[first:], bias)
             made[Job.X_STRIDE], made[Job.OUT_STRIDE] = x.stride(0) * x.itemsize, out.stride(0) * out.itemsize
             made[Job.TOKENS] = tokens
-            run(kernel, made, self._bytes)
+            run(kernel(self.path, self.bits, kernels.tokens_for(self.path, tokens)), made, self._bytes)
         return out
 
     def expanded(self, x: Tensor, bias: Tensor) -> Tensor:

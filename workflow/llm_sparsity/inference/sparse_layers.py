@@ -119,13 +119,15 @@ class SparseLinear(Module):
 
     def product(self, x: Tensor) -> Tensor:
         """`forward`, by one read of mask and values."""
-        out = self.matrix.product(self._flat(x), self._bias[torch.float32])
-        return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return self._shaped(self.matrix.product(self._flat(x), self._bias[torch.float32]), x)
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """`forward`, by one read of mask and values; zeros are not multiplied."""
+        return self._shaped(self.matrix.gathered(self._flat(x), self._bias[torch.float32]), x)
 
     def expanded(self, x: Tensor) -> Tensor:
         """`forward`, by dense products of a few rows at a time."""
-        out = self.matrix.expanded(self._flat(x), self._bias[self.matrix.dtype])
-        return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return self._shaped(self.matrix.expanded(self._flat(x), self._bias[self.matrix.dtype]), x)
 
     def skipped(self, x: Tensor) -> Tensor:
         """`forward`, by remaining weights only."""
@@ -137,6 +139,9 @@ class SparseLinear(Module):
 
     def _flat(self, x: Tensor) -> Tensor:
         return x.reshape(-1, self.in_features).to(self.matrix.dtype)
+
+    def _shaped(self, out: Tensor, x: Tensor) -> Tensor:
+        return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Save what the dense layer would, so that a saved model is an ordinary one."""

@@ -9,10 +9,24 @@ import torch
 from torch import Tensor
 
 from llm_sparsity.inference import kernels, timing
+from llm_sparsity.inference.packed import Packed
 
 TURNS = 3
-PRODUCT_PASSES = 2  # `product` reads the matrix again for every 16 tokens: not tried if it would do so more often
-MAX_SKIPPED_DENSITY = 0.6  # above it, skipping zeros one by one never pays, and its list of columns is not made
+PASSES = 2  # `product` and `gathered` read the matrix again for every 16 tokens: not tried if they would more often
+MAX_DENSITY = 0.6  # above it, `skipped` and `gathered` never pay, and the list of columns of `skipped` is not made
+
+
+def possible(matrix: Packed, tokens: int) -> list[str]:
+    """The ways of multiplying a matrix that may be the fastest for a number of tokens."""
+    names = ["expanded"]
+    mostly_zeros = matrix.density <= MAX_DENSITY
+    if tokens <= PASSES * kernels.most_tokens(matrix.path):
+        names.append("product")
+        if mostly_zeros and matrix.path in kernels.GATHERING:
+            names.append("gathered")
+    if mostly_zeros or matrix.rows > 1:
+        names.append("skipped")
+    return names
 
 
 class Ways:
@@ -44,12 +58,7 @@ class Ways:
         return self._known[key]
 
     def _measured(self, x: Tensor, tokens: int) -> str:
-        matrix = self.layers[0].matrix
-        names = ["expanded"]
-        if tokens <= PRODUCT_PASSES * kernels.most_tokens(matrix.path):
-            names.append("product")
-        if matrix.rows > 1 or matrix.density <= MAX_SKIPPED_DENSITY:
-            names.append("skipped")
+        names = possible(self.layers[0].matrix, tokens)
         if len(names) == 1:
             return names[0]
         layers = itertools.cycle(self.layers)
