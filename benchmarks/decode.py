@@ -7,8 +7,9 @@
 RANDOM weights: seconds depend on shapes, zeros and dtype only. Matrices of one size are many enough that no cache holds
 them, and each is multiplied once a turn, by one contestant after the other. A figure is a ratio of lower quartiles to
 torch's dense product of the same dtype. Its limit is that of reading: b / ((1 - s) b + 1) for weights of b bits and a
-share s of zeros. Contestants in float32: this, torch's CSR product, and with `--peer VENV` (a virtual environment with
-sparse_dot_mkl and mkl) that of Intel's MKL; the others have no bfloat16.
+share s of zeros. Contestants: this, by the faster of its ways for few tokens, as a sparse layer chooses; in float32
+torch's CSR product, and with `--peer VENV` (a virtual environment with sparse_dot_mkl and mkl) that of Intel's MKL, of
+which neither has bfloat16.
 """
 
 import argparse
@@ -30,10 +31,12 @@ from torch.nn import functional
 from llm_sparsity.inference import kernels
 from llm_sparsity.inference.packed import Packed
 from llm_sparsity.inference.sparse_layers import SparseLinear, layers_with_zeros, replace_layers, sparse_layers
+from llm_sparsity.inference.ways import possible
 from llm_sparsity.inference.workloads import copy_bandwidth
 from llm_sparsity.models.derivation import derive
 
 SPARSITIES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+WAYS = ("product", "gathered")  # of Packed, for few tokens
 OUTPUTS, INPUTS = 2048, 2048
 WORKING_SET = 192 << 20  # bytes of dense matrices
 LLAMA = transformers.LlamaConfig(
@@ -72,11 +75,12 @@ def _matrices(repeats: int, peer: bool) -> str:
         "sparsity",
         "limit",
         "this",
+        "way",
         "share of the limit",
         "this, GB/s",
         "torch dense, GB/s",
         "torch CSR",
-        "MKL CSR",
+        *(["MKL CSR"] if peer else []),
     ]
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -98,10 +102,9 @@ def _row(dense: list[Tensor], sparsity: float, repeats: int, peer: bool) -> list
     pruned = [weight * (torch.rand(weight.shape) >= sparsity) for weight in dense]
     packed = [Packed(weight) for weight in pruned]
     bias, x = torch.zeros(OUTPUTS), torch.randn(1, INPUTS).to(dtype)
-    contestants: dict[str, list[Product]] = {
-        "dense": [partial(_dense, weight) for weight in dense],
-        "this": [partial(_packed, matrix, bias) for matrix in packed],
-    }
+    ways = [way for way in WAYS if way in possible(packed[0], 1)]
+    contestants: dict[str, list[Product]] = {"dense": [partial(_dense, weight) for weight in dense]}
+    contestants |= {way: [partial(_packed, way, matrix, bias) for matrix in packed] for way in ways}
     if dtype == torch.float32:
         csr = [weight.to_sparse_csr() for weight in pruned]
         contestants["CSR"] = [partial(_csr, matrix) for matrix in csr]
@@ -115,11 +118,12 @@ def _row(dense: list[Tensor], sparsity: float, repeats: int, peer: bool) -> list
     seconds = {name: np.quantile(took, QUARTILE) for name, took in _turns(contestants, x, repeats).items()}
     limit = bits / ((1 - sparsity) * bits + 1)
     gain = {name: seconds["dense"] / took for name, took in seconds.items()}
-    read = sum(tensor.nbytes for tensor in packed[0].buffers()) / seconds["this"] / 1e9
-    others = [f"{gain[name]:.2f}" if name in gain else "-" for name in ("CSR", "MKL")]
+    way = max(ways, key=lambda way: gain[way])
+    read = sum(tensor.nbytes for tensor in packed[0].buffers()) / seconds[way] / 1e9
+    others = [f"{gain[name]:.2f}" if name in gain else "-" for name in ("CSR", *(["MKL"] if peer else []))]
     return [
-        str(dtype).removeprefix("torch."), f"{sparsity:.0%}", f"{limit:.2f}", f"{gain['this']:.2f}",
-        f"{gain['this'] / limit:.0%}", f"{read:.1f}", f"{dense[0].nbytes / seconds['dense'] / 1e9:.1f}", *others,
+        str(dtype).removeprefix("torch."), f"{sparsity:.0%}", f"{limit:.2f}", f"{gain[way]:.2f}", way,
+        f"{gain[way] / limit:.0%}", f"{read:.1f}", f"{dense[0].nbytes / seconds['dense'] / 1e9:.1f}", *others,
     ]  # fmt: skip
 
 
@@ -127,8 +131,9 @@ def _dense(weight: Tensor, x: Tensor) -> Tensor:
     return functional.linear(x, weight)
 
 
-def _packed(matrix: Packed, bias: Tensor, x: Tensor) -> Tensor:
-    return matrix.product(x, bias)
+def _packed(way: str, matrix: Packed, bias: Tensor, x: Tensor) -> Tensor:
+    out: Tensor = getattr(matrix, way)(x, bias)
+    return out
 
 
 def _csr(matrix: Tensor, x: Tensor) -> Tensor:

@@ -28,11 +28,12 @@ from torch import Tensor
 from torch.nn import Linear, Module
 from transformers.pytorch_utils import Conv1D
 
-from llm_sparsity.inference import kernels, workloads
+from llm_sparsity.inference import workloads
 from llm_sparsity.inference.executions import Executions
 from llm_sparsity.inference.memory import keep_freed_memory
 from llm_sparsity.inference.sparse_layers import SparseLinear, layers_with_zeros
 from llm_sparsity.inference.timing import take_turns
+from llm_sparsity.inference.ways import possible
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
 from llm_sparsity.pruning.prune import prune
@@ -129,8 +130,7 @@ def _layers() -> str:
 
 
 def _fastest(dense: Module, sparse: SparseLinear, x: Tensor) -> str:
-    few = x[..., 0].numel() <= kernels.most_tokens(sparse.matrix.path)
-    names = ["expanded", "skipped", *(["product"] if few else [])]
+    names = possible(sparse.matrix, x[..., 0].numel())
     calls = {"dense": dense} | {name: getattr(sparse, name) for name in names}
     seconds = dict.fromkeys(calls, float("inf"))
     with torch.inference_mode():
