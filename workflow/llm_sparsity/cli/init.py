@@ -1,8 +1,11 @@
-"""Write a study of a model that is not in any config yet, from its configuration alone, and show what it takes."""
+"""Write a study of your own model, from its config.json alone, and show what it takes."""
 
 import argparse
 import itertools
+import os
 import re
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -29,7 +32,9 @@ def main(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     path = init(args.model, name=args.name, output=args.output)
     print(f"Wrote {path}: a study to edit, each line explained.\n")
     print(plan.table(config.read(path)))
-    print(f"\nNext:  llm-sparsity run {path} -n    what would run\n       llm-sparsity run {path}       run it")
+    here = Path(os.path.relpath(sys.executable)).with_name("llm-sparsity")  # of an environment that is not activated
+    command = "llm-sparsity" if shutil.which("llm-sparsity") else here
+    print(f"\nNext:  {command} run {path} -n    what would run\n       {command} run {path}       run it")
 
 
 def init(model: str, *, name: str | None = None, output: Path | None = None) -> Path:
@@ -47,8 +52,7 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
         UserError: there is no such model, transformers does not know its type, it has no safetensors, or the file
             exists.
     """
-    last = Path(model).absolute().name if Path(model).is_dir() else model.rpartition("/")[-1]
-    name = name or re.sub(r"[^\w.-]", "-", last)
+    name = name or re.sub(r"[^\w.-]", "-", Path(model).absolute().name)
     output = output or Path(f"{name}.yaml")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise UserError(f"--name: found {name!r}; use letters, digits, '.', '_' and '-' only, a letter or digit first")

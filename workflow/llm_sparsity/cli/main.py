@@ -1,7 +1,7 @@
-"""The command `llm-sparsity`.
+"""How much of a pretrained transformer can be removed, and what does that really save?
 
 llm-sparsity init MODEL             write a study of a model, and show what it takes
-llm-sparsity plan STUDY [...]       show what a study takes: jobs, hours, memory, disk, which queue
+llm-sparsity plan STUDY [...]       show what a study takes: jobs, GPU-hours, memory, disk, which queue
 llm-sparsity doctor STUDY [...]     check the place where it is to run
 llm-sparsity run STUDY [...]        run it, with any options of Snakemake
 llm-sparsity export CELL [...]      write a model for other programs, with its card

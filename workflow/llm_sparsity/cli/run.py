@@ -12,6 +12,7 @@ from llm_sparsity.study.project import STUDY, project, study_file
 
 def main(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Become Snakemake."""
+    parser.usage = "%(prog)s [-h] study [OPTION OF SNAKEMAKE ...]"
     parser.add_argument("study", type=Path, help=STUDY)
     args, rest = parser.parse_known_args(words)
     study = study_file(args.study)
