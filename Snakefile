@@ -7,7 +7,7 @@ from snakemake.utils import min_version
 
 min_version("9.19")
 
-if "models" not in config:  # no config given: a study is one file, never a merge of two
+if "models" not in config and not workflow.overwrite_configfiles:  # a study is one file, never a merge of two
 
     configfile: "config.yaml" if Path("config.yaml").exists() else f"{workflow.basedir}/config.yaml"
 

@@ -50,6 +50,13 @@ def test_config_mistakes(change: Callable[[dict], None], said: str, fresh: Proje
     assert said in lines[0]
 
 
+def test_a_study_without_models_does_not_borrow_those_of_the_default_config(fresh: Project) -> None:
+    (fresh.folder / "study.yaml").write_text("name: mine\nstudy: [{models: [gpt2], sparsities: [0]}]\n")
+    done = fresh.snakemake("--configfile", "study.yaml", "-n")
+    assert done.returncode != 0
+    assert "error: config: models: missing; add it" in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
