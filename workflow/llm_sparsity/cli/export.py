@@ -1,6 +1,6 @@
 """Export a model of a study for other programs: a folder that plain transformers loads, with a model card.
 
-llm-sparsity export results/minilm/wanda-linear-0.5 --output minilm-half
+llm-sparsity export results/smollm2/wanda-linear-0.5 --output smollm2-half
 """
 
 import argparse

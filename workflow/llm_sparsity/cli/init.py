@@ -30,7 +30,7 @@ def main(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, help="file to write (default: NAME.yaml)")
     args = parser.parse_args(words)
     path = init(args.model, name=args.name, output=args.output)
-    print(f"Wrote {path}: a study to edit, each line explained.\n")
+    print(f"Wrote {path}: a study to edit, with comments.\n")
     print(plan.table(config.read(path)))
     here = Path(os.path.relpath(sys.executable)).with_name("llm-sparsity")  # of an environment that is not activated
     command = "llm-sparsity" if shutil.which("llm-sparsity") else here
