@@ -1,4 +1,4 @@
-"""Check the place where a study is to run: a screen of lines, each OK or what to do.
+"""Check the place where a study is to run: a screen of lines, each OK, TO DO, or -- for what cannot be seen from here.
 
 Nothing is submitted and nothing written, unless --submit asks for a job of five minutes. Exit status 1 if there is
 something to do.

@@ -22,12 +22,12 @@ class Source(Section):
     """Where a model or a task comes from: exactly one of `hub`, `package`, `folder`."""
 
     hub: str | None = Field(None, description="repository id on the model or data set hub")
-    revision: Commit | None = Field(None, description="commit of the hub repository")
+    revision: Commit | None = Field(None, description="commit of the hub repository; required with hub")
     converted: Literal[True] | None = Field(
         None, description="for a model whose revision has only pickles: use the safetensors that the hub made of them"
     )
     package: Pinned | None = Field(None, description="name==version of a registry package")
-    sha256: Sha256 | None = Field(None, description="of the package's archive")
+    sha256: Sha256 | None = Field(None, description="of the package's archive; required with package")
     path: Inside | None = Field(None, description="file or folder inside the package's archive")
     dtype: Literal["float16", "bfloat16", "float32"] | None = Field(
         None, description="of the weights that a GGUF file is converted to; default: float32"
