@@ -14,6 +14,7 @@ PAGE = Path(__file__).parents[3] / "docs/library.md"
 
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     save_tiny_model("bert", tmp_path / "my-model")
+    (tmp_path / "my-model/manifest.json").unlink()  # as save_pretrained leaves a model
     write_tables(tmp_path / "reports/embedded/tables", ["minilm"], ["magnitude"], 2)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)

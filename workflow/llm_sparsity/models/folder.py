@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.roles import PrunableAxis, TensorRole
-from llm_sparsity.storage.files import read_json, read_manifest, weight_bytes
+from llm_sparsity.storage.files import MANIFEST, read_json, read_manifest, weight_bytes
 
 if TYPE_CHECKING:
     from llm_sparsity.models.checkpoint import ModelReader
@@ -102,7 +102,12 @@ class ModelFolder:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The manifest without its list of files: what a folder made from this one repeats."""
+        """What a folder made from this one repeats: the manifest without its list of files.
+
+        A folder as transformers saves it has no manifest, and its configuration says what it is.
+        """
+        if not (self.path / MANIFEST).exists():
+            return {"kind": "model", "architecture": self.structure.architecture, "model_type": self.model_type}
         return {key: value for key, value in self.manifest.items() if key not in ("files", "bytes")}
 
     @property
