@@ -7,6 +7,7 @@ Both are made from the sections of a config, and committed; a test says when the
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from llm_sparsity.study.config import Config
+from llm_sparsity.study.methods import CALIBRATED, METHODS, NOTES, STEPS
 from llm_sparsity.study.settings import RECIPES
 
 SCHEMA = Path(__file__).with_name("config.schema.json")
@@ -81,7 +83,15 @@ def page() -> str:
         "## Built-in recipes\n\nA study names them in `recipes:` without defining them.\n\n"
         "| name | values |\n|---|---|\n" + built
     )
+    parts.append("## Methods\n\nOf `methods:`. *Calibrated* ones need `calibration:`.\n\n" + _notes(METHODS))
+    parts.append("## Steps\n\nAfter a method and a +; `int8` and `int4` stand alone, too.\n\n" + _notes(STEPS))
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _notes(names: Iterable[str]) -> str:
+    """A table of methods or steps, by the first paragraphs of their docstrings."""
+    rows = [f"| `{name}` | {'yes' if name in CALIBRATED else ''} | {NOTES[name]} |" for name in names]
+    return "\n".join(["| name | calibrated | what it does |", "|---|---|---|", *rows])
 
 
 def _changes(recipe: BaseModel) -> str:
