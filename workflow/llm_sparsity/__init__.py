@@ -1,7 +1,7 @@
 """How much of a pretrained transformer can be removed, and what does that really save?
 
-One module a stage (download, prune, weights, finetune, evaluate, collect, plot); ARCHITECTURE.md draws the flow. Seven
-names are the public surface of the library, which docs/library.md explains; they are imported when they are used.
+ARCHITECTURE.md draws the flow through its packages. Seven names are the public surface of the library, which
+docs/library.md explains; they are imported when they are used.
 """
 
 import importlib
