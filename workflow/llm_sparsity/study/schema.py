@@ -31,8 +31,9 @@ PLACES = {  # where a section stands in a config, in the order of the page
 HEAD = """# Configuration
 
 A study is one YAML file. This page lists every key, recipe, method and step; it is made from the code that checks a
-config (`python -m llm_sparsity.study.schema`), so it is complete. A key that is not listed here is refused, with the closest
-known one, before any job starts. Start from a file that `llm-sparsity init MODEL` writes, or from one in `studies/`.
+config (`python -m llm_sparsity.study.schema`), so it is complete. A key that is not listed here is refused, with the
+closest known one, before any job starts. Start from a file that `llm-sparsity init MODEL` writes, or from one in
+`studies/`.
 
 Editors complete and check a config by its JSON schema, `workflow/llm_sparsity/study/config.schema.json`, if its first
 line names it, as `llm-sparsity init` does:
