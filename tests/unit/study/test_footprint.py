@@ -99,6 +99,14 @@ def test_disk_of_a_pruning_follows_its_sparsity(study: config.Config) -> None:
     half, most = (footprint.disk_mb(large, "prune", "gpt2", variant=f"magnitude-all-{level}") for level in (0.5, 0.9))
     assert 2 * 28000 * 0.44 < half < 2 * 28000 * 0.45
     assert most < half / 4
+    assert footprint.disk_mb(large, "prune", "gpt2", variant="magnitude-linear-0.9") > most, "embeddings are not pruned"
+
+
+def test_a_model_that_is_converted_to_half_precision_has_half_the_bytes(study: config.Config) -> None:
+    entry = study.models["gpt2"]
+    source = entry.source.model_copy(update={"dtype": "float16"})
+    half = study.model_copy(update={"models": {"gpt2": entry.model_copy(update={"source": source})}})
+    assert footprint.model_size(half, "gpt2") == (entry.parameters, 2 * entry.parameters)
 
 
 # Peak memory of jobs on SmolLM2-135M (134.5 million parameters, 538 MB in float32), MB, of one thread of a CPU.

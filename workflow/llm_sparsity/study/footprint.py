@@ -20,6 +20,7 @@ from llm_sparsity.study.sparsity import Sparsity
 
 BASE = 125e6  # parameters of a model of unknown size
 FLOAT = 4  # bytes of a float32
+HALF = {"float16": 2, "bfloat16": 2}  # bytes of other dtypes
 MINIMUM_MB = 1000
 STEP_MB = 100  # requests are rounded up to a multiple of it
 
@@ -62,9 +63,9 @@ def stored(sparsity: Sparsity) -> float:
 
 def model_size(config: Config, model: str) -> tuple[float, float]:
     """Parameters and bytes of a model: of its manifest, or until it has been downloaded of its config, or assumed."""
-    found = _model_size(MODELS / model / MANIFEST)
-    parameters = config.models[model].parameters or BASE
-    return found or (parameters, FLOAT * parameters)
+    found, entry = _model_size(MODELS / model / MANIFEST), config.models[model]
+    parameters = entry.parameters or BASE
+    return found or (parameters, HALF.get(entry.source.dtype or "", FLOAT) * parameters)
 
 
 @cache
@@ -180,19 +181,26 @@ def disk_mb(
     if stage == "download":  # an archive, what is taken from it, and the model's own files
         return _mb(3 * size.weights)
     if stage == "prune":  # the tensors, then the file that they are assembled to
-        return _mb(2 * size.file * stored(known.sparsity))
-    # While an epoch is saved, its tensors exist twice and the moments of the save before are still there.
-    return _mb(run_bytes(config, model, known, task, recipe) + 4 * size.weights)
+        return _mb(2 * variant_bytes(config, model, known))
+    # Until a run is finished, both moments are kept. While an epoch is saved, its tensors and moments exist twice.
+    return _mb(run_bytes(config, model, known, task, recipe) + 6 * size.weights)
+
+
+def variant_bytes(config: Config, model: str, variant: Variant) -> float:
+    """Bytes of a variant's weights, at most: its embeddings, if they are not pruned, are as large as they ever are."""
+    size = Size(*model_size(config, model))
+    whole = 0.0 if variant.scope in ("all", "embeddings") else size.largest / size.weights
+    return size.file * (whole + (1 - whole) * stored(variant.sparsity))
 
 
 def run_bytes(config: Config, model: str, variant: Variant, task: str, recipe: str) -> float:
-    """Bytes that a fine-tuning leaves in its cache: the weights of every epoch, and two moments of the newest.
+    """Bytes that a fine-tuning leaves: the weights of every epoch.
 
     A released mask fills up, so that nothing is saved by its zeros.
     """
     settings = config.finetune_settings(task, recipe)
-    share = stored(variant.sparsity) if settings["mask"] == "kept" else 1.0
-    return model_size(config, model)[1] * share * float(settings["epochs"] and settings["epochs"] + 2)
+    size = variant_bytes(config, model, variant) if settings["mask"] == "kept" else model_size(config, model)[1]
+    return size * float(settings["epochs"])
 
 
 def _mb(size: float) -> int:

@@ -21,7 +21,7 @@ from llm_sparsity.study.footprint import (
     mem_mb,
     model_size,
     run_bytes,
-    stored,
+    variant_bytes,
 )
 from llm_sparsity.study.methods import is_calibrated
 from llm_sparsity.study.sources import Task
@@ -165,7 +165,7 @@ def jobs(config: Config) -> list[Job]:
     for model, variant in cells.variants:
         folder = results_folder(model, variant)
         if not variant.is_dense:
-            size = model_size(config, model)[1] * stored(variant.sparsity)
+            size = variant_bytes(config, model, variant)
             gpus = int(is_calibrated(variant.method))
             add("prune", folder / "sparsity.csv", size, model, gpus, method=variant.method)
         else:
@@ -176,7 +176,7 @@ def jobs(config: Config) -> list[Job]:
         stage = "zero_shot" if config.tasks[evaluation.task].kind == "zero-shot" else "evaluate"
         add(stage, evaluation.folder / "metrics.json", 0, evaluation.model, 1, task=evaluation.task)
     for folder, run in {run.pruned: run for run in cells.runs if config.prunes_finetuned(run)}.items():
-        size, method = model_size(config, run.model)[1] * stored(run.variant.sparsity), run.variant.method
+        size, method = variant_bytes(config, run.model, run.variant), run.variant.method
         add("prune", folder / "sparsity.csv", size, run.model, int(is_calibrated(method)), method=method)
     for run in cells.runs:
         size, gpus = run_bytes(config, run.model, run.variant, run.task, run.recipe), config.models[run.model].gpus
@@ -215,6 +215,8 @@ def table(config: Config) -> str:
     left = [job for job in every if not job.done]
     total = sum(job.bytes for job in left)
     lines += ["", f"left: {len(left)} jobs, {_gpu_hours(left):.1f} GPU-hours, {total / 1e9:.0f} GB of disk"]
+    if not all(job.measured for job in left):
+        lines.append("assumed minutes are those of an A100; a run shows when it will end where it runs")
     return "\n".join(lines)
 
 
