@@ -132,10 +132,6 @@ def test_run_explains_itself_and_names_a_missing_python(root: Path, tmp_path: Pa
     assert wrong.returncode == 2
     assert "error: emebdded: no such command, and no rule of that name" in wrong.stderr
     assert "./run embedded" in wrong.stderr
-    missing = ["sh", root / "run", "--cores", "1", "--configfile", "config.yaml", "nowhere.yaml", "-n"]
-    nothing = subprocess.run(missing, text=True, capture_output=True, check=False)
-    assert nothing.returncode == 2
-    assert nothing.stderr == "error: --configfile nowhere.yaml: no such file; ./run init MODEL writes a study\n"
     (tmp_path / "run").write_text((root / "run").read_text())
     (tmp_path / "envs").mkdir()
     (tmp_path / "envs/requirements.txt").touch()
