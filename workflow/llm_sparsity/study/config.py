@@ -1,7 +1,8 @@
 """A study's config: the grids that it crosses, checked as a whole before any job starts.
 
 Every section is a class with its defaults: the grids here, models and tasks in `sources.py`, the others in
-`settings.py`. None of them imports torch: `snakemake -n` runs where it is not installed.
+`settings.py`; `checks.py` tells how they fit together. None of them imports torch: `snakemake -n` runs where it is not
+installed.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.study import checks
 from llm_sparsity.study.cells import Cells, Run, expand, variant_folder
 from llm_sparsity.study.fields import (
     Name,
@@ -22,9 +24,8 @@ from llm_sparsity.study.fields import (
     lines,
     override,
     refuse_repeats,
-    refuse_unknown,
 )
-from llm_sparsity.study.methods import CALIBRATED, SCHEDULED, SINGLE, Chain, is_calibrated
+from llm_sparsity.study.methods import CALIBRATED, Chain, is_calibrated
 from llm_sparsity.study.settings import RECIPES, Calibration, Evaluate, Finetune, Measure, Prune, Recipe
 from llm_sparsity.study.sources import Model, Task
 
@@ -82,101 +83,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if "model" in self.tasks:
-            raise ValueError("tasks.model: this name is taken by a folder of the results; choose another")
-        for name in self.recipes:
-            if name in RECIPES:
-                raise ValueError(f"recipes.{name}: this name is built in; choose another")
-        for number, grid in enumerate(self.study):
-            where = f"study.{number}"
-            refuse_unknown(f"{where}.models", grid.models, self.models)
-            refuse_unknown(f"{where}.tasks", grid.tasks, self.tasks)
-            refuse_unknown(f"{where}.recipes", grid.recipes, [*RECIPES, *self.recipes])
-            self._check_methods(where, grid)
-            self._check_schedules(where, grid)
-            self._check_models(where, grid)
-        self._check_texts()
-        for task in self.tasks:
-            self.evaluate_settings(task)
-            for recipe in [*RECIPES, *self.recipes]:
-                self.finetune_settings(task, recipe)
+        checks.check(self)
         return self
-
-    def _check_methods(self, where: str, grid: Grid) -> None:
-        """Refuse unknown methods, and sparsities, scopes and tasks that a method does not go with."""
-        patterns = [sparsity for sparsity in grid.sparsities if sparsity.is_pattern]
-        for method in grid.methods:
-            try:
-                chain = Chain(method)
-            except ValueError as error:
-                raise ValueError(f"{where}.methods: {error}") from None
-            if patterns and chain.method and chain.method not in SINGLE:
-                raise ValueError(f"{where}.sparsities: {patterns[0]} is for single weights, but {method} removes more")
-            if patterns and chain.method in CALIBRATED and self.prune.layerwise == "owl":
-                raise ValueError(
-                    f"{where}.sparsities: {patterns[0]} is equal in all layers, but prune.layerwise is owl; remove one"
-                )
-            if chain.is_calibrated and self.calibration is None:
-                raise ValueError(f"{where}.methods: {method} needs calibration text; add calibration: {{task: ...}}")
-            of_layers = chain.is_calibrated or chain.parts[0] not in SINGLE
-            if of_layers and (scopes := {"all", "embeddings"} & set(grid.scopes)):
-                raise ValueError(
-                    f"{where}.scopes: {scopes.pop()} holds more than matrices of layers, which {method} needs; "
-                    "choose linear, attention, mlp, encoder, decoder or a list of layers"
-                )
-            trained = [task for task in grid.tasks if "finetune" in self.stages()[task]]
-            if chain.is_quantised and trained and all(self.recipe(recipe).trains for recipe in grid.recipes):
-                raise ValueError(
-                    f"{where}.methods: {method} stores whole numbers, which are not fine-tuned, but task {trained[0]} "
-                    f"is; give {method} a grid with the recipe one-shot, or without the task"
-                )
-
-    def _check_models(self, where: str, grid: Grid) -> None:
-        """Refuse scopes and tasks that a model's architecture does not have."""
-        for model in grid.models:
-            architecture = self.models[model].architecture
-            for scope in {"encoder", "decoder"} & set(grid.scopes):
-                if scope not in architecture.split("-"):
-                    raise ValueError(f"{where}.scopes: {scope}, but model {model} is an {architecture}; remove one")
-            for task in grid.tasks:
-                kind = self.tasks[task].kind
-                if kind == "language-model" and "test" not in self.tasks[task].files:
-                    raise ValueError(f"{where}.tasks: {task} has no split test to measure perplexity on; add it")
-                if kind in ("language-model", "zero-shot") and architecture != "decoder":
-                    raise ValueError(
-                        f"{where}.tasks: {task} is a {kind} task, but model {model} is an {architecture}; "
-                        "give decoders a grid of their own"
-                    )
-
-    def _check_schedules(self, where: str, grid: Grid) -> None:
-        """Refuse a schedule that cannot choose the weights, or would choose others than the method."""
-        for name in grid.recipes:
-            if self.recipe(name).schedule is None:
-                continue
-            for method in grid.methods:
-                if method not in SCHEDULED and method != "structured":  # structured models are fine-tuned as `kept`
-                    raise ValueError(
-                        f"{where}.recipes: {name} chooses weights while training, as the methods "
-                        f"{' and '.join(SCHEDULED)} do, not {method}; give {method} a grid of its own"
-                    )
-            for model in grid.models:
-                if self.models[model].accelerate == "fsdp" and self.models[model].gpus > 1:
-                    raise ValueError(
-                        f"{where}.recipes: {name} ranks whole tensors, but model {model} has accelerate: fsdp, which "
-                        "shards them; use node, or give it a grid of its own"
-                    )
-            if patterns := [sparsity for sparsity in grid.sparsities if sparsity.is_pattern]:
-                raise ValueError(f"{where}.recipes: {name} keeps no pattern such as {patterns[0]}; remove one of them")
-
-    def _check_texts(self) -> None:
-        """Refuse tasks that are named as a text but have none to train on."""
-        texts = {f"tasks.{name}.train_on": task.train_on for name, task in self.tasks.items() if task.train_on}
-        if self.calibration is not None:
-            texts["calibration.task"] = self.calibration.task
-        for key, name in texts.items():
-            refuse_unknown(key, [name], self.tasks)
-            if self.tasks[name].kind != "language-model" or "train" not in self.tasks[name].files:
-                raise ValueError(f"{key}: {name} is no language-model task with a split train; name one that is")
 
     def recipe(self, name: str) -> Recipe:
         """A recipe, built in or of this config."""
@@ -185,6 +93,19 @@ class Config(Section):
     def prunes_finetuned(self, run: Run) -> bool:
         """Whether a run starts from a variant of the fine-tuned dense model, not of the pretrained one."""
         return not run.variant.is_dense and self.recipe(run.recipe).start == "finetuned"
+
+    def trained_tasks(self, grid: Grid) -> list[str]:
+        """The tasks of a grid that have runs."""
+        return [task for task in grid.tasks if "finetune" in self.stages()[task]]
+
+    def trains(self, task: str, recipe: str) -> bool:
+        """Whether the runs of a recipe on a task train; if not, the model is evaluated as it is."""
+        return bool(self.finetune_settings(task, recipe)["epochs"])
+
+    def untrained(self, grid: Grid) -> list[str]:
+        """The recipes of a grid that train on none of its tasks."""
+        tasks = self.trained_tasks(grid)
+        return [recipe for recipe in grid.recipes if tasks and not any(self.trains(task, recipe) for task in tasks)]
 
     def start_folder(self, run: Run) -> Path:
         """The model folder that a run starts from."""
@@ -216,8 +137,6 @@ class Config(Section):
         chosen = self.recipe(recipe)
         own = Finetune(**override(self.finetune, self.tasks[task].finetune or {}, f"tasks.{task}.finetune"))
         values = override(own, chosen.finetune, f"recipes.{recipe}.finetune")
-        if chosen.trains and not values["epochs"]:
-            raise ValueError(f"finetune.epochs: found 0, but recipe {recipe} trains on {task}; give at least 1")
         return values | chosen.model_dump(exclude={"finetune"})
 
     def run_settings(self, task: str, recipe: str, seed: int) -> dict[str, Any]:
@@ -246,7 +165,7 @@ class Config(Section):
                 **grid.model_dump(),
                 "calibration_seeds": {method: seeds for method in grid.methods if is_calibrated(method)},
                 "finetuned": [recipe for recipe in grid.recipes if self.recipe(recipe).start == "finetuned"],
-                "untrained": [recipe for recipe in grid.recipes if not self.recipe(recipe).trains],
+                "untrained": self.untrained(grid),
             }
             for grid in self.study
         ]
@@ -265,13 +184,14 @@ class Config(Section):
         return {name: task.judged_by for name, task in self.tasks.items() if task.judged_by}
 
     def wanted_tasks(self) -> list[str]:
-        """The tasks to download: those that are evaluated, trained on, or calibrated with."""
+        """The tasks to download: those that are evaluated, trained on, or calibrated with, and those of kept heads."""
         cells = self.cells()
         trained, measured = ([cell.task for cell in found] for found in (cells.runs, cells.evaluations))
         texts = [self.tasks[task].train_on for task in trained]
         if self.calibration and any(is_calibrated(variant.method) for _, variant in cells.variants):
             texts.append(self.calibration.task)
-        return list(dict.fromkeys(task for task in [*trained, *measured, *texts] if task))
+        heads = [self.models[model].head for model, _ in cells.variants]
+        return list(dict.fromkeys(task for task in [*trained, *measured, *texts, *heads] if task))
 
     def tasks_of(self, kind: str) -> list[str]:
         """The tasks of a kind."""

@@ -48,7 +48,9 @@ class Finetune(Section):
     """How a variant is fine-tuned."""
 
     epochs: Annotated[int, Field(ge=0)] = Field(
-        3, description="passes over the training split; 0 needs a recipe with start: finetuned"
+        3,
+        description="passes over the training split; 0, for models whose `head` is of the task: they are evaluated as "
+        "they are, dense and pruned",
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-5, description="highest, after the warm-up")
     batch_size: Positive = Field(128, description="sequences per optimizer step, over all processes")

@@ -65,6 +65,11 @@ class Model(Section):
     accelerate: Literal["node", "fsdp"] = Field(
         "node", description="with several GPUs: node replicates the model on each, fsdp shards it over them"
     )
+    head: Name | None = Field(
+        None,
+        description="task that the checkpoint's own classification head was trained on, for a classifier that is "
+        "fine-tuned already; absent: a head that comes with the checkpoint is left out",
+    )
     parameters: Annotated[float, Field(gt=0)] | None = Field(
         None, description="number of parameters, for the plan until the model is downloaded; does not affect results"
     )

@@ -1,0 +1,156 @@
+"""What the sections of a config say together: names that are defined, methods, models, tasks and recipes that fit.
+
+Each fault is a ValueError of one line, with the key, the value found and the fix.
+"""
+
+import itertools
+from typing import TYPE_CHECKING
+
+from llm_sparsity.study.fields import refuse_unknown
+from llm_sparsity.study.methods import CALIBRATED, SCHEDULED, SINGLE, Chain
+from llm_sparsity.study.settings import RECIPES
+
+if TYPE_CHECKING:
+    from llm_sparsity.study.config import Config, Grid
+
+
+def check(study: "Config") -> None:
+    """Check a config whose sections are valid, each by itself.
+
+    Raises:
+        ValueError: see the module.
+    """
+    if "model" in study.tasks:
+        raise ValueError("tasks.model: this name is taken by a folder of the results; choose another")
+    for name in study.recipes:
+        if name in RECIPES:
+            raise ValueError(f"recipes.{name}: this name is built in; choose another")
+    _check_heads(study)
+    for number, grid in enumerate(study.study):
+        where = f"study.{number}"
+        refuse_unknown(f"{where}.models", grid.models, study.models)
+        refuse_unknown(f"{where}.tasks", grid.tasks, study.tasks)
+        refuse_unknown(f"{where}.recipes", grid.recipes, [*RECIPES, *study.recipes])
+        _check_methods(study, where, grid)
+        _check_schedules(study, where, grid)
+        _check_models(study, where, grid)
+    _check_texts(study)
+    for task in study.tasks:
+        study.evaluate_settings(task)
+        for recipe in [*RECIPES, *study.recipes]:
+            study.finetune_settings(task, recipe)
+    for number, grid in enumerate(study.study):
+        _check_untrained(study, f"study.{number}", grid)
+
+
+def _check_methods(study: "Config", where: str, grid: "Grid") -> None:
+    """Refuse unknown methods, and sparsities, scopes and tasks that a method does not go with."""
+    patterns = [sparsity for sparsity in grid.sparsities if sparsity.is_pattern]
+    for method in grid.methods:
+        try:
+            chain = Chain(method)
+        except ValueError as error:
+            raise ValueError(f"{where}.methods: {error}") from None
+        if patterns and chain.method and chain.method not in SINGLE:
+            raise ValueError(f"{where}.sparsities: {patterns[0]} is for single weights, but {method} removes more")
+        if patterns and chain.method in CALIBRATED and study.prune.layerwise == "owl":
+            raise ValueError(
+                f"{where}.sparsities: {patterns[0]} is equal in all layers, but prune.layerwise is owl; remove one"
+            )
+        if chain.is_calibrated and study.calibration is None:
+            raise ValueError(f"{where}.methods: {method} needs calibration text; add calibration: {{task: ...}}")
+        of_layers = chain.is_calibrated or chain.parts[0] not in SINGLE
+        if of_layers and (scopes := {"all", "embeddings"} & set(grid.scopes)):
+            raise ValueError(
+                f"{where}.scopes: {scopes.pop()} holds more than matrices of layers, which {method} needs; "
+                "choose linear, attention, mlp, encoder, decoder or a list of layers"
+            )
+        trained = study.trained_tasks(grid)
+        if chain.is_quantised and trained and not study.untrained(grid):
+            raise ValueError(
+                f"{where}.methods: {method} stores whole numbers, which are not fine-tuned, but task {trained[0]} "
+                f"is; give {method} a grid with the recipe one-shot, or without the task"
+            )
+
+
+def _check_heads(study: "Config") -> None:
+    """Refuse heads of tasks that do not exist, or have no labels."""
+    for name, model in study.models.items():
+        if model.head is not None:
+            refuse_unknown(f"models.{name}.head", [model.head], study.tasks)
+            if (kind := study.tasks[model.head].kind) not in ("classification", "regression"):
+                raise ValueError(
+                    f"models.{name}.head: {model.head} is a {kind} task, which has no classification head; name the "
+                    "classification or regression task that the model was fine-tuned on"
+                )
+
+
+def _check_untrained(study: "Config", where: str, grid: "Grid") -> None:
+    """Refuse runs without epochs that need some: of a recipe that trains, or of a model without a trained head."""
+    trained = study.trained_tasks(grid)
+    pairs = list(itertools.product(trained, dict.fromkeys(["kept", *grid.recipes])))  # `kept`: the dense model's
+    for task, recipe in pairs:
+        if study.trains(task, recipe) or not study.recipe(recipe).trains:
+            continue
+        if headless := [model for model in grid.models if study.models[model].head != task]:
+            raise ValueError(
+                f"finetune.epochs: found 0 for task {task}, but model {headless[0]} has to be trained on it; give at "
+                f"least 1, or `head: {task}` in its entry if it is a classifier that was"
+            )
+        if recipe != "kept":
+            raise ValueError(
+                f"finetune.epochs: found 0 for task {task}, but recipe {recipe} trains; use one with epochs of its "
+                "own, such as finetune: {epochs: 3} in its entry of recipes"
+            )
+    if len(grid.seeds) > 1 and pairs and not any(study.trains(*pair) for pair in pairs):
+        raise ValueError(f"{where}.seeds: nothing is trained, so that all seeds give one result; give one seed")
+
+
+def _check_models(study: "Config", where: str, grid: "Grid") -> None:
+    """Refuse scopes and tasks that a model's architecture does not have."""
+    for model in grid.models:
+        architecture = study.models[model].architecture
+        for scope in {"encoder", "decoder"} & set(grid.scopes):
+            if scope not in architecture.split("-"):
+                raise ValueError(f"{where}.scopes: {scope}, but model {model} is an {architecture}; remove one")
+        for task in grid.tasks:
+            kind = study.tasks[task].kind
+            if kind == "language-model" and "test" not in study.tasks[task].files:
+                raise ValueError(f"{where}.tasks: {task} has no split test to measure perplexity on; add it")
+            if kind in ("language-model", "zero-shot") and architecture != "decoder":
+                raise ValueError(
+                    f"{where}.tasks: {task} is a {kind} task, but model {model} is an {architecture}; "
+                    "give decoders a grid of their own"
+                )
+
+
+def _check_schedules(study: "Config", where: str, grid: "Grid") -> None:
+    """Refuse a schedule that cannot choose the weights, or would choose others than the method."""
+    for name in grid.recipes:
+        if study.recipe(name).schedule is None:
+            continue
+        for method in grid.methods:
+            if method not in SCHEDULED and method != "structured":  # structured models are fine-tuned as `kept`
+                raise ValueError(
+                    f"{where}.recipes: {name} chooses weights while training, as the methods "
+                    f"{' and '.join(SCHEDULED)} do, not {method}; give {method} a grid of its own"
+                )
+        for model in grid.models:
+            if study.models[model].accelerate == "fsdp" and study.models[model].gpus > 1:
+                raise ValueError(
+                    f"{where}.recipes: {name} ranks whole tensors, but model {model} has accelerate: fsdp, which "
+                    "shards them; use node, or give it a grid of its own"
+                )
+        if patterns := [sparsity for sparsity in grid.sparsities if sparsity.is_pattern]:
+            raise ValueError(f"{where}.recipes: {name} keeps no pattern such as {patterns[0]}; remove one of them")
+
+
+def _check_texts(study: "Config") -> None:
+    """Refuse tasks that are named as a text but have none to train on."""
+    texts = {f"tasks.{name}.train_on": task.train_on for name, task in study.tasks.items() if task.train_on}
+    if study.calibration is not None:
+        texts["calibration.task"] = study.calibration.task
+    for key, name in texts.items():
+        refuse_unknown(key, [name], study.tasks)
+        if study.tasks[name].kind != "language-model" or "train" not in study.tasks[name].files:
+            raise ValueError(f"{key}: {name} is no language-model task with a split train; name one that is")
