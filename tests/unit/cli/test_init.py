@@ -47,6 +47,15 @@ def test_a_folder_becomes_a_study_that_is_valid(kind: str, models: Path, tmp_pat
     assert layers <= {"0", "1"}, "layers that there are"
 
 
+def test_a_classifier_hears_of_its_head(models: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(models / "bert", mine)
+    values = json.loads((mine / "config.json").read_text())
+    (mine / "config.json").write_text(json.dumps(values | {"architectures": ["BertForSequenceClassification"]}))
+    assert "\n    # head: TASK #" in init(str(mine), output=tmp_path / "mine.yaml").read_text()
+    assert "head:" not in init(str(models / "bert"), output=tmp_path / "bert.yaml").read_text()
+
+
 def test_parameters_are_counted_as_in_a_download(models: Path, tmp_path: Path) -> None:
     """Old checkpoints of GPT-2 hold causal masks, which are no parameters."""
     copy_companions(models / "gpt2", tmp_path / "old")

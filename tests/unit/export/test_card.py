@@ -1,6 +1,7 @@
 """The model card: front matter as the hub reads it, and what it says. Weights are RANDOM."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,24 @@ def test_a_fine_tuned_run(study: Path, tmp_path: Path) -> None:
     assert "±" in seeds
     assert "±" in dense
     assert "Not checked" in card.text
+
+
+def test_a_classifier_that_came_fine_tuned(study: Path, tmp_path: Path) -> None:
+    """A study whose model has `head: mood`, and whose runs have no epochs."""
+    mine = tmp_path / "study"
+    for part in ("results/bert/magnitude-linear-0.5", "resources/models/bert"):
+        shutil.copytree(study / part, mine / part)
+    run = mine / "results/bert/magnitude-linear-0.5/mood/kept/seed-0"
+    result, head = read_json(run / "metrics.json"), {"task": {"name": "mood", "labels": ["bad", "good"]}}
+    write_json(run / "metrics.json", result | {"settings": result["settings"] | {"epochs": 0}})
+    dense = mine / "resources/models/bert/manifest.json"
+    write_json(dense, read_json(dense) | head)
+    card = card_of(run, tmp_path / "out")
+    said = "by `magnitude`, with the classification head for mood that it came with, not trained any further."
+    assert said in card.text
+    assert "fine-tuned" not in card.text
+    excerpt = yaml.safe_load(card.text.split("```yaml")[1].split("```")[0])
+    assert (excerpt["models"]["bert"]["head"], excerpt["finetune"]["epochs"]) == ("mood", 0)
 
 
 def test_a_fine_tuned_language_model(study: Path, tmp_path: Path) -> None:

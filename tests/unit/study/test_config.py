@@ -319,6 +319,13 @@ def test_classifiers_are_scored_without_training(classifiers: dict[str, Any]) ->
     assert len(plan.jobs(study)) == 3 * (1 + 1 + 2 + 3 + 3) + 1  # download, weights, prune, measure, finetune; the task
 
 
+def test_the_example_of_the_how_to_needs_a_task_alone(values: dict[str, Any], root: Path) -> None:
+    (example,) = (root / "docs/howto.md").read_text().split("```yaml\n")[1:]
+    given = yaml.safe_load(example.split("```")[0])
+    study = config.load({"name": "mine", "tasks": {"sst2": values["tasks"]["sst2"]}, **given})
+    assert len(study.cells().runs) == 1 + 2 + 1
+
+
 def test_a_recipe_with_epochs_of_its_own_trains_classifiers(classifiers: dict[str, Any]) -> None:
     classifiers["study"][0] |= {"methods": ["magnitude"], "recipes": ["kept", "mend", "one-shot"], "seeds": [0, 1]}
     study = config.load(classifiers)

@@ -77,7 +77,7 @@ def model_card(exported: Exported) -> str:
         summary=_summary(exported),
         use=_use(exported.name, pipeline, loaded_by),
         pruned=_pruned(exported.pruned, exported.densities),
-        finetuned=cell.task is not None,
+        finetuned=cell.task is not None and not _is_untrained(exported),
         sizes=_sizes(exported),
         stored=stored_note(exported),
         scores=[_score_row(score) for score in exported.scores],
@@ -108,11 +108,24 @@ def _summary(exported: Exported) -> str:
     base = _source_name(cell)
     pruned = cell.facts.get("pruned")
     done = [f"This is {_link(source, base)}{f' {_removed(pruned)}' if pruned else ''}"]
-    if cell.task:
+    if _is_untrained(exported):
+        done.append(f", with the classification head for {cell.task} that it came with, not trained any further")
+    elif cell.task:
         how = f" by the recipe `{cell.recipe}`, seed {cell.seed}" if cell.recipe else f", seed {cell.seed}"
         order = ", fine-tuned" if cell.recipe else ", after it was fine-tuned"
         done.append(f"{order} on {cell.task}{how}")
     return f"{''.join(done)}. Made with llm-sparsity {llm_sparsity.__version__}."
+
+
+def _own_head(cell: Cell) -> str | None:
+    """The task of the classification head that the base model came with; None if it came with none that is kept."""
+    return ((cell.dense or {}).get("task") or {}).get("name")
+
+
+def _is_untrained(exported: Exported) -> bool:
+    """Whether a run has left the weights of a model as they came, or were pruned."""
+    settings = exported.scores[0].settings if exported.cell.recipe and exported.scores else {}
+    return settings.get("epochs") == 0 and _own_head(exported.cell) == exported.cell.task
 
 
 def _removed(pruned: Mapping[str, Any]) -> str:
@@ -190,7 +203,7 @@ def stored_note(exported: Exported) -> str:
 
 def _comparison(cell: Cell) -> str:
     """What the columns of the scores are."""
-    trained = "fine-tuned by the recipe `kept` and " if cell.recipe else ""
+    trained = "fine-tuned by the recipe `kept` and " if cell.recipe and _own_head(cell) != cell.task else ""
     return (
         "After ±: half of a 95 % interval, over the examples of the split for this model (where the metric has one), "
         f"over seeds elsewhere. Dense is the same model with nothing removed, {trained}measured in the same way."
@@ -231,8 +244,10 @@ def _config(cell: Cell, scores: Sequence[Score]) -> str:
         grid |= {"sparsities": [str(sparsity) if sparsity.is_pattern else sparsity.fraction or 0]}
     if cell.task:
         grid |= {"tasks": [cell.task], "recipes": [cell.recipe or "kept"], "seeds": [cell.seed]}
-    found: dict[str, Any] = {"models": {cell.model: {"architecture": facts.get("architecture"), "source": source}}}
-    found["study"] = [grid]
+    model = {"architecture": facts.get("architecture"), "source": source}
+    if head := _own_head(cell):
+        model["head"] = head
+    found: dict[str, Any] = {"models": {cell.model: model}, "study": [grid]}
     defaults = {"min_density": 0, "layerwise": "uniform"}
     if prune := {key: pruned[key] for key, value in defaults.items() if pruned.get(key, value) != value}:
         found["prune"] = prune
