@@ -74,7 +74,7 @@ EVALUATE = [
 TRAINED = [*MRPC, *SST2, *(job for job in TEXT if job.startswith("finetune"))]
 MEASURED = [("roberta-base", "dense"), ("roberta-base", "magnitude-linear-0.5")]
 VARIANTS = [
-    *MEASURED, *(("roberta-base", variant) for variant in ("magnitude-all-0.9", WANDA, INT8)),
+    *MEASURED, ("roberta-base", "magnitude-all-0.9"),
     *(("bart-base", variant) for variant in ("dense", "magnitude-all-0.9")),
     *(("gpt2", variant) for variant in ("dense", UNIFORM, STRUCTURED, WANDA)),
 ]  # fmt: skip
@@ -83,8 +83,7 @@ PRUNES = [f"prune model={model} pruned={variant}" for model, variant in VARIANTS
 STAGES = [*PRUNES, *WEIGHTS, *(job for cell in MEASURED for job in measured(*cell)), *EVALUATE, *TRAINED]
 PRUNED = [job for job in STAGES if "variant=dense" not in job]  # prune, and all that follows
 CALIBRATED = [
-    *(job for model in ("gpt2", "roberta-base") for job in pruned(model, WANDA)),
-    *evaluations(WANDA), *recovered(WANDA), *one_shot(WANDA),
+    *pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *one_shot(WANDA),
 ]  # fmt: skip
 DOWNLOADS = [
     *(f"download_model model={model}" for model in ("roberta-base", "gpt2", "bart-base")),
@@ -174,6 +173,10 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         config(lambda values: values["models"]["gpt2"].update(parameters=7e9)), [],
     ),
     "GPUs of a run": (config(lambda values: values["models"]["gpt2"].update(gpus=4, accelerate="fsdp")), ["plot"]),
+    "head of a model": (
+        config(lambda values: values["models"]["bart-base"].update(head="sst2")),
+        ["download_model model=bart-base", *(job for job in STAGES if "model=bart-base" in job), *END],
+    ),
     "setting of one recipe": (
         config(lambda values: values["recipes"]["brief"]["distill"].update(hidden=2)),
         [*runs("magnitude-linear-0.5", "mrpc", ("brief",)), *END],
@@ -294,7 +297,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "seed of pruning": (
         config(lambda values: values.update(prune={"seed": 1})),
         [
-            *(job for cell in VARIANTS if cell[1] not in ("dense", WANDA, INT8) for job in pruned(*cell)),
+            *(job for cell in VARIANTS if cell[1] not in ("dense", WANDA) for job in pruned(*cell)),
             *(job for cell in MEASURED if cell[1] != "dense" for job in measured(*cell)),
             *(job for job in EVALUATE if "dense" not in job and WANDA not in job),
             *(job for job in [*MRPC, *SST2] if not any(word in job for word in ("dense", WANDA, INT8))), *END,
@@ -339,8 +342,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "rows of a task edited in place": (
         edited,
         [
-            "download_task task=lines", "download_task task=text", *pruned("gpt2", WANDA),
-            *pruned("roberta-base", WANDA), *EVALUATE,
+            "download_task task=lines", "download_task task=text", *pruned("gpt2", WANDA), *EVALUATE,
             *(job for job in TEXT if job.startswith("finetune")), *END,
         ],
     ),
