@@ -105,8 +105,8 @@ def calibration_manifest(wildcards):
 
 
 def training_text(wildcards):
-    """The task whose text a run trains on as well as on its own, or instead."""
-    text = STUDY.text(wildcards.task, wildcards.recipe)
+    """The task whose text a run trains on, if it is not the run's own."""
+    text = STUDY.tasks[wildcards.task].train_on
     return TASKS / text / MANIFEST if text else []
 
 

@@ -252,25 +252,6 @@ def test_another_tasks_text_can_be_trained_on(text_task: dict[str, Any]) -> None
     assert config.load(text_task).wanted_tasks() == ["text", "c4"]
 
 
-def test_a_recipe_that_distils_reads_sentences_without_labels(values: dict[str, Any]) -> None:
-    source = values["tasks"]["sst2"]["source"]
-    values["tasks"]["lines"] = {"kind": "language-model", "source": source, "files": {"train": "a"}}
-    values["tasks"]["sst2"]["unlabelled"] = "lines"
-    study = config.load(values)
-    assert (study.text("sst2", "kept"), study.text("sst2", "gradual")) == (None, "lines")
-    assert "lines" not in study.wanted_tasks()
-    values["study"][0] |= {"recipes": ["gradual"]}
-    study = config.load(values)
-    assert "lines" in study.wanted_tasks()
-    assert plan.sentences(study, "sst2", "gradual") > plan.sentences(study, "sst2", "kept")
-    del values["tasks"]["lines"]
-    with pytest.raises(UserError, match=r"tasks.sst2.unlabelled: found 'lines', which is not defined"):
-        config.load(values)
-    values["tasks"]["sst2"]["unlabelled"] = "sst2"
-    with pytest.raises(UserError, match=r"tasks.sst2.unlabelled: sst2 is no language-model task with a split train"):
-        config.load(values)
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -35,7 +35,7 @@ def folders(study: Config) -> dict[str, Any]:
     for cell in cells.evaluations:
         found[str(cell.folder)] = study.evaluate_settings(cell.task)
     for run in cells.runs:
-        text = study.text(run.task, run.recipe)
+        text = study.tasks[run.task].train_on
         found[str(run.folder)] = [study.run_settings(run.task, run.recipe, run.seed), text]
     return found
 

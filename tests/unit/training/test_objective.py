@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llm_sparsity.data.tasks import TaskFolder
-from llm_sparsity.data.tokens import UNLABELLED, tokenize
+from llm_sparsity.data.tokens import tokenize
 from llm_sparsity.evaluation.evaluate import evaluate
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal
@@ -120,36 +120,6 @@ def test_the_loss_of_numbers_is_the_squared_error() -> None:
     logits, labels = torch.tensor([[1.0], [4.0]]), torch.tensor([0.0, 2.0])
     assert float(summed_loss(logits, labels)) == 1 + 4
     assert 4 * float(divergence(logits, logits + 3, labels, 2.0)) == pytest.approx(9 + 9)
-
-
-def test_a_sequence_without_a_label_has_no_loss_of_its_label() -> None:
-    logits = torch.tensor([[1.0, 2.0], [5.0, 0.0], [0.0, 3.0]])
-    some = summed_loss(logits, torch.tensor([0, UNLABELLED, 1]))
-    assert float(some) == pytest.approx(float(summed_loss(logits[[0, 2]], torch.tensor([0, 1]))))
-    assert float(summed_loss(logits, torch.tensor([UNLABELLED] * 3))) == 0
-    numbers = torch.tensor([[1.0], [4.0]])
-    assert float(summed_loss(numbers, torch.tensor([math.nan, 2.0]))) == 4
-    assert float(summed_loss(numbers, torch.tensor([math.nan] * 2))) == 0
-
-
-def test_lines_follow_the_sentences_of_a_task_without_labels(
-    dense: Callable[[str], ModelFolder], task: TaskFolder, stars: TaskFolder, text: TaskFolder, tmp_path: Path
-) -> None:
-    lines = text.texts("train")
-    for each in (task, stars):
-        own = tokenize(dense("bert"), each, tmp_path, max_length=16, code="")
-        found = tokenize(dense("bert"), each, tmp_path, max_length=16, code="", text=text)
-        assert found.key != own.key
-        assert (found.train.labels or [])[: len(own.train)] == own.train.labels
-        assert (
-            found.train.data[-1]["input_ids"]
-            == dense("bert").tokenizer(lines[-1], truncation=True, max_length=16)["input_ids"]
-        )
-        rest = (found.train.labels or [])[len(own.train) :]
-        assert len(rest) == len(lines)
-        assert all(math.isnan(label) if each is stars else label == UNLABELLED for label in rest)
-        assert found.validation.labels == own.validation.labels
-        assert objective(found).baseline() == objective(own).baseline()
 
 
 def test_the_loss_of_labels_is_a_sum() -> None:

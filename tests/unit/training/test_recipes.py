@@ -16,7 +16,6 @@ from llm_sparsity.storage.files import sha256
 from llm_sparsity.study.settings import RECIPES
 from llm_sparsity.study.sparsity import Sparsity
 from llm_sparsity.training.mask import Mask
-from tests.tiny import save_text_task
 from tests.unit.training.helpers import removed, run
 
 SCHEDULE = {"begin": 0.0, "end": 0.7, "scores": "magnitude"}
@@ -121,36 +120,6 @@ def test_other_dense_weights_make_another_run(
     first = trained("bert", "out", distill=DISTILL)["weights"]
     run(dense("bert"), task, tmp_path / "dense-bert", epochs=1)
     assert trained("bert", "out", distill=DISTILL)["weights"].parent != first.parent
-
-
-def test_sentences_without_labels_are_learned_from_a_teacher_alone(
-    dense: Callable[[str], ModelFolder], task: TaskFolder, tmp_path: Path
-) -> None:
-    run(dense("bert"), task, tmp_path / "dense", epochs=1)
-    teacher, lines = ModelFolder(tmp_path / "dense/out/model"), TaskFolder(save_text_task(tmp_path / "lines"))
-    more = len(lines.texts("train"))
-    results = {
-        (weight, name): run(
-            dense("bert"), task, tmp_path / f"{name}-{weight}", epochs=1, dense=teacher, text=text,
-            distill=DISTILL | {"logits": weight, "hidden": 0.0},
-        )
-        for weight in (0.0, 1.0)
-        for name, text in (("own", None), ("more", lines))
-    }  # fmt: skip
-    own, learned = results[1.0, "own"], results[1.0, "more"]
-    assert learned["examples"]["train"] == own["examples"]["train"] + more
-    assert learned["examples"]["validation"] == own["examples"]["validation"]
-    assert learned["baseline"] == own["baseline"]
-    losses = {
-        key: float((tmp_path / f"{key[1]}-{key[0]}/out/history.csv").read_text().splitlines()[1].split(",")[2])
-        for key in results
-    }
-    # The mean loss over all sentences: those without labels add nothing where labels alone count.
-    assert losses[0.0, "more"] < 0.9 * losses[0.0, "own"]
-    with pytest.raises(
-        UserError, match=r"text: found .*lines, whose sentences have no labels: only a teacher's outputs"
-    ):
-        run(dense("bert"), task, tmp_path / "none", text=lines)
 
 
 def test_a_recipe_without_the_dense_run_is_refused(

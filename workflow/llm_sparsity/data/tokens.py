@@ -9,7 +9,6 @@ The Arrow files are memory-mapped: runs that share a task share the pages, and r
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from transformers import DataCollatorWithPadding
 
 SPLITS = ("train", "validation")
-UNLABELLED = -100  # the class of a sentence without one, as torch's cross_entropy has it; of numbers, NaN
 STRETCH = 32  # batches whose sequences are sorted by length together
 
 
@@ -134,8 +132,7 @@ def tokenize(
         work: the folder of caches.
         max_length: tokens per sentence or pair, which are truncated; or per training window of a language model.
         code: the hash of the code.
-        text: another language-model task. Its training split replaces that of `task`; or if that has labels, its lines
-            are added as sentences without one.
+        text: another language-model task, whose training split replaces that of `task`.
         evaluation: sequence_length and max_tokens of the windows that a language model is evaluated on.
 
     Raises:
@@ -152,7 +149,7 @@ def tokenize(
                 if evaluation:
                     splits = _window_splits(model, task, text or task, max_length, evaluation)
                 else:
-                    splits = _sentence_splits(model, task, text, max_length)
+                    splits = _sentence_splits(model, task, max_length)
                 datasets.disable_progress_bars()
                 with atomic_folder(folder) as fresh:
                     splits.save_to_disk(fresh)
@@ -190,25 +187,13 @@ def windows(
     return np.array(tokens[: count * length], np.int32).reshape(count, length)
 
 
-def sentences(
-    model: ModelFolder, task: TaskFolder, split: str, max_length: int, *, text: TaskFolder | None = None
-) -> dict[str, Any]:
+def sentences(model: ModelFolder, task: TaskFolder, split: str, max_length: int) -> dict[str, Any]:
     """The sentences or pairs of a split as token ids: input_ids, labels, and token_type_ids where the model uses them.
-
-    The lines of a text follow without labels: `UNLABELLED`, or NaN.
 
     Raises:
         UserError: a label outside the task's labels.
     """
-    columns = _columns(model, task, _checked(task, split), max_length)
-    if text:
-        lines, none = text.texts("train"), math.nan if task.num_labels == 1 else UNLABELLED
-        more = _columns(model, task, Examples(lines, None, [none] * len(lines)), max_length)
-        columns = {name: [*values, *more[name]] for name, values in columns.items()}
-    return columns
-
-
-def _columns(model: ModelFolder, task: TaskFolder, examples: Examples, max_length: int) -> dict[str, Any]:
+    examples = _checked(task, split)
     if examples.pairs and model.structure.architecture == "decoder" and (separator := task.manifest.get("separator")):
         examples = replace(examples, texts=[text + separator for text in examples.texts])
     found = _encode(model.tokenizer, examples, max_length)
@@ -231,7 +216,7 @@ def _window_splits(
     return datasets.DatasetDict({split: datasets.Dataset.from_dict({"input_ids": ids}) for split, ids in found})
 
 
-def _sentence_splits(model: ModelFolder, task: TaskFolder, text: TaskFolder | None, max_length: int) -> "DatasetDict":
+def _sentence_splits(model: ModelFolder, task: TaskFolder, max_length: int) -> "DatasetDict":
     import datasets
     from datasets import List, Value
 
@@ -239,7 +224,7 @@ def _sentence_splits(model: ModelFolder, task: TaskFolder, text: TaskFolder | No
     types["labels"] = Value("float64" if task.num_labels == 1 else "int64")
     splits = datasets.DatasetDict()
     for split in task.splits:
-        columns = sentences(model, task, split, max_length, text=text if split == "train" else None)
+        columns = sentences(model, task, split, max_length)
         features = datasets.Features({name: types[name] for name in columns})
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     return splits

@@ -13,8 +13,6 @@ from llm_sparsity.study.settings import RECIPES
 if TYPE_CHECKING:
     from llm_sparsity.study.config import Config, Grid
 
-TEXTS = ("train_on", "unlabelled")  # keys of a task that name the text of another one
-
 
 def check(study: "Config") -> None:
     """Check a config whose sections are valid, each by itself.
@@ -149,8 +147,7 @@ def _check_schedules(study: "Config", where: str, grid: "Grid") -> None:
 
 def _check_texts(study: "Config") -> None:
     """Refuse tasks that are named as a text but have none to train on."""
-    named = {f"tasks.{name}.{key}": getattr(task, key) for name, task in study.tasks.items() for key in TEXTS}
-    texts = {key: text for key, text in named.items() if text}
+    texts = {f"tasks.{name}.train_on": task.train_on for name, task in study.tasks.items() if task.train_on}
     if study.calibration is not None:
         texts["calibration.task"] = study.calibration.task
     for key, name in texts.items():

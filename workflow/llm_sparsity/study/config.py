@@ -107,11 +107,6 @@ class Config(Section):
         tasks = self.trained_tasks(grid)
         return [recipe for recipe in grid.recipes if tasks and not any(self.trains(task, recipe) for task in tasks)]
 
-    def text(self, task: str, recipe: str) -> str | None:
-        """The task whose text the runs of a recipe on a task train on: instead of the task's own, or without labels."""
-        entry = self.tasks[task]
-        return entry.train_on or (entry.unlabelled if self.recipe(recipe).distill else None)
-
     def start_folder(self, run: Run) -> Path:
         """The model folder that a run starts from."""
         return run.pruned / "model" if self.prunes_finetuned(run) else variant_folder(run.model, run.variant)
@@ -121,7 +116,7 @@ class Config(Section):
         if kind == "model":
             return self.models[name].model_dump(exclude_none=True, include={"architecture", "source"})
         task = self.tasks[name]
-        values = task.model_dump(exclude_none=True, exclude={"finetune", *checks.TEXTS, "evaluate", "score"})
+        values = task.model_dump(exclude_none=True, exclude={"finetune", "train_on", "evaluate", "score"})
         # Accuracy and perplexity are computed in any case.
         return values | ({} if task.judged_by in (None, "accuracy", "perplexity") else {"score": task.judged_by})
 
@@ -192,7 +187,7 @@ class Config(Section):
         """The tasks to download: those that are evaluated, trained on, or calibrated with, and those of kept heads."""
         cells = self.cells()
         trained, measured = ([cell.task for cell in found] for found in (cells.runs, cells.evaluations))
-        texts = [self.text(run.task, run.recipe) for run in cells.runs]
+        texts = [self.tasks[task].train_on for task in trained]
         if self.calibration and any(is_calibrated(variant.method) for _, variant in cells.variants):
             texts.append(self.calibration.task)
         heads = [self.models[model].head for model, _ in cells.variants]

@@ -70,14 +70,9 @@ class Job:
         return self.stage == "download"
 
 
-def sentences(config: Config, task: str, recipe: str = "kept") -> float:
-    """Sentences that a run trains on, text in units of them; assumed until they have been downloaded."""
-    text = config.text(task, recipe)
-    own = [] if config.tasks[task].train_on else [task]
-    return sum(_sentences(config, source) for source in (*own, text) if source)
-
-
-def _sentences(config: Config, source: str) -> float:
+def sentences(config: Config, task: str) -> float:
+    """Training sentences of a task, or its training text in units of them; assumed until it has been downloaded."""
+    source = config.tasks[task].train_on or task
     manifest = TASKS / source / MANIFEST
     found = read_json(manifest) if manifest.exists() else {}
     if "train" not in found.get("rows", {}):  # downloaded before it was trained on: it will be again
@@ -126,7 +121,7 @@ def minutes(
             return found, True
     size = max(1.0, model_size(config, model)[0] / BASE)
     if stage == "finetune":
-        passes = sentences(config, task, recipe) * config.finetune_settings(task, recipe)["epochs"]
+        passes = sentences(config, task) * config.finetune_settings(task, recipe)["epochs"]
         return SETUP_MINUTES + size * passes / SAMPLES_PER_SECOND / 60 / config.models[model].gpus, False
     passes = sum(map(is_calibrated, method.split("+")))
     return size * (passes * ASSUMED["calibrate"] or ASSUMED[stage]), False

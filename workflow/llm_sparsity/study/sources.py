@@ -161,11 +161,6 @@ class Task(Section):
     train_on: Name | None = Field(
         None, description="language-model task whose training text is used instead of this task's own"
     )
-    unlabelled: Name | None = Field(
-        None,
-        description="language-model task, a sentence in each row of its split train: recipes with `distill` learn the "
-        "teacher's outputs for them as well",
-    )
     evaluate: dict[str, Any] = Field({}, description="overrides of the config's `evaluate`")
 
     @model_validator(mode="after")
@@ -180,8 +175,6 @@ class Task(Section):
             raise ValueError(f"labels: {twice[0]!r} is given twice; remove one")
         if self.train_on and self.kind != "language-model":
             raise ValueError("train_on: is for language-model tasks; remove it")
-        if self.unlabelled and self.kind not in ("classification", "regression"):
-            raise ValueError(f"unlabelled: is for tasks with labels, but kind is {self.kind}; use train_on")
         if self.score and self.score not in SCORES[self.kind]:
             known = ", ".join(SCORES[self.kind])
             fix = f"choose one of {known}" if known else "remove it, lm-evaluation-harness knows the score"

@@ -54,8 +54,7 @@ def finetune(
         work: the folder of caches.
         settings: everything else that the result depends on.
         code: the hash of the code.
-        text: another language-model task, whose split train a language model is trained on instead; or whose lines a
-            classifier learns a teacher's outputs for as well.
+        text: another language-model task, whose split train the model is trained on instead.
         dense: the dense model, fine-tuned on this task with this seed; for a schedule or a teacher, which need it.
         save_minutes: minutes between saves within an epoch; SIGTERM and the end of an epoch save in any case.
         tracker: where loss, scores and sparsity are written to while the run trains, see `tracking`.
@@ -66,7 +65,7 @@ def finetune(
         SystemExit: 143 after SIGTERM, once everything is saved.
     """
     begun = time.perf_counter()
-    _check(model, settings, text, dense)
+    _check(model, settings, dense)
     folders: dict[str, ModelFolder | TaskFolder | None] = {"task": task, "text": text, "dense": dense}
     inputs = {name: folder for name, folder in folders.items() if folder}
     cache = RunCache(work, output, model, inputs, settings=asdict(settings), code=code, main=is_main_process())
@@ -92,12 +91,10 @@ def finetune(
         accelerator.end_training()
 
 
-def _check(model: ModelFolder, settings: FinetuneSettings, text: TaskFolder | None, dense: ModelFolder | None) -> None:
+def _check(model: ModelFolder, settings: FinetuneSettings, dense: ModelFolder | None) -> None:
     model.check_length("max_length", settings.max_length)
     if settings.evaluation:
         model.check_length("sequence_length", settings.evaluation["sequence_length"])
-    if text is not None and not settings.evaluation and not settings.distill:
-        raise UserError(f"text: found {text}, whose sentences have no labels: only a teacher's outputs; leave it out")
     if settings.needs_dense and dense is None:
         raise UserError("dense: missing; a schedule and a teacher need the model folder of the dense run")
     if dense is not None and not settings.needs_dense:
