@@ -21,13 +21,15 @@ rule finetune:
         dense=dense_run("manifest.json"),
         dense_weights=ancient(dense_run("model.safetensors")),
     output:
+        # First: of a run without training it is a link to the input. Snakemake touches outputs in their order, and refuses
+        # one that is older than an input.
+        weights="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/model/model.safetensors",
         metrics="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/metrics.json",
         predictions="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/predictions.csv",
         history="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/history.csv",
         checkpoints="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/checkpoints.csv",
         runtime="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/runtime.json",
         manifest="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/model/manifest.json",
-        weights="results/{model}/{variant}/{task}/{recipe}/seed-{seed}/model/model.safetensors",
     log:
         "logs/finetune/{model}/{variant}/{task}/{recipe}/seed-{seed}.log",
     priority: 1

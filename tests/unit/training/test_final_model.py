@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,24 @@ def test_files_are_links_and_old_ones_are_gone(source: Path, tmp_path: Path) -> 
     for _ in range(2):
         link_model(source, target)
         assert sorted(path.name for path in target.iterdir()) == ["config.json", "manifest.json", "model.safetensors"]
-        assert all(path.samefile(source / path.name) for path in target.iterdir())
+        linked = {path.name for path in target.iterdir() if path.samefile(source / path.name)}
+        assert linked == {"config.json", "model.safetensors"}
     assert read_manifest(target) == read_manifest(source)
+
+
+def test_no_output_is_older_than_the_input_that_it_is_a_link_to(root: Path, source: Path, tmp_path: Path) -> None:
+    """Snakemake touches the outputs of a job in the order of its rule; each touch here takes another moment."""
+    rule = (root / "workflow/rules/finetune.smk").read_text()
+    outputs = re.findall(r'="results/.*/seed-\{seed\}/(.+)",$', rule, re.MULTILINE)
+    assert {"metrics.json", "model/manifest.json", "model/model.safetensors"} <= set(outputs)
+    before = (source / "manifest.json").stat().st_mtime_ns
+    link_model(source, tmp_path / "out/model")
+    for moment, name in enumerate(outputs):
+        (tmp_path / "out" / name).touch()
+        os.utime(tmp_path / "out" / name, (2_000_000_000 + moment,) * 2)
+    newest = (source / "model.safetensors").stat().st_mtime
+    assert all((tmp_path / "out" / name).stat().st_mtime >= newest for name in outputs)
+    assert (source / "manifest.json").stat().st_mtime_ns == before
 
 
 def test_files_are_copied_to_another_file_system(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
