@@ -257,7 +257,7 @@ def commands(page: str) -> list[str]:
 
 
 def every_command() -> list[Any]:
-    """Each command once, though several pages may have it; those of the README are not slow."""
+    """Each command once, though pages may have it as ./run or llm-sparsity; those of the README are not slow."""
     found: dict[str, Any] = {}
     for page in PAGES:
         if page not in QUIET | OWN:
@@ -265,8 +265,10 @@ def every_command() -> list[Any]:
             assert own, page
             for command in own:
                 marks = () if page == "README.md" else pytest.mark.slow
-                found.setdefault(command, pytest.param(command, marks=marks, id=command))
-    return [found[command] for command in found if not re.match(r"\./run test\b", command)]  # that is this run
+                found.setdefault(
+                    re.sub(r"^(\./run|llm-sparsity) ", "", command), pytest.param(command, marks=marks, id=command)
+                )
+    return [found[command] for command in found if not re.match(r"test\b", command)]  # that is this run
 
 
 @pytest.mark.parametrize("command", every_command())

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.exhaustive  # minutes; to be run before a machine with a GPU is used
 def test_every_part_passes_without_a_gpu(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, root / "benchmarks/gpu.py", "--output", tmp_path, "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(root / "workflow")}
@@ -25,6 +24,7 @@ def test_every_part_passes_without_a_gpu(root: Path, tmp_path: Path) -> None:
     assert "PASS" not in again.stdout.split("| part |")[0]  # nothing runs twice
 
 
+@pytest.mark.slow
 def test_a_failing_part_leaves_the_others_alone(root: Path, tmp_path: Path) -> None:
     (tmp_path / "work").write_text("a file where a folder is needed\n")
     command = [sys.executable, root / "benchmarks/gpu.py", "--output", tmp_path, "--device", "cpu", "--parts"]

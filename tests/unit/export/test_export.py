@@ -28,7 +28,7 @@ CELLS = {
     "gpt2/magnitude-linear-0.5": "GPT2LMHeadModel",
     "llama/int8-linear-0": "LlamaForCausalLM",
 }
-SLOW = {
+OTHERS = {
     f"gpt2/{RUN}": "GPT2ForSequenceClassification",
     "bert/int8-linear-0": "BertModel",
     "gpt2/structured-mlp-0.5": "GPT2LMHeadModel",
@@ -41,7 +41,8 @@ SLOW = {
 
 
 @pytest.mark.parametrize(
-    ("cell", "model_class"), [*CELLS.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW.items())]
+    ("cell", "model_class"),
+    [*CELLS.items(), *(pytest.param(*item, marks=pytest.mark.exhaustive) for item in OTHERS.items())],
 )
 def test_transformers_alone_computes_the_same(cell: str, model_class: str, study: Path, tmp_path: Path) -> None:
     exported = export(find_cell(study / "results" / cell), tmp_path / "out")
