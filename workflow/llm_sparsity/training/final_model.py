@@ -10,8 +10,8 @@ from llm_sparsity.storage.files import MANIFEST, atomic
 def link_model(source: Path, target: Path) -> None:
     """Make `target` the same model folder as `source`, its manifest last: a folder that has a manifest is whole.
 
-    Files are hard links where the file system allows them, and take no space; otherwise they are copies. The manifest is
-    a copy: Snakemake touches it, and its time tells what is to be made again.
+    Files are hard links where the file system allows them, and take no space; otherwise they are copies. So is the
+    manifest, which Snakemake touches: its time tells what is to be made again.
     """
     (target / MANIFEST).unlink(missing_ok=True)
     files = sorted(path for path in source.iterdir() if path.name != MANIFEST)
