@@ -38,8 +38,11 @@ RAN = "Job run at Tue Nov 24 at 04:08 on (x3001c0s1b0n0:ncpus=64)"
 
 
 def setting(name: str, default: str = "") -> str:
-    file = STATE / name
-    return file.read_text().strip() if file.exists() else default
+    """A number or word that a test has written; the default while it is being written or removed."""
+    try:
+        return (STATE / name).read_text().strip() or default
+    except FileNotFoundError:
+        return default
 
 
 @contextlib.contextmanager
