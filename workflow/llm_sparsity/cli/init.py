@@ -61,7 +61,7 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
     folder, source, parameters = _local(Path(model)) if Path(model).is_dir() else _of_hub(model)
     architecture = folder.structure.architecture
     layers = 1 + max(role.layer for role in folder.structure.roles.values())
-    if str((folder.config.get("architectures") or [""])[0]).endswith("ForSequenceClassification"):
+    if folder.class_name.endswith("ForSequenceClassification"):
         source += "\n    # head: TASK # of this classifier, the task that it was trained on (docs/howto.md)"
     text = Template((TEMPLATES / f"{architecture}.yaml").read_text(encoding="utf-8")).substitute(
         name=name,

@@ -118,11 +118,10 @@ def check_head(model: ModelFolder, task: TaskFolder) -> None:
     Raises:
         UserError: it states none, or other labels, or the task's labels in another order.
     """
-    named = str((model.config.get("architectures") or [""])[0])
-    if named and not named.endswith("ForSequenceClassification"):
+    if model.class_name and not model.class_name.endswith("ForSequenceClassification"):
         raise UserError(
-            f"head: found {task.name!r}, but {model} is a {named}, which has no classification head for texts; "
-            "remove `head` from the model's entry"
+            f"head: found {task.name!r}, but {model} is a {model.class_name}, which has no classification head for "
+            "texts; remove `head` from the model's entry"
         )
     names = [str(name) for _, name in sorted(model.config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
     if names and len(names) != task.num_labels:

@@ -35,7 +35,7 @@ def auto_class(config: Any, model_class: str) -> Any:
 
 def named_class(folder: ModelFolder) -> Any:
     """The auto class of the class that config.json names."""
-    return auto_class(folder.model_config, str((folder.config.get("architectures") or [""])[0]))
+    return auto_class(folder.model_config, folder.class_name)
 
 
 def held_class(folder: ModelFolder, wanted: Iterable[Any], **fields: Any) -> Any:

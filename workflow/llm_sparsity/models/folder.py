@@ -57,6 +57,11 @@ class ModelFolder:
         """`model_type` of config.json."""
         return str(self.config["model_type"])
 
+    @property
+    def class_name(self) -> str:
+        """The class of transformers that saved the model, as config.json states; empty if it states none."""
+        return str((self.config.get("architectures") or [""])[0])
+
     @cached_property
     def model_config(self) -> Any:
         """The configuration as an object of transformers.

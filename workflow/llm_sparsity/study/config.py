@@ -96,7 +96,8 @@ class Config(Section):
 
     def trained_tasks(self, grid: Grid) -> list[str]:
         """The tasks of a grid that have runs."""
-        return [task for task in grid.tasks if "finetune" in self.stages()[task]]
+        stages = self.stages()
+        return [task for task in grid.tasks if "finetune" in stages[task]]
 
     def trains(self, task: str, recipe: str) -> bool:
         """Whether the runs of a recipe on a task train; if not, the model is evaluated as it is."""
