@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 HERE = Path(__file__).parent
 SOURCES = HERE.parent / "src"
 HANGS = 900  # seconds after which a process hangs; a busy machine takes its time
@@ -131,6 +133,7 @@ class Site:
             "STANDIN_PBS": str(self.state),
             "STANDIN_QUEUES": str(HERE / "queues.csv"),
             "OMP_NUM_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",
         }
         (folder / "Snakefile").write_text(SNAKEFILE)
         (folder / "job.py").write_text(JOB)
@@ -201,9 +204,17 @@ class Site:
         return [path.name for path in [*found, *self.temporary.iterdir(), *(self.folder / "home").glob("*.nodes")]]
 
     def run(self, jobs: str, *arguments: str, code: int = 0) -> str:
-        driver = self.start(jobs, *arguments)
-        assert driver.wait(timeout=HANGS) == code, self.said()
+        assert self.end(self.start(jobs, *arguments)) == code, self.said()
         return self.said()
+
+    def end(self, driver: subprocess.Popen[str]) -> int:
+        """The exit code of a driver; one that hangs prints what each of its threads does."""
+        try:
+            return driver.wait(timeout=HANGS)
+        except subprocess.TimeoutExpired:
+            os.killpg(driver.pid, signal.SIGABRT)
+            driver.wait()
+            pytest.fail(f"the driver hangs:\n{self.said()}")
 
     def said(self) -> str:
         return self.log.read_text()

@@ -25,7 +25,7 @@ class Executor:
         self.commands: list[Any] = []
         self.cancelled: list[str] = []
         self.states: list[JobStatus] = []
-        self.interchange_proc = SimpleNamespace(poll=lambda: None, kill=lambda: None)
+        self.interchange_proc = SimpleNamespace(poll=lambda: None, kill=lambda: None, wait=lambda: None)
         self.command_client = SimpleNamespace(run=self.run)
         self.provider = SimpleNamespace(
             resources={"9.server": {"status": JobStatus(JobState.RUNNING, "qdel failed and is tried again: down")}},

@@ -67,7 +67,7 @@ def test_pilots_that_pbs_takes_away_are_replaced_and_their_runs_go_on(site: Site
     site.wait(lambda: len(site.jobs()) == 3)
     (site.state / "walltime").unlink()
     (site.folder / "short").touch()
-    assert driver.wait(timeout=HANGS) == 0, site.said()
+    assert site.end(driver) == 0, site.said()
     assert "its walltime is exceeded" in site.said()
     assert [job for job, *_ in site.events("begin")].count("long-3") == 3
     assert [job for job, *_ in site.events("end")].count("long-3") == 1
@@ -115,7 +115,7 @@ def test_a_pilot_that_waits_says_why_and_ctrl_c_deletes_all(site: Site) -> None:
     assert driver.poll() is None
     assert len(site.jobs()) == 2, "no third one is submitted"
     os.killpg(driver.pid, signal.SIGINT)
-    assert driver.wait(timeout=HANGS) != 0
+    assert site.end(driver) != 0
     assert [job["job_state"] for job in site.jobs().values()] == ["F", "F"]
     assert not site.leftovers()
     site.wait(lambda: not site.processes())
@@ -134,12 +134,39 @@ def test_a_driver_that_is_told_to_end_lets_jobs_save_and_leaves_nothing(
     driver = site.start("save-3+ok-1", after=after)
     site.wait(lambda: site.events("begin"))
     os.killpg(driver.pid, number)
-    driver.wait(timeout=HANGS)
+    site.end(driver)
     site.wait(lambda: not site.leftovers())
     assert (site.folder / "saved").read_text() == site.events("begin")[0][2]
     assert [job["job_state"] for job in site.jobs().values()] == ["F"]
     assert [name for name, *_ in site.events("begin")] == ["save-3"], "what has not begun does not begin"
     site.wait(lambda: not site.processes())
+
+
+# Python calls handlers in the main thread only, which sleeps until a signal wakes it.
+TO_ANOTHER_THREAD = """
+import signal, threading, time
+from pathlib import Path
+
+def interrupt():
+    while not Path("interrupt").exists():
+        time.sleep(0.1)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+threading.Thread(target=interrupt, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_that_the_kernel_hands_to_another_thread_ends_the_run(site: Site) -> None:
+    site.pools(UNDER_PBS, slots=1)
+    with (site.folder / "pools.py").open("a") as file:
+        file.write(TO_ANOTHER_THREAD)
+    driver = site.start("save-3")
+    site.wait(lambda: site.events("begin"))
+    (site.folder / "interrupt").touch()
+    assert site.end(driver) == 1
+    assert not site.leftovers()
+    assert [job["job_state"] for job in site.jobs().values()] == ["F"]
 
 
 @pytest.mark.slow
@@ -152,7 +179,7 @@ def test_a_second_signal_waits_for_no_pilot_and_the_next_driver_sees_to_them(sit
     site.wait((site.folder / "saved").exists)
     with contextlib.suppress(ProcessLookupError):  # on a slow machine it has given up waiting
         os.killpg(driver.pid, signal.SIGINT)
-    driver.wait(timeout=HANGS)
+    site.end(driver)
     assert "pilots that have not ended yet: 64000" in site.said()
     assert any(name.startswith("driver-") for name in site.leftovers())
     next_one = site.start("ok-1")
@@ -160,7 +187,7 @@ def test_a_second_signal_waits_for_no_pilot_and_the_next_driver_sees_to_them(sit
     site.wait_for_calls("qstat", 2)
     assert not [name for name, *_ in site.events("begin") if name == "ok-1"], "it does not begin beside the other"
     (site.state / "stuck").unlink()
-    assert next_one.wait(timeout=HANGS) == 0, site.said()
+    assert site.end(next_one) == 0, site.said()
     assert not site.leftovers()
 
 
@@ -175,7 +202,7 @@ def test_a_second_driver_is_refused_while_the_first_lives_even_after_unlock(site
     assert "runs jobs of this folder; wait until it has ended" in said
     assert [job["job_state"] for job in site.jobs().values()] == ["R"], "the first one's pilot runs on, and no other"
     (site.folder / "short").touch()
-    assert first.wait(timeout=HANGS) == 0
+    assert site.end(first) == 0
     assert not site.leftovers()
 
 
@@ -191,7 +218,7 @@ def test_a_killed_driver_leaves_nothing_and_the_next_one_finds_no_second_writer(
     next_one = site.start("long-3+ok-1")
     site.wait(lambda: site.jobs()[first]["job_state"] == "F")
     (site.folder / "short").touch()
-    assert next_one.wait(timeout=HANGS) == 0, site.said()
+    assert site.end(next_one) == 0, site.said()
     said = site.said()
     assert f"process {driver.pid} on " in said
     assert "was killed; waiting until its pilots have ended" in said
@@ -213,7 +240,7 @@ def test_a_job_that_does_not_fit_what_is_left_of_a_pilot_waits_for_a_new_one(sit
     (first,) = site.events("begin")
     site.wait(lambda: time.time() > float(first[3]) + 45)  # of the pilot's time
     (site.folder / "short").touch()
-    assert driver.wait(timeout=HANGS) == 0, site.said()
+    assert site.end(driver) == 0, site.said()
     assert [slot[0] for _, slot, *_ in site.events("begin")] == ["0", "1"]
     assert [job["Exit_status"] for _, job in sorted(site.jobs().items())][:1] == [0], "the first pilot ended by itself"
 
@@ -236,7 +263,7 @@ def test_a_pilot_killed_outright_loses_no_job(site: Site) -> None:
     for pid in called("process_worker_pool", site.processes()):
         os.kill(pid, signal.SIGKILL)
     (site.folder / "short").touch()
-    assert driver.wait(timeout=HANGS) == 0, site.said()
+    assert site.end(driver) == 0, site.said()
     assert "restart 1 of at most 5" in site.said()
     (writer,) = [pid for _, _, pid, _ in site.events("begin")][:1]
     assert not Path(f"/proc/{writer}").exists()
@@ -258,7 +285,7 @@ def test_an_interchange_that_dies_ends_the_run_and_its_pilots(site: Site) -> Non
     children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
     (interchange,) = called("HTEX interchange", map(int, children))
     os.kill(interchange, signal.SIGKILL)
-    assert driver.wait(timeout=HANGS) == 1, site.said()
+    assert site.end(driver) == 1, site.said()
     assert "error: the interchange of pool gpu has died" in site.said()
     site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F"])
 

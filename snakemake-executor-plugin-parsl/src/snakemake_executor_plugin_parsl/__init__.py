@@ -3,6 +3,8 @@
 Snakemake imports this module at every start, dry runs included, so Parsl is imported only when jobs are executed.
 """
 
+import contextlib
+import os
 import re
 import signal
 import sys
@@ -67,6 +69,8 @@ common_settings = CommonSettings(
 )
 
 WATCH = 5  # seconds between two checks of pilots and nodes
+HEED = 5  # seconds for the main thread to heed a signal
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Executor(RemoteExecutor):  # type: ignore[misc]
@@ -84,6 +88,12 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         self._lengths: dict[Any, float] = {}
         self._progress = Progress()
         self._usual: dict[int, Any] = {}  # handlers of signals
+        self._signalled, written = os.pipe()  # the number of each signal as a byte
+        self._unheeded = 0.0  # when a signal was seen that has not ended the run yet
+        for end in (self._signalled, written):
+            os.set_blocking(end, False)
+        if in_main_thread():
+            signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         self._watched = self._reported = 0.0
         self.next_seconds_between_status_checks = 1  # futures are checked, no batch system is queried
         outlive_readers()
@@ -136,6 +146,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             return
         own: dict[int, Any] = {}
         try:
+            self._insist_on_signals()
             if time.monotonic() > self._watched + WATCH:
                 tasks = [info.aux["task"] for info in active_jobs]
                 own = {id(task): outcome for task, outcome in self._pools.watch(tasks, self._progress.pace)}
@@ -186,7 +197,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def _handle_signals(self) -> None:
         """Let SIGTERM and SIGHUP end a run as Ctrl-C does."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main_thread() else ():
+        for number in ENDS if in_main_thread() else ():
             usual = signal.getsignal(number)
             if usual not in (None, signal.SIG_IGN, self._interrupt):  # nohup ignores SIGHUP
                 self._usual[number] = usual
@@ -200,6 +211,23 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         if self._pools is not None:
             self._pools.hurry = True
         signal.signal(number, signal.SIG_DFL)
+
+    def _insist_on_signals(self) -> None:
+        """End a run that a signal should have ended.
+
+        The main thread sleeps on if the kernel hands the signal to another thread, and Snakemake's log handler ignores
+        a KeyboardInterrupt while it prints.
+
+        Raises:
+            PoolError: a signal came HEED seconds ago.
+        """
+        from snakemake_executor_plugin_parsl.pools import PoolError
+
+        with contextlib.suppress(BlockingIOError):
+            if set(os.read(self._signalled, 100)) & set(ENDS):
+                self._unheeded = self._unheeded or time.monotonic()
+        if self._unheeded and time.monotonic() > self._unheeded + HEED:
+            raise PoolError("interrupted by a signal")
 
     def _failed(self, info: SubmittedJobInfo, reason: str) -> None:
         """Report a failed job with its reason in one line, which `--quiet` does not hide."""

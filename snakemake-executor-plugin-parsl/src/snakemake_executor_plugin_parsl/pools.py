@@ -235,6 +235,7 @@ class Pools:
                 return executor.command_client.run(command, timeout_s=ANSWER)
             except (CommandClientTimeoutError, CommandClientBadError):
                 executor.interchange_proc.kill()
+                executor.interchange_proc.wait()  # `close` asks whether it is dead
         raise PoolError(f"the interchange of pool {label} has died; see {executor.logdir}/interchange.log")
 
     def _refuse_dying_workers(self, executor: HighThroughputExecutor, node: Node, manager: str) -> None:
