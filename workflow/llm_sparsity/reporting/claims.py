@@ -220,12 +220,14 @@ def judge(claims: Claims | None, tables: Tables) -> pd.DataFrame:
         the claim is true between `low` and `high`; `verdict` is "holds", "does not hold", "undecided" or "not studied".
     """
     rows: list[dict[str, Any]] = []
-    tables = _with_judged(tables) if claims else tables
-    for claim in claims.claims if claims else ():
-        quantity = claim.function.describe(claim.arguments)
-        head = {"claim": claim.claim, "quantity": quantity, "low": claim.low, "high": claim.high}
-        found = [head | row for row in _judged(claim, claims, tables)] if claims else []
-        rows += found or [head | {"verdict": "not studied"}]
+    if claims:
+        earlier = _with_judged({**claims.tables, "tasks": tables["tasks"]})
+        tables = _with_judged(tables)
+        for claim in claims.claims:
+            quantity = claim.function.describe(claim.arguments)
+            head = {"claim": claim.claim, "quantity": quantity, "low": claim.low, "high": claim.high}
+            found = [head | row for row in _judged(claim, claims, tables, earlier)]
+            rows += found or [head | {"verdict": "not studied"}]
     return frame("claims", rows)
 
 
@@ -234,9 +236,8 @@ def _with_judged(tables: Tables) -> Tables:
     return {**tables, "judged": judged(tables)}
 
 
-def _judged(claim: Claim, claims: Claims, tables: Tables) -> Iterable[dict[str, Any]]:
+def _judged(claim: Claim, claims: Claims, tables: Tables, earlier: Tables) -> Iterable[dict[str, Any]]:
     quantity, arguments = claim.function, claim.arguments
-    earlier = _with_judged({**claims.tables, "tasks": tables["tasks"]})
     table = tables[quantity.table]
     if "scope" in quantity.over:
         table = table[(table.method == claims.method) & table.scope.isin(claims.scopes)]

@@ -93,6 +93,7 @@ def save(drawn: Drawn, folder: Path) -> dict[str, str]:
     for suffix, metadata in METADATA.items():
         with atomic(folder / f"{drawn.name}.{suffix}") as temporary:
             figure.savefig(temporary, format=suffix, metadata=metadata)
+        figure.set_layout_engine("none")  # the next format has the same
     plt.close(figure)
     return {
         "name": drawn.name, "section": drawn.section, "title": drawn.title, "caption": drawn.caption,
