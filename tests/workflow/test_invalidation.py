@@ -359,9 +359,8 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
 
 # One of each kind: what is no change, a setting, a new cell, the code of one stage, an input. The others are slow.
 FAST = {
-    "nothing", "fresh clone", "error message of a shared module", "learning rate of one task", "new scope",
-    "new task of the harness", "code of a calibrated method", "code of weights", "code of finetune", "code of plot",
-    "words that no structure tells", "older claims", "rows of a task edited in place",
+    "nothing", "learning rate of one task", "new scope", "code of a calibrated method", "code of finetune",
+    "code of plot", "rows of a task edited in place",
 }  # fmt: skip
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from .conftest import Project
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_study_runs_from_download_to_report(finished: Project) -> None:
@@ -72,17 +73,12 @@ def test_snakemakes_own_report_works(finished: Project, tmp_path: Path) -> None:
     assert (tmp_path / "report.zip").stat().st_size > 100_000
 
 
+SHIPPED = ["config.yaml", *(f"studies/{path.name}" for path in sorted((ROOT / "studies").glob("*.yaml")))]
+FAST = ("config.yaml", "studies/embedded.yaml")
+
+
 @pytest.mark.parametrize(
-    "study",
-    [
-        "config.yaml",
-        "studies/embedded.yaml",
-        "studies/embedded-long.yaml",
-        "studies/glue.yaml",
-        "studies/one-billion.yaml",
-        "studies/recovery.yaml",
-        "studies/recovery-text.yaml",
-    ],
+    "study", [pytest.param(study, marks=() if study in FAST else pytest.mark.slow) for study in SHIPPED]
 )
 def test_dry_run_of_every_shipped_study_without_torch(study: str, root: Path, hub: Path, tmp_path: Path) -> None:
     """A laptop without torch and network is stood in for by packages that refuse to be imported."""
@@ -101,11 +97,3 @@ def test_lint_is_clean(root: Path) -> None:
     )
     said = re.findall(r"^    \* (.*)$", done.stdout + done.stderr, re.MULTILINE)
     assert {line.split(" (")[0] for line in said} <= {"Specify a conda environment or container for each rule.:"}, said
-
-
-def test_every_shipped_study_is_in_the_list_of_dry_runs(root: Path) -> None:
-    shipped = {"config.yaml", *(f"studies/{path.name}" for path in (root / "studies").glob("*.yaml"))}
-    tested = test_dry_run_of_every_shipped_study_without_torch.pytestmark[0].args[1]
-    assert shipped == set(tested)
-    for study in shipped:
-        assert yaml.safe_load((root / study).read_text())["name"]

@@ -113,9 +113,10 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Tables], Any]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow) if case == "forty methods" else case for case in CASES]
-)
+FAST = ("one cell of one seed", "every model diverged", "correlations of both signs", "quantised models alone")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in CASES])
 def test_unusual_studies_are_drawn(case: str, tmp_path: Path) -> None:
     given, change = CASES[case]
     write_tables(

@@ -372,7 +372,12 @@ SILENT_EDITS = {
 }
 
 
-@pytest.mark.parametrize("case", SILENT_EDITS)
+FAST = ("docstrings of functions", "a new method")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in SILENT_EDITS]
+)
 def test_edits_that_change_no_stage(before: dict[str, str], copy: Project, case: str) -> None:
     SILENT_EDITS[case](copy)
     assert changed(before, copy) == set()
@@ -417,10 +422,10 @@ def test_owl_counts_what_it_takes_of_wanda_alone(copy: Project) -> None:
     ("file", "reached"),
     [
         ("steps/swaps.py", {"wanda+swaps", "wanda+swaps+int8"}),
-        ("steps/reconstruct.py", {"magnitude+reconstruct"}),
-        ("steps/int8.py", {"int8", "wanda+swaps+int8"}),
-        ("reconstruction.py", {"magnitude+reconstruct"}),
-        ("quantization.py", {"int8", "wanda+swaps+int8"}),
+        pytest.param("steps/reconstruct.py", {"magnitude+reconstruct"}, marks=pytest.mark.slow),
+        pytest.param("steps/int8.py", {"int8", "wanda+swaps+int8"}, marks=pytest.mark.slow),
+        pytest.param("reconstruction.py", {"magnitude+reconstruct"}, marks=pytest.mark.slow),
+        pytest.param("quantization.py", {"int8", "wanda+swaps+int8"}, marks=pytest.mark.slow),
         ("calibrated.py", {"wanda", "wanda+swaps", "wanda+swaps+int8", "magnitude+reconstruct"}),
     ],
 )
