@@ -31,7 +31,7 @@ def fresh(root: Path, tiny_model: Callable[[str], Path], tmp_path: Path) -> Proj
     return Project(tmp_path, tmp_path / "empty hub")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_tutorial_works(fresh: Project, root: Path) -> None:
     said = []
     for language, name, text in blocks((root / "docs/extending.md").read_text()):

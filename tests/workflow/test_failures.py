@@ -72,7 +72,7 @@ def test_a_whole_study_with_odd_names(small: Project, tmp_path: Path) -> None:
     "arguments",
     [
         ("--cores", "1"),
-        pytest.param(("--cores", "1", "--quiet", "rules"), marks=pytest.mark.slow),
+        pytest.param(("--cores", "1", "--quiet", "rules"), marks=pytest.mark.exhaustive),
         pytest.param(("--profile", "profiles/node"), marks=pytest.mark.slow),
     ],
 )
@@ -136,7 +136,7 @@ def until(condition: Callable[[], object]) -> None:
     raise TimeoutError
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_folder_of_a_model_counts_by_what_is_read_of_it(small: Project) -> None:
     assert small.snakemake("--configfile", "config.yaml", "--cores", "2").returncode == 0
     source = small.folder / "mine" / ODD

@@ -187,7 +187,7 @@ def test_the_profile_for_polaris_runs_a_study(site: Site, hub: Path, root: Path)
     assert len(site.jobs()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_over_two_nodes_by_config(site: Site, hub: Path, root: Path) -> None:
     """Its batch job has two nodes and one manager, on the first; a stand-in for mpiexec starts it on both.
 

@@ -172,6 +172,7 @@ def check(profile: str, study: Path) -> None:
     assert len(set(made.values())) == 1, "both profiles make the same bytes"
 
 
+@pytest.mark.exhaustive
 def test_a_study_whose_driver_is_killed_and_started_again(slurm: Slurm, root: Path, study: Path) -> None:
     """The job of the killed driver goes on. The next driver ends it before it starts the same one."""
     name = "finetune bert_magnitude-all-0.9_mood_kept_0"

@@ -114,9 +114,10 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Tables], Any]]] = {
 
 
 FAST = ("one cell of one seed", "every model diverged", "correlations of both signs", "quantised models alone")
+MARKS = {case: pytest.mark.slow for case in CASES if case not in FAST} | {"forty methods": pytest.mark.exhaustive}
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=MARKS.get(case, ())) for case in CASES])
 def test_unusual_studies_are_drawn(case: str, tmp_path: Path) -> None:
     given, change = CASES[case]
     write_tables(

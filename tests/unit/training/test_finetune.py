@@ -428,7 +428,7 @@ def same_but_for_rounding(one: dict[str, Any], folder: Path, gone: dict[str, tor
     ("kind", "lora"),
     [
         pytest.param("bert", None, id="bert"),
-        pytest.param("llama", LORA, id="llama-lora"),
+        pytest.param("llama", LORA, id="llama-lora", marks=pytest.mark.exhaustive),
         pytest.param("llama", None, id="llama", marks=pytest.mark.exhaustive),
     ],
 )
