@@ -30,7 +30,7 @@ def test_a_folder_that_looks_like_a_study_and_is_none(study: Path, tmp_path: Pat
     (tmp_path / "results/llama/final-version").mkdir(parents=True)
     (tmp_path / "results/llama/final-version/model").symlink_to(study / "resources/models/llama")
     cell = find_cell(tmp_path / "results/llama/final-version")
-    assert (cell.root, cell.variant, cell.model) == (None, None, "model")
+    assert (cell.root, cell.variant, cell.model) == (None, None, "final-version")
 
 
 def test_a_variant_that_was_pruned_after_it_was_fine_tuned(study: Path, tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def find_cell(path: Path) -> Cell:
     if (place := PLACE.fullmatch(whole)) and (variant := _variant(place["variant"])):
         seed = int(place["seed"]) if place["seed"] else None
         return Cell(folder, Path(place["root"] or "/"), place["model"], variant, place["task"], place["recipe"], seed)
-    return Cell(folder, None, found.absolute().name)
+    own = found.absolute()
+    return Cell(folder, None, own.parent.name if own.name == "model" else own.name)
 
 
 def _variant(name: str) -> Variant | None:

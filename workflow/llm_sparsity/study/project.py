@@ -5,7 +5,7 @@ from pathlib import Path
 from llm_sparsity.jobs.errors import UserError
 
 LIBRARY = Path(__file__).parents[1]
-STUDY = "its config, a YAML file, or the name of a shipped one"  # as commands explain `study_file`
+STUDY = "its config, a YAML file, with or without .yaml, or the name of a shipped one"  # explains `study_file`
 
 
 def project() -> Path:
@@ -15,12 +15,12 @@ def project() -> Path:
 
 
 def study_file(name: Path) -> Path:
-    """A config, or one of the studies that the workflow brings, by its name alone.
+    """A config, which may be named without .yaml, or one of the studies that the workflow brings, by its name alone.
 
     Raises:
         UserError: there is none.
     """
-    shipped = project() / "studies" / f"{name}.yaml"
-    if not name.is_file() and not shipped.is_file():
-        raise UserError(f"{name}: not found; `llm-sparsity init MODEL` writes a study")
-    return name if name.is_file() else shipped
+    for file in (name, Path(f"{name}.yaml"), project() / "studies" / f"{name}.yaml"):
+        if file.is_file():
+            return file
+    raise UserError(f"{name}: not found; `llm-sparsity init MODEL` writes a study")
