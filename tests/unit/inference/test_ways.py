@@ -82,6 +82,19 @@ def test_columns_are_held_only_where_zeros_are_skipped() -> None:
     assert made.matrix.columns is not None
 
 
+def test_lists_of_columns_are_made_before_the_clock_starts() -> None:
+    """Each multiplication that is timed may be of another layer, and its first one would make the layer's list."""
+    layers = [layer() for _ in range(40)]
+    without: list[str] = []
+
+    def skipped(self: SparseLinear, x: torch.Tensor) -> None:
+        without.extend(["list"] * (self.matrix.columns is None))
+
+    with patch.object(SparseLinear, "skipped", skipped):
+        Ways(layers).fastest(torch.randn(64, 96))
+    assert without == []
+
+
 def test_a_product_of_many_passes_is_not_tried() -> None:
     with patch.object(SparseLinear, "product", side_effect=AssertionError):
         layer(0.9).ways.fastest(torch.randn(200, 96))

@@ -123,9 +123,6 @@ class Packed(Module):
 
     def skipped(self, x: Tensor, bias: Tensor) -> Tensor:
         """float32 (sequences, inputs, tokens) -> float32 (sequences, outputs, tokens). `bias`: float32 (outputs)."""
-        if self.columns is None:
-            kept = np.unpackbits(self.masks[:: self.rows].numpy().view(np.uint8), axis=1, bitorder="little")
-            self.columns = torch.from_numpy(kept.nonzero()[1].astype(np.int32))
         sequences, _, tokens = x.shape
         out = torch.empty(sequences, self.outputs, tokens)
         first = 0
@@ -134,7 +131,7 @@ class Packed(Module):
             if tiles and sequences:
                 made = self._job(self.outputs // self.rows, x, out, bias)
                 made[Job.COLUMNS], made[Job.INPUTS], made[Job.SEQUENCES] = (
-                    self.columns.data_ptr(),
+                    self.listed_columns().data_ptr(),
                     self.inputs,
                     sequences,
                 )
@@ -142,6 +139,13 @@ class Packed(Module):
                 run(kernels.multiply(self.bits, self.rows, width), made, len(self.values) * 4 * width * tiles)
             first += tiles * width
         return out
+
+    def listed_columns(self) -> Tensor:
+        """The buffer `columns`, made where it is not yet."""
+        if self.columns is None:
+            kept = np.unpackbits(self.masks[:: self.rows].numpy().view(np.uint8), axis=1, bitorder="little")
+            self.columns = torch.from_numpy(kept.nonzero()[1].astype(np.int32))
+        return self.columns
 
     def _expand(self, first: int, out: Tensor) -> None:
         """Write the rows from `first` on to `out` (rows, columns of all blocks)."""
