@@ -82,7 +82,9 @@ def halves(text: Path, folder: Path) -> None:
     write_manifest(folder / "text", kind="task", **facts)
 
 
-def measure(path: Path, text: Path, output: Path, method: str, level: str, layerwise: str, seed: int) -> None:
+def measure(
+    path: Path, text: Path, output: Path, method: str, level: str, layerwise: str, seed: int, samples: int = SAMPLES
+) -> None:
     """Perplexity of a cell, and the CPU seconds of pruning."""
     from llm_sparsity.data.tasks import TaskFolder
     from llm_sparsity.evaluation.evaluate import evaluate
@@ -95,7 +97,7 @@ def measure(path: Path, text: Path, output: Path, method: str, level: str, layer
     model, task = ModelFolder(path), TaskFolder(text)
     begin = time.process_time()
     if method != "dense":
-        draw = {"samples": SAMPLES, "sequence_length": LENGTH, "seed": seed}
+        draw = {"samples": samples, "sequence_length": LENGTH, "seed": seed}
         more: dict[str, Any] = {"calibration": draw, "text": task, "layerwise": layerwise}
         prune(
             model, {Sparsity(level): output}, method=method, scope="linear", **(more if is_calibrated(method) else {})
