@@ -61,10 +61,11 @@ def main() -> None:
             minutes = statistics.mean(draw["cpu"] for draw in draws) / 60
             rows.append([chain, level, interval(draws), f"{sizes[cell]:.0f}", f"{minutes:.1f}"])
     text = (
-        f"{args.model.name} on WikiText-2, scope linear. Perplexity of {WINDOWS} windows of {LENGTH} tokens; {args.samples} "
-        f"calibration sequences of {LENGTH} tokens: mean over the draws, ± half of the 95 % interval (Student's t) if "
-        "there are three. MB are those of the whole file, whose embeddings are neither pruned nor quantised; of the "
-        f"dense model, as it came. CPU minutes are those of pruning and all steps. {machine(args.threads)}.\n\n"
+        f"{args.model.name} on WikiText-2, scope linear. Perplexity of {WINDOWS} windows of {LENGTH} tokens; "
+        f"{args.samples} calibration sequences of {LENGTH} tokens: mean over the draws, ± half of the 95 % interval "
+        "(Student's t) if there are three. MB are those of the whole file, whose embeddings are neither pruned nor "
+        "quantised; of the dense model, as it came. CPU minutes are those of pruning and all steps. "
+        f"{machine(args.threads)}.\n\n"
     ) + table(["", "sparsity", "perplexity", "MB", "CPU min"], rows, texts=2)
     print(text)
     if args.write:
