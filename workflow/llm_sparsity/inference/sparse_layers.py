@@ -55,6 +55,13 @@ def replace_layers(model: Module, layers: Iterable[tuple[str, Module]]) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, GELUActivation):
             model.set_submodule(name, InMemoryOrder(module))
+        if isinstance(module, Conv1D):
+            module.register_forward_pre_hook(_contiguous)
+
+
+def _contiguous(_: Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Make inputs contiguous for a dense Conv1D, which views them; a sparse layer before it may keep its layout."""
+    return tuple(x.contiguous() for x in inputs)
 
 
 def layers_with_zeros(model: Module, structure: Structure) -> list[str]:
