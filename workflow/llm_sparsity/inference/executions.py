@@ -24,6 +24,7 @@ from llm_sparsity.inference.workloads import Workload
 from llm_sparsity.models.folder import ModelFolder
 
 LAYER_REPEATS = 5  # timed calls of a layer
+GAIN = 1.05  # from which on a layer runs sparse in `fastest`: a smaller one may be noise
 SHOWN = 3  # names in a note
 
 
@@ -74,7 +75,7 @@ class Executions:
     def _sparse(self, workload: Workload) -> dict[str, Execution]:
         shapes = _input_shapes(self._variant, list(self._layers), workload)
         gains = speedups(self._variant, {name: self._layers[name] for name in shapes}, shapes)
-        faster = [name for name, gain in gains.items() if gain > 1]
+        faster = [name for name, gain in gains.items() if gain > GAIN]
         chosen = {"sparse": list(gains), "fastest": faster if len(faster) < len(gains) else []}
         return {
             name: Execution(with_layers(self._variant, {layer: self._layers[layer] for layer in layers}), layers)
