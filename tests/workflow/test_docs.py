@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from llm_sparsity.cli.main import COMMANDS
+from tests.marks import slow_but
 
 from .conftest import Project
 
@@ -147,9 +148,7 @@ def test_run_explains_itself_and_names_a_missing_python(root: Path, tmp_path: Pa
     assert "error: no Python 3.11 or newer on PATH" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "profile", ["polaris", *(pytest.param(name, marks=pytest.mark.slow) for name in ("slurm", "slurm-nodes", "node"))]
-)
+@pytest.mark.parametrize("profile", slow_but({"polaris"}, ["polaris", "slurm", "slurm-nodes", "node"]))
 def test_a_profile_plans_on_any_machine_without_what_it_runs_with(profile: str, root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "snakemake", "--profile", f"profiles/{profile}", "-n", "--quiet"],

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import slow_but
+
 from .conftest import Project
 
 END = ["collect", "plot"]
@@ -364,7 +366,7 @@ FAST = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize("case", slow_but(FAST, CASES))
 def test_exactly_these_jobs_are_pending(case: str, project: Project) -> None:
     change, expected = CASES[case]
     change(project)

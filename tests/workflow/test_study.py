@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.marks import slow_but
+
 from .conftest import Project
 
 ROOT = Path(__file__).parents[2]
@@ -77,9 +79,7 @@ SHIPPED = ["config.yaml", *(f"studies/{path.name}" for path in sorted((ROOT / "s
 FAST = ("config.yaml", "studies/embedded.yaml")
 
 
-@pytest.mark.parametrize(
-    "study", [pytest.param(study, marks=() if study in FAST else pytest.mark.slow) for study in SHIPPED]
-)
+@pytest.mark.parametrize("study", slow_but(FAST, SHIPPED))
 def test_dry_run_of_every_shipped_study_without_torch(study: str, root: Path, hub: Path, tmp_path: Path) -> None:
     """A laptop without torch and network is stood in for by packages that refuse to be imported."""
     for package in ("torch", "transformers", "datasets", "huggingface_hub", "matplotlib"):

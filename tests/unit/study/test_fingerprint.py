@@ -11,6 +11,7 @@ import pytest
 
 from llm_sparsity.study import fingerprint
 from llm_sparsity.study.methods import Chain
+from tests.marks import slow_but
 
 F = "def f():\n    return g()\n\ndef g():\n    return 1\n\ndef other():\n    return 2\n"
 
@@ -375,9 +376,7 @@ SILENT_EDITS = {
 FAST = ("docstrings of functions", "a new method")
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in SILENT_EDITS]
-)
+@pytest.mark.parametrize("case", slow_but(FAST, SILENT_EDITS))
 def test_edits_that_change_no_stage(before: dict[str, str], copy: Project, case: str) -> None:
     SILENT_EDITS[case](copy)
     assert changed(before, copy) == set()
