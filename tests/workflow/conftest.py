@@ -46,7 +46,7 @@ class Project:
 
     def pending(self) -> list[str]:
         """What a run would do: "rule wildcard=value ..." a job, sorted; `all` left out."""
-        done = self.snakemake("-n", "--configfile", "config.yaml")
+        done = self.snakemake("-n", "-p", "--configfile", "config.yaml")
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         jobs = []
         for block in re.split(r"\n(?=(?:local)?rule )", done.stdout + done.stderr):

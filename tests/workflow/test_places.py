@@ -58,7 +58,7 @@ def test_it_runs_as_a_module(elsewhere: Project) -> None:
 def test_memory_and_disk_are_the_plans_under_default_resources(root: Path, tmp_path: Path) -> None:
     """An executor that enforces memory gets it from the plan, not from the size of manifests."""
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "--snakefile", root / "Snakefile", "--directory", tmp_path,
+        [sys.executable, "-m", "snakemake", "-n", "-p", "--snakefile", root / "Snakefile", "--directory", tmp_path,
          "--configfile", root / "studies/one-billion.yaml", "--default-resources"],
         text=True, capture_output=True, check=True,
     )  # fmt: skip

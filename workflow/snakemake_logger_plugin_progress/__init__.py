@@ -1,7 +1,8 @@
 """Snakemake logger plugin: progress that a person reads, instead of some lines for every job.
 
 On a terminal one live line, elsewhere a line a minute; besides, warnings, failures, and what executor plugins report.
-Snakemake's own log file, in .snakemake/log, holds everything. A dry run prints what it prints without this plugin.
+Snakemake's own log file, in .snakemake/log, holds everything. A dry run prints a table; with -p, --verbose or
+--quiet it prints what it prints without this plugin.
 
 An executor plugin that knows more may send a record with `extra={"status": line}`, which is shown as the progress.
 `extra={"planned": {rule: minutes}}` gives the mean planned minutes of the jobs of a rule.
@@ -19,12 +20,14 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from snakemake_logger_plugin_progress.display import Display
+from snakemake_logger_plugin_progress.dry_run import DryRun
 from snakemake_logger_plugin_progress.progress import Job, Progress
 
 # What Snakemake says in every run, of no use to a reader. Everything that is not known here is shown.
 CHATTER = (
     "Assuming unrestricted shared filesystem", "Building DAG of jobs", "Using shell:", "Select jobs to execute",
     "Execute ", "Complete log(s):", "Elapsed time:", "Shutting down, this", "Exiting because a job execution failed",
+    "Reasons:", "Some jobs were triggered by provenance", "Rules with ", "This was a dry-run",
 )  # fmt: skip
 # What it says of a failed job besides JOB_ERROR: the whole command, and that a job has failed.
 REPEATED = ("CalledProcessError in file", "At least one job did not complete successfully")
@@ -36,7 +39,7 @@ class LogHandler(LogHandlerBase):
     """Receives Snakemake's records, in a thread of their own."""
 
     def __post_init__(self) -> None:
-        """Choose between the display and, in a dry run, Snakemake's own output."""
+        """Choose between the display, the table of a dry run, and Snakemake's own output."""
         given = self.common_settings
         quiet = set(given.quiet or ())
         self._progress: Progress | None = None
@@ -44,8 +47,9 @@ class LogHandler(LogHandlerBase):
         self._status = ""
         stream = sys.stdout if given.stdout else sys.stderr
         self._display = Display(stream, self._line, color=not given.nocolor)
+        self._dry_run = DryRun() if given.dryrun else None
         self._plain = None
-        if given.dryrun or given.verbose or given.debug_dag:
+        if given.verbose or given.debug_dag or (given.dryrun and (given.printshellcmds or quiet)):
             self._plain = ColorizingTextHandler(
                 nocolor=given.nocolor,
                 stream=stream,
@@ -66,7 +70,7 @@ class LogHandler(LogHandlerBase):
     def close(self) -> None:
         """Remove the line of progress, and say how many jobs were done."""
         super().close()
-        last = ""
+        last = self._dry_run.text() if self._dry_run else ""
         if self._progress:
             done, failed = self._progress.done.total(), self._progress.failed.total()
             minutes, seconds = divmod(round(time.monotonic() - self._progress.begun), 60)
@@ -86,6 +90,11 @@ class LogHandler(LogHandlerBase):
             self._status = fields["status"]
             if not self._display.live:  # its sender has a clock of its own
                 self._display.write(self._status)
+        elif self._dry_run and event == LogEvent.JOB_INFO:
+            if fields["rule_name"] != "all":
+                self._dry_run.add(fields["rule_name"], _cell(fields), str(fields["reason"]))
+        elif self._dry_run and event == LogEvent.RUN_INFO:
+            pass
         elif event == LogEvent.RUN_INFO and "stats" in fields:
             total = {rule: count for rule, count in fields["stats"].items() if rule not in ("all", "total")}
             self._progress = Progress(total, self._planned)
@@ -94,8 +103,7 @@ class LogHandler(LogHandlerBase):
             self._display.start()
         elif event == LogEvent.JOB_INFO and progress and fields["rule_name"] != "all":
             rule = fields["rule_name"]
-            cell = "/".join(map(str, (fields["wildcards"] or {}).values()))
-            progress.start(fields["jobid"], Job(rule, cell, fields["threads"], self._planned.get(rule, 0.0)))
+            progress.start(fields["jobid"], Job(rule, _cell(fields), fields["threads"], self._planned.get(rule, 0.0)))
         elif event == LogEvent.JOB_FINISHED and progress and (job := progress.running.get(fields["job_id"])):
             progress.end(fields["job_id"], time.monotonic() - (job.begun or 0.0))
         elif event == LogEvent.JOB_ERROR:
@@ -158,3 +166,8 @@ class LogHandler(LogHandlerBase):
     def needs_rulegraph(self) -> bool:
         """It draws no graph."""
         return False
+
+
+def _cell(fields: dict[str, Any]) -> str:
+    """What a job works on, such as "minilm/magnitude-linear-0.5"."""
+    return "/".join(map(str, (fields["wildcards"] or {}).values()))

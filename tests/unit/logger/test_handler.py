@@ -183,11 +183,45 @@ def test_an_executor_that_knows_more_is_quoted(monkeypatch: pytest.MonkeyPatch) 
     to.close()
 
 
-@pytest.mark.parametrize("setting", ["dryrun", "verbose"])
-def test_a_dry_run_prints_what_it_prints_without_the_plugin(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verbose_prints_what_it_prints_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
-    to = handler(stream, monkeypatch, **{setting: True})
+    to = handler(stream, monkeypatch, verbose=True)
     say(to, "Building DAG of jobs...")
     say(to, "Job stats:\n prune 2", event=LogEvent.RUN_INFO, stats={"prune": 2})
     assert "Building DAG of jobs..." in stream.getvalue()
     assert "prune 2" in stream.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"printshellcmds": True}, {"quiet": {"host"}}])
+def test_a_dry_run_is_a_table_unless_more_or_less_is_asked_for(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    to = handler(stream, monkeypatch, dryrun=True, **options)
+    say(to, "Job stats:\n prune 1", event=LogEvent.RUN_INFO, stats={"prune": 1, "all": 1, "total": 2})
+    job = {
+        "event": LogEvent.JOB_INFO,
+        "threads": 1,
+        "reason": "Missing output files: x",
+        "rule_msg": None,
+        "local": False,
+    }
+    rest = {"is_checkpoint": False, "input": [], "output": ["x"], "log": [], "benchmark": None, "resources": {}}
+    say(to, "prune", rule_name="prune", jobid=1, wildcards={"model": "minilm"}, priority=0, **job, **rest)
+    say(to, "all", rule_name="all", jobid=0, wildcards={}, priority=0, **job, **rest)
+    say(to, "This was a dry-run (flag -n).")
+    to.close()
+    if options:
+        assert "output: x" in stream.getvalue() and "would run" not in stream.getvalue()
+    else:
+        first, _, _, row, _, last = stream.getvalue().splitlines()
+        assert (first, row.split()) == ("1 job would run:", ["1", "prune", "no", "result", "yet", "minilm"])
+        assert last.startswith("-n -p ")
+
+
+def test_nothing_to_do_is_said_without_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    to = handler(stream, monkeypatch, dryrun=True)
+    say(to, "Nothing to be done (all requested files are present and up to date).")
+    to.close()
+    assert stream.getvalue().splitlines() == ["Nothing to be done (all requested files are present and up to date)."]
