@@ -150,10 +150,21 @@ def _fill_hub(cache: Path, root: Path, tiny_model: Callable[[str], Path]) -> Non
 
 @pytest.fixture(scope="session")
 def finished(root: Path, hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The tiny study, run once from download to report. Tests that change something work on a copy."""
-    whole = _once("finished", tmp_path_factory, lambda folder: _run_study(folder, root, hub))
-    own = tmp_path_factory.mktemp("project") / "finished"  # a run locks its folder
-    shutil.copytree(whole, own)
+    """The tiny study, run once from download to report: of its cells those that every rule needs."""
+    return _own("finished", hub, tmp_path_factory, lambda folder: _run_study(folder, root, hub))
+
+
+@pytest.fixture(scope="session")
+def whole(finished: Project, root: Path, hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The tiny study with all cells, for slow tests."""
+    return _own("whole", hub, tmp_path_factory, lambda folder: _run_whole(folder, finished, root, hub))
+
+
+def _own(name: str, hub: Path, factory: pytest.TempPathFactory, make: Callable[[Path], None]) -> Project:
+    """A copy of a finished project for this test process, as a run locks its folder. Tests that edit copy it again."""
+    made = _once(name, factory, make)
+    own = factory.mktemp("project") / name
+    shutil.copytree(made, own)
     project = Project(own, hub)
     project.log = (own / "run.log").read_text()
     return project
@@ -166,17 +177,24 @@ def _run_study(folder: Path, root: Path, hub: Path) -> None:
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, folder / name)
-    shutil.copy(root / "tests/config.yaml", folder / "config.yaml")
+    study = yaml.safe_load((root / "tests/config.yaml").read_text())
+    trained, evaluated, one_shot = study["study"][:3]
+    trained["recipes"], evaluated["methods"], one_shot["methods"] = ["kept", "brief"], ["uniform"], ["wanda"]
+    study["study"] = [trained, evaluated, one_shot]
+    (folder / "config.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     (folder / "inputs").mkdir()
     generator = random.Random(0)
     (folder / "inputs/lines.txt").write_text("".join(f"{_sentence(generator)[0]}\n" for _ in range(200)))
-    log = Project(folder, hub).run()
-    (folder / "run.log").write_text(log)
+    (folder / "run.log").write_text(Project(folder, hub).run())
 
 
-@pytest.fixture
-def project(finished: Project, tmp_path: Path) -> Project:
-    """A copy of the finished project, without the cache of its runs."""
-    folder = tmp_path / "project"
-    shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("work"))
-    return Project(folder, finished.hub)
+def _run_whole(folder: Path, finished: Project, root: Path, hub: Path) -> None:
+    shutil.copytree(finished.folder, folder, dirs_exist_ok=True)
+    shutil.copy(root / "tests/config.yaml", folder / "config.yaml")
+    (folder / "run.log").write_text(Project(folder, hub).run())
+
+
+def copied(project: Project, folder: Path) -> Project:
+    """A copy of a finished project, without the cache of its runs."""
+    shutil.copytree(project.folder, folder, ignore=shutil.ignore_patterns("work"))
+    return Project(folder, project.hub)

@@ -1,4 +1,4 @@
-"""The real Snakemake runs a tiny study of all three architectures from a hub cache, offline."""
+"""The real Snakemake runs a tiny study from a hub cache, offline; all three architectures in slow tests."""
 
 import json
 import re
@@ -20,6 +20,18 @@ def test_the_study_runs_from_download_to_report(finished: Project) -> None:
     report = finished.folder / "reports/tiny"
     metrics = pd.read_csv(report / "tables/metrics.csv")
     accuracy = metrics[metrics.metric == "accuracy"]
+    assert list(accuracy.recipe) == ["kept", "kept", "brief", "one-shot"]  # dense, then pruned
+    perplexity = metrics[metrics.metric == "perplexity"]
+    assert list(perplexity.task) == ["lines", "lines"]
+    assert (report / "report.html").stat().st_size > 10_000
+    assert "report.html" in finished.log  # the run's last lines say where to look
+
+
+@pytest.mark.slow
+def test_more_cells_run_alone_and_are_reported_beside_the_others(whole: Project) -> None:
+    report = whole.folder / "reports/tiny"
+    metrics = pd.read_csv(report / "tables/metrics.csv")
+    accuracy = metrics[metrics.metric == "accuracy"]
     assert len(accuracy) == 4 + 1 + 3 + 2  # SST-2 of two models, MRPC dense, pruned: recipes, pruned after fine-tuning
     assert set(metrics.model) == {"roberta-base", "gpt2", "bart-base"}
     perplexity = metrics[metrics.metric == "perplexity"]
@@ -27,8 +39,6 @@ def test_the_study_runs_from_download_to_report(finished: Project) -> None:
     assert list(perplexity.recipe[perplexity.task == "text"].fillna("")) == ["", "", "kept", "kept", "lora"]
     sizes = pd.read_csv(report / "tables/sizes.csv")
     assert sizes.set_index(["model", "method"]).measured_sparsity["bart-base", "magnitude"] > 0.8
-    assert (report / "report.html").stat().st_size > 10_000
-    assert "report.html" in finished.log  # the run's last lines say where to look
 
 
 def test_a_second_run_does_nothing(finished: Project) -> None:
@@ -42,8 +52,9 @@ def test_the_page_needs_no_network(finished: Project) -> None:
     assert "@import" not in page
 
 
-def test_the_kept_mask_is_in_the_measured_sparsity(finished: Project) -> None:
-    folder = finished.folder / "results/roberta-base/magnitude-linear-0.5/mrpc"
+@pytest.mark.slow
+def test_the_kept_mask_is_in_the_measured_sparsity(whole: Project) -> None:
+    folder = whole.folder / "results/roberta-base/magnitude-linear-0.5/mrpc"
     kept = json.loads((folder / "kept/seed-0/metrics.json").read_text())["measured_sparsity"]
     released = json.loads((folder / "released/seed-0/metrics.json").read_text())["measured_sparsity"]
     assert released < 0.1 < kept
@@ -59,8 +70,9 @@ def test_a_recipe_starts_from_the_dense_run_and_ends_at_the_variants_sparsity(fi
     assert set(runs[runs.recipe == "brief"]["mask"]) == {"kept"}
 
 
-def test_low_rank_updates_of_a_language_model_keep_its_mask(finished: Project) -> None:
-    wanda = finished.folder / "results/gpt2/wanda-linear-0.5"
+@pytest.mark.slow
+def test_low_rank_updates_of_a_language_model_keep_its_mask(whole: Project) -> None:
+    wanda = whole.folder / "results/gpt2/wanda-linear-0.5"
     pruned = json.loads((wanda / "model/manifest.json").read_text())["pruned"]["measured_sparsity"]
     for recipe in ("kept", "lora"):
         result = json.loads((wanda / f"text/{recipe}/seed-0/metrics.json").read_text())
