@@ -61,8 +61,13 @@ def test_a_study_without_models_does_not_borrow_those_of_the_default_config(fres
     ("file", "old", "new", "said"),
     [
         ("report/claims.yaml", "limit: 0.5", "limit: 0", "claims.8.limit: found 0; give a number above 0"),
-        ("report/numbers.csv", ",accuracy,", ",accuracy,x", "numbers.csv: line 2: value: found 'x"),
-        ("published.csv", "sparsity", "sparsty", "published.csv: column sparsity is missing"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("report/numbers.csv", ",accuracy,", ",accuracy,x", "numbers.csv: line 2: value: found 'x"),
+                ("published.csv", "sparsity", "sparsty", "published.csv: column sparsity is missing"),
+            )
+        ),
     ],
 )
 def test_files_that_the_last_stages_read(file: str, old: str, new: str, said: str, fresh: Project) -> None:

@@ -76,7 +76,7 @@ def test_a_whole_study_with_odd_names(small: Project, tmp_path: Path) -> None:
         pytest.param(("--profile", "profiles/node"), marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("fault", ["message", "traceback", "killed"])
+@pytest.mark.parametrize("fault", ["message", pytest.param("traceback", marks=pytest.mark.slow), "killed"])
 def test_the_reason_of_a_failed_job_is_the_last_line(fault: str, arguments: tuple[str, ...], small: Project) -> None:
     code, reason = {
         "message": (

@@ -147,6 +147,7 @@ def test_dates_and_categories_of_parquet_are_text(tmp_path: Path) -> None:
     assert found.texts("word") == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_small_file_that_holds_a_large_table(tmp_path: Path) -> None:
     """A text repeated 300 times is a few kilobytes of parquet, and of gzip."""
     text = "a" * 1_000_000

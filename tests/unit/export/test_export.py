@@ -108,6 +108,7 @@ def test_weights_keep_their_bits_and_dtype(study: Path, tmp_path: Path) -> None:
         assert json.loads((tmp_path / f"{dtype}-out/config.json").read_text())["dtype"] == str(dtype)[6:]
 
 
+@pytest.mark.slow
 def test_weights_of_several_dtypes_keep_theirs(study: Path, tmp_path: Path) -> None:
     source = tmp_path / "mixed"
     container.copy_companions(study / "resources/models/llama", source)
@@ -127,6 +128,7 @@ def test_int8_is_written_as_the_values_that_were_measured(study: Path, tmp_path:
     assert exported.quantised == "int8"
 
 
+@pytest.mark.slow
 def test_large_models_are_written_in_shards(study: Path, tmp_path: Path) -> None:
     cell = find_cell(study / "results/llama/magnitude-linear-0.5")
     export(cell, tmp_path / "out", max_shard_size="20KB")  # and it is checked

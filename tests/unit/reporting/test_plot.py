@@ -91,6 +91,7 @@ def test_figures_and_page(
     assert all(model in summary for model in models)
 
 
+@pytest.mark.slow
 def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 2)
     for name in ("1", "2"):
@@ -196,6 +197,7 @@ def test_sizes_are_drawn_like_for_like(tmp_path: Path) -> None:
     assert "in the same compressed file format" in alike.caption
 
 
+@pytest.mark.slow
 def test_a_large_study_has_a_small_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_tables(tmp_path / "tables", ["a", "b", "c"], ["magnitude", "wanda"], 3, text=False)
     monkeypatch.setattr(pages, "ROWS", 4)

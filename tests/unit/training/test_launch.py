@@ -56,6 +56,7 @@ def finetuning(model: ModelFolder, task: TaskFolder) -> list[Any]:
     return [*arguments, "--settings", json.dumps(settings)]
 
 
+@pytest.mark.slow
 def test_processes_of_one_machine_listen_on_loopback_alone_and_send_no_pickle(
     variant: Make, task: TaskFolder, tmp_path: Path, root: Path
 ) -> None:

@@ -118,6 +118,7 @@ def test_a_perplexity_that_no_float_holds_is_null(
     assert alone["metrics"]["nll"] > 0.5 and "note" in alone
 
 
+@pytest.mark.slow
 def test_a_home_that_nobody_can_write_to(dense: Make, task: TaskFolder, tmp_path: Path, root: Path) -> None:
     settings = json.dumps(SETTINGS | {"epochs": 1})
     command = [root / "scripts/finetune.py", "--model", dense("bert").path, "--task", task.path, "--output", "out"]
