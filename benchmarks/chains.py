@@ -3,8 +3,8 @@
     PYTHONPATH=workflow python benchmarks/chains.py --model resources/models/smollm2 --text wiki.test.raw --write
 
 Cells are files, as there: an interrupted run continues, --minutes 0 shows the finished ones, and --cells names those to
-compute, such as wanda+swaps-0.5. A chain of `reconstruct` takes a quarter of an hour of one core. --samples shows what
-more calibration text gives; take another --folder for it.
+compute, such as wanda+swaps-0.5. A chain of `reconstruct` takes a quarter of an hour of one core. --samples 8 32 also
+shows what more calibration text gives.
 """
 
 import argparse
@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("work/perplexity"), help="folder of the cells")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS, metavar="CELL", help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="draws of calibration text")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"calibration sequences (default {SAMPLES})")
+    parser.add_argument(
+        "--samples", nargs="+", type=int, default=[SAMPLES], help=f"calibration sequences (default {SAMPLES})"
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no cell after MINUTES")
     parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
     parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
@@ -44,29 +46,32 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     halves(args.text, args.folder)
-    end, rows, sizes = time.monotonic() + 60 * args.minutes, [], {}
+    end, rows = time.monotonic() + 60 * args.minutes, []
     for cell in CELLS:
         chain, level = cell.rsplit("-", 1)
-        draws = []
-        for seed in SEEDS if is_calibrated(chain) else [0]:
-            output = args.folder / f"{cell}-uniform-{seed}"
-            wanted = cell in args.cells and (seed in args.seeds or not is_calibrated(chain))
-            if wanted and not (output / CELL).exists() and time.monotonic() < end:
-                measure(args.model, args.folder / "text", output, chain, level, "uniform", seed, args.samples)
-            if (output / CELL).exists():
-                draws.append(read_json(output / CELL))
-                print(output.name, draws[-1], flush=True)
-        if draws:
-            sizes[cell] = statistics.mean(draw["bytes"] for draw in draws) / 1e6
-            minutes = statistics.mean(draw["cpu"] for draw in draws) / 60
-            rows.append([chain, level, interval(draws), f"{sizes[cell]:.0f}", f"{minutes:.1f}"])
+        calibrated = is_calibrated(chain)
+        for samples in args.samples if calibrated else [0]:
+            more = "" if samples in (0, SAMPLES) else f"-{samples}"
+            draws = []
+            for seed in SEEDS if calibrated else [0]:
+                output = args.folder / f"{cell}-uniform-{seed}{more}"
+                wanted = cell in args.cells and (seed in args.seeds or not calibrated)
+                if wanted and not (output / CELL).exists() and time.monotonic() < end:
+                    measure(args.model, args.folder / "text", output, chain, level, "uniform", seed, samples)
+                if (output / CELL).exists():
+                    draws.append(read_json(output / CELL))
+                    print(output.name, draws[-1], flush=True)
+            if draws:
+                size = statistics.mean(draw["bytes"] for draw in draws) / 1e6
+                minutes = statistics.mean(draw["cpu"] for draw in draws) / 60
+                rows.append([chain, level, str(samples or ""), interval(draws), f"{size:.0f}", f"{minutes:.1f}"])
     text = (
         f"{args.model.name} on WikiText-2, scope linear. Perplexity of {WINDOWS} windows of {LENGTH} tokens; "
-        f"{args.samples} calibration sequences of {LENGTH} tokens: mean over the draws, ± half of the 95 % interval "
+        f"calibration sequences of {LENGTH} tokens; mean over their draws, ± half of the 95 % interval "
         "(Student's t) if there are three. MB are those of the whole file, whose embeddings are neither pruned nor "
         "quantised; of the dense model, as it came. CPU minutes are those of pruning and all steps. "
         f"{machine(args.threads)}.\n\n"
-    ) + table(["", "sparsity", "perplexity", "MB", "CPU min"], rows, texts=2)
+    ) + table(["", "sparsity", "sequences", "perplexity", "MB", "CPU min"], rows, texts=2)
     print(text)
     if args.write:
         write("chains", text)
