@@ -72,7 +72,10 @@ def main() -> None:
             if study.recipe(run.recipe).needs_dense:
                 dense = ModelFolder(args.work / replace(run, variant=DENSE, recipe="kept").folder / "model")
             settings = FinetuneSettings.from_dict(study.run_settings(run.task, run.recipe, run.seed))
-            finetune(model, tasks[run.task], output, args.work, settings, code="", dense=dense)
+            text = study.training_text(run.task, run.recipe)
+            finetune(
+                model, tasks[run.task], output, args.work, settings, code="", dense=dense, text=text and tasks[text],
+            )  # fmt: skip
         elif not (output / "metrics.json").exists():
             continue
         accuracy = json.loads((output / "metrics.json").read_text())["metrics"]["accuracy"]

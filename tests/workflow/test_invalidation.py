@@ -295,6 +295,16 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         ),
         ["download_task task=more", *(job for job in TEXT if job.startswith("finetune")), *END],
     ),
+    "sentences without labels": (
+        config(
+            lambda values: (
+                values["tasks"].update(more=values["tasks"]["mrpc"]),
+                values["tasks"]["mrpc"].update(unlabelled="more"),
+                values["recipes"]["brief"]["distill"].update(unlabelled=True),
+            )
+        ),
+        ["download_task task=more", *runs("magnitude-linear-0.5", "mrpc", ("brief",)), *END],
+    ),
     "seed of pruning": (
         config(lambda values: values.update(prune={"seed": 1})),
         [

@@ -105,8 +105,8 @@ def calibration_manifest(wildcards):
 
 
 def training_text(wildcards):
-    """The task whose text a run trains on, if it is not the run's own."""
-    text = STUDY.tasks[wildcards.task].train_on
+    """Another task that a run trains on, instead of its own or beside it."""
+    text = STUDY.training_text(wildcards.task, wildcards.recipe)
     return TASKS / text / MANIFEST if text else []
 
 

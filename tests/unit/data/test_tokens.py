@@ -149,6 +149,26 @@ def test_pairs_keep_their_types(model: ModelFolder, tmp_path: Path) -> None:
     assert inputs["attention_mask"].tolist() == [[1] * 6, [1] * 5 + [0]]
 
 
+def test_sentences_without_labels_follow_those_of_the_task(
+    model: ModelFolder, task: TaskFolder, tmp_path: Path
+) -> None:
+    pairs = TaskFolder(save_mood_task(tmp_path / "pairs"))
+    for split in ("train", "validation"):
+        rows = [json.loads(line) | {"text_pair": "a good day"} for line in (pairs.path / f"{split}.jsonl").open()]
+        (pairs.path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_manifest(pairs.path, kind="task", task="classification", labels=["bad", "good"])
+    for one, other in ((task, pairs), (pairs, task)):
+        own = tokenize(model, one, tmp_path, max_length=8, code="")
+        both = tokenize(model, one, tmp_path, max_length=8, code="", text=one)
+        assert both.key != own.key
+        assert both.train.labels == [*(own.train.labels or []), *[tokens.UNLABELLED] * 64]
+        ids = own.train.data["input_ids"][:]
+        assert both.train.data["input_ids"][:] == [*ids, *ids]
+        assert both.validation.labels == own.validation.labels
+        with pytest.raises(UserError, match=r"has single sentences where .* has pairs, or the reverse; name another"):
+            tokenize(model, one, tmp_path, max_length=8, code="", text=other)
+
+
 def test_token_types_are_for_models_that_have_them(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     """GPT-2 adds the embeddings of words that the types name: its tokenizer may give them all the same."""
     for name in tokens.SPLITS:

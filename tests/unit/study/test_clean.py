@@ -12,6 +12,7 @@ import yaml
 
 from llm_sparsity.jobs.process import this_process
 from llm_sparsity.storage.files import sha256, write_csv, write_json
+from llm_sparsity.study.cells import Run
 from llm_sparsity.study.clean import leftovers, remove
 from llm_sparsity.study.config import Config, load
 
@@ -25,10 +26,15 @@ def study(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config
     return load(yaml.safe_load((root / "tests/config.yaml").read_text()))
 
 
+def first(study: Config) -> Run:
+    """The first run on SST-2, whose task overrides no setting."""
+    return next(run for run in study.cells().runs if run.task == "sst2")
+
+
 @pytest.fixture
 def cached(study: Config) -> Callable[..., Path]:
-    """`cached("name")` -> a finished cache of the study's first run, with changes."""
-    run = study.cells().runs[0]
+    """`cached("name")` -> a finished cache of the study's first run on SST-2, with changes."""
+    run = first(study)
 
     def make(name: str, *, finished: bool = True, **changes: Any) -> Path:
         folder = WORK / name
@@ -48,7 +54,7 @@ def cached(study: Config) -> Callable[..., Path]:
 
 def made(study: Config, cache: str, output: Path | None = None) -> None:
     """The results of the first run, made from a cache."""
-    folder = output or study.cells().runs[0].folder
+    folder = output or first(study).folder
     write_csv(folder / "checkpoints.csv", [{"epoch": 1, "path": f"work/{cache}/epoch-1"}])
 
 
@@ -70,7 +76,7 @@ def test_what_a_study_has_and_would_not_continue_from_is_listed(study: Config, c
 
 
 def test_other_inputs_are_found_where_they_exist(study: Config, cached: Callable[..., Path]) -> None:
-    model = Path(f"resources/models/{study.cells().runs[0].model}/manifest.json")
+    model = Path(f"resources/models/{first(study).model}/manifest.json")
     write_json(model, {"source": {"hub": "a/b"}})
     cached("old", inputs={"model": "0"})
     cached("new", inputs={"model": sha256(model)})
@@ -129,7 +135,7 @@ def test_versions_of_libraries_count_once_the_results_were_made_anew(
     assert found(study) == {}
     cached("new")
     made(study, "new")
-    assert found(study) == {"old": f"{study.cells().runs[0].folder} was made anew"}
+    assert found(study) == {"old": f"{first(study).folder} was made anew"}
 
 
 def test_the_weights_that_a_model_is_made_of_stay(study: Config, cached: Callable[..., Path]) -> None:
@@ -202,7 +208,7 @@ def test_the_command_needs_the_studies(arguments: list[str], said: str, root: Pa
 
 
 def test_settings_are_compared_as_they_were_written(study: Config) -> None:
-    run = study.cells().runs[0]
+    run = first(study)
     settings = study.run_settings(run.task, run.recipe, run.seed)
     assert json.loads(json.dumps(settings)) == settings
     assert "save_minutes" not in settings

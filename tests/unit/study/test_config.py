@@ -274,6 +274,63 @@ def test_a_mistake_in_a_text_that_is_trained_on(
     assert said in refused(text_task)
 
 
+def test_sentences_without_labels_are_of_recipes_that_ask_for_them(values: dict[str, Any]) -> None:
+    source = values["tasks"]["sst2"]["source"]
+    values["tasks"]["more"] = {"kind": "language-model", "source": source, "files": {"train": "c"}}
+    values["tasks"]["sst2"]["unlabelled"] = "more"
+    values["study"] = [values["study"][0] | {"tasks": ["sst2"], "recipes": ["gradual"]}]
+    study = config.load(values)
+    assert study.wanted_tasks() == ["sst2"]
+    assert study.training_text("sst2", "gradual") is None
+    values["study"][0]["recipes"] = ["gradual-unlabelled"]
+    study = config.load(values)
+    assert study.wanted_tasks() == ["sst2", "more"]
+    assert study.training_text("sst2", "gradual-unlabelled") == "more"
+    assert study.training_text("sst2", "kept") is None  # the dense model's recipe
+    assert "unlabelled" not in study.run_settings("sst2", "gradual-unlabelled", 0)["distill"]
+    more = plan.sentences(study, "sst2", "gradual-unlabelled") - plan.sentences(study, "sst2", "gradual")
+    assert more == plan.UNKNOWN_ROWS
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"sst2": {"unlabelled": None}},
+            "study.0.recipes: gradual-unlabelled learns from unlabelled sentences, but task",
+        ),
+        (
+            {"sst2": {"unlabelled": "mor"}},
+            "tasks.sst2.unlabelled: found 'mor', which is not defined; did you mean 'more'",
+        ),
+        (
+            {"sst2": {"unlabelled": "mrpc"}},
+            "tasks.sst2.unlabelled: mrpc has pairs, but sst2 has single sentences; name",
+        ),
+        (
+            {"mrpc": {"unlabelled": "more"}},
+            "tasks.mrpc.unlabelled: more has single sentences, but mrpc has pairs; name",
+        ),
+        ({"more": {"files": {"test": "c"}}}, "tasks.sst2.unlabelled: more has no split train; name a task that has"),
+        (
+            {"more": {"unlabelled": "more"}},
+            "tasks.more: unlabelled: is for tasks with labels; remove it, or use train_on",
+        ),
+    ],
+)
+def test_a_mistake_in_sentences_without_labels(
+    changes: dict[str, dict[str, Any]], said: str, values: dict[str, Any]
+) -> None:
+    source = values["tasks"]["sst2"]["source"]
+    values["tasks"]["more"] = {"kind": "language-model", "source": source, "files": {"train": "c"}}
+    values["tasks"]["sst2"]["unlabelled"] = "more"
+    values["study"] = [values["study"][0] | {"tasks": ["sst2"], "recipes": ["gradual-unlabelled"]}]
+    config.load(values)
+    for name, change in changes.items():
+        values["tasks"][name] |= change
+    assert said in refused(values)
+
+
 @pytest.mark.parametrize("other", [{"mask": "released"}, {"schedule": {}}])
 def test_low_rank_updates_leave_the_weights_as_they_were_pruned(other: dict[str, Any], values: dict[str, Any]) -> None:
     values["recipes"] = {"mine": {"lora": {}, **other}}

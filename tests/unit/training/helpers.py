@@ -24,6 +24,7 @@ def run(
     task: TaskFolder,
     folder: Path,
     *,
+    text: TaskFolder | None = None,
     dense: ModelFolder | None = None,
     save_minutes: float = 15,
     **changes: Any,
@@ -31,7 +32,7 @@ def run(
     """Fine-tune with `SHORT` and changes to it; metrics.json, and the cached folder of the last epoch as `weights`."""
     settings = FinetuneSettings.from_dict(SHORT | changes)
     output, work = folder / "out", folder / "work"
-    finetune(model, task, output, work, settings, code="x", dense=dense, save_minutes=save_minutes)
+    finetune(model, task, output, work, settings, code="x", text=text, dense=dense, save_minutes=save_minutes)
     result: dict[str, Any] = read_json(output / "metrics.json")
     with (output / "checkpoints.csv").open() as file:
         result["weights"] = Path(list(csv.DictReader(file))[-1]["path"])

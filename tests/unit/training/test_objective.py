@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from llm_sparsity.data.tasks import TaskFolder
-from llm_sparsity.data.tokens import tokenize
+from llm_sparsity.data.tokens import UNLABELLED, tokenize
 from llm_sparsity.evaluation.evaluate import evaluate
+from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal
 from llm_sparsity.storage.files import read_json, write_manifest
@@ -101,6 +102,49 @@ def test_a_number_is_learned_from_a_teacher(
     assert result["metrics"]["pearsonr"] > 0.9
 
 
+@pytest.mark.parametrize("kind", ["sentences", pytest.param("lines", marks=pytest.mark.slow)])
+def test_sentences_without_labels_are_learned_from_a_teacher(
+    kind: str,
+    dense: Callable[[str], ModelFolder],
+    variant: Callable[[str], ModelFolder],
+    task: TaskFolder,
+    tmp_path: Path,
+) -> None:
+    """A task of one sentence, so that the labels alone teach nothing; the others come from a task, as they are."""
+    teacher = ModelFolder(run(dense("bert"), task, tmp_path / "dense", epochs=8)["weights"])
+    few = save_mood_task(tmp_path / "few")
+    (few / "train.jsonl").write_text((few / "train.jsonl").read_text().splitlines()[0] + "\n")
+    write_manifest(few, kind="task", task="classification", labels=["bad", "good"], rows={"train": 1, "validation": 32})
+    other = save_mood_task(tmp_path / "other")
+    rows = [json.loads(line) for line in (other / "train.jsonl").read_text().splitlines()]
+    kept = ("text",) if kind == "lines" else ("text", "label")
+    (other / "train.jsonl").write_text("".join(json.dumps({key: row[key] for key in kept}) + "\n" for row in rows))
+    write_manifest(other, kind="task", task="language-model")
+    options = {"distill": {"labels": 1.0, "logits": 1.0, "hidden": 1.0, "temperature": 2.0}, "epochs": 16}
+    alone = run(variant("bert"), TaskFolder(few), tmp_path / "alone", dense=teacher, **options)
+    more = run(variant("bert"), TaskFolder(few), tmp_path / "more", dense=teacher, text=TaskFolder(other), **options)
+    assert alone["examples"]["train"] == 1 and more["examples"]["train"] == 65
+    assert more["metrics"]["accuracy"] > 0.9 > alone["metrics"]["accuracy"]
+    assert more["baseline"] == alone["baseline"]
+
+
+def test_numbers_without_labels_are_learned_from_a_teacher(
+    dense: Callable[[str], ModelFolder], variant: Callable[[str], ModelFolder], stars: TaskFolder, tmp_path: Path
+) -> None:
+    teacher = ModelFolder(run(dense("bert"), stars, tmp_path / "dense", epochs=8)["weights"])
+    distill = {"labels": 1.0, "logits": 1.0, "hidden": 0.0, "temperature": 2.0}
+    result = run(variant("bert"), stars, tmp_path, dense=teacher, text=stars, distill=distill, epochs=8)
+    assert result["examples"]["train"] == 128
+    assert result["metrics"]["pearsonr"] > 0.9
+
+
+def test_without_a_teacher_nothing_answers_sentences_without_labels(
+    dense: Callable[[str], ModelFolder], task: TaskFolder, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"text: found .*, but only a teacher can answer sentences without labels"):
+        run(dense("bert"), task, tmp_path, text=task)
+
+
 def test_classes_are_scored_by_the_score_of_the_task_too(
     dense: Callable[[str], ModelFolder], task: TaskFolder, tmp_path: Path
 ) -> None:
@@ -119,12 +163,15 @@ def test_classes_are_scored_by_the_score_of_the_task_too(
 def test_the_loss_of_numbers_is_the_squared_error() -> None:
     logits, labels = torch.tensor([[1.0], [4.0]]), torch.tensor([0.0, 2.0])
     assert float(summed_loss(logits, labels)) == 1 + 4
+    assert float(summed_loss(logits, torch.tensor([0.0, math.nan]))) == 1
     assert 4 * float(divergence(logits, logits + 3, labels, 2.0)) == pytest.approx(9 + 9)
 
 
 def test_the_loss_of_labels_is_a_sum() -> None:
     logits, labels = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]]), torch.tensor([1, 1])
     assert float(summed_loss(logits, labels)) == pytest.approx(math.log(2) + math.log(4 / 3))
+    assert float(summed_loss(logits, torch.tensor([1, UNLABELLED]))) == pytest.approx(math.log(2))
+    assert float(summed_loss(logits, torch.tensor([UNLABELLED] * 2))) == 0
 
 
 def test_perplexity_is_that_of_the_stage_evaluate(

@@ -62,7 +62,7 @@ def test_a_schedule_leaves_as_many_zeros_in_each_tensor_as_the_variant_has(
 
 def test_the_recipe_gradual_removes_all_in_the_first_third_of_the_steps(trained: Trained) -> None:
     recipe = RECIPES["gradual"]
-    result = trained("bert", "out", **recipe.model_dump(exclude={"finetune"}), **recipe.finetune)
+    result = trained("bert", "out", **recipe.training(), **recipe.finetune)
     with (result["weights"].parents[2] / "out/history.csv").open() as file:
         shares = [float(row["measured_sparsity"]) for row in csv.DictReader(file)]
     assert shares == pytest.approx([0.9] * 3, abs=1e-3)

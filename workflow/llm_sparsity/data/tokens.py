@@ -9,6 +9,7 @@ The Arrow files are memory-mapped: runs that share a task share the pages, and r
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import DataCollatorWithPadding
 
 SPLITS = ("train", "validation")
+UNLABELLED = -100  # the class of a sentence without a label, which cross_entropy ignores; of a regression task, NaN
 STRETCH = 32  # batches whose sequences are sorted by length together
 
 
@@ -42,7 +44,7 @@ class TokenSplit:
 
     Attributes:
         lengths: tokens of each sequence, (sequences,), int64.
-        labels: label of each sentence; None for windows.
+        labels: label of each sentence, see `UNLABELLED`; None for windows.
     """
 
     def __init__(self, data: "Dataset", collate: "DataCollatorWithPadding | None") -> None:
@@ -132,7 +134,8 @@ def tokenize(
         work: the folder of caches.
         max_length: tokens per sentence or pair, which are truncated; or per training window of a language model.
         code: the hash of the code.
-        text: another language-model task, whose training split replaces that of `task`.
+        text: another task. Of a language-model task, its training split replaces that of `task`; of a task with labels,
+            its training sentences are added, without labels.
         evaluation: sequence_length and max_tokens of the windows that a language model is evaluated on.
 
     Raises:
@@ -149,7 +152,7 @@ def tokenize(
                 if evaluation:
                     splits = _window_splits(model, task, text or task, max_length, evaluation)
                 else:
-                    splits = _sentence_splits(model, task, max_length)
+                    splits = _sentence_splits(model, task, text, max_length)
                 datasets.disable_progress_bars()
                 with atomic_folder(folder) as fresh:
                     splits.save_to_disk(fresh)
@@ -187,13 +190,20 @@ def windows(
     return np.array(tokens[: count * length], np.int32).reshape(count, length)
 
 
-def sentences(model: ModelFolder, task: TaskFolder, split: str, max_length: int) -> dict[str, Any]:
+def sentences(
+    model: ModelFolder, task: TaskFolder, split: str, max_length: int, *, unlabelled: TaskFolder | None = None
+) -> dict[str, Any]:
     """The sentences or pairs of a split as token ids: input_ids, labels, and token_type_ids where the model uses them.
 
+    Args:
+        unlabelled: another task, whose training sentences follow.
+
     Raises:
-        UserError: a label outside the task's labels.
+        UserError: a label outside the task's labels, or pairs for sentences.
     """
     examples = _checked(task, split)
+    if unlabelled:
+        examples = _joined(task, examples, unlabelled)
     if examples.pairs and model.structure.architecture == "decoder" and (separator := task.manifest.get("separator")):
         examples = replace(examples, texts=[text + separator for text in examples.texts])
     found = _encode(model.tokenizer, examples, max_length)
@@ -216,7 +226,9 @@ def _window_splits(
     return datasets.DatasetDict({split: datasets.Dataset.from_dict({"input_ids": ids}) for split, ids in found})
 
 
-def _sentence_splits(model: ModelFolder, task: TaskFolder, max_length: int) -> "DatasetDict":
+def _sentence_splits(
+    model: ModelFolder, task: TaskFolder, unlabelled: TaskFolder | None, max_length: int
+) -> "DatasetDict":
     import datasets
     from datasets import List, Value
 
@@ -224,7 +236,7 @@ def _sentence_splits(model: ModelFolder, task: TaskFolder, max_length: int) -> "
     types["labels"] = Value("float64" if task.num_labels == 1 else "int64")
     splits = datasets.DatasetDict()
     for split in task.splits:
-        columns = sentences(model, task, split, max_length)
+        columns = sentences(model, task, split, max_length, unlabelled=unlabelled if split == "train" else None)
         features = datasets.Features({name: types[name] for name in columns})
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     return splits
@@ -264,6 +276,19 @@ def _checked(task: TaskFolder, split: str) -> Examples:
                 f"(0 to {task.num_labels - 1}); correct the task's `labels` and download it again"
             )
     return examples
+
+
+def _joined(task: TaskFolder, examples: Examples, unlabelled: TaskFolder) -> Examples:
+    """Examples, and after them the training sentences of another task, without their labels."""
+    rows = unlabelled.rows("train")
+    if ("text_pair" in rows[0]) != (examples.pairs is not None):
+        raise UserError(f"{unlabelled}: has single sentences where {task} has pairs, or the reverse; name another task")
+    none = math.nan if task.num_labels == 1 else UNLABELLED
+    return Examples(
+        examples.texts + [row["text"] for row in rows],
+        None if examples.pairs is None else examples.pairs + [row["text_pair"] for row in rows],
+        examples.labels + [none] * len(rows),
+    )
 
 
 def _collator(model: ModelFolder) -> "DataCollatorWithPadding":

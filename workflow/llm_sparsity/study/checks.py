@@ -33,6 +33,7 @@ def check(study: "Config") -> None:
         refuse_unknown(f"{where}.recipes", grid.recipes, [*RECIPES, *study.recipes])
         _check_methods(study, where, grid)
         _check_schedules(study, where, grid)
+        _check_unlabelled(study, where, grid)
         _check_models(study, where, grid)
     _check_texts(study)
     for task in study.tasks:
@@ -124,6 +125,17 @@ def _check_models(study: "Config", where: str, grid: "Grid") -> None:
                 )
 
 
+def _check_unlabelled(study: "Config", where: str, grid: "Grid") -> None:
+    """Refuse a recipe that learns from unlabelled sentences on a task that names none."""
+    for recipe, task in itertools.product(grid.recipes, study.trained_tasks(grid)):
+        distill = study.recipe(recipe).distill
+        if distill and distill.unlabelled and not study.tasks[task].unlabelled:
+            raise ValueError(
+                f"{where}.recipes: {recipe} learns from unlabelled sentences, but task {task} names none; add "
+                "`unlabelled: TASK` to its entry, or give it another recipe"
+            )
+
+
 def _check_schedules(study: "Config", where: str, grid: "Grid") -> None:
     """Refuse a schedule that cannot choose the weights, or would choose others than the method."""
     for name in grid.recipes:
@@ -146,7 +158,7 @@ def _check_schedules(study: "Config", where: str, grid: "Grid") -> None:
 
 
 def _check_texts(study: "Config") -> None:
-    """Refuse tasks that are named as a text but have none to train on."""
+    """Refuse tasks that are named as a text but have none to train on, or pairs for sentences."""
     texts = {f"tasks.{name}.train_on": task.train_on for name, task in study.tasks.items() if task.train_on}
     if study.calibration is not None:
         texts["calibration.task"] = study.calibration.task
@@ -154,3 +166,13 @@ def _check_texts(study: "Config") -> None:
         refuse_unknown(key, [name], study.tasks)
         if study.tasks[name].kind != "language-model" or "train" not in study.tasks[name].files:
             raise ValueError(f"{key}: {name} is no language-model task with a split train; name one that is")
+    for task, entry in study.tasks.items():
+        if entry.unlabelled:
+            key, other = f"tasks.{task}.unlabelled", entry.unlabelled
+            refuse_unknown(key, [other], study.tasks)
+            if "train" not in study.tasks[other].files:
+                raise ValueError(f"{key}: {other} has no split train; name a task that has")
+            ours, theirs = (bool(each.text_pair or each.pairs) for each in (entry, study.tasks[other]))
+            if ours != theirs:
+                kinds = ["single sentences", "pairs"]
+                raise ValueError(f"{key}: {other} has {kinds[theirs]}, but {task} has {kinds[ours]}; name another task")

@@ -170,7 +170,7 @@ def _difference(cached: dict[str, Any], study: Config, run: Run, code: str, home
 def _inputs(study: Config, run: Run) -> dict[str, Path]:
     """The manifests that a run reads, by the names in its cache."""
     inputs = {"model": study.start_folder(run) / MANIFEST, "task": TASKS / run.task / MANIFEST}
-    if text := study.tasks[run.task].train_on:
+    if text := study.training_text(run.task, run.recipe):
         inputs["text"] = TASKS / text / MANIFEST
     if study.recipe(run.recipe).needs_dense:
         inputs["dense"] = run.dense.folder / "model" / MANIFEST

@@ -70,7 +70,7 @@ class Config(Section):
     measure: Measure = Measure()
     finetune: Finetune = Finetune()
     recipes: dict[Name, Recipe] = Field(
-        {}, description="beside the built-in kept, released, one-shot, gradual and lora"
+        {}, description="beside the built-in kept, released, one-shot, gradual, gradual-unlabelled and lora"
     )
     evaluate: Evaluate = Evaluate()
     tracker: Literal["tensorboard", "mlflow", "trackio", "wandb"] | None = Field(
@@ -103,6 +103,11 @@ class Config(Section):
         """Whether the runs of a recipe on a task train; if not, the model is evaluated as it is."""
         return bool(self.finetune_settings(task, recipe)["epochs"])
 
+    def training_text(self, task: str, recipe: str) -> str | None:
+        """Another task that runs train on: instead of their own text, or beside it by a teacher's answers."""
+        entry, distill = self.tasks[task], self.recipe(recipe).distill
+        return entry.train_on or (entry.unlabelled if distill and distill.unlabelled else None)
+
     def untrained(self, grid: Grid) -> list[str]:
         """The recipes of a grid that train on none of its tasks."""
         tasks = self.trained_tasks(grid)
@@ -117,7 +122,7 @@ class Config(Section):
         if kind == "model":
             return self.models[name].model_dump(exclude_none=True, include={"architecture", "source"})
         task = self.tasks[name]
-        values = task.model_dump(exclude_none=True, exclude={"finetune", "train_on", "evaluate", "score"})
+        values = task.model_dump(exclude_none=True, exclude={"finetune", "train_on", "unlabelled", "evaluate", "score"})
         # Accuracy and perplexity are computed in any case.
         return values | ({} if task.judged_by in (None, "accuracy", "perplexity") else {"score": task.judged_by})
 
@@ -138,7 +143,7 @@ class Config(Section):
         chosen = self.recipe(recipe)
         own = Finetune(**override(self.finetune, self.tasks[task].finetune or {}, f"tasks.{task}.finetune"))
         values = override(own, chosen.finetune, f"recipes.{recipe}.finetune")
-        return values | chosen.model_dump(exclude={"finetune"})
+        return values | chosen.training()
 
     def run_settings(self, task: str, recipe: str, seed: int) -> dict[str, Any]:
         """All settings that shape the result of a run."""
@@ -188,7 +193,7 @@ class Config(Section):
         """The tasks to download: those that are evaluated, trained on, or calibrated with, and those of kept heads."""
         cells = self.cells()
         trained, measured = ([cell.task for cell in found] for found in (cells.runs, cells.evaluations))
-        texts = [self.tasks[task].train_on for task in trained]
+        texts = [self.training_text(run.task, run.recipe) for run in cells.runs]
         if self.calibration and any(is_calibrated(variant.method) for _, variant in cells.variants):
             texts.append(self.calibration.task)
         heads = [self.models[model].head for model, _ in cells.variants]

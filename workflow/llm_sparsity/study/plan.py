@@ -70,15 +70,25 @@ class Job:
         return self.stage == "download"
 
 
-def sentences(config: Config, task: str) -> float:
-    """Training sentences of a task, or its training text in units of them; assumed until it has been downloaded."""
-    source = config.tasks[task].train_on or task
+def sentences(config: Config, task: str, recipe: str = "kept") -> float:
+    """Training sentences of a task, or its training text in units of them; assumed until it has been downloaded.
+
+    With those without labels that a recipe learns from too.
+    """
+    if config.tasks[task].kind == "language-model":
+        return _sentences(config, config.training_text(task, recipe) or task)
+    other = config.training_text(task, recipe)
+    return _sentences(config, task) + (_sentences(config, other, lines=True) if other else 0.0)
+
+
+def _sentences(config: Config, source: str, *, lines: bool = False) -> float:
+    """`sentences` of a task that is trained on; each line of a text counts as one if they are learned one by one."""
     manifest = TASKS / source / MANIFEST
     found = read_json(manifest) if manifest.exists() else {}
     if "train" not in found.get("rows", {}):  # downloaded before it was trained on: it will be again
         found = {}
     rows = found["rows"]["train"] if found else _expected_rows(source, config.tasks[source])
-    if config.tasks[source].kind != "language-model":
+    if lines or config.tasks[source].kind != "language-model":
         return float(rows)
     size = found["files"]["train.jsonl"]["bytes"] if found else rows * ROW_BYTES
     return float(size / TOKEN_BYTES / SENTENCE_TOKENS)
@@ -121,7 +131,7 @@ def minutes(
             return found, True
     size = max(1.0, model_size(config, model)[0] / BASE)
     if stage == "finetune":
-        passes = sentences(config, task) * config.finetune_settings(task, recipe)["epochs"]
+        passes = sentences(config, task, recipe) * config.finetune_settings(task, recipe)["epochs"]
         return SETUP_MINUTES + size * passes / SAMPLES_PER_SECOND / 60 / config.models[model].gpus, False
     passes = sum(map(is_calibrated, method.split("+")))
     return size * (passes * ASSUMED["calibrate"] or ASSUMED[stage]), False

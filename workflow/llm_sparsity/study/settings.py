@@ -87,6 +87,7 @@ class Distill(Section):
     logits: Annotated[float, Field(ge=0)] = Field(1.0, description="divergence from the teacher's probabilities")
     hidden: Annotated[float, Field(ge=0)] = Field(10.0, description="distance from the output of each teacher layer")
     temperature: Annotated[float, Field(gt=0)] = Field(2.0, description="divides both models' logits")
+    unlabelled: bool = Field(False, description="learn from the sentences too that the task names as `unlabelled`")
 
     @model_validator(mode="after")
     def _not_all_zero(self) -> Self:
@@ -127,6 +128,10 @@ class Recipe(Section):
             raise ValueError(f"lora: keeps the weights as they were pruned, which excludes {other}; remove one")
         return self
 
+    def training(self) -> dict[str, Any]:
+        """The settings of a training beside `finetune`; `distill.unlabelled` is none, it decides over its inputs."""
+        return self.model_dump(exclude={"finetune": True, "distill": {"unlabelled"}})
+
     @property
     def trains(self) -> bool:
         """Whether weights change after pruning; if not, the pruned model is evaluated as it is."""
@@ -146,6 +151,9 @@ RECIPES = {  # built in, so that these words mean the same in every study
     # and provisional (BENCHMARKS.md, Recovery); a larger model may need a lower rate.
     "lora": Recipe(lora=Lora(), finetune={"learning_rate": 1e-3}),
     "gradual": Recipe(schedule=Schedule(), distill=Distill(), finetune={"learning_rate": 1.5e-3, "batch_size": 8}),
+    "gradual-unlabelled": Recipe(
+        schedule=Schedule(), distill=Distill(unlabelled=True), finetune={"learning_rate": 2e-3, "batch_size": 16}
+    ),
 }
 
 

@@ -161,6 +161,11 @@ class Task(Section):
     train_on: Name | None = Field(
         None, description="language-model task whose training text is used instead of this task's own"
     )
+    unlabelled: Name | None = Field(
+        None,
+        description="another task, whose training sentences recipes with `distill: {unlabelled: true}` learn from too, "
+        "by the teacher's answers; labels that they may have are not read",
+    )
     evaluate: dict[str, Any] = Field({}, description="overrides of the config's `evaluate`")
 
     @model_validator(mode="after")
@@ -175,6 +180,8 @@ class Task(Section):
             raise ValueError(f"labels: {twice[0]!r} is given twice; remove one")
         if self.train_on and self.kind != "language-model":
             raise ValueError("train_on: is for language-model tasks; remove it")
+        if self.unlabelled and self.kind not in ("classification", "regression"):
+            raise ValueError("unlabelled: is for tasks with labels; remove it, or use train_on for a language model")
         if self.score and self.score not in SCORES[self.kind]:
             known = ", ".join(SCORES[self.kind])
             fix = f"choose one of {known}" if known else "remove it, lm-evaluation-harness knows the score"

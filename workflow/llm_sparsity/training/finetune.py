@@ -54,7 +54,8 @@ def finetune(
         work: the folder of caches.
         settings: everything else that the result depends on.
         code: the hash of the code.
-        text: another language-model task, whose split train the model is trained on instead.
+        text: another task. A language model is trained on its split train instead; a classifier also learns its
+            teacher's answers to these sentences.
         dense: the dense model, fine-tuned on this task with this seed; for a schedule or a teacher, which need it.
         save_minutes: minutes between saves within an epoch; SIGTERM and the end of an epoch save in any case.
         tracker: where loss, scores and sparsity are written to while the run trains, see `tracking`.
@@ -65,7 +66,7 @@ def finetune(
         SystemExit: 143 after SIGTERM, once everything is saved.
     """
     begun = time.perf_counter()
-    _check(model, settings, dense)
+    _check(model, settings, dense, text)
     folders: dict[str, ModelFolder | TaskFolder | None] = {"task": task, "text": text, "dense": dense}
     inputs = {name: folder for name, folder in folders.items() if folder}
     cache = RunCache(work, output, model, inputs, settings=asdict(settings), code=code, main=is_main_process())
@@ -91,12 +92,14 @@ def finetune(
         accelerator.end_training()
 
 
-def _check(model: ModelFolder, settings: FinetuneSettings, dense: ModelFolder | None) -> None:
+def _check(model: ModelFolder, settings: FinetuneSettings, dense: ModelFolder | None, text: TaskFolder | None) -> None:
     model.check_length("max_length", settings.max_length)
     if settings.evaluation:
         model.check_length("sequence_length", settings.evaluation["sequence_length"])
     if settings.needs_dense and dense is None:
         raise UserError("dense: missing; a schedule and a teacher need the model folder of the dense run")
+    if text is not None and not settings.evaluation and settings.distill is None:
+        raise UserError(f"text: found {text}, but only a teacher can answer sentences without labels; leave it out")
     if dense is not None and not settings.needs_dense:
         raise UserError(f"dense: found {dense}, but only a schedule or a teacher reads it; leave it out")
 

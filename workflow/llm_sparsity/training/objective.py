@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, softmax
 
-from llm_sparsity.data.tokens import Tokens, TokenSplit
+from llm_sparsity.data.tokens import UNLABELLED, Tokens, TokenSplit
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal, load_classifier
 
@@ -25,7 +25,7 @@ class Labels:
 
     def __init__(self, tokens: Tokens) -> None:
         self._num_labels, self._task, self._score = tokens.num_labels, tokens.task, tokens.score
-        self._train = tokens.train.labels or []
+        self._train = [label for label in tokens.train.labels or [] if label != UNLABELLED and not math.isnan(label)]
         self._scored = {"": tokens.validation, **{f"_{name}": split for name, split in tokens.others.items()}}
 
     def load(self, folder: ModelFolder, seed: int, *, values: bool) -> Any:
@@ -130,14 +130,15 @@ def objective(tokens: Tokens) -> Objective:
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy summed over the sequences of a batch; that of a window is the mean over its tokens.
 
-    Of numbers, the squared error.
+    Of numbers, the squared error. A sequence without a label counts nothing.
 
     Args:
         logits: (batch, classes), (batch, 1) of a regression, or (batch, length, vocabulary).
         labels: (batch,), floats of a regression; or the tokens of windows, (batch, length).
     """
     if labels.is_floating_point():
-        return mse_loss(logits.squeeze(-1).float(), labels, reduction="sum")
+        known = ~labels.isnan()
+        return mse_loss(logits.squeeze(-1).float()[known], labels[known], reduction="sum")
     found, targets = aligned(logits, labels)
     return cross_entropy(found, targets, reduction="sum") * len(labels) / len(found)
 
