@@ -80,7 +80,7 @@ def test_a_deleted_weight_file_is_made_again_once_it_is_needed(finished: Project
     before = weights.read_bytes()
     weights.unlink()
     assert project.pending() == []  # no pending job needs it
-    project.configure(lambda values: values["study"][2].update(sparsities=[0, 0.5, 0.6]))
+    project.configure(lambda values: values["study"][1].update(sparsities=[0, 0.5, 0.6]))
     assert "download_model model=gpt2" in project.pending()
     target = "results/gpt2/uniform-linear-0.6/sparsity.csv"
     done = project.snakemake("--configfile", "config.yaml", "--cores", "2", "--show-failed-logs", target)
