@@ -258,14 +258,15 @@ def commands(page: str) -> list[str]:
 
 
 def every_command() -> list[Any]:
-    """Each command once, though pages may have it as ./run or llm-sparsity; ./run of the README is not slow."""
+    """Each command once, though pages may have it as ./run or llm-sparsity. Runs of the README are not slow."""
     found: dict[str, Any] = {}
     for page in PAGES:
         if page not in QUIET | OWN:
             own = commands((ROOT / page).read_text())
             assert own, page
             for command in own:
-                marks = () if page == "README.md" and command.startswith("./run") else pytest.mark.slow
+                fast = page == "README.md" and re.match(r"\./run (-|embedded)", command)
+                marks = () if fast else pytest.mark.slow
                 found.setdefault(
                     re.sub(r"^(\./run|llm-sparsity) ", "", command), pytest.param(command, marks=marks, id=command)
                 )

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.marks import slow_but
+
 from .conftest import COPIED, Project
 
 ODD = 'it\'s {odd} $HOME `x` "y" ü;&'
@@ -76,7 +78,7 @@ def test_a_whole_study_with_odd_names(small: Project, tmp_path: Path) -> None:
         pytest.param(("--profile", "profiles/node"), marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("fault", ["message", pytest.param("traceback", marks=pytest.mark.slow), "killed"])
+@pytest.mark.parametrize("fault", slow_but(["message"], ["message", "traceback", "killed"]))
 def test_the_reason_of_a_failed_job_is_the_last_line(fault: str, arguments: tuple[str, ...], small: Project) -> None:
     code, reason = {
         "message": (
@@ -158,6 +160,7 @@ def test_a_folder_of_a_model_counts_by_what_is_read_of_it(small: Project) -> Non
         assert small.pending() == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_gone_ends_before_any_job(small: Project) -> None:
     (small.folder / "mine").rename(small.folder / "yours")
     done = small.snakemake("--configfile", "config.yaml", "--cores", "1")

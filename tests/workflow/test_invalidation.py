@@ -368,11 +368,8 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
 }  # fmt: skip
 
 
-# One of each kind: what is no change, a setting, a new cell, the code of one stage, an input.
-FAST = (
-    "nothing", "learning rate of one task", "new scope", "code of a calibrated method", "code of finetune",
-    "code of plot", "rows of a task edited in place",
-)  # fmt: skip
+# One of each kind: no change, a setting, a new cell, the code of a stage.
+FAST = ("nothing", "learning rate of one task", "new scope", "code of finetune")
 # Cells of the whole study that `finished` is without.
 LEFT_OUT = re.compile("bart-base|sst2|-all-|released|structured|int8|task=text|gpt2 .*wanda")
 

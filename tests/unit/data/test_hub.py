@@ -266,6 +266,7 @@ def pickled(tiny_model: Callable[[str], Path], tmp_path: Path) -> dict[str, Path
     return commits
 
 
+@pytest.mark.slow
 def test_converted_safetensors(pickled: dict[str, Path], tmp_path: Path) -> None:
     """Only the proposal of the hub's own account on top of the pinned commit is downloaded, and no pickle."""
     old, new = pickled

@@ -71,9 +71,12 @@ def texts_of(figure: Drawn, panel: int = 0) -> list[str]:
     ("models", "methods", "seeds", "recipes"),
     [
         (["minilm"], ["magnitude"], 1, ("kept",)),
-        (["roberta-base", "gpt2", "bart-base"], ["magnitude", "uniform"], 3, ("kept", "released", "gradual")),
+        pytest.param(
+            ["roberta-base", "gpt2", "bart-base"], ["magnitude", "uniform"], 3, ("kept", "released", "gradual"),
+            marks=pytest.mark.slow,
+        ),
     ],
-)
+)  # fmt: skip
 def test_figures_and_page(
     models: list[str], methods: list[str], seeds: int, recipes: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -368,7 +368,8 @@ def start(*command: Any, folder: Path, root: Path, **environment: str) -> subpro
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["bert", slow("gpt2")])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_two_processes_do_what_one_does(kind: str, variant: Make, task: TaskFolder, tmp_path: Path, root: Path) -> None:
     """Two CPU processes over gloo: the same global batch, so the same weights but for rounding."""
     model = without_dropout(variant(kind))
