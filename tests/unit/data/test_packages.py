@@ -256,7 +256,7 @@ def test_spellings_of_a_path(path: str, tmp_path: Path) -> None:
     assert [file.read_text() for file in found.rglob("b")] == ["x"]
 
 
-@pytest.mark.parametrize("suffix", ["whl", "tar.gz"])
+@pytest.mark.parametrize("suffix", ["whl", pytest.param("tar.gz", marks=pytest.mark.slow)])
 def test_small_archive_that_holds_a_large_file(suffix: str, tmp_path: Path) -> None:
     """300 MB of zeros are 300 kB; also where the archive, or another member, is not what `path` names."""
     archive, zeros = tmp_path / f"bomb.{suffix}", tmp_path / "zeros"

@@ -94,6 +94,7 @@ def test_a_regression_keeps_its_number(study: Path, tmp_path: Path) -> None:
     assert exported.scores[0].metric == "pearsonr"
 
 
+@pytest.mark.slow
 def test_weights_keep_their_bits_and_dtype(study: Path, tmp_path: Path) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         source = tmp_path / str(dtype)
@@ -180,6 +181,7 @@ def test_an_export_that_fails_leaves_nothing(study: Path, tmp_path: Path, monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_weight_that_changed_fails_the_check(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llm_sparsity.export import export as module
 

@@ -123,6 +123,7 @@ def test_what_cannot_be_generated(kind: str, prompt: str, tokens: int, message: 
         generate(variant("0.5", kind=kind), "sparse", prompt, tokens)
 
 
+@pytest.mark.slow
 def test_the_command_prints_both_executions(variant: Variant) -> None:
     command = [sys.executable, "-m", "llm_sparsity", "generate", variant("0.5", kind="llama").path, "--prompt", "w1 w2"]
     done = subprocess.run(

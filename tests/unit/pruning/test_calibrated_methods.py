@@ -72,7 +72,7 @@ def test_admm_by_hand() -> None:
     torch.testing.assert_close(result, torch.tensor([[0, -2.0, 3, 0], [5, 0, -2, 0]]), rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("level", ["0.5", "0.7", "2of4"])
+@pytest.mark.parametrize("level", ["0.5", "0.7", pytest.param("2of4", marks=pytest.mark.slow)])
 def test_the_order_of_output_errors_is_that_of_the_papers(level: str) -> None:
     """The papers' order, in the error that they minimise: ADMM, SparseGPT, Wanda."""
     generator = torch.Generator().manual_seed(1)

@@ -134,6 +134,7 @@ def test_five_hundred_runs_are_drawn_in_seconds(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 20e6
 
 
+@pytest.mark.slow
 def test_zero_shot_tasks_have_a_figure_of_their_mean(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude", "wanda"], seeds=0)
     metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str)
@@ -216,6 +217,7 @@ def test_a_large_study_has_a_small_page(tmp_path: Path, monkeypatch: pytest.Monk
     assert 'src="figures/accuracy-sst2.png"' in page
 
 
+@pytest.mark.slow
 def test_a_study_whose_masks_are_all_released_has_a_page_and_nothing_to_pick(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], recipes=("released",), text=False)
     plot(tmp_path / "tables", tmp_path, config=config, methods={})

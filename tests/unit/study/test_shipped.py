@@ -75,6 +75,7 @@ def test_glue_has_all_nine_tasks_by_their_own_scores() -> None:
         }
 
 
+@pytest.mark.slow
 def test_glue_is_planned(tmp_path: Path) -> None:
     """Its dry run: one pruning, and a fine-tuning for each variant, task and seed; 9 downloads of tasks."""
     command = ["-m", "snakemake", "-s", ROOT / "Snakefile", "--configfile", ROOT / "studies/glue.yaml", "-n"]

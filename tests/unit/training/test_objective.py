@@ -128,6 +128,7 @@ def test_sentences_without_labels_are_learned_from_a_teacher(
     assert more["baseline"] == alone["baseline"]
 
 
+@pytest.mark.slow
 def test_numbers_without_labels_are_learned_from_a_teacher(
     dense: Callable[[str], ModelFolder], variant: Callable[[str], ModelFolder], stars: TaskFolder, tmp_path: Path
 ) -> None:
