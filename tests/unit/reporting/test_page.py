@@ -45,6 +45,9 @@ class Page(html.parser.HTMLParser):
             self.links.append(target[1:])
 
 
+pytestmark = pytest.mark.slow  # all draw the figures of a study, and most open them in a browser
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with what a page can have: three models, methods, seeds, recipes, perplexity, claims."""
@@ -73,7 +76,6 @@ def test_the_page_is_one_file_that_says_what_it_shows(page: Path) -> None:
     assert "Zhu & Gupta 2017" in text
 
 
-@pytest.mark.slow
 def test_a_study_with_a_hostile_name_is_shown_not_run(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], text=False)
     plot(tmp_path / "tables", tmp_path, config=config | {"note": "<script>alert(1)</script>"}, methods={})
