@@ -1,8 +1,8 @@
 # finetune: train a variant on a task with one seed, by one recipe.
 #
 # needs   the folder of a variant, or of this variant of the fine-tuned dense model; resources/tasks/{task}/, and
-#         resources/tasks/{train_on}/ if the task names one, or {unlabelled} for a recipe with a teacher; for recipes
-#         with a schedule or a teacher, the fine-tuned dense model
+#         resources/tasks/{train_on}/ if the task names one, or {unlabelled} for a recipe that learns from it; for
+#         recipes with a schedule or a teacher, the fine-tuned dense model
 # leaves  results/{model}/{variant}/{task}/{recipe}/seed-{seed}/
 #             metrics.json     scores after the last epoch
 #             predictions.csv  of every validation example, after the last epoch

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-NEW, AGAIN, OTHER = "no result yet", "made from what is made again", "other input files than before"
+from tabulate import tabulate  # type: ignore[import-untyped]
+
+NEW, AGAIN = "no result yet", "made from what is made again"
 # A reason of Snakemake's, at its start, and what a reader is told.
 REASONS = {
     "Missing output files": NEW,
     "Forced execution": "forced",
     "Incomplete output files": "its last run did not end",
-    "Set of input files has changed": OTHER,
+    "Set of input files has changed": "other input files than before",
     "Code has changed": "its command has changed",
 }
 STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
@@ -42,17 +44,17 @@ class DryRun:
         """The table; "" if there are no jobs."""
         if not self._cells:
             return ""
-        rows = [["jobs", "rule", "why", "cells"]] + [
-            [str(len(cells)), rule, reason, _some(sorted(cells))] for (rule, reason), cells in self._cells.items()
-        ]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = [
-            f"{row[0]:>{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip() for row in rows
-        ]
-        total = sum(map(len, self._cells.values()))
-        return "\n".join(
-            [f"{total} job{'s' * (total != 1)} would run:", "", *lines, "", "-n -p lists every job with its files."]
+        table = tabulate(
+            [
+                ["jobs", "rule", "why", "cells"],
+                *([len(cells), *key, _some(sorted(cells))] for key, cells in self._cells.items()),
+            ],
+            tablefmt="plain",
+            disable_numparse=True,
+            colalign=["right", "left", "left", "left"],
         )
+        total = sum(map(len, self._cells.values()))
+        return f"{total} job{'s' * (total != 1)} would run:\n\n{table}\n\n-n -p lists every job with its files."
 
 
 def why(reason: str) -> str:

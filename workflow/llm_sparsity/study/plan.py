@@ -75,9 +75,9 @@ def sentences(config: Config, task: str, recipe: str = "kept") -> float:
 
     With those without labels that a recipe learns from too.
     """
-    if config.tasks[task].kind == "language-model":
-        return _sentences(config, config.training_text(task, recipe) or task)
     other = config.training_text(task, recipe)
+    if config.tasks[task].kind == "language-model":
+        return _sentences(config, other or task)
     return _sentences(config, task) + (_sentences(config, other, lines=True) if other else 0.0)
 
 
