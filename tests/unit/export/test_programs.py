@@ -72,8 +72,8 @@ def test_experts_of_a_trained_mixture_have_the_names_of_the_hub(
     assert found.keys() == theirs.keys() - {"lm_head.weight"} | {"score.weight"}
     inputs = trained.tokenizer("the film is good", return_tensors="pt")["input_ids"]
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
-    with torch.inference_mode():
-        assert torch.equal(plain(inputs).logits, load_classifier(trained, labels=2, seed=1)(inputs).logits)
+    with torch.inference_mode():  # the last bit of a product may depend on where a tensor lies in memory
+        torch.testing.assert_close(plain(inputs).logits, load_classifier(trained, labels=2, seed=1)(inputs).logits)
 
 
 @pytest.mark.slow
