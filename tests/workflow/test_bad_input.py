@@ -38,8 +38,13 @@ def errors(project: Project, *arguments: str) -> list[str]:
     ("change", "said"),
     [
         (lambda values: values.update(finetun={}), "finetun: unknown key; did you mean 'finetune'?"),
-        (lambda values: values["study"][0].update(models=["gpt3"]), "found 'gpt3', which is not defined"),
-        (lambda values: values["study"][0].update(scopes=["linaer"]), "did you mean 'linear'?"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (lambda values: values["study"][0].update(models=["gpt3"]), "found 'gpt3', which is not defined"),
+                (lambda values: values["study"][0].update(scopes=["linaer"]), "did you mean 'linear'?"),
+            )
+        ),
         (lambda values: values["study"][0].update(sparsities=[1.5]), "study.0.sparsities.0: found 1.5; expected"),
     ],
 )

@@ -265,7 +265,7 @@ def every_command() -> list[Any]:
             own = commands((ROOT / page).read_text())
             assert own, page
             for command in own:
-                fast = page == "README.md" and re.match(r"\./run (-|embedded)", command)
+                fast = page == "README.md" and re.match(r"\./run (-n|embedded)", command)
                 marks = () if fast else pytest.mark.slow
                 found.setdefault(
                     re.sub(r"^(\./run|llm-sparsity) ", "", command), pytest.param(command, marks=marks, id=command)

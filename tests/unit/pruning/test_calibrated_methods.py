@@ -72,7 +72,7 @@ def test_admm_by_hand() -> None:
     torch.testing.assert_close(result, torch.tensor([[0, -2.0, 3, 0], [5, 0, -2, 0]]), rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("level", ["0.5", "0.7", pytest.param("2of4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("level", ["0.5", "0.7", "2of4"])
 def test_the_order_of_output_errors_is_that_of_the_papers(level: str) -> None:
     """The papers' order, in the error that they minimise: ADMM, SparseGPT, Wanda."""
     generator = torch.Generator().manual_seed(1)
@@ -89,12 +89,14 @@ def test_the_order_of_output_errors_is_that_of_the_papers(level: str) -> None:
         assert errors[1] < errors[2]
     # No weight that stays can be moved to make the error of ADMM much smaller: least squares on its mask.
     result = admm.prune(weight, admm.prepare(admm.observe(inputs)), Sparsity(level))
+    x = inputs.double().numpy()
+    gram = x.T @ x
     for row, dense in zip(result.double().numpy(), weight.double().numpy(), strict=True):
         kept = np.flatnonzero(row)
-        x = inputs.double().numpy()
-        best, *_ = np.linalg.lstsq(x[:, kept], x @ dense, rcond=None)
-        least = ((x[:, kept] @ best - x @ dense) ** 2).sum()
-        assert ((x @ row - x @ dense) ** 2).sum() < 1.5 * least
+        best = np.zeros_like(row)
+        best[kept] = np.linalg.solve(gram[np.ix_(kept, kept)], gram[kept] @ dense)
+        error, least = ((found - dense) @ gram @ (found - dense) for found in (row, best))
+        assert error < 1.5 * least
 
 
 @settings(max_examples=50, deadline=None)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 
 from llm_sparsity.reporting import page as pages
 from llm_sparsity.reporting.claims import load
@@ -103,6 +104,7 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "2/figures" / path.name).read_bytes(), path.name
 
 
+@pytest.mark.slow
 def test_a_study_without_training_has_a_page_too(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude"], seeds=0)
     plot(tmp_path / "tables", tmp_path, config=config, methods={})
@@ -119,6 +121,15 @@ def test_recovered_perplexity_starts_at_a_dense_model_that_was_trained_too(tmp_p
     assert "Dash-dotted: trained on the training text of the task" in figure.caption
     assert list(dense(rows, "lora").value) == [20.0]
     assert list(dense(rows, "").value) == [30.0]
+
+
+def test_a_tasks_own_score_has_a_figure_beside_accuracy(tmp_path: Path) -> None:
+    config = write_tables(
+        tmp_path / "tables", ["minilm"], ["magnitude"], text=False, score="matthews_correlation",
+    )  # fmt: skip
+    study = study_of(tmp_path, config)
+    names = {figure.name for kind in (by_sparsity, frontier) for figure in kind.draw(study)}
+    assert {"matthews_correlation-sst2", "accuracy-sst2", "frontier-sst2"} <= names
 
 
 @pytest.mark.exhaustive
@@ -227,12 +238,13 @@ def test_a_study_whose_masks_are_all_released_has_a_page_and_nothing_to_pick(tmp
 
 def test_errors_are_drawn_where_a_method_tells_them(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude", "wanda"], seeds=0)
-    plot(tmp_path / "tables", tmp_path, config=config, methods={})
-    figure = (tmp_path / "figures/errors-smollm2.svg").read_text()
-    assert "wanda" in figure
-    assert "magnitude" not in figure
+    figure = drawn(layer_errors, study_of(tmp_path, config), "errors-smollm2").figure
+    texts = {text.get_text() for text in figure.findobj(Text)}
+    assert "wanda" in texts
+    assert "magnitude" not in texts
 
 
+@pytest.mark.slow
 def test_perplexity_says_how_it_was_measured_and_what_was_published(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["opt-1.3b"], ["magnitude", "sparsegpt"], seeds=0)
     metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str).replace({"task": {"text": "wikitext2"}})

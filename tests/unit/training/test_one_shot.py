@@ -75,8 +75,10 @@ def accuracy(model: ModelFolder, task: TaskFolder, folder: Path) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [("bert", "magnitude"), ("bert", "wanda+swaps"), ("gpt2", "sparsegpt"), ("bart", "wanda"), ("bert", "int8"),
-     ("bert", "structured"), ("llama", "wanda+reconstruct"), ("bert", "wanda+int4")],
+    [("bert", "wanda+swaps"), ("gpt2", "sparsegpt"), ("bart", "wanda"), ("bert", "int8"),
+     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+         ("bert", "magnitude"), ("bert", "structured"), ("llama", "wanda+reconstruct"), ("bert", "wanda+int4"),
+     ))],
 )  # fmt: skip
 def test_a_pruned_classifier_is_evaluated_as_it_is(
     kind: str, method: str, pruned: Pruned, task: TaskFolder, tmp_path: Path
