@@ -14,7 +14,7 @@ from transformers import DataCollatorWithPadding
 
 from llm_sparsity.data import tokens
 from llm_sparsity.data.tasks import Examples, TaskFolder
-from llm_sparsity.data.tokens import TokenSplit, tokenize
+from llm_sparsity.data.tokens import TokenSplit, seen, tokenize
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.jobs.lock import this_process
 from llm_sparsity.models.folder import ModelFolder
@@ -58,6 +58,44 @@ def test_a_task_is_tokenised_once_and_read_back_as_the_tokenizer_gave_it(
         assert labels.tolist() == [examples.labels[i]]
     monkeypatch.setattr(tokens, "_sentence_splits", lambda *_: pytest.fail("tokenised again"))
     assert tokenize(model, task, tmp_path, max_length=6, code="").key == found.key
+
+
+def append(folder: Path, split: str, rows: list[dict[str, Any]]) -> TaskFolder:
+    """Add rows to a split of a task."""
+    with (folder / f"{split}.jsonl").open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    return TaskFolder(folder)
+
+
+def test_validation_examples_that_are_trained_on_are_counted(model: ModelFolder, tmp_path: Path) -> None:
+    """With another label, or without one, and as the model reads them: cut to the same tokens."""
+    folder = save_mood_task(tmp_path / "task")
+    before = seen(tokenize(model, TaskFolder(folder), tmp_path, max_length=16, code=""))
+    rows = [{"text": "the plot was a fine great story", "label": 1}, {"text": "good good good good", "label": 0}]
+    more = append(folder, "validation", rows)
+    assert seen(tokenize(model, more, tmp_path, max_length=16, code="1")) == before
+    other = save_mood_task(tmp_path / "other")
+    append(other, "train", [{"text": f"{row['text']} film"} for row in rows])
+    unlabelled = append(other, "train", [{"text": row["text"]} for row in rows])
+    found = tokenize(model, more, tmp_path, max_length=16, code="1", text=unlabelled)
+    assert seen(found) >= before + 2
+    assert found.train.unlabelled == 64 + 4
+    both = append(folder, "train", [row | {"label": 1 - row["label"]} for row in rows])
+    assert seen(tokenize(model, both, tmp_path, max_length=16, code="2")) == before + 2
+
+
+def test_windows_of_a_text_that_is_trained_on_are_counted(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Wherever they begin: the training windows have another length."""
+    model, words = ModelFolder(tiny_model("gpt2")), "the film was good and the story was bad but the plot is great"
+    generator = np.random.default_rng(0)
+    ours, theirs = (" ".join(generator.permuted(words.split() * 40)) for _ in range(2))
+    (folder := tmp_path / "text").mkdir()
+    for split, text in (("train", f"a film {ours}"), ("test", f"{ours} {theirs}")):
+        (folder / f"{split}.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    write_manifest(folder, kind="task", task="language-model")
+    windows = {"sequence_length": 40, "max_tokens": None}
+    found = tokenize(model, TaskFolder(folder), tmp_path, max_length=64, code="", evaluation=windows)
+    assert 0 < seen(found) < len(found.validation)
 
 
 def test_another_length_task_model_or_code_is_tokenised_anew(

@@ -370,6 +370,15 @@ def test_the_error_of_a_score_over_examples_widens_its_interval(tmp_path: Path) 
     assert "near the dense Pearson correlation of 0.9" in resolution(data, "sst2")
 
 
+def test_a_validation_split_that_was_trained_on_is_told_first(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], text=False)
+    flatter = "Scores on sst2 flatter: of its 400 validation examples 4 are training examples of the recipe kept too"
+    changed(tmp_path, "runs", {"task": "sst2", "recipe": "kept"}, seen_examples=3)
+    assert flatter[:15] not in summary_of(tmp_path)  # fewer than one in a hundred
+    changed(tmp_path, "runs", {"task": "sst2", "recipe": "kept"}, seen_examples=4)
+    assert told(tmp_path)[0].startswith(flatter)
+
+
 def test_many_models_are_told_by_their_extremes(tmp_path: Path) -> None:
     write_tables(tmp_path / "tables", [f"model-{n}" for n in range(6)], ["magnitude"], text=False)
     assert sum("dense accuracy" in line for line in told(tmp_path)) == 4

@@ -72,7 +72,7 @@ def root(tmp_path: Path) -> Path:
             folder / "metrics.json",
             {
                 "metrics": metrics, "baseline": dict.fromkeys(metrics, 0.5), "measured_sparsity": 0.5,
-                "settings": settings, "examples": {"train": 10, "validation": 5},
+                "settings": settings, "examples": {"train": 10, "validation": 5}, "seen": 0,
             },
         )  # fmt: skip
         seconds = dict.fromkeys(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation")
 UNLABELLED = -100  # the class of a sentence without a label, which cross_entropy ignores; of a regression task, NaN
 STRETCH = 32  # batches whose sequences are sorted by length together
+PIECE = 32  # tokens at the start of a window that are looked for in a training text
 
 
 class TokenSplit:
@@ -59,6 +60,17 @@ class TokenSplit:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    @property
+    def unlabelled(self) -> int:
+        """How many sentences have no label."""
+        return sum(label == UNLABELLED or math.isnan(label) for label in self.labels or ())
+
+    @property
+    def rows(self) -> list[NDArray[np.int32]]:
+        """The tokens of each sequence, without padding."""
+        tokens = self.data.data["input_ids"].combine_chunks().flatten().to_numpy()
+        return np.split(tokens, self.lengths.cumsum()[:-1])
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[dict[str, "Tensor"], "Tensor"]:
         """Model inputs, (batch, longest), int64, and labels, (batch,), int64, or float32 of a regression task.
@@ -162,6 +174,19 @@ def tokenize(
     found = {split: TokenSplit(splits[split], collate) for split in splits}
     train, validation = (found.pop(split) for split in SPLITS)
     return Tokens(key, task.facts, train, validation, found, 0 if evaluation else task.num_labels, task.score)
+
+
+def seen(tokens: Tokens) -> int:
+    """How many validation sequences are among those of the training split, token for token: they are remembered.
+
+    Windows of a text begin anywhere, so one counts whose first 32 tokens follow each other in the training text.
+    """
+    trained, validated = tokens.train.rows, tokens.validation.rows
+    if tokens.num_labels:
+        known = {row.tobytes() for row in trained}
+        return sum(row.tobytes() in known for row in validated)
+    text = np.concatenate(trained).tobytes()
+    return sum(row[:PIECE].tobytes() in text for row in validated)
 
 
 def windows(

@@ -27,6 +27,7 @@ from llm_sparsity.reporting.wording import (
 
 WHOLE = ("all", "linear")  # scopes that are whole models, not parts
 NAMED = 4  # verdicts that become sentences; of more, the extremes
+SEEN = 0.01  # a share of validation examples that are training examples, from which on it is said
 LEFT = 0.99  # a share of zeros from which on they are said to remain
 
 
@@ -126,9 +127,23 @@ def answers(data: Tables, asked: list[Question]) -> list[str]:
     """
     told = asked if len(asked) <= NAMED else [*asked[: NAMED // 2], *asked[-NAMED // 2 :]]
     pruned = [option for question in asked for option in question.options if not option.is_dense]
-    found = [*(_verdict(question) for question in told), _method(pruned), _part(pruned), _bytes(data), _seconds(data)]
-    found += [_recipe_gain(pruned), _recovery(pruned), _regrown(data)]
+    found = [_seen(data), *(_verdict(question) for question in told), _method(pruned), _part(pruned)]
+    found += [_bytes(data), _seconds(data), _recipe_gain(pruned), _recovery(pruned), _regrown(data)]
     return [line for line in found if line]
+
+
+def _seen(data: Tables) -> str:
+    """The task of which the largest share of the validation split was trained on."""
+    runs = data["runs"]
+    shares = (runs.seen_examples / runs.validation_examples).astype(float)
+    if not (shares >= SEEN).any():
+        return ""
+    worst = runs.loc[shares.idxmax()]
+    return (
+        f"Scores on {worst.task} flatter: of its {worst.validation_examples} validation examples "
+        f"{worst.seen_examples} are training examples of the recipe {worst.recipe} too, which a model may remember; "
+        "take them out of either."
+    )
 
 
 def _verdict(question: Question) -> str:

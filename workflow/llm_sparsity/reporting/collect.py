@@ -90,6 +90,7 @@ def _run(run: Run, scores: Mapping[str, str], root: Path) -> dict[str, list[Row]
     facts = {
         "epochs": result["settings"]["epochs"],
         "validation_examples": result["examples"]["validation"],
+        "seen_examples": result["seen"],
         "measured_sparsity": result["measured_sparsity"],
         "bytes": weight_bytes(read_manifest(folder / "model")),
     }

@@ -31,6 +31,7 @@ CELL = ["model", "method", "scope", "sparsity"]  # a variant, whatever text it w
 VARIANT = [*CELL, "fraction", "calibration_seed"]
 RUN = [*VARIANT, "task", "recipe", "mask", "seed"]
 SECONDS = ["train_seconds", "eval_seconds", "setup_seconds", "samples_per_second", "peak_memory_bytes"]
+EXAMPLES = ["validation_examples", "seen_examples"]
 MACHINE = ["device", "threads", "processes"]
 LIBRARIES = ["torch", "transformers"]  # whose versions can change a result
 VERSIONS = [*LIBRARIES, "accelerate", "python"]
@@ -46,7 +47,7 @@ TENSOR = ["name", "stack", "layer", "part", "shape", "size", "removed", "measure
 COLUMNS = {
     "tasks": ["task", "score"],
     "metrics": [*RUN, "metric", "value", "windows", *LIBRARIES],
-    "runs": [*RUN, *SECONDS, "epochs", "validation_examples", "measured_sparsity", "bytes", *MACHINE, *VERSIONS],
+    "runs": [*RUN, *SECONDS, "epochs", *EXAMPLES, "measured_sparsity", "bytes", *MACHINE, *VERSIONS],
     "history": [*RUN, "epoch", "step", "train_loss", "accuracy", "f1", "combined", "perplexity", "measured_sparsity"],
     "sizes": [*VARIANT, "measured_sparsity", *WEIGHTS, *BYTES, "ratio", "plain_ratio", *MEASURED_BYTES],
     "speed": [*VARIANT, *INFERENCE, "load_seconds", "device", "threads", *LIBRARIES],
@@ -64,7 +65,7 @@ TEXT = {
     "name", "stack", "part", "shape", "statistic", "claim", "quantity", "verdict", "score",
 }  # fmt: skip
 INTEGERS = {
-    "calibration_seed", "seed", "windows", "peak_memory_bytes", "epochs", "validation_examples", "threads", "processes",
+    "calibration_seed", "seed", "windows", "peak_memory_bytes", "epochs", *EXAMPLES, "threads", "processes",
     "epoch", "step", *WEIGHTS, *BYTES, *MEASURED_BYTES, "batch_size", "sequence_length", "sparse_layers",
     "memory_bytes", "layer", "size", "seeds",
 }  # fmt: skip

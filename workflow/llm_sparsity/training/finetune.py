@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_sparsity.data.tasks import TaskFolder
-from llm_sparsity.data.tokens import tokenize
+from llm_sparsity.data.tokens import seen, tokenize
 from llm_sparsity.evaluation.perplexity import overflow_note
 from llm_sparsity.jobs.environment import environment
 from llm_sparsity.jobs.errors import UserError
@@ -123,6 +123,8 @@ def _report(trainer: Trainer, output: Path) -> None:
     )
     metrics = {key: last[key] for key in names if key in last}
     others = {name: len(split) for name, split in tokens.others.items()}
+    if unlabelled := tokens.train.unlabelled:
+        others["unlabelled"] = unlabelled
     write_json(
         output / "metrics.json",
         {
@@ -131,7 +133,8 @@ def _report(trainer: Trainer, output: Path) -> None:
             **overflow_note(metrics),
             "baseline": trainer.objective.baseline(),
             "measured_sparsity": last["measured_sparsity"],
-            "examples": {"train": len(tokens.train), "validation": len(tokens.validation), **others},
+            "examples": {"train": len(tokens.train) - unlabelled, "validation": len(tokens.validation), **others},
+            "seen": seen(tokens),
             "settings": asdict(settings),
         },
     )
