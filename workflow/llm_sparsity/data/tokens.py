@@ -62,9 +62,14 @@ class TokenSplit:
         return len(self.data)
 
     @property
+    def known_labels(self) -> list[float]:
+        """The labels of the sentences that have one."""
+        return [label for label in self.labels or () if label != UNLABELLED and not math.isnan(label)]
+
+    @property
     def unlabelled(self) -> int:
         """How many sentences have no label."""
-        return sum(label == UNLABELLED or math.isnan(label) for label in self.labels or ())
+        return len(self.labels or ()) - len(self.known_labels)
 
     @property
     def rows(self) -> list[NDArray[np.int32]]:

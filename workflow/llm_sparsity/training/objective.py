@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, softmax
 
-from llm_sparsity.data.tokens import UNLABELLED, Tokens, TokenSplit
+from llm_sparsity.data.tokens import Tokens, TokenSplit
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal, load_classifier
 
@@ -25,7 +25,7 @@ class Labels:
 
     def __init__(self, tokens: Tokens) -> None:
         self._num_labels, self._task, self._score = tokens.num_labels, tokens.task, tokens.score
-        self._train = [label for label in tokens.train.labels or [] if label != UNLABELLED and not math.isnan(label)]
+        self._train = tokens.train.known_labels
         self._scored = {"": tokens.validation, **{f"_{name}": split for name, split in tokens.others.items()}}
 
     def load(self, folder: ModelFolder, seed: int, *, values: bool) -> Any:
