@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import slow
+
 from .conftest import COPIED, Project
 
 GRID = ("study", 0)
@@ -38,13 +40,8 @@ def errors(project: Project, *arguments: str) -> list[str]:
     ("change", "said"),
     [
         (lambda values: values.update(finetun={}), "finetun: unknown key; did you mean 'finetune'?"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                (lambda values: values["study"][0].update(models=["gpt3"]), "found 'gpt3', which is not defined"),
-                (lambda values: values["study"][0].update(scopes=["linaer"]), "did you mean 'linear'?"),
-            )
-        ),
+        slow(lambda values: values["study"][0].update(models=["gpt3"]), "found 'gpt3', which is not defined"),
+        slow(lambda values: values["study"][0].update(scopes=["linaer"]), "did you mean 'linear'?"),
         (lambda values: values["study"][0].update(sparsities=[1.5]), "study.0.sparsities.0: found 1.5; expected"),
     ],
 )
@@ -66,13 +63,8 @@ def test_a_study_without_models_does_not_borrow_those_of_the_default_config(fres
     ("file", "old", "new", "said"),
     [
         ("report/claims.yaml", "limit: 0.5", "limit: 0", "claims.8.limit: found 0; give a number above 0"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                ("report/numbers.csv", ",accuracy,", ",accuracy,x", "numbers.csv: line 2: value: found 'x"),
-                ("published.csv", "sparsity", "sparsty", "published.csv: column sparsity is missing"),
-            )
-        ),
+        slow("report/numbers.csv", ",accuracy,", ",accuracy,x", "numbers.csv: line 2: value: found 'x"),
+        slow("published.csv", "sparsity", "sparsty", "published.csv: column sparsity is missing"),
     ],
 )
 def test_files_that_the_last_stages_read(file: str, old: str, new: str, said: str, fresh: Project) -> None:

@@ -20,6 +20,7 @@ from llm_sparsity.data.download import download_model, download_task
 from llm_sparsity.data.packages import convert_gguf, unpack
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.files import read_manifest, sha256
+from tests.marks import slow
 
 
 @pytest.fixture
@@ -256,7 +257,7 @@ def test_spellings_of_a_path(path: str, tmp_path: Path) -> None:
     assert [file.read_text() for file in found.rglob("b")] == ["x"]
 
 
-@pytest.mark.parametrize("suffix", ["whl", pytest.param("tar.gz", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("suffix", ["whl", slow("tar.gz")])
 def test_small_archive_that_holds_a_large_file(suffix: str, tmp_path: Path) -> None:
     """300 MB of zeros are 300 kB; also where the archive, or another member, is not what `path` names."""
     archive, zeros = tmp_path / f"bomb.{suffix}", tmp_path / "zeros"

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning.steps import reconstruct
+from tests.marks import slow
 from tests.unit.pruning.helpers import DRAW, calibrated, prune, rows_of
 from tests.weights import load
 
@@ -63,13 +64,7 @@ def test_an_empty_matrix_stays_empty() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "distilbert", "bart"])
-@pytest.mark.parametrize(
-    ("method", "level"),
-    [
-        ("magnitude", "0.5"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("block", "0.5"), ("wanda+swaps", "2of4"))),
-    ],
-)
+@pytest.mark.parametrize(("method", "level"), [("magnitude", "0.5"), slow("block", "0.5"), slow("wanda+swaps", "2of4")])
 def test_a_model_has_the_same_zeros_and_less_error(
     kind: str, method: str, level: str, tiny_model: Callable[[str], Path], text: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

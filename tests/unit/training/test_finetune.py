@@ -23,14 +23,10 @@ from llm_sparsity.training.mask import Mask
 from llm_sparsity.training.run_cache import RunCache
 from tests import weights
 from tests.kill import SETTINGS, kill
+from tests.marks import slow
 from tests.unit.training.helpers import LORA, WINDOWS, after, removed, run
 
 Make = Callable[[str], ModelFolder]
-
-
-def slow(*values: Any) -> Any:
-    """Values of a parametrised test that `./run test` leaves out, as it has others of their kind."""
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("kind", ["bert", slow("roberta"), slow("distilbert"), "gpt2", slow("llama"), "bart"])

@@ -14,6 +14,7 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal
 from llm_sparsity.storage.files import read_json, write_manifest
 from llm_sparsity.training.objective import Labels, NextTokens, divergence, objective, summed_loss
+from tests.marks import slow
 from tests.tiny import save_mood_task, save_text_task
 
 from .helpers import run
@@ -102,7 +103,7 @@ def test_a_number_is_learned_from_a_teacher(
     assert result["metrics"]["pearsonr"] > 0.9
 
 
-@pytest.mark.parametrize("kind", ["sentences", pytest.param("lines", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["sentences", slow("lines")])
 def test_sentences_without_labels_are_learned_from_a_teacher(
     kind: str,
     dense: Callable[[str], ModelFolder],

@@ -20,6 +20,7 @@ from llm_sparsity.study.sparsity import Sparsity
 from llm_sparsity.training.finetune import finetune
 from llm_sparsity.training.settings import FinetuneSettings
 from tests import weights
+from tests.marks import slow
 from tests.unit.training.helpers import SHORT, WINDOWS, run
 
 DRAW = {"samples": 16, "sequence_length": 16, "seed": 0}
@@ -76,9 +77,8 @@ def accuracy(model: ModelFolder, task: TaskFolder, folder: Path) -> float:
 @pytest.mark.parametrize(
     ("kind", "method"),
     [("bert", "wanda+swaps"), ("gpt2", "sparsegpt"), ("bart", "wanda"), ("bert", "int8"),
-     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-         ("bert", "magnitude"), ("bert", "structured"), ("llama", "wanda+reconstruct"), ("bert", "wanda+int4"),
-     ))],
+     slow("bert", "magnitude"), slow("bert", "structured"), slow("llama", "wanda+reconstruct"),
+     slow("bert", "wanda+int4")],
 )  # fmt: skip
 def test_a_pruned_classifier_is_evaluated_as_it_is(
     kind: str, method: str, pruned: Pruned, task: TaskFolder, tmp_path: Path
