@@ -52,6 +52,14 @@ def test_config_mistakes(change: Callable[[dict], None], said: str, fresh: Proje
     assert said in lines[0]
 
 
+def test_a_key_that_is_given_twice(fresh: Project) -> None:
+    """Snakemake keeps the last of two equal keys without a word."""
+    fresh.edit("config.yaml", lambda text: f"{text}\nfinetune: {{batch_size: 8}}\n")
+    (line,) = errors(fresh)
+    assert line.startswith(f"error: {fresh.folder}/config.yaml: line ")
+    assert line.endswith(": finetune is given twice; remove one")
+
+
 def test_a_study_without_models_does_not_borrow_those_of_the_default_config(fresh: Project) -> None:
     (fresh.folder / "study.yaml").write_text("name: mine\nstudy: [{models: [gpt2], sparsities: [0]}]\n")
     done = fresh.snakemake("--configfile", "study.yaml", "-n")

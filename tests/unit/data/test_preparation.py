@@ -229,10 +229,50 @@ def test_faulty_rows_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_not_a_number_is_missing_as_null_is(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"sentence": NaN, "label": 1}\n{"sentence": "a", "label": 1}\n' * 2)
+    (tmp_path / "validation.jsonl").write_text('{"sentence": "b", "label": 0}\n{"sentence": null, "label": 1}\n')
+    tables = {split: tmp_path / f"{split}.jsonl" for split in ("train", "validation")}
+    settings = TaskSettings(kind="classification", text="sentence", label="label", labels=["x", "y"])
+    with pytest.raises(UserError, match="train: all rows have the same label"):
+        prepare(tables, tmp_path / "out", settings)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"sentence": "c", "label": 0}\n')
+    facts = prepare(tables, tmp_path / "out", settings)
+    assert (facts["rows"], facts["dropped"]) == ({"train": 3, "validation": 1}, 3)
+    (tmp_path / "train.jsonl").write_text('{"sentence": "a", "label": NaN}\n')
+    with pytest.raises(UserError, match="column 'label' is empty; every row needs a label"):
+        prepare(tables, tmp_path / "out", settings)
+
+
+def test_a_rating_at_the_margin_is_kept(tmp_path: Path) -> None:
+    """In decimal arithmetic: 0.6 - 0.5 is less than 0.1 in binary."""
+    rows = [{"sentence": "a", "label": label} for label in (0.4, 0.45, 0.6, 0.55, 0.9)]
+    facts = prepared(tmp_path, both(rows), binarize={"threshold": 0.5, "margin": 0.1})
+    assert facts["label_counts"]["train"] == [1, 2]
+
+
+@pytest.mark.parametrize("settings", [{"kind": "regression"}, {"binarize": {"threshold": 0.5}}])
+def test_ratings_that_are_all_the_same_are_not_scored(settings: dict[str, Any], tmp_path: Path) -> None:
+    tables = both([{"sentence": "a", "label": label} for label in (0.1, 0.7)])
+    tables["test.parquet"] = [{"sentence": "a", "label": -1}] * 2
+    with pytest.raises(UserError, match=r"test: all rows have the label .*; GLUE's test split has no labels"):
+        prepared(tmp_path, tables, **settings)
+
+
 def test_running_text_is_limited_in_order(tmp_path: Path) -> None:
     (tmp_path / "test.txt").write_text("one\ntwo\nthree\n")
     prepare({"test": tmp_path / "test.txt"}, tmp_path / "out", TaskSettings(kind="language-model", limit={"test": 2}))
     assert TaskFolder(tmp_path / "out").texts("test") == ["one", "two"]
+
+
+def test_pairs_without_labels(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("a\tb\none\ttwo\nthree\t\n")
+    settings = TaskSettings(kind="language-model", text="a", text_pair="b")
+    facts = prepare({"train": tmp_path / "train.tsv"}, tmp_path / "out", settings)
+    assert facts["rows"] == {"train": 2}
+    rows = TaskFolder(tmp_path / "out").rows("train")
+    assert rows == [{"text": "one", "text_pair": "two"}, {"text": "three", "text_pair": ""}]
 
 
 def test_empty_text(tmp_path: Path) -> None:

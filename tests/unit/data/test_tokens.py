@@ -76,7 +76,7 @@ def test_validation_examples_that_are_trained_on_are_counted(model: ModelFolder,
     assert seen(tokenize(model, more, tmp_path, max_length=16, code="1")) == before
     other = save_mood_task(tmp_path / "other")
     append(other, "train", [{"text": f"{row['text']} film"} for row in rows])
-    unlabelled = append(other, "train", [{"text": row["text"]} for row in rows])
+    unlabelled = append(other, "train", [{"text": f" {row['text']}\n"} for row in [*rows, {"text": ""}]])
     found = tokenize(model, more, tmp_path, max_length=16, code="1", text=unlabelled)
     assert seen(found) >= before + 2
     assert found.train.unlabelled == 64 + 4

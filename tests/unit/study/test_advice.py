@@ -146,3 +146,12 @@ def test_a_table_with_a_mistake_is_one_line(text: str, said: str, tmp_path: Path
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         advice.queues(tmp_path / "queues.csv")
+
+
+def test_a_queue_of_more_nodes_than_jobs_is_offered() -> None:
+    short = Queue("debug", 4, 1, 2, 5, 60, 1, "")
+    large = Queue("prod", 4, 10, 496, 5, 1440, 10, "")
+    work = [Job("finetune", 1, 600, False, 0, False, 1000)] * 5
+    (choice,) = advice.options([short, large], work)
+    assert (choice.queue.queue, choice.nodes) == ("prod", 10)
+    assert "parsl-queue: prod" in advice.advise(work, [short, large])

@@ -61,7 +61,7 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
         (lambda v: v["study"][0].update(sparsities=[1.0]), "study.0.sparsities.0: found 1.0; expected a fraction"),
         (lambda v: v["study"][0].update(sparsities=[-0.1]), "study.0.sparsities.0: found -0.1; expected a fraction"),
         (lambda v: v["study"][0].update(sparsities=["4of2"]), "found '4of2'; expected a fraction"),
-        (lambda v: v["study"][0].update(sparsities=[True]), "found True; expected a fraction"),
+        (lambda v: v["study"][0].update(sparsities=[True]), "study.0.sparsities: found [True]; yes, no, on and"),
         (lambda v: v["study"][0].update(sparsities=[0.5, "0.50"]), "sparsities: 0.5 is given twice; remove one"),
         (lambda v: v["study"][0].update(sparsities=[]), "study.0.sparsities: found nothing"),
         (lambda v: v["study"][0].update(recipes=["keep"]), "found 'keep', which is not defined; did you mean 'kept'"),
@@ -259,7 +259,15 @@ def test_another_tasks_text_can_be_trained_on(text_task: dict[str, Any]) -> None
             lambda task: task["files"].pop("train"),
             "finetune: trains on the split train and evaluates on test, but files",
         ),
-        (lambda task: task.update(label="label"), "tasks.text: label: a language model's text has none; remove it"),
+        (
+            lambda task: task.update(label="label"),
+            "tasks.text: label: is for tasks with labels, a language model's text",
+        ),
+        (lambda task: task.update(split={"validation": 9}), "tasks.text: split: is for tasks with labels, a language"),
+        (
+            lambda task: task.update(text_pair="b"),
+            "tasks.text: text_pair: a language model reads no pairs; remove it",
+        ),
         (lambda task: task.update(finetune={"epoch": 1}), "tasks.text.finetune.epoch: unknown key; did you mean"),
         (lambda task: task.update(train_on="txt"), "tasks.text.train_on: found 'txt', which is not defined; did you"),
         (lambda task: task.update(train_on="sst2"), "tasks.text.train_on: sst2 is no language-model task with a split"),
@@ -293,6 +301,39 @@ def test_sentences_without_labels_are_of_recipes_that_ask_for_them(values: dict[
 
 
 @pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("finetune", "epochs", True), ("finetune", "learning_rate", True), ("evaluate", "max_tokens", False),
+        ("measure", "batch_sizes", [1, True]), ("prune", "seed", False),
+    ],
+)  # fmt: skip
+def test_yes_is_no_number(section: str, key: str, value: Any, values: dict[str, Any]) -> None:
+    values[section] = values.get(section, {}) | {key: value}
+    assert refused(values) == (
+        f"config: {section}.{key}: found {value}; yes, no, on and off are true and false in YAML; write a number, or "
+        "the word in quotes"
+    )
+
+
+def test_the_layers_of_a_scope_have_one_spelling(values: dict[str, Any]) -> None:
+    values["study"] = [values["study"][0] | {"methods": ["magnitude"], "scopes": ["layers.1.00"]}]
+    assert config.load(values).study[0].scopes == ["layers.0.1"]
+    values["study"][0]["scopes"] = ["layers.1.0", [0, 1]]
+    assert "study.0: scopes: layers.0.1 is given twice; remove one" in refused(values)
+
+
+def test_pairs_without_labels_are_no_text(values: dict[str, Any]) -> None:
+    source = values["tasks"]["sst2"]["source"]
+    pairs = {"kind": "language-model", "source": source, "files": {"train": "c"}, "text_pair": "b"}
+    values["tasks"]["more"] = pairs
+    values["tasks"]["mrpc"]["unlabelled"] = "more"
+    values["study"] = [values["study"][0] | {"tasks": ["mrpc"], "recipes": ["gradual-unlabelled"]}]
+    assert config.load(values).download_settings("task", "more")["text_pair"] == "b"
+    values["calibration"] = {"task": "more"}
+    assert "calibration.task: more has pairs, of which a text is not made; name another task" in refused(values)
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         (
@@ -311,6 +352,7 @@ def test_sentences_without_labels_are_of_recipes_that_ask_for_them(values: dict[
             {"mrpc": {"unlabelled": "more"}},
             "tasks.mrpc.unlabelled: more has single sentences, but mrpc has pairs; name",
         ),
+        ({"more": {"text_pair": "b"}}, "tasks.sst2.unlabelled: more has pairs, but sst2 has single sentences; name"),
         ({"more": {"files": {"test": "c"}}}, "tasks.sst2.unlabelled: more has no split train; name a task that has"),
         (
             {"more": {"unlabelled": "more"}},

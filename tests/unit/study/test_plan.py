@@ -68,7 +68,10 @@ def test_minutes_measured_on_a_gpu_replace_assumptions(study: config.Config) -> 
     folder.mkdir(parents=True)
     seconds = {"setup_seconds": 30.0, "train_seconds": 500.0, "eval_seconds": 70.0}
     (folder / "runtime.json").write_text(json.dumps({**seconds, "device": "NVIDIA A100-SXM4-40GB"}))
-    (folder / "metrics.json").write_text("{}")
+    rows = plan.sentences(study, "sst2")
+    settings = study.run_settings("sst2", "kept", 1)
+    result = {"settings": settings, "examples": {"train": rows - 100, "unlabelled": 100, "validation": 9}}
+    (folder / "metrics.json").write_text(json.dumps(result))
     assert plan.minutes(study, "finetune", "gpt2", task="sst2", measured=True) == (10.0, True)
     assert plan.minutes(study, "finetune", "bart-base", task="sst2", measured=True)[1] is False
     assert plan.minutes(study, "finetune", "gpt2", task="sst2")[1] is False, "results are read on request only"
@@ -79,6 +82,22 @@ def test_minutes_measured_on_a_cpu_are_ignored(study: config.Config) -> None:
     folder = Path("results/gpt2/dense/sst2/kept/seed-0")
     folder.mkdir(parents=True)
     (folder / "runtime.json").write_text(json.dumps({"train_seconds": 9e9, "device": "cpu"}))
+    result = {"settings": study.run_settings("sst2", "kept", 0), "examples": {"train": plan.sentences(study, "sst2")}}
+    (folder / "metrics.json").write_text(json.dumps(result))
+    assert plan.minutes(study, "finetune", "gpt2", task="sst2", measured=True)[1] is False
+
+
+@pytest.mark.parametrize("change", [{"settings": {"epochs": 30}}, {"examples": {"train": 9}}])
+def test_minutes_of_runs_with_other_settings_are_not_those_of_a_job(
+    change: dict[str, dict[str, int]], study: config.Config
+) -> None:
+    """A job that trains ten times as long would be ended at its walltime."""
+    folder = Path("results/gpt2/dense/sst2/kept/seed-0")
+    folder.mkdir(parents=True)
+    (folder / "runtime.json").write_text(json.dumps({"train_seconds": 60, "device": "NVIDIA A100-SXM4-40GB"}))
+    result = {"settings": study.run_settings("sst2", "kept", 0), "examples": {"train": plan.sentences(study, "sst2")}}
+    result = {key: value | change.get(key, {}) for key, value in result.items()}
+    (folder / "metrics.json").write_text(json.dumps(result))
     assert plan.minutes(study, "finetune", "gpt2", task="sst2", measured=True)[1] is False
 
 

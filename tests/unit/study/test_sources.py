@@ -21,6 +21,15 @@ TASK |= {"files": {"train": "t.csv"}, "split": {"validation": 4}}
         ({"files": {"train": "../t.csv"}}, "files.train: found '../t.csv'; a path inside the source is expected"),
         ({"labels": ["x", "x", "y"]}, "labels: 'x' is given twice; remove one"),
         ({"separator": " "}, "separator: is put between the sentences of a pair; add text_pair or pairs, or remove it"),
+        ({"limit": {"test": 9}}, "limit.test: there is no such split, only train, validation; remove it"),
+        (
+            {"text_pair": "b", "pairs": {"train": 1, "validation": 1}},
+            "pairs: draws the second sentence, which text_pair names; remove one of them",
+        ),
+        (
+            {"binarize": {}, "pairs": {"train": 1, "validation": 1, "group": "a"}},
+            "pairs.group: replaces the label, of which binarize makes two; remove one of them",
+        ),
         ({"pairs": {"train": 1, "validation": 1, "group": "("}}, "pairs.group: found '('; no regular expression"),
         (
             {"pairs": {"train": 1, "validation": 1, "group": "a{99999999999}"}},
@@ -48,6 +57,7 @@ LABELLED = {"split": None, "files": {"train": "t.csv", "validation": "v.csv"}}
         ({"kind": "regression", "labels": ["a", "b"]}, "labels: makes classes, but kind is regression; remove one"),
         ({"kind": "regression", "binarize": {}}, "binarize: makes classes, but kind is regression; remove one of them"),
         ({"kind": "regression", "label": None}, "label: missing; name the column that holds the label"),
+        ({"files": LABELLED["files"] | {"unlabelled": "u"}}, "files.unlabelled: is what results call the sentences"),
         ({"files": {"train": "t.csv", "mismatched": "m.csv"}}, "files: expected train and validation, found train"),
         ({"files": LABELLED["files"] | {"../x": "m.csv"}}, "files.../x: found '../x'; a name becomes a folder"),
         ({"split": {"validation": 1}, "files": {"train": "t", "other": "v"}}, "files: expected train, found train"),

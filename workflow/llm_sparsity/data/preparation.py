@@ -1,8 +1,9 @@
 """Preparation: the tables of a source become the JSON lines of a task folder, one file a split.
 
-A row is {"text", "text_pair", "label"} in classification and regression, {"text"} in language modelling, where blanks
-and empty lines are kept, and all columns of the source in a zero-shot task, which lm-evaluation-harness reads. All
-random draws come from `random.Random(seed)`, so a source gives the same bytes on every machine.
+A row is {"text", "text_pair", "label"} in classification and regression, {"text"} or, of pairs without labels, {"text",
+"text_pair"} in language modelling, where blanks and empty lines are kept, and all columns of the source in a zero-shot
+task, which lm-evaluation-harness reads. All random draws come from `random.Random(seed)`, so a source gives the same
+bytes on every machine.
 """
 
 import json
@@ -71,6 +72,11 @@ class TaskSettings:
             return None
         return [column for column in (self.text, self.text_pair, self.label) if column]
 
+    @property
+    def texts(self) -> dict[str, str]:
+        """Key of a row -> the column that holds its text."""
+        return {"text": self.text} | ({"text_pair": self.text_pair} if self.text_pair else {})
+
     @cached_property
     def positions(self) -> dict[str | Decimal, int]:
         """Name -> label; a name that is a number also counts as this number, so that "1" is "1.0"."""
@@ -106,7 +112,11 @@ def prepare(
     if settings.kind == "language-model":
         splits = _lines(tables, settings)
     elif settings.kind == "zero-shot":
-        splits = _limited({split: table.rows for split, table in tables.items()}, settings.limit)
+        filled = {
+            split: [row for row in table.rows if any(value not in (None, "") for value in row.values())]
+            for split, table in tables.items()
+        }
+        splits = _limited(filled, settings.limit)
     else:
         splits, facts = _labelled(tables, settings)
     for split, rows in splits.items():
@@ -126,11 +136,11 @@ def _lines(tables: Mapping[str, Table], settings: TaskSettings) -> Splits:
     """The lines of running text; a limit keeps the first ones."""
     splits, limit = {}, settings.limit or {}
     for split, table in tables.items():
-        lines = table.texts(settings.text)[: limit.get(split)]
-        if not any(line.strip() for line in lines):
+        texts = {key: table.texts(column)[: limit.get(split)] for key, column in settings.texts.items()}
+        if not any(line.strip() for lines in texts.values() for line in lines):
             first = f" in its first {limit[split]} rows (limit.{split})" if limit.get(split) else ""
             raise UserError(f"{table.name}: has no text{first}; expected lines to measure perplexity on")
-        splits[split] = [{"text": line} for line in lines]
+        splits[split] = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
     return splits
 
 
@@ -150,7 +160,7 @@ def _labelled(tables: Mapping[str, Table], settings: TaskSettings) -> tuple[Spli
             split: _pairs(rows, pairs[split], f"{pairs.get('seed', 0)} {split}") for split, rows in splits.items()
         }
     splits = _limited(splits, settings.limit)
-    _check_splits(splits)
+    _check_splits(splits, rated=settings.kind == "regression" or settings.binarize is not None)
     if settings.kind == "regression":
         return splits, {"dropped": dropped}
     names = _label_names(splits, settings.labels)
@@ -167,8 +177,7 @@ def _labelled(tables: Mapping[str, Table], settings: TaskSettings) -> tuple[Spli
 def _examples(table: Table, settings: TaskSettings) -> list[Row]:
     """The labelled examples of a table, without rows that have no text or a rating inside the margin."""
     assert settings.label is not None, "config.py refuses a classification task without a label"
-    columns = {"text": settings.text} | ({"text_pair": settings.text_pair} if settings.text_pair else {})
-    texts = {key: table.texts(column) for key, column in columns.items()}
+    texts = {key: table.texts(column) for key, column in settings.texts.items()}
     values = table.texts(settings.label)
     known: dict[str, float | str | None] = {}  # by value: there are few, and a group takes time to match
     examples = []
@@ -203,8 +212,9 @@ def _label(value: str, settings: TaskSettings, found: str) -> float | str | None
     if settings.binarize is not None:
         if number is None or not math.isfinite(float(number)):
             raise UserError(f"{found}; expected a number, as `binarize` is given")
-        distance = float(number) - settings.binarize.get("threshold", 0.0)
-        inside = abs(distance) < settings.binarize.get("margin", 0.0) or distance == 0
+        threshold, margin = (Decimal(str(settings.binarize.get(key, 0))) for key in ("threshold", "margin"))
+        distance = number - threshold
+        inside = abs(distance) < margin or distance == 0
         return None if inside else int(distance > 0)
     for name in (value, number):
         if name is not None and name in settings.positions:
@@ -299,13 +309,19 @@ def _pairs(rows: list[Row], count: int, seed: str) -> list[Row]:
     return drawn
 
 
-def _check_splits(splits: Splits) -> None:
-    """Raise UserError if a split is empty, or the training rows have one label."""
+def _check_splits(splits: Splits, *, rated: bool) -> None:
+    """Raise UserError if a split is empty, or the training rows have one label; of ratings, the rows of any split."""
     for split, rows in splits.items():
         if not rows:
             raise UserError(f"{split}: no rows are left; lower binarize.margin, or name another column for the text")
     if len({row["label"] for row in splits["train"]}) < 2:
         raise UserError("train: all rows have the same label; there is nothing to learn")
+    for split, rows in splits.items() if rated else ():
+        if len({row["label"] for row in rows}) < 2:
+            raise UserError(
+                f"{split}: all rows have the label {rows[0]['label']}, so nothing can be scored; GLUE's test split has "
+                "no labels, remove it from `files`"
+            )
 
 
 def _label_names(splits: Splits, labels: Sequence[str] | None) -> list[str]:

@@ -5,10 +5,12 @@ import gzip
 import io
 import json
 import lzma
+import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,12 @@ class Table:
                 raise UserError(
                     f"{self.where(position, column)} holds a {type(value).__name__}, expected text; name another"
                 )
-        return ["" if value is None else str(value) for value in found]
+        return ["" if value is None or _is_nan(value) else str(value) for value in found]
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether a value is NaN, a missing number of a parquet file and of some JSON lines."""
+    return isinstance(value, float | Decimal) and math.isnan(value)
 
 
 def read_table(
@@ -152,42 +159,44 @@ def _separated(path: Path, text: str, format: str, columns: Sequence[str] | None
     rows: list[Row] = []
     lines = _csv_lines(path, text) if format == "csv" else _tsv_lines(text)
     for number, values in enumerate(lines, start=1):
-        if not any(values):
-            continue
         if names is None:
-            names = values
-        elif len(values) != len(names):
+            names = values if any(values) else None
+            continue
+        if not values and len(names) > 1:
+            continue
+        row = values or [""]
+        if len(row) != len(names):
             raise UserError(
-                f"{path.name}: row {number} has {len(values)} values, expected {len(names)} "
+                f"{path.name}: row {number} has {len(row)} values, expected {len(names)} "
                 f"({', '.join(names) if len(names) <= 20 else '...'}); correct the file, `columns` or `format`"
             )
         else:
-            rows.append(dict(zip(names, values, strict=True)))
+            rows.append(dict(zip(names, row, strict=True)))
     return rows, names or []
 
 
 def _tsv_lines(text: str) -> Iterator[list[str]]:
     """The values of each line of a TSV file."""
-    return (line.removesuffix("\r").split("\t") for line in text.split("\n"))
+    lines = (line.removesuffix("\r") for line in text.removesuffix("\n").split("\n"))
+    return (line.split("\t") if line else [] for line in lines)
 
 
 def _csv_lines(path: Path, text: str) -> Iterator[list[str]]:
     """The values of each record of a CSV file, of any length: the limit of the module csv is 131072 characters."""
-    ended = False
-
-    def lines() -> Iterator[str]:
-        nonlocal ended
-        yield from io.StringIO(text, newline="")
-        ended = True
-
     before = csv.field_size_limit(max(len(text), 1))
+    done = 0
     try:
-        for number, values in enumerate(csv.reader(lines()), start=1):
-            if ended:  # the reader went on to the end to find a quotation mark
-                raise UserError(f"{path.name}: a quotation mark in row {number} is never closed; correct the file")
+        for values in csv.reader(io.StringIO(text, newline=""), strict=True):
             yield values
+            done += 1
     except csv.Error as error:
-        raise UserError(f"{path.name}: not readable as csv ({error}); correct the file or `format`") from None
+        where = f"row {done + 1}"
+        if "end of data" in str(error):
+            raise UserError(f"{path.name}: a quotation mark in {where} is never closed; correct the file") from None
+        raise UserError(
+            f"{path.name}: not readable as csv ({where}: {error}); correct the file, in which a quotation mark within "
+            "quotation marks is doubled, or `format`"
+        ) from None
     finally:
         csv.field_size_limit(before)
 

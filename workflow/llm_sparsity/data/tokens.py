@@ -34,6 +34,7 @@ SPLITS = ("train", "validation")
 UNLABELLED = -100  # the class of a sentence without a label, which cross_entropy ignores; of a regression task, NaN
 STRETCH = 32  # batches whose sequences are sorted by length together
 PIECE = 32  # tokens at the start of a window that are looked for in a training text
+PART = 1 << 20  # tokens of the training text that are searched at a time
 
 
 class TokenSplit:
@@ -64,7 +65,10 @@ class TokenSplit:
     @property
     def known_labels(self) -> list[float]:
         """The labels of the sentences that have one."""
-        return [label for label in self.labels or () if label != UNLABELLED and not math.isnan(label)]
+        labels = self.labels or []
+        if any(isinstance(label, float) for label in labels):  # numbers, of which any may be that of UNLABELLED
+            return [label for label in labels if not math.isnan(label)]
+        return [label for label in labels if label != UNLABELLED]
 
     @property
     def unlabelled(self) -> int:
@@ -190,8 +194,15 @@ def seen(tokens: Tokens) -> int:
     if tokens.num_labels:
         known = {row.tobytes() for row in trained}
         return sum(row.tobytes() in known for row in validated)
-    text = np.concatenate(trained).tobytes()
-    return sum(row[:PIECE].tobytes() in text for row in validated)
+    text, pieces, found = np.concatenate(trained), np.array([row[:PIECE] for row in validated]), set[bytes]()
+    length = pieces.shape[1]
+    for begin in range(0, len(text) - length + 1, PART):
+        part = text[begin : begin + PART + length - 1]
+        starts = np.arange(len(part) - length + 1)
+        for position, tokens_there in enumerate(pieces.T):  # few starts are left after the first tokens
+            starts = starts[np.isin(part[starts + position], tokens_there)]
+        found |= {part[start : start + length].tobytes() for start in starts}
+    return sum(piece.tobytes() in found for piece in pieces)
 
 
 def windows(
@@ -314,10 +325,13 @@ def _joined(task: TaskFolder, examples: Examples, unlabelled: TaskFolder) -> Exa
     if ("text_pair" in rows[0]) != (examples.pairs is not None):
         raise UserError(f"{unlabelled}: has single sentences where {task} has pairs, or the reverse; name another task")
     none = math.nan if task.num_labels == 1 else UNLABELLED
+    texts = [row["text"].strip() for row in rows]
+    pairs = [row.get("text_pair", "").strip() for row in rows]
+    filled = [position for position, both in enumerate(zip(texts, pairs, strict=True)) if any(both)]  # of running text
     return Examples(
-        examples.texts + [row["text"] for row in rows],
-        None if examples.pairs is None else examples.pairs + [row["text_pair"] for row in rows],
-        examples.labels + [none] * len(rows),
+        examples.texts + [texts[position] for position in filled],
+        None if examples.pairs is None else examples.pairs + [pairs[position] for position in filled],
+        examples.labels + [none] * len(filled),
     )
 
 

@@ -42,6 +42,7 @@ from llm_sparsity.reporting.quantities import QUANTITIES, Cell, Quantity
 from llm_sparsity.reporting.references import NUMBERS, read_numbers
 from llm_sparsity.reporting.tables import Tables, frame, judged
 from llm_sparsity.reporting.wording import in_points
+from llm_sparsity.study.document import read_document
 from llm_sparsity.study.sparsity import Sparsity
 
 
@@ -161,7 +162,7 @@ def load(path: Path) -> Claims:
         UserError: one line with file, key, value found and fix.
     """
     try:
-        file = File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        file = File.model_validate(read_document(path))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; correct `claims` in the config, or remove it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -147,10 +147,11 @@ def options(table: Sequence[Queue], work: Sequence[Job]) -> list[Option]:
             continue
         # One-node batch jobs start as soon as a node is free, and each ends by itself.
         several = queue.jobs > 1 and queue.min_nodes == 1
+        most = max(queue.min_nodes, min(queue.max_nodes, len(work)))
         shapes = (
             [(count, widest) for count in range(1, queue.jobs + 1)]
             if several or widest > 1
-            else [(1, count) for count in range(queue.min_nodes, min(queue.max_nodes, len(work)) + 1)]
+            else [(1, count) for count in range(queue.min_nodes, most + 1)]
         )
         found = [option(queue, jobs, count, work) for jobs, count in shapes]
         found = [choice for choice in found if choice.minutes * RESERVE <= queue.max_minutes]

@@ -166,6 +166,8 @@ def _check_texts(study: "Config") -> None:
         refuse_unknown(key, [name], study.tasks)
         if study.tasks[name].kind != "language-model" or "train" not in study.tasks[name].files:
             raise ValueError(f"{key}: {name} is no language-model task with a split train; name one that is")
+        if study.tasks[name].text_pair:
+            raise ValueError(f"{key}: {name} has pairs, of which a text is not made; name another task")
     for task, entry in study.tasks.items():
         if entry.unlabelled:
             key, other = f"tasks.{task}.unlabelled", entry.unlabelled

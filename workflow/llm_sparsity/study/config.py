@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.study import checks
 from llm_sparsity.study.cells import Cells, Run, expand, variant_folder
+from llm_sparsity.study.document import read_document
 from llm_sparsity.study.fields import (
     Name,
     ScopeName,
@@ -220,7 +221,7 @@ def parse(file: Path) -> Mapping[str, Any]:
         UserError: the file is no YAML of a config.
     """
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = read_document(file)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file}: no config of a study: {' '.join(str(error).split())}") from None
     if not isinstance(values, Mapping):

@@ -14,7 +14,9 @@ from pydantic import (
     InstanceOf,
     PlainSerializer,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
 )
 
 from llm_sparsity.jobs.errors import guess
@@ -49,11 +51,13 @@ def _pattern(value: str) -> str:
 
 def _scope(value: Any) -> str:
     """The canonical spelling of a scope: its word, or layers.0.3 for a list of layers."""
+    if re.fullmatch(r"layers(\.\d+)+", str(value)):
+        value = [int(layer) for layer in value.split(".")[1:]]
     if isinstance(value, list):
         if not value or any(isinstance(layer, bool) or not isinstance(layer, int) or layer < 0 for layer in value):
             raise ValueError("expected a list of layers, counted from 0, such as [0, 3]")
         return ".".join(["layers", *map(str, sorted(set(value)))])
-    if value in SCOPES or re.fullmatch(r"layers(\.\d+)+", str(value)):
+    if value in SCOPES:
         return str(value)
     raise ValueError(f"expected {', '.join(SCOPES)} or a list of layers such as [0, 3]{guess(str(value), SCOPES)}")
 
@@ -89,6 +93,21 @@ class Section(BaseModel):
     """A part of the config: unknown keys are errors, and values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_word_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true for 1, as pydantic takes it: YAML reads yes, no, on and off as true and false."""
+        given = value if isinstance(value, list) else [value]
+        is_word = any(isinstance(each, bool) for each in given)
+        if is_word and not _holds_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("yes, no, on and off are true and false in YAML; write a number, or the word in quotes")
+        return value
+
+
+def _holds_bool(annotation: Any) -> bool:
+    """Whether an annotation allows true or false, as `bool | None` and `Literal[True]` do."""
+    return annotation is bool or isinstance(annotation, bool) or any(map(_holds_bool, get_args(annotation)))
 
 
 def refuse_repeats(section: Section) -> None:

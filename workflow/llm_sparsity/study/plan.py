@@ -1,9 +1,11 @@
 """The plan of a study: its jobs, with their minutes, GPUs, memory and bytes, before any of them runs.
 
-Minutes are the mean of finished jobs of the same model and task that ran on a GPU; otherwise ASSUMED, for one A100.
+Minutes are the mean of finished jobs of the same model, task and settings that ran on a GPU; otherwise ASSUMED, for one
+A100.
 The Snakefile imports this module where torch is not installed.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -126,7 +128,9 @@ def minutes(
             the results of all others.
     """
     if measured and stage in ("finetune", "evaluate", "zero_shot"):
-        found = _measured(stage, model, task, recipe)
+        settings = config.run_settings(task, recipe, 0) if stage == "finetune" else config.evaluate_settings(task)
+        rows = sentences(config, task, recipe) if config.tasks[task].kind in ("classification", "regression") else None
+        found = _measured(stage, model, task, recipe, json.dumps(settings), rows)
         if found is not None:
             return found, True
     size = max(1.0, model_size(config, model)[0] / BASE)
@@ -143,10 +147,18 @@ def requested_minutes(expected: float) -> int:
 
 
 @cache
-def _measured(stage: str, model: str, task: str, recipe: str) -> float | None:
-    """Mean minutes of a model's finished jobs on a task that ran on a GPU."""
-    pattern = f"{model}/*/{task}/{recipe}/*/runtime.json" if stage == "finetune" else f"{model}/*/{task}/runtime.json"
-    found = [read_json(path) for path in sorted(RESULTS.glob(pattern))]
+def _measured(stage: str, model: str, task: str, recipe: str, settings: str, sentences: float | None) -> float | None:
+    """Mean minutes of a model's finished jobs on a task that ran on a GPU, with the same settings and sentences."""
+    pattern = f"{model}/*/{task}/{recipe}/*/metrics.json" if stage == "finetune" else f"{model}/*/{task}/metrics.json"
+    wanted = {key: value for key, value in json.loads(settings).items() if key != "seed"}
+
+    def same(result: dict[str, Any]) -> bool:
+        examples = result.get("examples", {})
+        trained = examples.get("train", 0) + examples.get("unlabelled", 0)
+        return wanted.items() <= result["settings"].items() and sentences in (None, trained)
+
+    done = [path for path in sorted(RESULTS.glob(pattern)) if same(read_json(path))]
+    found = [read_json(path.with_name("runtime.json")) for path in done]
     seconds = [
         sum(value for key, value in runtime.items() if key.endswith("_seconds"))
         for runtime in found

@@ -176,6 +176,13 @@ class Task(Section):
             raise ValueError(f"harness: is for zero-shot tasks, but kind is {self.kind}; correct one of them")
         if self.separator is not None and not (self.text_pair or self.pairs):
             raise ValueError("separator: is put between the sentences of a pair; add text_pair or pairs, or remove it")
+        if self.text_pair and self.pairs:
+            raise ValueError("pairs: draws the second sentence, which text_pair names; remove one of them")
+        if self.binarize and self.pairs and self.pairs.group:
+            raise ValueError("pairs.group: replaces the label, of which binarize makes two; remove one of them")
+        splits = {*self.files, *(["validation"] if self.split else [])}
+        if self.limit and (extra := [split for split in self.limit.model_fields_set - {"seed"} if split not in splits]):
+            raise ValueError(f"limit.{extra[0]}: there is no such split, only {', '.join(sorted(splits))}; remove it")
         if self.labels and (twice := [name for name in self.labels if self.labels.count(name) > 1]):
             raise ValueError(f"labels: {twice[0]!r} is given twice; remove one")
         if self.train_on and self.kind != "language-model":
@@ -215,6 +222,8 @@ class Task(Section):
             raise ValueError("label: missing; name the column that holds the label")
         expected = {"train"} if self.split else {"train", "validation"}
         others = set(self.files) - expected if not (self.split or self.pairs) else set()
+        if "unlabelled" in others:
+            raise ValueError("files.unlabelled: is what results call the sentences without labels; rename the split")
         if set(self.files) - others != expected:
             raise ValueError(
                 f"files: expected {' and '.join(sorted(expected))}, found {', '.join(self.files)}; "
@@ -224,13 +233,19 @@ class Task(Section):
             raise ValueError("evaluate: is for language-model tasks; use finetune here")
 
     def _language_model(self) -> None:
-        if extra := set(self.files) - {"train", "test"}:
+        if extra_files := set(self.files) - {"train", "test"}:
             raise ValueError(
                 "files: a language-model task has test, to measure perplexity on, or train, to calibrate with, or "
-                f"both; found {extra.pop()}"
+                f"both; found {extra_files.pop()}"
             )
-        if self.label:
-            raise ValueError("label: a language model's text has none; remove it")
+        labelled = ("label", "labels", "binarize", "split", "pairs", "separator")
+        if extra := [key for key in labelled if getattr(self, key) is not None]:
+            raise ValueError(f"{extra[0]}: is for tasks with labels, a language model's text has none; remove it")
+        if self.text_pair and set(self.files) != {"train"}:
+            raise ValueError(
+                "text_pair: a language model reads no pairs; remove it, or leave files only train, for another task to "
+                "name as `unlabelled`"
+            )
         if self.train_on and self.finetune is None:
             raise ValueError("train_on: names a training text, but the task is not trained on; add finetune: {}")
         if self.finetune is not None and {*self.files, *(["train"] if self.train_on else [])} != {"train", "test"}:

@@ -1,0 +1,61 @@
+"""Documents: the YAML that a person writes, read so that what runs is what stands on the screen.
+
+Three spellings say one thing to a reader and another to a program, and are refused: a key that is given twice, of which
+the first would be dropped; a whole number that begins with 0, which YAML 1.1 reads in base eight; and a number with
+colons, which it reads in base sixty.
+"""
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_sparsity.jobs.errors import UserError
+
+
+def read_document(path: Path) -> Any:
+    """The values of a YAML document.
+
+    Raises:
+        OSError, ValueError, RecursionError, yaml.YAMLError: there is no such file, or it cannot be read.
+        UserError: it holds one of the spellings above.
+    """
+    loader = _Loader(path.read_text(encoding="utf-8"))
+    loader.name = str(path)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """PyYAML's safe loader without the spellings that mislead."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        given = set[str]()
+        for key, _ in node.value:  # before merges by `<<`, whose keys may be given again
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in given:
+                    raise _error(key, f"{key.value} is given twice; remove one")
+                given.add(key.value)
+        return dict(super().construct_mapping(node, deep))
+
+    def plain_number(self, node: yaml.ScalarNode) -> int | float:
+        """A number in base ten, or in base sixteen as 0xff."""
+        text = self.construct_scalar(node)
+        if ":" in text or re.fullmatch(r"[-+]?0[0-9_]+", text):
+            base = "sixty" if ":" in text else "eight"
+            raise _error(node, f"YAML reads {text} in base {base}; write it in base ten, or in quotes as a word")
+        is_int = node.tag == "tag:yaml.org,2002:int"
+        number: int | float = self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
+        return number
+
+
+for kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{kind}", _Loader.plain_number)
+
+
+def _error(node: yaml.Node, message: str) -> UserError:
+    return UserError(f"{node.start_mark.name}: line {node.start_mark.line + 1}: {message}")
