@@ -1,5 +1,7 @@
 """Slow references of calibrated methods, in float64; they share no code with the package."""
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,9 +30,7 @@ def slow_wanda(weight: Array, inputs: Array, level: str) -> Array:
 def slow_sparsegpt(weight: Array, inputs: Array, level: str) -> Array:
     """As the paper says it: column by column, each time the inverse of the Hessian of the columns that are left."""
     rows, columns = weight.shape
-    hessian = inputs.T @ inputs
-    hessian += 0.01 * np.diag(hessian).mean() * np.eye(columns)
-    inverses = [np.linalg.inv(hessian[j:, j:]) for j in range(columns)]
+    inverses = _inverses(inputs.tobytes(), columns)
     kept, group = map(int, level.split("of")) if "of" in level else (0, 1)
     weight = weight.copy()
     remove = np.zeros(weight.shape, bool)
@@ -51,6 +51,15 @@ def slow_sparsegpt(weight: Array, inputs: Array, level: str) -> Array:
             weight[row, j:] -= weight[row, j] / inverses[j][0, 0] * inverses[j][0]
             weight[row, j] = 0
     return weight
+
+
+@cache
+def _inverses(inputs: bytes, columns: int) -> list[Array]:
+    """The inverse of the Hessian of the columns from each on. Tests ask for those of the same inputs several times."""
+    values = np.frombuffer(inputs).reshape(-1, columns)
+    hessian = values.T @ values
+    hessian += 0.01 * np.diag(hessian).mean() * np.eye(columns)
+    return [np.linalg.inv(hessian[j:, j:]) for j in range(columns)]
 
 
 SLOW = {"wanda": slow_wanda, "sparsegpt": slow_sparsegpt}

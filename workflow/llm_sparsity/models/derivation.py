@@ -17,6 +17,7 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn import Embedding, Linear, Module, ModuleList
+from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto as auto
 from transformers.pytorch_utils import Conv1D
 
@@ -63,7 +64,7 @@ def empty_model(auto_class: Any, config: Any) -> Any:
         kind = auto_class.__name__.removeprefix("AutoModel") or "model"
         raise UserError(f"transformers has no {kind} of type {config.model_type!r}; choose another model")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():  # drawing numbers that nobody keeps takes half of the time
             model = auto_class.from_config(config)
         model.tie_weights()
     except Exception as error:  # each class checks its configuration in its own way
