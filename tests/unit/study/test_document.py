@@ -29,7 +29,7 @@ def test_a_spelling_that_misleads_is_refused(text: str, said: str, tmp_path: Pat
 
 def test_any_other_document_is_read_as_yaml(root: Path, tmp_path: Path) -> None:
     text = (
-        "base: &base {a: 1, b: 2}\nmerged:\n  <<: *base\n  a: 3\n"
+        "base: &base {a: 1, b: 2}\ndeep:\n  er: &er {<<: *base, a: 4}\nmerged:\n  <<: *er\n  a: 3\n"
         "numbers: [0, -1, 0.5, 1e-3, 1.0e+3, 0x1f, 0.01, '010', 1_000, .inf]\n"
     )
     (tmp_path / "study.yaml").write_text(text)

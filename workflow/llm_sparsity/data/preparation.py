@@ -160,7 +160,7 @@ def _labelled(tables: Mapping[str, Table], settings: TaskSettings) -> tuple[Spli
             split: _pairs(rows, pairs[split], f"{pairs.get('seed', 0)} {split}") for split, rows in splits.items()
         }
     splits = _limited(splits, settings.limit)
-    _check_splits(splits, rated=settings.kind == "regression" or settings.binarize is not None)
+    _check_splits(splits)
     if settings.kind == "regression":
         return splits, {"dropped": dropped}
     names = _label_names(splits, settings.labels)
@@ -191,6 +191,11 @@ def _examples(table: Table, settings: TaskSettings) -> list[Row]:
             known[value] = _label(value, settings, f"{table.where(position, settings.label)} holds {shown(value)}")
         if (label := known[value]) is not None:
             examples.append({**example, "label": label})
+    if len(known) == 1 < len(examples) and (settings.kind == "regression" or settings.binarize is not None):
+        raise UserError(
+            f"{table.name}: column {settings.label!r} holds {shown(next(iter(known)))} in every row, so nothing can be scored; "
+            "GLUE's test split has no labels, remove it from `files`"
+        )
     return examples
 
 
@@ -309,19 +314,13 @@ def _pairs(rows: list[Row], count: int, seed: str) -> list[Row]:
     return drawn
 
 
-def _check_splits(splits: Splits, *, rated: bool) -> None:
-    """Raise UserError if a split is empty, or the training rows have one label; of ratings, the rows of any split."""
+def _check_splits(splits: Splits) -> None:
+    """Raise UserError if a split is empty, or the training rows have one label."""
     for split, rows in splits.items():
         if not rows:
             raise UserError(f"{split}: no rows are left; lower binarize.margin, or name another column for the text")
     if len({row["label"] for row in splits["train"]}) < 2:
         raise UserError("train: all rows have the same label; there is nothing to learn")
-    for split, rows in splits.items() if rated else ():
-        if len({row["label"] for row in rows}) < 2:
-            raise UserError(
-                f"{split}: all rows have the label {rows[0]['label']}, so nothing can be scored; GLUE's test split has "
-                "no labels, remove it from `files`"
-            )
 
 
 def _label_names(splits: Splits, labels: Sequence[str] | None) -> list[str]:

@@ -170,8 +170,7 @@ def _separated(path: Path, text: str, format: str, columns: Sequence[str] | None
                 f"{path.name}: row {number} has {len(row)} values, expected {len(names)} "
                 f"({', '.join(names) if len(names) <= 20 else '...'}); correct the file, `columns` or `format`"
             )
-        else:
-            rows.append(dict(zip(names, row, strict=True)))
+        rows.append(dict(zip(names, row, strict=True)))
     return rows, names or []
 
 

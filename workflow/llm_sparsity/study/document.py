@@ -6,7 +6,6 @@ colons, which it reads in base sixty.
 """
 
 import re
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,16 @@ def read_document(path: Path) -> Any:
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """PyYAML's safe loader without the spellings that mislead."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """A mapping as it is written. Keys that `<<` merges into it may be given again, so they come later."""
+        node = super().compose_mapping_node(anchor)
         given = set[str]()
-        for key, _ in node.value:  # before merges by `<<`, whose keys may be given again
+        for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in given:
                     raise _error(key, f"{key.value} is given twice; remove one")
                 given.add(key.value)
-        return dict(super().construct_mapping(node, deep))
+        return node
 
     def plain_number(self, node: yaml.ScalarNode) -> int | float:
         """A number in base ten, or in base sixteen as 0xff."""
