@@ -192,8 +192,9 @@ def _examples(table: Table, settings: TaskSettings) -> list[Row]:
         if (label := known[value]) is not None:
             examples.append({**example, "label": label})
     if len(known) == 1 < len(examples) and (settings.kind == "regression" or settings.binarize is not None):
+        (value,) = known
         raise UserError(
-            f"{table.name}: column {settings.label!r} holds {shown(next(iter(known)))} in every row, so nothing can be scored; "
+            f"{table.name}: column {settings.label!r} holds {shown(value)} in every row, so nothing can be scored; "
             "GLUE's test split has no labels, remove it from `files`"
         )
     return examples
