@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from llm_sparsity.reporting.answers import answers, questions, ranked
+from llm_sparsity.reporting.answers import answers, questions, ranked, title
 from llm_sparsity.reporting.claims import load
 from llm_sparsity.reporting.figures.drawing import SECTIONS
 from llm_sparsity.reporting.numbers import results, versions
@@ -174,9 +174,71 @@ def test_a_point_that_is_good_by_luck_does_not_win(tmp_path: Path) -> None:
     assert found == f"{WITHIN}at 70 % of its bytes: magnitude, 30 % of linear, with accuracy 0.900 {DENSE}."
     found = accuracies_of(tmp_path, 3, s0=0.9, s30=0.8, s50=0.8, s90=0.9)
     assert found == (
+        f"{OPEN}magnitude, 90 % of linear does, with accuracy 0.900 {DENSE}, but magnitude, 50 % of linear does not."
+    )
+    data = read(tmp_path / "tables")
+    (question,) = (each for each in questions(data) if each.task == "sst2")
+    assert title([question]).startswith(
+        "This study does not decide how much of minilm can be removed on sst2; the best"
+    )
+    found = accuracies_of(tmp_path, 3, s0=0.9, s30=0.8, s50=0.8, s90=0.7)
+    assert found == (
         "On sst2, no pruned minilm stays within 2 points of its dense accuracy; the mildest is magnitude, 30 % of "
         f"linear, with accuracy 0.800 {DENSE}."
     )
+
+
+def test_a_sparsity_that_diverged_ends_a_sweep(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["llama"], ["magnitude"], seeds=0, sparsities=("0.3", "0.5", "0.7"))
+    for sparsity, value in (("0.3", "31"), ("0.5", ""), ("0.7", "30.5")):
+        changed(tmp_path, "metrics", {"sparsity": sparsity, "metric": "perplexity"}, value=value)
+    assert "at 70 % of its bytes: magnitude, 30 % of linear, with perplexity 31.0" in summary_of(tmp_path)
+    changed(tmp_path, "metrics", {"sparsity": "0.3", "metric": "perplexity"}, value="")
+    assert (
+        "does not decide whether llama stays within 10 % of its dense perplexity on text: magnitude, 70 % of linear "
+        "does, with perplexity 30.5 against 30.0 of the dense model, but the same at 50 % diverged."
+    ) in summary_of(tmp_path)
+
+
+def test_a_good_model_of_unequal_classes_is_told(tmp_path: Path) -> None:
+    """The most frequent label alone has 0.985: no model can be two points above it."""
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3, text=False, sparsities=("0.5",))
+    changed(tmp_path, "baselines", {"task": "sst2", "metric": "accuracy"}, value=0.985)
+    changed(tmp_path, "runs", {"task": "sst2"}, validation_examples=20_000)
+    changed(tmp_path, "metrics", {"metric": "accuracy"}, value=0.998)
+    assert told(tmp_path)[0].startswith(WITHIN)
+    changed(tmp_path, "metrics", {"metric": "accuracy"}, value=0.986)
+    assert told(tmp_path)[0].startswith("On sst2, minilm shows nothing: the dense model is hardly better than")
+
+
+def test_a_model_that_is_only_quantised_has_its_own_numbers(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["llama"], ["magnitude"], seeds=0, sparsities=("0.5",))
+    rows = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str, keep_default_na=False)
+    codes = rows[rows.sparsity == "0.5"].assign(method="int8", sparsity="0", fraction="0")
+    codes.loc[codes.metric == "perplexity", "value"] = "77.7"
+    pd.concat([rows, codes]).to_csv(tmp_path / "tables/metrics.csv", index=False)
+    (table,) = (table for table in results(read(tmp_path / "tables")) if table["metric"] == "perplexity")
+    assert table["heads"][4:] == ["0 %", "50 %"]
+    assert [(line[1], line[4]) for line in table["lines"]] == [("magnitude", "30.0"), ("int8", "77.7")]
+    pd.concat([rows[rows.method == "dense"], codes]).to_csv(tmp_path / "tables/metrics.csv", index=False)
+    (table,) = (table for table in results(read(tmp_path / "tables")) if table["metric"] == "perplexity")
+    assert [(line[1], line[4]) for line in table["lines"]] == [("dense", "30.0"), ("int8", "77.7")]
+
+
+def test_numbers_of_one_seed_have_no_interval_whatever_the_score(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 1, text=False)
+    rows = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str, keep_default_na=False)
+    error = rows[rows.metric == "accuracy"].assign(metric="accuracy_stderr", value="0.04")
+    pd.concat([rows, error]).to_csv(tmp_path / "tables/metrics.csv", index=False)
+    (table,) = (table for table in results(read(tmp_path / "tables")) if table["metric"] == "accuracy")
+    assert not any("±" in value for line in table["lines"] for value in line)
+
+
+def test_a_study_without_a_verdict_says_why(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["minilm"], ["random"], 3)
+    assert "This study names no model to take." in summary_of(tmp_path)
+    assert told(tmp_path)[0].startswith("A verdict is about a pruned model and its dense one")
+    assert "A verdict is about a pruned model and its dense one" in page_of(tmp_path, config)
 
 
 def test_choosing_among_methods_is_corrected_for(tmp_path: Path) -> None:
@@ -215,7 +277,7 @@ def test_every_model_may_have_diverged(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude", "uniform"], 3, speed=True)
     metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str, keep_default_na=False)
     metrics.assign(value="").to_csv(tmp_path / "tables/metrics.csv", index=False)
-    assert "scores no pruned model on any task" in summary_of(tmp_path)
+    assert "This study names no model to take" in summary_of(tmp_path)
     assert "This study has nothing to recommend" in page_of(tmp_path, config)
 
 
@@ -372,7 +434,7 @@ def test_the_error_of_a_score_over_examples_widens_its_interval(tmp_path: Path) 
 
 def test_a_validation_split_that_was_trained_on_is_told_first(tmp_path: Path) -> None:
     write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], text=False)
-    flatter = "Scores on sst2 flatter: of its 400 validation examples 4 are training examples of the recipe kept too"
+    flatter = "Scores on sst2 flatter: 1 % of its 400 validation examples are training examples of the recipe kept too"
     changed(tmp_path, "runs", {"task": "sst2", "recipe": "kept"}, seen_examples=3)
     assert flatter[:15] not in summary_of(tmp_path)  # fewer than one in a hundred
     changed(tmp_path, "runs", {"task": "sst2", "recipe": "kept"}, seen_examples=4)
@@ -382,7 +444,7 @@ def test_a_validation_split_that_was_trained_on_is_told_first(tmp_path: Path) ->
 def test_many_models_are_told_by_their_extremes(tmp_path: Path) -> None:
     write_tables(tmp_path / "tables", [f"model-{n}" for n in range(6)], ["magnitude"], text=False)
     assert sum("dense accuracy" in line for line in told(tmp_path)) == 4
-    assert "2 more models and tasks are on the page." in summary_of(tmp_path)
+    assert "The page has 2 more." in summary_of(tmp_path)
 
 
 @pytest.mark.parametrize(("examples", "accuracy", "band"), [(408, 0.86, 3.4), (872, 0.93, 1.7)])

@@ -38,6 +38,19 @@ def test_each_budget_has_the_best_model_that_fits_it(tmp_path: Path) -> None:
     assert option.plain == pytest.approx(1000 / 1200)
 
 
+def test_the_title_has_the_cost_of_a_budget_of_bytes(tmp_path: Path) -> None:
+    """The fastest may be the only one that a budget has; its cost is not that of the mildest."""
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3, text=False, sparsities=("0.5", "0.9"), speed=True)
+    changed(tmp_path, "metrics", {"method": "magnitude", "metric": "accuracy"}, value=0.7)
+    changed(tmp_path, "speed", {"method": "magnitude"}, speedup=3.0)
+    changed(tmp_path, "runs", {"method": "magnitude"}, bytes=90_000_000)
+    changed(tmp_path, "runs", {"method": "dense"}, bytes=100_000_000)
+    found = asked(tmp_path)
+    assert found.decisions[-1].option is not None
+    assert all(decision.option is None for decision in found.decisions[:-1])
+    assert ";" not in title([found])
+
+
 def test_a_choice_that_one_seed_makes_is_not_confirmed(tmp_path: Path) -> None:
     write_tables(tmp_path / "tables", ["minilm"], ["magnitude", "uniform"], 3, text=False, sparsities=("0.5",))
     for method, values in (("magnitude", (0.8, 0.8, 0.8)), ("uniform", (0.7, 0.7, 0.99))):
@@ -124,7 +137,7 @@ def test_a_study_with_nothing_to_recommend_says_so_and_why(tmp_path: Path) -> No
     changed(tmp_path, "metrics", {"method": "magnitude", "metric": "accuracy"}, value=0.51)
     changed(tmp_path, "metrics", {"method": "magnitude", "metric": "perplexity"}, value=1e6)
     reasons = [nothing(asked(tmp_path, metric).decisions) for metric in ("accuracy", "perplexity")]
-    assert "is the best and no better than always answering the most frequent label" in reasons[0]
+    assert "is the best and hardly better than always answering the most frequent label" in reasons[0]
     assert "has 33,333 times the perplexity of the dense model" in reasons[1]
     data = read(tmp_path / "tables")
     shown = page(data, config, {}, {"What should I take?": []})

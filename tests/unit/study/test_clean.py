@@ -103,6 +103,18 @@ def test_results_keep_the_cache_that_they_were_made_from(study: Config, cached: 
     assert found(study) == {"code": "another code"}
 
 
+def test_a_cache_that_recipes_of_equal_settings_share_stays_for_either(
+    study: Config, cached: Callable[..., Path]
+) -> None:
+    """The last one that used it is written in it, and may be gone."""
+    run = first(study)
+    cached("shared", output=str(run.folder.parents[1] / "mine" / "seed-0"))
+    assert found(study) == {"shared": f"no study has {run.folder.parents[1]}/mine/seed-0"}
+    made(study, "shared")
+    assert found(study) == {}
+    assert found(study, others=True) == {}
+
+
 def test_a_study_that_is_not_given_loses_nothing(study: Config, cached: Callable[..., Path]) -> None:
     output = Path("results/mine/dense/task/kept/seed-0")
     cached("begun", output=str(output), finished=False)

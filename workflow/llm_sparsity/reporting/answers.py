@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from llm_sparsity.reporting.contrasts import by_recipe, differ, widest
-from llm_sparsity.reporting.decisions import Decision, decisions, useless
+from llm_sparsity.reporting.decisions import LATENCY, Decision, decisions, useless
 from llm_sparsity.reporting.options import Option, options
-from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, are_masked, scored
-from llm_sparsity.reporting.tolerance import Verdict, tolerance, verdict
+from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, are_masked, judged, scored
+from llm_sparsity.reporting.tolerance import Cell, Verdict, tolerance, verdict
 from llm_sparsity.reporting.wording import (
     constant_answer,
     cost_of,
@@ -36,7 +36,7 @@ class Question:
     """One model on one task: its options, the verdict on them, and a decision for each budget.
 
     Args:
-        informative: whether the dense model has learned the task: it beats always giving the same answer.
+        informative: whether the dense model has learned the task: it is better than always giving the same answer.
     """
 
     task: str
@@ -55,7 +55,12 @@ class Question:
 
 
 def questions(data: Tables) -> list[Question]:
-    """Every model on every task, in the order of the tables. Cells that diverged have no part in it."""
+    """Every model on every task, in the order of the tables. Of cells that diverged only that is known."""
+    rows = judged(data)
+    lost: dict[tuple[str, str, str], set[Cell]] = {}
+    for row in rows[rows.value.isna()].itertuples():
+        cell = ((row.method, row.scope, row.recipe), row.sparsity)
+        lost.setdefault((row.task, row.metric, row.model), set()).add(cell)
     data = {**data, "metrics": scored(data["metrics"])}
     found: dict[tuple[str, str, str], list[Option]] = {}
     for option in options(data):
@@ -65,7 +70,8 @@ def questions(data: Tables) -> list[Question]:
         starts = [option for option in mine if option.is_dense]
         learned = not starts or not all(useless(data, option) for option in starts)
         if len(starts) < len(mine):
-            asked.append(Question(task, metric, model, mine, verdict(mine), decisions(data, mine), learned))
+            found_out = verdict(mine, lost.get((task, metric, model), ()))
+            asked.append(Question(task, metric, model, mine, found_out, decisions(data, mine), learned))
     return asked
 
 
@@ -77,7 +83,7 @@ def ranked(asked: list[Question]) -> list[Question]:
 def title(asked: list[Question]) -> str:
     """The finding of the first question, in one sentence."""
     if not asked:
-        return "This study scores no pruned model on any task"
+        return "This study names no model to take"
     first = asked[0]
     limit, metric = tolerance(first.metric), name_of_metric(first.metric)
     found = first.verdict
@@ -95,9 +101,9 @@ def title(asked: list[Question]) -> str:
 
 
 def _mildest(question: Question) -> str:
-    """What the largest budget with a recommendation costs."""
+    """What the largest budget of bytes with a recommendation costs."""
     for decision in question.decisions:
-        if decision.option is not None:
+        if decision.option is not None and decision.budget != LATENCY:
             unit = f"of {name_of_metric(question.metric)}" if in_points(question.metric) else "the perplexity"
             return f"; the best {_size(decision.option)} costs {cost_of(question.metric, decision.change)} {unit}"
     return ""
@@ -127,7 +133,7 @@ def answers(data: Tables, asked: list[Question]) -> list[str]:
     """
     told = asked if len(asked) <= NAMED else [*asked[: NAMED // 2], *asked[-NAMED // 2 :]]
     pruned = [option for question in asked for option in question.options if not option.is_dense]
-    found = [_seen(data), *(_verdict(question) for question in told), _method(pruned), _part(pruned)]
+    found = [_seen(data), _without(asked), *(_verdict(question) for question in told), _method(pruned), _part(pruned)]
     found += [_bytes(data), _seconds(data), _recipe_gain(pruned), _recovery(pruned), _regrown(data)]
     return [line for line in found if line]
 
@@ -140,9 +146,19 @@ def _seen(data: Tables) -> str:
         return ""
     worst = runs.loc[shares.idxmax()]
     return (
-        f"Scores on {worst.task} flatter: of its {worst.validation_examples} validation examples "
-        f"{worst.seen_examples} are training examples of the recipe {worst.recipe} too, which a model may remember; "
-        "take them out of either."
+        f"Scores on {worst.task} flatter: {percent(round(shares.max(), 3))} of its {worst.validation_examples} "
+        f"validation examples are training examples of the recipe {worst.recipe} too, which a model may remember; take "
+        "them out of either."
+    )
+
+
+def _without(asked: Sequence[Question]) -> str:
+    """Why a study has no verdict."""
+    if asked:
+        return ""
+    return (
+        "A verdict is about a pruned model and its dense one, on a task that is judged by one score. Zero-shot tasks, "
+        "the control random, released masks and models of which the dense one diverged have figures and numbers alone."
     )
 
 
@@ -150,7 +166,7 @@ def _verdict(question: Question) -> str:
     found, where = question.verdict, f"On {question.task}, {question.model}"
     if not question.informative:
         answer = constant_answer(question.metric)
-        return f"{where} shows nothing: the dense model is no better than always answering {answer}."
+        return f"{where} shows nothing: the dense model is hardly better than always answering {answer}."
     if found is None:
         return ""
     option, metric = found.option, name_of_metric(question.metric)
@@ -164,6 +180,11 @@ def _verdict(question: Question) -> str:
     if found.decided is False:
         none = f"On {question.task}, no pruned {question.model} {near}"
         return f"{none}; the mildest is {name_of(option)}, with {values}."
+    if found.contradicted:
+        return (
+            f"This study does not decide whether {question.model} {near} on {question.task}: {name_of(option)} does, "
+            f"with {values}, but {found.contradicted}."
+        )
     return (
         f"This study does not decide whether {question.model} {near} on {question.task}: {name_of(option)} has "
         f"{values}, from {_evidence(found)}; it would take {found.lacking}."

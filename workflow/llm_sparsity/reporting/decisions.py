@@ -17,8 +17,10 @@ from llm_sparsity.reporting.tables import Tables, baseline
 from llm_sparsity.reporting.wording import constant_answer, in_points, name_of, number_of, percent
 
 SHARES = (0.75, 0.5, 0.25, 0.1)  # budgets of bytes, as shares of the dense model's
-FASTER = 2.0  # the budget of latency: half of the dense model's
-ABOVE_CONSTANT = 0.02  # a score that is less above that of always giving the same answer has learned nothing
+FASTER, LATENCY = 2.0, "half the latency"  # the budget of latency
+# A score has learned next to nothing if it is less above that of always giving the same answer: by two points, or by a
+# tenth of what that lacks to 1.
+ABOVE_CONSTANT, OF_MISSING = 0.02, 0.1
 USELESS = 10.0  # times the dense model's perplexity
 
 
@@ -56,7 +58,7 @@ def decisions(data: Tables, options: Sequence[Option]) -> list[Decision]:
         found.append(decision)
     if any(not math.isnan(option.speedup) for option in pruned):
         fast = [option for option in pruned if option.speedup >= FASTER]
-        found.append(_decide(data, "half the latency", fast, "fast", tests))
+        found.append(_decide(data, LATENCY, fast, "fast", tests))
     return found
 
 
@@ -81,8 +83,9 @@ def nothing(found: Sequence[Decision]) -> str:
 def useless(data: Tables, option: Option) -> str:
     """Why nobody should take an option, in words; "" if somebody may."""
     if in_points(option.metric):
-        if option.value < baseline(data, option.task, option.metric) + ABOVE_CONSTANT:
-            return f"no better than always answering {constant_answer(option.metric)}"
+        constant = baseline(data, option.task, option.metric)
+        if option.value < constant + min(ABOVE_CONSTANT, OF_MISSING * (1 - constant)):
+            return f"hardly better than always answering {constant_answer(option.metric)}"
         return ""
     times = option.value / float(option.dense.mean())
     return f"has {times:,.0f} times the perplexity of the dense model" if times > USELESS else ""

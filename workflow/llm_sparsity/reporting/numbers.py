@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from llm_sparsity.reporting.intervals import sampled_margin
+from llm_sparsity.reporting.intervals import margin, sampled_margin
 from llm_sparsity.reporting.tables import CELL, LIBRARIES, UNTRAINED, Tables, by_seed, score_of, start_of, with_errors
-from llm_sparsity.reporting.wording import in_points, name_of_metric, resolution, scope_name, shown
+from llm_sparsity.reporting.wording import in_points, name_of_metric, number_of, resolution, scope_name, shown
 from llm_sparsity.study.sparsity import ZERO
 
 MAIN = (
@@ -23,7 +23,8 @@ def results(data: Tables) -> list[dict[str, Any]]:
     """For each task and metric a small table: a row a model, method, scope and recipe; a column a sparsity.
 
     An entry is the mean over seeds, with half the width of its 95 % interval, or "diverged" if a seed has no value. A
-    single seed has no interval, unless lm-evaluation-harness reports the standard error over examples.
+    single seed has no interval, but a zero-shot task has that of its examples, which lm-evaluation-harness reports. The
+    column of 0 % is that of the dense model, and in the row of a method that only quantises, its own.
     """
     metrics = data["metrics"]
     names = [name for name in dict.fromkeys(metrics.metric) if name != "nll" and not name.endswith("_stderr")]
@@ -39,12 +40,16 @@ def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[st
     sparsities, score = sorted(set(rows.sparsity)), score_of(data, task)
     untrained = "not trained" if (rows.recipe != UNTRAINED).any() else ""  # only where it could be mistaken
     cells = rows.groupby(["model", "method", "scope", "recipe", "sparsity"], sort=False)
-    texts = {key: _interval(metric, cell) for key, cell in cells}
+    texts = {key: _interval(metric, cell, is_zero_shot=not score) for key, cell in cells}
+    keys = dict.fromkeys(key[:4] for key in texts if key[1] != "dense")
+    starts = {key: (key[0], "dense", "", start_of(key[3])) for key in keys}
+    beside = {start for key, start in starts.items() if (*key, ZERO) not in texts}  # which a pruned row shows
     lines = []
-    for line in dict.fromkeys(key[:4] for key in texts if key[1] != "dense"):
-        model, method, scope, recipe = line
-        start = texts.get((model, "dense", "", start_of(recipe), ZERO), "")
-        values = [start if sparsity.is_dense else texts.get((*line, sparsity), "") for sparsity in sparsities]
+    rows_of = [*dict.fromkeys(each for line in keys for each in (starts[line], line))]
+    for key in (each for each in rows_of if each not in beside):
+        model, method, scope, recipe = key
+        start = texts.get((*starts.get(key, key), ZERO), "")
+        values = [texts.get((*key, sparsity), start if sparsity.is_dense else "") for sparsity in sparsities]
         lines.append([model, method, scope_name(scope), recipe or untrained, *values])
     return {
         "task": task,
@@ -56,11 +61,12 @@ def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[st
     }
 
 
-def _interval(metric: str, rows: pd.DataFrame) -> str:
+def _interval(metric: str, rows: pd.DataFrame, *, is_zero_shot: bool) -> str:
     if rows.value.isna().any():
         return shown(metric, math.nan)
     values = by_seed(rows)
-    text, about = shown(metric, float(values.mean())), sampled_margin(values, rows.stderr)
+    about = sampled_margin(values, rows.stderr) if is_zero_shot else margin(values)
+    text = shown(metric, float(values.mean()))
     return text if math.isnan(about) else f"{text} ± {shown(metric, about)}"
 
 
@@ -80,7 +86,9 @@ def versions(data: Tables) -> str:
     for library in LIBRARIES:
         counts = runs[library].value_counts().sort_index()
         if len(counts) > 1:
-            found.append(", ".join(f"{library} {version} ({number} runs)" for version, number in counts.items()))
+            found.append(
+                ", ".join(f"{library} {version} ({number_of(number, 'run')})" for version, number in counts.items())
+            )
     return f"Results come from different versions, so they may differ for that reason: {'; '.join(found)}." * bool(
         found
     )

@@ -27,7 +27,7 @@ def summary(data: Tables, output: Path, claims: Claims | None = None) -> str:
     for question in asked[:NAMED]:
         lines += [*_decisions(question), ""]
     if len(asked) > NAMED:
-        lines += [f"{len(asked) - NAMED} more models and tasks are on the page.", ""]
+        lines += [f"The page has {len(asked) - NAMED} more.", ""]
     for answer in answers(data, asked):
         lines += _wrapped(answer, "* ")
     if warning := versions(data):

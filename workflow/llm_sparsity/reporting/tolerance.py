@@ -6,13 +6,15 @@ good by luck wins nothing. Choosing among sweeps is corrected for, see `options.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from llm_sparsity.reporting.intervals import Estimate, to_decide
 from llm_sparsity.reporting.options import Option, comparisons
-from llm_sparsity.reporting.wording import in_points, percent
+from llm_sparsity.reporting.wording import in_points, name_of, percent
+from llm_sparsity.study.sparsity import Sparsity
 
+Cell = tuple[tuple[str, str, str], Sparsity]  # a sweep and a sparsity of it
 POINTS, TIMES = -0.02, 1.1  # the tolerances: of a difference of scores, of a ratio of perplexities
 
 
@@ -38,12 +40,14 @@ class Verdict:
         change: of its quality, with its interval.
         decided: whether the interval says that the option is (True) or is not (False) inside the tolerance; None: open.
         comparisons: for which the interval is corrected, see `options.comparisons`.
+        contradicted: why an option whose interval is inside the tolerance is left open, in words.
     """
 
     option: Option
     change: Estimate
     decided: bool | None
     comparisons: int
+    contradicted: str = ""
 
     @property
     def near(self) -> bool:
@@ -57,9 +61,16 @@ class Verdict:
         return to_decide(self.change, distance, self.option.count, self.comparisons, self.option.nouns)
 
 
-def verdict(options: Iterable[Option]) -> Verdict | None:
+def verdict(options: Iterable[Option], diverged: Collection[Cell] = ()) -> Verdict | None:
     """The verdict on the options of one model on one task: of the smallest option inside the tolerance; else of the
     best one. None if nothing can be compared.
+
+    An option inside the tolerance with one outside below it in its sweep leaves the question open: one of the two is
+    chance, or something that the study does not explain.
+
+    Args:
+        options: of one model on one task.
+        diverged: cells without a score, which are outside.
     """
     pruned = [option for option in options if not option.is_dense]
     tests = comparisons(pruned)
@@ -68,27 +79,45 @@ def verdict(options: Iterable[Option]) -> Verdict | None:
         for option in pruned
         if (change := option.change(tests))
     ]
-    proven = _furthest(judged, lambda found: found.decided is True)
-    near = _furthest(judged, lambda found: found.near and found.decided is None)
-    undecided, outside = ([found for found in judged if found.decided is decided] for decided in (None, False))
+    proven = _furthest(judged, lambda found: found.decided is True, diverged)
+    near = _furthest(judged, lambda found: found.near and found.decided is None, diverged)
+    alone, undecided, outside = ([found for found in judged if found.decided is each] for each in (True, None, False))
+    if not (proven or near) and alone:
+        best = max(alone, key=_removed)
+        return replace(best, decided=None, contradicted=_contradiction(best, judged, diverged))
     return proven or near or max(undecided or outside, key=lambda found: found.option.rank, default=None)
 
 
-def _furthest(judged: list[Verdict], good: Callable[[Verdict], bool]) -> Verdict | None:
-    """The smallest good option that has none but good ones below it in its sweep.
+def _contradiction(good: Verdict, judged: list[Verdict], diverged: Collection[Cell]) -> str:
+    """The largest sparsity below an option in its sweep that is not inside the tolerance, in words."""
+    option = good.option
+    milder = [found for found in judged if _is_below(option, (found.option.sweep, found.option.sparsity))]
+    verbs = {False: "does not", None: "may not"}
+    names = {
+        found.option.sparsity: f"{name_of(found.option)} {verbs[found.decided]}"
+        for found in milder
+        if not found.decided
+    }
+    names |= {cell[1]: f"the same at {cell[1].label} diverged" for cell in diverged if _is_below(option, cell)}
+    return names[max(names)]
+
+
+def _is_below(option: Option, cell: Cell) -> bool:
+    """Whether a cell is one of a smaller fraction in the sweep of an option.
 
     A pattern is no point of a sweep: it needs good fractions below it, but no fraction needs it.
     """
+    sweep, sparsity = cell
+    return sweep == option.sweep and not sparsity.is_pattern and sparsity < option.sparsity
+
+
+def _furthest(judged: list[Verdict], good: Callable[[Verdict], bool], diverged: Collection[Cell]) -> Verdict | None:
+    """The smallest good option that has none but good ones below it in its sweep."""
 
     def reached(found: Verdict) -> bool:
-        below = (
-            each
-            for each in judged
-            if each.option.sweep == found.option.sweep
-            and not each.option.sparsity.is_pattern
-            and each.option.sparsity < found.option.sparsity
-        )
-        return good(found) and all(map(good, below))
+        option = found.option
+        below = (each for each in judged if _is_below(option, (each.option.sweep, each.option.sparsity)))
+        return good(found) and all(map(good, below)) and not any(_is_below(option, cell) for cell in diverged)
 
     return max(filter(reached, judged), key=_removed, default=None)
 

@@ -1,6 +1,5 @@
 """Checks of this machine, where the driver runs, and of the folder of the study."""
 
-import getpass
 import os
 import re
 import shutil
@@ -96,7 +95,7 @@ def disk(place: Place) -> Line:
     """Whether what is left of the study fits the disk, and the user's quota where the file system tells it."""
     needed = sum(job.bytes for job in place.left)
     free, source = shutil.disk_usage(".").free, "free"
-    quota = ask("lfs", "quota", "-q", "-u", getpass.getuser(), ".")
+    quota = ask("lfs", "quota", "-q", "-u", str(os.getuid()), ".")
     if numbers := re.search(r"^\s*\S+\s+(\d+)\*?\s+\d+\s+(\d+)", quota.output):
         used, limit = (1024 * int(number) for number in numbers.groups())
         if limit and limit - used < free:  # 0: no limit

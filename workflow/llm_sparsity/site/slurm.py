@@ -1,6 +1,7 @@
 """Slurm: whether it answers and takes the jobs of a study, and the jobs that a killed driver has left there."""
 
-import getpass
+import os
+import pwd
 import re
 import sys
 import time
@@ -85,13 +86,21 @@ def accounting(place: Place) -> Line | None:
     return Line("accounting", text, "" if int(age[1]) >= REMEMBERED else "ask the site to raise MinJobAge to 300")
 
 
+def _user() -> str:
+    """The name of this user; the number of one that the machine has no name for, as in some containers."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
 def account(place: Place) -> Line | None:
     """Whether the account is one of the user's."""
     if place.batch != "Slurm":
         return None
     name = (place.provider.account or "") if place.pools else place.resource("slurm_account")
     setting = "parsl-account" if place.pools else "slurm_account"
-    listed = ask("sacctmgr", "-n", "-P", "-s", "list", "user", getpass.getuser(), "format=account")
+    listed = ask("sacctmgr", "-n", "-P", "-s", "list", "user", _user(), "format=account")
     known = sorted({line.strip() for line in listed.output.splitlines() if line.strip()})
     if name and known and name not in known:
         return Line("account", f"{name} is not yours", f"set {setting} to one of {', '.join(known)}")

@@ -10,6 +10,8 @@ from llm_sparsity.study.fields import refuse_unknown
 from llm_sparsity.study.methods import CALIBRATED, SCHEDULED, SINGLE, Chain
 from llm_sparsity.study.settings import RECIPES
 
+TAKEN = {"model", "cost.json", "sizes.json", "sparsity.csv", "weights.parquet"}  # beside the tasks in a results folder
+
 if TYPE_CHECKING:
     from llm_sparsity.study.config import Config, Grid
 
@@ -20,8 +22,8 @@ def check(study: "Config") -> None:
     Raises:
         ValueError: see the module.
     """
-    if "model" in study.tasks:
-        raise ValueError("tasks.model: this name is taken by a folder of the results; choose another")
+    for name in TAKEN & study.tasks.keys():
+        raise ValueError(f"tasks.{name}: this name is taken by a file or folder of the results; choose another")
     for name in study.recipes:
         if name in RECIPES:
             raise ValueError(f"recipes.{name}: this name is built in; choose another")
@@ -63,7 +65,7 @@ def _check_methods(study: "Config", where: str, grid: "Grid") -> None:
         of_layers = chain.is_calibrated or chain.parts[0] not in SINGLE
         if of_layers and (scopes := {"all", "embeddings"} & set(grid.scopes)):
             raise ValueError(
-                f"{where}.scopes: {scopes.pop()} holds more than matrices of layers, which {method} needs; "
+                f"{where}.scopes: {min(scopes)} holds more than matrices of layers, which {method} needs; "
                 "choose linear, attention, mlp, encoder, decoder or a list of layers"
             )
         trained = study.trained_tasks(grid)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from llm_sparsity.jobs.process import is_dead
 from llm_sparsity.storage.files import MANIFEST, read_json, sha256, write_json
-from llm_sparsity.study.cells import MODELS, TASKS, Run
+from llm_sparsity.study.cells import MODELS, RESULTS, TASKS, Run
 from llm_sparsity.study.config import Config
 
 DAY = 24 * 3600  # seconds; a lock's owner touches it every few
@@ -52,13 +52,17 @@ def leftovers(
     for study in studies:
         for run in study.cells().runs:
             cells[str(run.folder)].append((study, run))
-    sources = _sources(home, studies)
+    sources, made = _sources(home, studies), _made(home)
     found, tokens = [], set[str]()
     for folder in sorted(path.parent for path in work.glob("*/run.json")):
         cached = read_json(folder / "run.json")
         reason = None
         if not _is_locked(folder / "lock") and not any(source.is_relative_to(folder.resolve()) for source in sources):
-            reason = _reason(folder, cached, cells.get(cached["output"], []), code, versions, others)
+            reasons = [
+                _reason(folder, {**cached, "output": output}, cells.get(output, []), code, versions, others)
+                for output in sorted({cached["output"], *made[folder.name]})
+            ]
+            reason = None if None in reasons else reasons[0]
         if reason:
             found.append(_leftover(folder, reason))
         else:
@@ -136,6 +140,15 @@ def _reason(
         return None
     difference = next(filter(None, differences), None)
     return difference or (f"{cached['output']} was made anew" if anew else f"no study has {cached['output']}")
+
+
+def _made(home: Path) -> dict[str, set[str]]:
+    """The name of a cache -> the runs whose results were made from it: recipes of equal settings share one."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for table in (home / RESULTS).glob("*/*/*/*/*/checkpoints.csv"):
+        for name in _makers(table.parent):
+            found[name].add(str(table.parent.relative_to(home)))
+    return found
 
 
 def _makers(output: Path) -> set[str]:
