@@ -179,7 +179,16 @@ def test_scores_of_further_splits_and_diverged_ones(study: Path, tmp_path: Path)
     assert list(found) == [("matthews", "validation"), ("accuracy", "validation"), ("accuracy", "mismatched")]
     assert found["accuracy", "mismatched"].examples == 50
     assert found["matthews", "validation"].margin == pytest.approx(0.196, abs=1e-3)
-    assert found["accuracy", "validation"].margin == pytest.approx(0.098, abs=1e-3)
+    assert found["accuracy", "validation"].margin == pytest.approx(0.0961, abs=1e-4)  # 1.96 (0.25 / 104)^0.5
+
+
+def test_a_perfect_score_has_an_interval(study: Path, tmp_path: Path) -> None:
+    run = tmp_path / "results/bert/dense/mood/kept/seed-0"
+    run.mkdir(parents=True)
+    (run / "model").symlink_to(study / "results/bert/dense/mood/kept/seed-0/model")
+    write_json(run / "metrics.json", {"metrics": {"accuracy": 1.0}, "examples": {"train": 64, "validation": 32}})
+    (score,) = scores(find_cell(run))
+    assert score.margin == pytest.approx(0.0748, abs=1e-4)  # 1.96 (34/36 2/36 / 36)^0.5
 
 
 @pytest.mark.parametrize(

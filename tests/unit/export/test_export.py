@@ -1,6 +1,7 @@
 """Exported folders, read by transformers in processes of their own. Weights are RANDOM."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from llm_sparsity.export.cell import find_cell
 from llm_sparsity.export.export import export
@@ -214,3 +216,46 @@ def test_the_command_says_what_was_written(study: Path, root: Path, tmp_path: Pa
     done = script("results/lama/int8-linear-0", "--output", tmp_path / "again")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("no such result; the nearest result is results/llama/int8-linear-0")
+
+
+def changed(study: Path, kind: str, folder: Path, **config: object) -> Path:
+    """A dense model of a study, whose configuration is changed."""
+    shutil.copytree(study / "resources/models" / kind, folder)
+    values = {**json.loads((folder / "config.json").read_text()), **config}
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    return folder
+
+
+def test_outputs_that_are_not_finite_are_no_equal_outputs(study: Path, tmp_path: Path) -> None:
+    folder = changed(study, "bert", tmp_path / "model")
+    tensors = {name: tensor.clone() for name, tensor in weights.load(folder).items()}
+    next(tensor for name, tensor in tensors.items() if "word_embeddings" in name)[7] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="computes outputs that are not finite; nothing is written"):
+        export(find_cell(folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_names_no_class_keeps_its_head(study: Path, tmp_path: Path) -> None:
+    folder = changed(study, "bert", tmp_path / "model", architectures=None)
+    exported = export(find_cell(folder), tmp_path / "out", check=False)
+    assert exported.model_class == ("BertForMaskedLM" if "cls." in str(weights.load(folder).keys()) else "BertModel")
+    assert weights.load(tmp_path / "out").keys() == weights.load(folder).keys()
+
+
+def test_weights_of_float64_are_written_as_they_are(study: Path, tmp_path: Path) -> None:
+    folder = changed(study, "bert", tmp_path / "model")
+    tensors = {name: tensor.double() / 3 for name, tensor in weights.load(folder).items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    export(find_cell(folder), tmp_path / "out", check=False)
+    found = weights.load(tmp_path / "out")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items() if name in found)
+
+
+def test_a_classifier_is_padded_as_it_was_trained(study: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(study / f"results/gpt2/{RUN}", run)
+    path = run / "model/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
+    export(find_cell(run), tmp_path / "out", check=False)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").padding_side == "right"

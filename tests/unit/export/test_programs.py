@@ -76,6 +76,20 @@ def test_experts_of_a_trained_mixture_have_the_names_of_the_hub(
         torch.testing.assert_close(plain(inputs).logits, load_classifier(trained, labels=2, seed=1)(inputs).logits)
 
 
+def test_experts_count_in_the_density(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """All experts of a layer are one row."""
+    zoo.save("mixtral", tmp_path / "resources/models/x", tiny_model("llama"))
+    variant = tmp_path / "results/x/uniform-mlp-0.5"
+    prune(ModelFolder(tmp_path / "resources/models/x"), {Sparsity("0.5"): variant}, method="uniform", scope="mlp")
+    exported = export(find_cell(variant), tmp_path / "out", check=False)
+    experts = [row for row in exported.densities if "experts" in row.matrix]
+    assert {row.left / row.size for row in experts} == {0.5}
+    stored = weights.load(variant / "model")
+    assert sum(row.size for row in experts) == sum(w.numel() for n, w in stored.items() if ".experts." in n)
+    assert len({row.matrix for row in experts}) == 3
+    assert len(experts) == 3 * len({row.layer for row in exported.densities if row.layer >= 0})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", zoo.EVERY)
 def test_a_model_of_any_type_computes_the_same(kind: str, study: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,6 +51,23 @@ def test_generating_gives_the_same_text(kind: str, variant: Variant) -> None:
     options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     sparse, dense = (load(folder, execution).generate(ids, **options) for execution in ("sparse", "dense"))
     assert sparse.shape == (2, 17) and torch.equal(sparse, dense)
+
+
+@pytest.mark.parametrize("execution", ["dense", "sparse"])
+def test_it_generates_as_its_folder_says(execution: str, variant: Variant, tmp_path: Path) -> None:
+    folder = variant("0.5", kind="gpt2")
+    shutil.copytree(folder.path, tmp_path / "model")
+    said = {"repetition_penalty": 5.0, "max_new_tokens": 12, "eos_token_id": [5, 7], "pad_token_id": 0}
+    (tmp_path / "model/generation_config.json").write_text(json.dumps(said))
+    ids = torch.tensor([[8, 9, 10]])
+    options: dict[str, Any] = {"repetition_penalty": 5.0, "max_new_tokens": 12, "eos_token_id": [5, 7]}
+    expected = load(folder, execution).generate(ids, do_sample=False, pad_token_id=0, **options)
+    found = load(tmp_path / "model", execution).generate(ids)
+    assert torch.equal(found, expected)
+    assert found.shape[1] <= 15
+    (tmp_path / "model/generation_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"generation_config\.json: .*; correct or remove it"):
+        load(tmp_path / "model", execution)
 
 
 def test_a_pipeline_takes_it(variant: Variant) -> None:

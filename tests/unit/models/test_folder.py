@@ -109,3 +109,12 @@ def test_the_longest_sequence(kind: str, longest: int, tiny_model: Callable[[str
     folder.check_length("max_length", longest)
     with pytest.raises(UserError, match=f"max_length: found {longest + 1}, but .* allows {longest} tokens"):
         folder.check_length("max_length", longest + 1)
+
+
+def test_the_longest_sequence_may_be_that_of_the_type(tmp_path: Path) -> None:
+    """config.json may leave out what is the default of its type."""
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "bert", "hidden_size": 8, "num_attention_heads": 2})
+    )
+    assert ModelFolder(tmp_path).model_config.max_position_embeddings == 512
+    assert ModelFolder(tmp_path).max_length == 512

@@ -32,6 +32,20 @@ def test_the_head_depends_on_the_seed_alone(tiny_model: Callable[[str], Path]) -
     assert torch.equal(torch.rand(1), expected)  # the caller's generator is left alone
 
 
+@pytest.mark.parametrize("option", [{"return_dict": False}, {"output_attentions": True}])
+def test_what_a_configuration_returns_is_not_asked(
+    option: dict[str, bool], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model("gpt2"), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | option))
+    for net in (load_causal(ModelFolder(tmp_path)), load_classifier(ModelFolder(tmp_path), labels=2, seed=0)):
+        found = net(torch.tensor([[7, 8, 9]]))
+        assert found.logits.shape[0] == 1
+        assert found.attentions is None
+        net.config.save_pretrained(tmp_path / "saved")
+
+
 def test_a_decoder_classifies_at_the_last_token_that_is_no_padding(tiny_model: Callable[[str], Path]) -> None:
     model = load_classifier(ModelFolder(tiny_model("gpt2")), labels=2, seed=0)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

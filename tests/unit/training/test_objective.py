@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,18 @@ def test_a_number_is_learned(dense: Callable[[str], ModelFolder], stars: TaskFol
         "spearmanr_other",
         "measured_sparsity",
     ]
+
+
+def test_a_classifier_is_none_of_several_labels(
+    dense: Callable[[str], ModelFolder], task: TaskFolder, tmp_path: Path
+) -> None:
+    """Pipelines would take the logits of one of these for independent ones, and give shares that do not add up to 1."""
+    path = shutil.copytree(dense("bert").path, tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
+    tokens = tokenize(ModelFolder(path), task, tmp_path, max_length=8, code="")
+    net = Labels(tokens).load(ModelFolder(path), 0, values=True)
+    assert net.config.problem_type == "single_label_classification"
 
 
 def test_a_number_is_learned_from_a_teacher(

@@ -64,6 +64,9 @@ def check_export(exported: Path, expected: "Mapping[str, Tensor]") -> Checked:
     ids, values = ([key for key in expected if key.startswith(kind)] for kind in ("ids.", "outputs."))
     if not all(torch.equal(found[key], expected[key]) for key in ids):
         raise UserError("the exported tokenizer gives other token ids; nothing is written")
+    for who, all_outputs in (("the model", expected), ("transformers alone", found)):
+        if not all(bool(torch.isfinite(all_outputs[key]).all()) for key in values):
+            raise UserError(f"{who} computes outputs that are not finite; nothing is written")
     difference = max(float((found[key] - expected[key]).abs().max()) for key in values)
     largest = max(float(expected[key].abs().max()) for key in values)
     if not difference <= TOLERANCE * largest:

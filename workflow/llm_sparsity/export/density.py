@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,24 +33,31 @@ class Density:
 
 
 def densities(cell: Cell, model: Any) -> list[Density]:
-    """The density of each tensor that has a role, in the order of the model.
+    """The density of each tensor that has a role, in the order of the model; of the experts of a layer, together.
 
     Args:
         cell: a cell.
         model: its transformers model.
     """
-    from llm_sparsity.models.checkpoint import stored_names
+    from llm_sparsity.models.names import ModuleNames
 
-    sizes, found = _dense_sizes(cell), []
+    sizes, order = _dense_sizes(cell), {name: number for number, (name, _) in enumerate(model.named_parameters())}
+    found: dict[tuple[str, int, str, str], list[int]] = {}
     with cell.folder.open() as reader:
-        roles, stored = cell.folder.roles(reader.names), stored_names(model, reader.names)
-    for own, weight in model.named_parameters():
-        name = stored.get(own, "")
-        if role := roles.get(name):
+        roles, places = cell.folder.roles(reader.names), ModuleNames(model).places(reader.names)
+
+        def position(name: str) -> int:
+            own = places[name].names if name in places else ()
+            return order.get(own[0], len(order)) if own else len(order)
+
+        for name in sorted(roles, key=position):
+            role, tensor = roles[name], reader.tensor(name)
             matrix = name.removesuffix(".weight").partition(f".{role.layer}.")[2] or name.removesuffix(".weight")
-            left, size = int(weight.count_nonzero()), sizes.get(name, weight.numel())
-            found.append(Density(role.stack, role.layer, role.part, matrix, left, size))
-    return found
+            matrix = re.sub(r"\bexperts\.\d+\b", "experts", matrix)
+            counts = found.setdefault((role.stack, role.layer, role.part, matrix), [0, 0])
+            counts[0] += int(tensor.count_nonzero())
+            counts[1] += sizes.get(name, tensor.numel())
+    return [Density(*key, *counts) for key, counts in found.items()]
 
 
 def share_left(rows: Iterable[Density]) -> float:

@@ -67,12 +67,12 @@ def load_plain(folder: ModelFolder, facts: Mapping[str, Any]) -> Any:
     fields: dict[str, Any] = {}
     if labels:
         fields = {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
-    dtype = loading_dtype(folder, torch.device("cuda"))  # holds all weights exactly
+    dtype = loading_dtype(folder, torch.device("cuda"))  # holds all weights exactly but those of float64
     model = load_model(held_class(folder, _wanted(folder, facts), **fields), folder, dtype=dtype, **fields)
     with folder.open() as reader:
         for name, stored in stored_parameters(model, folder).items():
-            weight = model.get_parameter(name)
-            weight.data = weight.data.to(reader.dtype(stored))
+            weight, kind = model.get_parameter(name), reader.dtype(stored)
+            weight.data = reader.tensor(stored) if kind == torch.float64 else weight.data.to(kind)
     for field in LEFTOVERS & vars(model.config).keys():
         delattr(model.config, field)
     return model
@@ -104,7 +104,8 @@ def save_plain(model: Any, folder: ModelFolder, output: Path, max_shard_size: st
         if path.name not in OWN:
             (output / path.name).write_bytes(path.read_bytes())
     if model.config.pad_token_id is not None and type(model).__name__.endswith("ForSequenceClassification"):
-        folder.tokenizer.save_pretrained(output)  # with the padding token that the classifier was trained with
+        folder.tokenizer.padding_side = "right"
+        folder.tokenizer.save_pretrained(output)  # with the padding that the classifier was trained with
 
 
 def _add_older_names(path: Path) -> None:
@@ -137,7 +138,10 @@ def _wanted(folder: ModelFolder, facts: Mapping[str, Any]) -> Iterator[Any]:
         yield transformers.AutoModelForSequenceClassification
     if facts.get("architecture") == "decoder":
         yield transformers.AutoModelForCausalLM
-    yield named_class(folder)
+    if folder.class_name:
+        yield named_class(folder)
+    else:  # a folder that holds the head of pretraining keeps it
+        yield from (transformers.AutoModelForMaskedLM, transformers.AutoModelForSeq2SeqLM)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -58,7 +58,7 @@ def generate(folder: ModelFolder, execution: str, prompt: str, tokens: int, out:
     if not model.can_generate():
         raise UserError(f"{folder}: {type(model).__name__} generates no text; choose a causal language model")
     print(f"--- {execution}: {prompt}", end="", file=out, flush=True)
-    options: dict[str, Any] = {"do_sample": False, "pad_token_id": folder.tokenizer.pad_token_id}
+    options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "pad_token_id": folder.tokenizer.pad_token_id}
     with torch.inference_mode():
         model.generate(ids, max_new_tokens=min(WARM_UP, tokens), **options)
         streamer = Clock(folder.tokenizer, out)

@@ -160,7 +160,7 @@ class ModelFolder:
     @property
     def max_length(self) -> int | None:
         """The longest sequence that the model has positions for, in tokens; None if it sets no limit."""
-        longest = self.config.get("max_position_embeddings") or self.config.get("n_positions")
+        longest = getattr(self.model_config, "max_position_embeddings", None) or self.config.get("n_positions")
         return int(longest) - self.structure.first_position if longest else None
 
     def check_length(self, key: str, value: int) -> None:

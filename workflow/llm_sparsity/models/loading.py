@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llm_sparsity.models.checkpoint import ModelReader
 
 
+OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # whatever config.json says
 # Types of encoder-decoders that make the decoder's inputs from the encoder's by themselves, each in its own way.
 SHIFTING = {"bart", "mbart"}
 
@@ -162,7 +163,7 @@ def _empty(auto_class: Any, folder: ModelFolder, **kwargs: Any) -> Any:
     from llm_sparsity.models.derivation import empty_model
 
     _ = folder.structure  # or the reason why there is none
-    config = transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, **kwargs)
+    config = transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, **OUTPUTS, **kwargs)
     try:
         return empty_model(auto_class, config)
     except UserError as error:  # such as a type without this kind of head

@@ -33,6 +33,8 @@ class Labels:
         net = load_classifier(folder, labels=self._num_labels, seed=seed, task=self._task, values=values)
         if self._num_labels == 1:
             net.config.problem_type = "regression"  # or transformers' pipelines would squash the number
+        elif net.config.problem_type:  # of another head: its pipelines would give shares that do not add up to 1
+            net.config.problem_type = "single_label_classification"
         return net
 
     def is_new(self, net: Module, name: str) -> bool:
