@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from llm_sparsity.reporting.answers import questions
 from llm_sparsity.reporting.chart import chart
@@ -24,9 +25,10 @@ from llm_sparsity.reporting.figures import (
     regrowth,
     size,
     speed,
+    weights,
     zero_shot,
 )
-from llm_sparsity.reporting.figures.drawing import Drawn, Study
+from llm_sparsity.reporting.figures.drawing import Drawn, Study, save
 from llm_sparsity.reporting.figures.labels import legible, name_points
 from llm_sparsity.reporting.figures.style import STYLE, ticks
 from llm_sparsity.reporting.plot import KINDS
@@ -236,6 +238,55 @@ def test_means_are_over_the_same_tasks(tmp_path: Path) -> None:
     assert "on easy" in figures["zero-shot-easy"].title
 
 
+def scored_on(*sets: tuple[str, ...]) -> Callable[[Tables], None]:
+    """Zero-shot tasks: each method is scored on one set of them, the dense model on all."""
+
+    def change(found: Tables) -> None:
+        text = found["metrics"][found["metrics"].metric == "perplexity"].assign(metric="acc", value=0.5)
+        methods = list(dict.fromkeys(text.method[text.method != "dense"]))
+        found["metrics"] = pd.concat(
+            text[text.method == method].assign(task=task)
+            for method, tasks in [("dense", set().union(*sets)), *zip(methods, sets, strict=True)]
+            for task in sorted(tasks)
+        )
+
+    return change
+
+
+SUBJECTS = tuple(f"mmlu_subject_{number:02d}" for number in range(20))
+
+
+@pytest.mark.parametrize("sets", [(SUBJECTS, SUBJECTS[:19]), (("a", "b"), ("a-b",)), (("a-b", "c"), ("a", "b-c"))])
+def test_figures_of_zero_shot_tasks_have_files_of_their_own(sets: tuple[tuple[str, ...], ...], tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["llama"], ["magnitude", "wanda"], seeds=0, sparsities=("0.5",))
+    study = study_of(tmp_path / "tables", scored_on(*sets))
+    names = {save(figure, tmp_path / "figures")["name"] for figure in drawn(zero_shot, study)}
+    assert len(names) == 2 and max(map(len, names)) <= 120
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"{name}.{suffix}" for name in names for suffix in ("svg", "png")
+    }
+    again = {save(figure, tmp_path / "figures")["name"] for figure in drawn(zero_shot, study)}
+    assert again == names
+
+
+def test_metrics_of_splits_have_figures_of_their_own(tmp_path: Path) -> None:
+    """Split `a` of task `b-t` and split `a-b` of task `t`."""
+    write_tables(tmp_path, ["llama"], ["magnitude"], sparsities=("0.5",), text=False)
+
+    def change(found: Tables) -> None:
+        for name in ("metrics", "baselines", "runs", "tasks"):
+            rows = found[name]
+            parts = [rows.assign(task=task) for task in ("b-t", "t")]
+            if name in ("metrics", "baselines"):
+                splits = zip(parts, ("accuracy_a", "accuracy_a-b"), strict=True)
+                parts += [mine[mine.metric == "accuracy"].assign(metric=metric) for mine, metric in splits]
+            found[name] = pd.concat(parts, ignore_index=True)
+
+    names = [figure.name for figure in drawn(by_sparsity, study_of(tmp_path, change))]
+    assert len(names) == len(set(names)) == 10
+    assert {"accuracy-t", "accuracy-b-t", "accuracy_a-b-t", "train-time-b-t"} < set(names)
+
+
 def test_perplexity_of_a_harness_task_is_no_perplexity_of_text(tmp_path: Path) -> None:
     write_tables(tmp_path, ["llama"], ["magnitude"], seeds=0)
 
@@ -281,6 +332,86 @@ def test_parts_have_intervals_and_any_sign(tmp_path: Path) -> None:
     assert "has accuracy -0.200 whichever part is pruned" in figure.title
 
 
+def parted(found: Tables) -> None:
+    """Variants of two parts in place of one."""
+    for name in ("metrics", "sizes", "runs"):
+        rows = found[name]
+        pruned = [rows[rows.method != "dense"].assign(scope=scope) for scope in ("attention", "mlp")]
+        found[name] = pd.concat([rows[rows.method == "dense"], *pruned], ignore_index=True)
+
+
+def test_parts_of_which_nothing_is_removed_are_not_drawn(tmp_path: Path) -> None:
+    write_tables(tmp_path, ["llama"], ["magnitude"], sparsities=("0.5",), text=False)
+
+    def change(found: Tables) -> None:
+        quantised(found)
+        parted(found)
+
+    def beside(found: Tables) -> None:
+        parted(found)
+        for name in ("metrics", "sizes", "runs"):
+            rows = found[name]
+            codes = rows[rows.method != "dense"].assign(method="int8", sparsity=Sparsity("0"), fraction=0.0)
+            found[name] = pd.concat([rows, codes], ignore_index=True)
+
+    assert drawn(parts, study_of(tmp_path, change)) == []
+    (figure,) = drawn(parts, study_of(tmp_path, beside))
+    assert [ax.get_title(loc="left") for ax in figure.figure.axes] == ["llama: 50% of one part removed, magnitude"]
+    assert figure.title.endswith(", 50 % of one part removed")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [parts, layer_errors, weights, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (by_sparsity, speed))],
+)
+def test_names_of_panels_stay_in_their_panel(kind: Any, tmp_path: Path) -> None:
+    models = ["Llama-3.2-1B-Instruct-finetuned", "Llama-3.2-1B-Instruct-finetuned-on-a-task-of-the-last-decade"]
+    write_tables(tmp_path, models, ["sparsegpt+reconstruct"], text=False, speed=True)
+
+    def change(found: Tables) -> None:
+        parted(found)
+        found["tensors"]["error"] = 0.1 * found["tensors"].layer.astype(float)
+        rows = found["weights"]
+        found["weights"] = pd.concat([rows, rows[rows.level == "layer"].assign(stack="decoder")], ignore_index=True)
+
+    for figure in (each.figure for each in drawn(kind, study_of(tmp_path, change))):
+        figure.draw_without_rendering()
+        names = {ax.get_title(loc="left") for ax in figure.axes}
+        boxes = [text.get_window_extent() for text in figure.findobj(Text) if text.get_text() in names]
+        assert len(boxes) == len(figure.axes)
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+        assert all(left.x1 < right.x0 for left, right in zip(boxes[::2], boxes[1::2], strict=False))
+
+
+def test_weights_of_one_magnitude_are_drawn_on_the_whole_grid(tmp_path: Path) -> None:
+    """Of binary weights every one has the magnitude 0.03."""
+    write_tables(tmp_path, ["llama"], ["magnitude"], seeds=0)
+
+    def change(found: Tables) -> None:
+        rows = found["weights"]
+        curve = rows.statistic == "cumulative"
+        rows.loc[curve, "value"] = (rows.x[curve] > 0.03).astype(float)
+
+    layers = {figure.name: figure for figure in drawn(weights, study_of(tmp_path, change))}["layers-llama"]
+    assert layers.figure.axes[0].get_xlim() == pytest.approx((1e-5, 10))
+
+
+def test_a_caption_is_true_for_every_model(tmp_path: Path) -> None:
+    """One model has three seeds and accuracy 0.96, the other one seed and 0.56, each on 400 examples."""
+    write_tables(tmp_path, ["llama", "opt"], ["magnitude"], 3, text=False)
+
+    def change(found: Tables) -> None:
+        for name in ("metrics", "runs"):
+            found[name] = found[name][(found[name].model == "llama") | (found[name].seed == 0)].copy()
+        found["metrics"]["value"] = found["metrics"].model.map({"llama": 0.96, "opt": 0.56})
+
+    caption = drawn(by_sparsity, study_of(tmp_path, change))[0].caption
+    assert (
+        "1 to 3 seeds: small points; line and band are their mean and its 95 % t-interval; one seed has no" in caption
+    )
+    assert "near the dense accuracy of 0.56 to 0.96, their number alone leaves ±1.9 to 4.9 points" in caption
+
+
 def test_the_fastest_is_one_that_is_drawn_and_not_noise(tmp_path: Path) -> None:
     write_tables(tmp_path, ["llama"], ["magnitude"], seeds=0, speed=True)
 
@@ -300,7 +431,7 @@ def test_the_fastest_is_one_that_is_drawn_and_not_noise(tmp_path: Path) -> None:
     assert title(slow).startswith("Nothing is faster than the dense model at batch 1; the nearest (0.50 times)")
     assert (
         title(other)
-        == "At most 1.6 times as fast as dense at batch 1: llama, magnitude, 90 % of linear, sparse execution"
+        == "At most 1.60 times as fast as dense at batch 1: llama, magnitude, 90 % of linear, sparse execution"
     )
 
 

@@ -27,6 +27,14 @@ def test_a_spelling_that_misleads_is_refused(text: str, said: str, tmp_path: Pat
     assert str(error.value) == f"{tmp_path / 'study.yaml'}: {said}"
 
 
+def test_json_may_have_tabs(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text('{\n\t"a": {"b": 1,\n\t"c": [1e-3]}}')
+    assert read_document(tmp_path / "study.json") == {"a": {"b": 1, "c": [0.001]}}
+    (tmp_path / "study.json").write_text('{"a": {"b": 1, "b": 2}}')
+    with pytest.raises(UserError, match=r"study\.json: b is given twice; remove one"):
+        read_document(tmp_path / "study.json")
+
+
 def test_any_other_document_is_read_as_yaml(root: Path, tmp_path: Path) -> None:
     text = (
         "base: &base {a: 1, b: 2}\ndeep:\n  er: &er {<<: *base, a: 4}\nmerged:\n  <<: *er\n  a: 3\n"

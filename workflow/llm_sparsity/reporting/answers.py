@@ -23,6 +23,7 @@ from llm_sparsity.reporting.wording import (
     percent,
     scope_name,
     shown,
+    times,
 )
 
 WHOLE = ("all", "linear")  # scopes that are whole models, not parts
@@ -281,7 +282,7 @@ def _seconds(data: Tables) -> str:
         return f"No variant runs measurably faster than its dense model on this machine, {pruned.device.iloc[0]}."
     row = faster.loc[faster.speedup.idxmax()]
     return (
-        f"The fastest runs {row.speedup:.1f} times as fast as dense, by {row.execution} execution on {row.device}, "
+        f"The fastest runs {times(row.speedup)} as fast as dense, by {row.execution} execution on {row.device}, "
         f"batch {row.batch_size}{', decoding' * (row.phase == 'decode')}: {_variant(row)}."
     )
 

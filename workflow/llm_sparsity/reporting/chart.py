@@ -24,6 +24,7 @@ from llm_sparsity.reporting.wording import (
     name_of_metric,
     percent,
     shown,
+    times,
 )
 
 LETTER, LINE = 1.05, 5.0  # width and height of a name's letters, in percent of the plot of a desktop's page
@@ -89,7 +90,7 @@ def _point(option: Option, change: Estimate | None, place: tuple[float, float], 
         f"{name_of_metric(option.metric)} {shown(option.metric, option.value)}"
         + ("" if option.is_dense or change is None else f", {cost_of(option.metric, change)} {costs} dense"),
         f"{size}, {percent(round(100 * option.share, 1) / 100)} of the dense bytes"
-        + ("" if math.isnan(option.speedup) or option.is_dense else f"; {option.speedup:.2f} times as fast"),
+        + ("" if math.isnan(option.speedup) or option.is_dense else f"; {times(option.speedup)} as fast"),
     ]
     return {
         "x": place[0],

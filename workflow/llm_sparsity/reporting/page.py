@@ -29,6 +29,7 @@ from llm_sparsity.reporting.wording import (
     percent,
     scope_name,
     shown,
+    times,
 )
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -154,7 +155,7 @@ def _decision(question: Question, decision: Decision) -> dict[str, Any]:
         "share": "" if math.isnan(option.share) else percent(round(100 * option.share, 1) / 100),
         "bytes": f"{option.bytes / 1e6:,.1f} MB",
         "plain": "" if math.isnan(option.plain) else percent(round(100 * option.plain, 1) / 100),
-        "speed": "" if math.isnan(option.speedup) else f"{option.speedup:.1f} times",
+        "speed": "" if math.isnan(option.speedup) else times(option.speedup),
         "confirmed": decision.confirmed,
         "folder": str(option.folder),
     }

@@ -1,6 +1,7 @@
 """Names and numbers as text, for sentences, tables and figures."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from llm_sparsity.reporting.intervals import Estimate, Score, quantile
@@ -8,6 +9,7 @@ from llm_sparsity.reporting.tables import Tables, examples, judged
 from llm_sparsity.study.sources import SCORES
 from llm_sparsity.study.sparsity import Sparsity
 
+USUAL = ("", "linear")  # scopes that need no name: none, and all matrices of the layers
 NAMES = {
     "accuracy": "accuracy",
     "f1": "F1",
@@ -75,9 +77,12 @@ def scope_name(scope: str) -> str:
 
 
 def name_of(row: Any) -> str:
-    """What a cell is, for sentences: "magnitude, 50 % of linear, gradual"; of a quantised model, "int8"."""
-    removed = [] if row.sparsity.is_dense else [part_of(row.sparsity, scope_name(row.scope))]
-    return ", ".join([row.method, *removed, *([row.recipe] if row.recipe not in ("kept", "") else [])])
+    """What a cell is, for sentences: "magnitude, 50 % of linear, gradual"; of a quantised part, "int8 of attention"."""
+    if row.sparsity.is_dense:
+        what = [row.method if row.scope in USUAL else f"{row.method} of {scope_name(row.scope)}"]
+    else:
+        what = [row.method, part_of(row.sparsity, scope_name(row.scope))]
+    return ", ".join([*what, *([row.recipe] if row.recipe not in ("kept", "") else [])])
 
 
 def point_name(row: Any) -> str:
@@ -104,17 +109,29 @@ def number_of(count: int, noun: str) -> str:
     return f"one {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def times(ratio: float) -> str:
+    """How many times as fast, with a digit more below two, where it tells a gain from none."""
+    return f"{ratio:.{2 if ratio < 2 else 1}f} times"
+
+
+def span(values: Iterable[float], digits: int) -> str:
+    """From the lowest value to the highest, such as "0.56 to 0.96"; of equal ones, that value."""
+    known = list(values)
+    return " to ".join(dict.fromkeys(f"{end:.{digits}f}" for end in (min(known), max(known))))
+
+
 def resolution(data: Tables, task: str) -> str:
-    """The precision of a task's score on its validation split: a 95 % interval."""
+    """The precision of a task's score on its validation split: a 95 % interval, of several models the range of each."""
     rows = judged(data)
     dense = rows[(rows.task == task) & (rows.method == "dense")]
     count, metric = examples(data, task), str(next(iter(dense.metric), ""))
-    score = Score.of(dense, metric, count)
-    band = 100 * quantile() * math.sqrt(score.variance / count)
-    if math.isnan(band):
+    scores = [Score.of(rows, metric, count) for _, rows in dense.groupby("model")]
+    known = [score for score in scores if not math.isnan(score.variance)]
+    if not known:
         return f"The validation split has {count} examples."
+    bands = [100 * quantile() * math.sqrt(score.variance / count) for score in known]
     return (
         f"The validation split has {count} examples: near the dense {name_of_metric(metric)} of "
-        f"{float(score.values.mean()):.2f}, their number alone "
-        f"leaves ±{band:.1f} points of chance (95 %); seeds add theirs."
+        f"{span((float(score.values.mean()) for score in known), 2)}, their number alone "
+        f"leaves ±{span(bands, 1)} points of chance (95 %); seeds add theirs."
     )

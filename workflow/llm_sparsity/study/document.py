@@ -1,11 +1,13 @@
-"""Documents: the YAML that a person writes, read so that what runs is what stands on the screen.
+"""Documents: the YAML or JSON that a person writes, read so that what runs is what stands on the screen.
 
 Three spellings say one thing to a reader and another to a program, and are refused: a key that is given twice, of which
 the first would be dropped; a whole number that begins with 0, which YAML 1.1 reads in base eight; and a number with
 colons, which it reads in base sixty.
 """
 
+import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,23 @@ from llm_sparsity.jobs.errors import UserError
 
 
 def read_document(path: Path) -> Any:
-    """The values of a YAML document.
+    """The values of a document: of JSON if it is that, as Snakemake reads it, else of YAML.
 
     Raises:
         OSError, ValueError, RecursionError, yaml.YAMLError: there is no such file, or it cannot be read.
         UserError: it holds one of the spellings above.
     """
-    loader = _Loader(path.read_text(encoding="utf-8"))
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise UserError(f"{path}: {twice[0]} is given twice; remove one")
+        return dict(pairs)
+
+    text = path.read_text(encoding="utf-8")
+    with suppress(json.JSONDecodeError):
+        return json.loads(text, object_pairs_hook=once)
+    loader = _Loader(text)
     loader.name = str(path)
     try:
         return loader.get_single_data()

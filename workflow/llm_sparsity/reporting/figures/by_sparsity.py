@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from llm_sparsity.reporting.claims import Claims
 from llm_sparsity.reporting.figures import style
-from llm_sparsity.reporting.figures.drawing import QUALITY, SAVINGS, Drawn, Study
+from llm_sparsity.reporting.figures.drawing import QUALITY, SAVINGS, Drawn, Study, joined
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points, thinned
 from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, are_masked, baseline, dense, score_of
 from llm_sparsity.reporting.wording import (
@@ -25,6 +25,7 @@ from llm_sparsity.reporting.wording import (
     resolution,
     scope_name,
     shown,
+    span,
 )
 
 MEANS = {"combined": " (mean of accuracy and F1)", "macro_f1": " (mean over all labels)"}  # what a name leaves open
@@ -50,7 +51,8 @@ def draw(study: Study) -> Iterable[Drawn]:
             )
             if earlier is not None and len(earlier) and study.claims:
                 caption += _crosses(study.claims)
-            yield Drawn(f"{metric}-{task}", QUALITY, highest_loss(study, values, metric, f"on {task}"), caption, figure)
+            title = highest_loss(study, values, metric, f"on {task}")
+            yield Drawn(f"{joined([metric])}-{task}", QUALITY, title, caption, figure)
         runs = data["runs"][data["runs"].task == task].assign(value=lambda rows: rows.train_seconds)
         runs = style.swept(runs[runs.value > 0])  # a recipe may evaluate only
         if (runs.method == "dense").all():
@@ -168,8 +170,7 @@ def _time(runs: pd.DataFrame, task: str) -> str:
     if kept.empty:
         return f"Training time on {task}"
     times = kept.value / kept.model.map(start)
-    span = " to ".join(dict.fromkeys(f"{end:.2f}" for end in (times.min(), times.max())))
-    return f"With a mask kept, training on {task} takes {span} times as long as for the dense model"
+    return f"With a mask kept, training on {task} takes {span(times, 2)} times as long as for the dense model"
 
 
 def _machines(runs: pd.DataFrame) -> str:
@@ -195,11 +196,13 @@ def _strokes(rows: pd.DataFrame) -> str:
 
 def _noise(data: Tables, task: str) -> str:
     """What a reader must know about chance before comparing two points."""
-    seeds = data["runs"][data["runs"].task == task].seed.nunique()
+    runs = data["runs"][data["runs"].task == task]
+    seeds = runs.groupby([*CELL, "recipe"], sort=False).seed.nunique()
     points = (
         "One seed, which has no interval"
-        if seeds == 1
-        else f"{seeds} seeds: small points; line and band are their mean and its 95 % t-interval"
+        if max(seeds) == 1
+        else f"{span(seeds, 0)} seeds: small points; line and band are their mean and its 95 % t-interval"
+        f"{'; one seed has no interval' * (min(seeds) == 1)}"
     )
     return f"{points}. {resolution(data, task)}"
 

@@ -1,5 +1,6 @@
 """What every figure is drawn from, a drawn figure, and its files."""
 
+import hashlib
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.tables import Tables
 from llm_sparsity.storage.files import atomic
 
+LONGEST = 120  # letters of a file name; file systems allow 255, and a temporary name is longer
 METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
 
 # The questions of the page that figures answer, in their order. The first has a chart of its own on the page.
@@ -64,7 +66,7 @@ class Drawn:
     """A figure.
 
     Args:
-        name: of its files.
+        name: of its files, see `joined`; no other figure of a study has it.
         section: the question that it answers, one of `SECTIONS`.
         title: what is seen, in a sentence.
         caption: how to read it.
@@ -78,24 +80,40 @@ class Drawn:
     figure: Figure
 
 
+def joined(names: Sequence[str]) -> str:
+    """Names as a part of a figure's name: "a-b". A hash follows names with hyphens, as "a-b" may be one name itself."""
+    text = "-".join(names)
+    return f"{text}-{_hash(*names)}" if any("-" in name for name in names) else text
+
+
+def _file_name(name: str) -> str:
+    """The name of a figure as that of a file, at most `LONGEST` letters long."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{_hash(name)}"
+
+
+def _hash(*names: str) -> str:
+    """Eight letters that tell names apart."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+
+
 def save(drawn: Drawn, folder: Path) -> dict[str, str]:
     """Write a figure with its title as SVG and PNG, and close it.
 
     Returns:
         What the page shows of it: there the title is text, so the SVG has none.
     """
-    figure, untitled = drawn.figure, io.StringIO()
+    figure, name, untitled = drawn.figure, _file_name(drawn.name), io.StringIO()
     figure.savefig(untitled, format="svg", metadata=METADATA["svg"])
     width, height = figure.get_size_inches()
     lines = textwrap.wrap(drawn.title, int(width * 10.2))
     figure.set_size_inches(width, height + 0.22 * len(lines))
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, fontweight="bold")
     for suffix, metadata in METADATA.items():
-        with atomic(folder / f"{drawn.name}.{suffix}") as temporary:
+        with atomic(folder / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary, format=suffix, metadata=metadata)
         figure.set_layout_engine("none")  # the next format has the same
     plt.close(figure)
     return {
-        "name": drawn.name, "section": drawn.section, "title": drawn.title, "caption": drawn.caption,
+        "name": name, "section": drawn.section, "title": drawn.title, "caption": drawn.caption,
         "width": str(round(96 * width)), "height": str(round(96 * height)), "svg": untitled.getvalue(),
     }  # fmt: skip

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from llm_sparsity.reporting.answers import WHOLE
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import PARTS, Drawn, Study
-from llm_sparsity.reporting.tables import UNTRAINED, judged
+from llm_sparsity.reporting.tables import UNTRAINED, fractions, judged
 from llm_sparsity.reporting.wording import begin, in_points, name_of_metric, part_of, scope_name, shown
 from llm_sparsity.study.sparsity import Sparsity
 
@@ -21,20 +21,20 @@ def draw(study: Study) -> Iterable[Drawn]:
     plain = metrics.metric.map(lambda metric: "kept" if in_points(metric) else UNTRAINED)
     for (task, metric), rows in metrics[metrics.recipe == plain].groupby(["task", "metric"], sort=False):
         dense = rows[rows.method == "dense"].groupby("model").value.mean()
+        pruned = rows[fractions(rows) > 0]  # of a part that is only quantised nothing is removed
         panels: list[Panel] = [
             (model, method, sparsity, group)
-            for (model, method, sparsity), group in rows[rows.method != "dense"].groupby(
-                ["model", "method", "sparsity"], sort=False
-            )
+            for (model, method, sparsity), group in pruned.groupby(["model", "method", "sparsity"], sort=False)
             if len(set(group.scope) - set(WHOLE)) > 1 and model in dense.index
         ]
         if not panels:
             continue
         names = [f"{model}: {_amount(sparsity)}, {method}" for model, method, sparsity, _ in panels]
-        tallest = max(group.scope.nunique() for *_, group in panels)
-        figure, axes = style.panels(names, height=1.3 + 0.42 * tallest)
-        for ax, panel in zip(axes, panels, strict=True):
-            _draw(ax, study, panel, float(dense[panel[0]]), str(metric))
+        labels = [_labels(study, panel) for panel in panels]
+        tallest, widest = max(map(len, labels)), max(len(label) for each in labels for label in each.values())
+        figure, axes = style.panels(names, height=1.3 + 0.42 * tallest, labels=widest / style.LETTERS)
+        for ax, panel, label in zip(axes, panels, labels, strict=True):
+            _draw(ax, study, panel, label, float(dense[panel[0]]), str(metric))
         caption = (
             f"Each part pruned alone, at the same sparsity of the part, on {task}; the most harmful on top. Beside its "
             "name: the number of weights removed. A part that loses little quality and holds many weights is where to "
@@ -68,12 +68,18 @@ def _amount(sparsity: Sparsity) -> str:
     return f"{sparsity} in one part" if sparsity.is_pattern else f"{style.short(sparsity)} of one part removed"
 
 
-def _draw(ax: Axes, study: Study, panel: Panel, dense: float, metric: str) -> None:
-    """A point for each scope, with its interval, and a line to the dense model."""
+def _labels(study: Study, panel: Panel) -> dict[str, str]:
+    """The name of each scope, with the number of weights removed."""
     model, method, sparsity, group = panel
     sizes = study.tables["sizes"]
     sizes = sizes[(sizes.model == model) & (sizes.method == method) & (sizes.sparsity == sparsity)]
     removed = sizes.set_index("scope").removed
+    return {scope: f"{scope_name(scope)}, {style.weights(removed[scope])}" for scope in group.scope.unique()}
+
+
+def _draw(ax: Axes, study: Study, panel: Panel, labels: dict[str, str], dense: float, metric: str) -> None:
+    """A point for each scope, with its interval, and a line to the dense model."""
+    model, method, _, group = panel
     values = group.groupby("scope").value.mean().sort_values(ascending=not in_points(metric))
     look = study.look(model, method, [method])
     for row, (scope, value) in enumerate(values.items()):
@@ -84,8 +90,7 @@ def _draw(ax: Axes, study: Study, panel: Panel, dense: float, metric: str) -> No
             shown(metric, value), (value, row), (0, 6), textcoords="offset points", ha="center", va="bottom", fontsize=8
         )
     ax.axvline(dense, color=style.GREY, linewidth=1, linestyle=":")
-    names = [f"{scope_name(str(scope))}, {style.weights(removed[scope])}" for scope in values.index]
-    ax.set_yticks(range(len(values)), names)
+    ax.set_yticks(range(len(values)), [labels[str(scope)] for scope in values.index])
     ax.set_ylim(-0.5, len(values) - 0.3)
     ax.grid(visible=False, axis="y")
     ax.margins(x=0.12)

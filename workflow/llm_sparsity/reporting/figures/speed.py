@@ -12,7 +12,7 @@ from llm_sparsity.reporting.figures.by_sparsity import name_of_line
 from llm_sparsity.reporting.figures.drawing import SAVINGS, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, legible, name_points, thinned
 from llm_sparsity.reporting.tables import UNTRAINED, are_masked, are_patterns, fractions
-from llm_sparsity.reporting.wording import name_of, scope_name
+from llm_sparsity.reporting.wording import name_of, scope_name, times
 
 EXECUTIONS = ("dense", "sparse", "2of4")
 LIMIT = (
@@ -68,7 +68,7 @@ def _title(rows: pd.DataFrame, batch: int, decodes: bool) -> str:
     name = f"{fastest.model}, {name_of(pd.Series({**fastest, 'recipe': UNTRAINED}))}, {fastest.execution} execution"
     if faster.empty:
         return f"Nothing is faster than the dense model {at}; the nearest ({fastest.speedup:.2f} times) is {name}"
-    return f"At most {fastest.speedup:.1f} times as fast as dense {at}: {name}"
+    return f"At most {times(fastest.speedup)} as fast as dense {at}: {name}"
 
 
 def _panel(ax: Axes, study: Study, rows: pd.DataFrame, model: str) -> list[Point]:

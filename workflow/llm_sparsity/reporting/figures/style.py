@@ -10,6 +10,7 @@ as a fraction but no point of its line: it is a hollow point with its name.
 import itertools
 import math
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,6 +35,9 @@ GREY, INK = "#777777", "#555555"  # of reference lines, of their names
 HOLLOW = {"markerfacecolor": "white"}
 ROOM = 0.06  # of an axis, beyond the points
 JOINED = 3  # points, from which on they are joined by a line
+LETTERS = 10.7  # of a panel's name, in an inch
+NARROWEST = 20  # letters in a line of a panel's name, however wide its labels are
+LABELS = 1.2  # inches beside a panel, for the labels of its y axis
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -43,16 +47,27 @@ STYLE = {
 }  # fmt: skip
 
 
-def panels(names: Sequence[str], width: float = 6.4, height: float = 3.6, **kwargs: Any) -> tuple[Figure, list[Axes]]:
-    """Small multiples, at most two in a row, so that they stay legible; each with its name."""
+def panels(
+    names: Sequence[str], width: float = 6.4, height: float = 3.6, labels: float = LABELS, **kwargs: Any
+) -> tuple[Figure, list[Axes]]:
+    """Small multiples, at most two in a row, so that they stay legible; each with its name, in lines as wide as it.
+
+    Args:
+        names: of the panels.
+        width, height: of a panel, in inches; it is higher where a name takes several lines.
+        labels: inches of the width that the labels of the y axis take.
+        kwargs: of `plt.subplots`.
+    """
     columns = min(len(names), 2)
     rows = math.ceil(len(names) / columns)
+    titles = [textwrap.wrap(name, max(round(LETTERS * (width - labels)), NARROWEST)) for name in names]
+    height += 0.18 * max(0, *(len(lines) - 1 for lines in titles))
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **kwargs)
-    for ax, name in itertools.zip_longest(axes.flat, names):
-        if name is None:
+    for ax, lines in itertools.zip_longest(axes.flat, titles):
+        if lines is None:
             ax.remove()
         else:
-            ax.set_title(name)
+            ax.set_title("\n".join(lines))
     return figure, list(axes.flat)[: len(names)]
 
 

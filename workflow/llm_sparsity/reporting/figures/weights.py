@@ -96,7 +96,9 @@ def _panel(ax: Axes, layers: pd.DataFrame) -> int:
     ax.plot([], [], color=mpl.colormaps["viridis"](0.9), label=f"layer {highest}")
     ax.legend(loc="upper left", fontsize=8)
     ax.set_xscale("log")
-    spread = layers[(layers.value > 0.005) & (layers.value < 0.9995)].x
+    spread = layers.x[(layers.value > 0.005) & (layers.value < 0.9995)]
+    if spread.nunique() < 2:  # weights of one magnitude, such as binary ones
+        spread = layers.x
     ax.set_xlim(spread.min(), spread.max())
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_xlabel("|weight| (log scale)")

@@ -7,7 +7,7 @@ import pandas as pd
 
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.by_sparsity import by_sparsity, from_zero, highest_loss
-from llm_sparsity.reporting.figures.drawing import QUALITY, Drawn, Study
+from llm_sparsity.reporting.figures.drawing import QUALITY, Drawn, Study, joined
 from llm_sparsity.reporting.tables import CELL, UNTRAINED, with_errors
 
 
@@ -33,7 +33,7 @@ def _zero_shot(study: Study, means: pd.DataFrame, tasks: tuple[str, ...], *, alo
     )
     what = f"mean of {len(tasks)} tasks" if several else f"on {tasks[0]}"
     title = highest_loss(study, means, "accuracy", f"without training, {what}")
-    return Drawn("zero-shot" if alone else f"zero-shot-{'-'.join(tasks)}", QUALITY, title, caption, figure)
+    return Drawn("zero-shot" if alone else f"zero-shot-{joined(tasks)}", QUALITY, title, caption, figure)
 
 
 def _means(rows: pd.DataFrame, tasks: int) -> pd.DataFrame:
