@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
@@ -92,3 +93,56 @@ def test_a_file_without_a_block_s_tensor(tiny_model: Callable[[str], Path], text
     save(tmp_path, tensors, sparse=False)
     with pytest.raises(UserError, match=r"has no tensor for layers.1.input_layernorm.weight; download the model again"):
         calibrated(tmp_path, text, tmp_path / "out", "0.5", "wanda")
+
+
+LONGFORMER = {"attention_window": [8, 8], "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 66}
+SWITCH = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_experts": 32, "num_sparse_encoder_layers": 1}
+
+
+def saved(kind: str, tokenizer: Path, folder: Path, **values: Any) -> Path:
+    """A model of two layers with RANDOM weights, of a type that needs no entry in `tests.zoo`."""
+    depth = {"num_hidden_layers": 2, "num_layers": 2, "num_decoder_layers": 2}
+    special = {"vocab_size": 26, "pad_token_id": 0, "bos_token_id": 4, "eos_token_id": 5}
+    config = transformers.AutoConfig.for_model(kind, num_attention_heads=4, num_heads=4, **depth, **special, **values)
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    for path in tokenizer.glob("token*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    write_manifest(folder, kind="model")
+    return folder
+
+
+@pytest.mark.parametrize("method", ["wanda", "magnitude+swaps", "magnitude+reconstruct"])
+@pytest.mark.parametrize(
+    ("kind", "tokenizer", "values", "message"),
+    [
+        (
+            "longformer",
+            "bert",
+            LONGFORMER,
+            r"does not run encoder\.layer\.0\..*query_global\S+ and 2 other matrices of",
+        ),
+        ("switch_transformers", "bart", SWITCH, r"does not run encoder\.\S+expert_\d+\.wi\.weight and \d+ other"),
+    ],
+)
+def test_matrices_that_the_text_does_not_run_are_refused(
+    kind: str, tokenizer: str, values: dict[str, Any], message: str, method: str,
+    tiny_model: Callable[[str], Path], text: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    """A checkpoint without them would load with random weights in their place."""
+    model = saved(kind, tiny_model(tokenizer), tmp_path / kind, **values)
+    with pytest.raises(UserError, match=message) as caught:
+        prune(
+            model, {"0.5": tmp_path / "out"}, method=method, scope="linear", text=text,
+            calibration={"samples": 2, "sequence_length": 16, "seed": 0},
+        )  # fmt: skip
+    assert "\n" not in str(caught.value)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_an_expert_may_have_no_token_in_some_batches(
+    tiny_model: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    model = saved("switch_transformers", tiny_model("bart"), tmp_path / "model", **SWITCH | {"num_experts": 3})
+    after = calibrated(model, text, tmp_path / "out", "0.5", "magnitude+reconstruct", "layers.1")
+    assert after.keys() == load(model).keys()

@@ -2,6 +2,7 @@ import shutil
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -339,6 +340,20 @@ def test_a_failure_leaves_no_model(
 
     monkeypatch.setattr(unstructured, "_remove", fail)
     with pytest.raises(OSError, match="No space"):
+        prune(tiny_model("bert"), {"0.5": tmp_path / "out"}, method="magnitude", scope="linear")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_a_model_without_one_of_its_tensors_is_not_written(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = unstructured.UnstructuredPruner.results
+
+    def fewer(self: unstructured.UnstructuredPruner, names: list[str]) -> Any:
+        return results(self, names[1:])
+
+    monkeypatch.setattr(unstructured.UnstructuredPruner, "results", fewer)
+    with pytest.raises(RuntimeError, match=r"sparsity 0.5: tensor .* are missing or unknown; this is a bug"):
         prune(tiny_model("bert"), {"0.5": tmp_path / "out"}, method="magnitude", scope="linear")
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 

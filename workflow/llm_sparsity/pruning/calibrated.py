@@ -66,7 +66,7 @@ class CalibratedPruner(Pruner):
         """Yield every tensor at every sparsity: first the tensors outside the scope, then block after block.
 
         Raises:
-            UserError: OWL would remove too much of a layer, or the inputs of a matrix are not finite.
+            UserError: OWL would remove too much of a layer, or a matrix has no inputs, or ones that are not finite.
         """
         layers = self._layer_sparsities() if self._layerwise == "owl" else {}
         for sparsity in self._sparsities:

@@ -9,7 +9,7 @@ the block, its inputs and their observations are on the accelerator.
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -187,7 +187,7 @@ class Blocks:
             The output of the block for the first batch, and the observations.
 
         Raises:
-            UserError: inputs are not finite.
+            UserError: a matrix does not run on these sequences, or inputs are not finite.
         """
         totals: dict[str, Tensor] = {}
         first: dict[str, Tensor] = {}
@@ -197,6 +197,8 @@ class Blocks:
 
         def watch(name: str, module: Module, inputs: tuple[Any, ...]) -> None:
             nonlocal latest, leader
+            if not inputs[0].numel():  # an expert that no token of the batch has chosen
+                return
             if inputs[0] is not latest:
                 latest, leader = inputs[0], name
                 rows = latest.flatten(0, -2)
@@ -209,12 +211,22 @@ class Blocks:
         outputs = [hidden(output) for number, output in enumerate(self._run()) if number == 0]
         for hook in hooks:
             hook.remove()
+        self._check_observed(matrices, {name for names in sharing.values() for name in names})
         for name, total in totals.items():
             if not total.isfinite().all():
                 raise UserError(
                     f"{self._model}: the inputs of {name} are not finite on this text; use a sound checkpoint"
                 )
         return outputs[0], [Observation(totals[name], first[name], list(names)) for name, names in sharing.items()]
+
+    def _check_observed(self, matrices: Iterable[str], seen: Collection[str]) -> None:
+        """Refuse matrices of the current block that have had no inputs, and so nothing to be pruned by."""
+        if unseen := [name for name in matrices if name not in seen]:
+            others = f" and {len(unseen) - 1} other matrices of {self._current}" if len(unseen) > 1 else ""
+            raise UserError(
+                f"{self._model}: the calibration text does not run {unseen[0]}{others}; give more text if this is an "
+                "expert, else choose a scope without it, or a method and steps that need no calibration"
+            )
 
     def advance(self) -> Tensor:
         """Run the sequences through the current block, and keep its outputs as inputs of the next one.

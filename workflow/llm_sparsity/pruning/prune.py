@@ -26,7 +26,7 @@ from llm_sparsity.pruning.pruner import Pruner, Row
 from llm_sparsity.pruning.scores import ScoredTensors
 from llm_sparsity.pruning.structured import StructuredPruner
 from llm_sparsity.pruning.unstructured import UnstructuredPruner
-from llm_sparsity.storage.container import Reader, Writer, copy_companions
+from llm_sparsity.storage.container import WEIGHTS, Reader, Writer, copy_companions
 from llm_sparsity.storage.files import write_csv, write_json, write_manifest
 from llm_sparsity.study.methods import KINDS, STEPS, Chain
 from llm_sparsity.study.sparsity import Sparsity
@@ -73,7 +73,7 @@ def prune(
     Raises:
         UserError: names that are no chain, the scope has no tensors, no method can rank the weights, a pattern or a
             block does not divide a matrix, a sparsity would remove all heads or neurons of a layer or contradicts
-            `min_density`, or the text is too short.
+            `min_density`, the text is too short, or a matrix of the scope does not run on it.
     """
     chain = _chain(method, list(outputs), can_calibrate=calibration is not None and text is not None)
     sampling = {"text": text, "calibration": calibration}
@@ -91,11 +91,16 @@ def prune(
             pruner = _pruner(parts[chain.method], list(outputs), min_density, layerwise, sampling)
             rows = _write_weights(parts[chain.method], pruner, outputs)
             configs = {sparsity: pruner.config(sparsity) for sparsity in outputs}
-        for step, (sparsity, output) in itertools.product(chain.steps, outputs.items()):
-            with Reader(output / "model") if rows[sparsity] else nullcontext(reader) as before:
-                pruner = _step(step, parts[step], before, sparsity, sampling)
-                after = _write_weights(replace(parts[step], reader=before), pruner, {sparsity: output})[sparsity]
-            rows[sparsity] = {name: _merged(rows[sparsity].get(name, row), row) for name, row in after.items()}
+        try:
+            for step, (sparsity, output) in itertools.product(chain.steps, outputs.items()):
+                with Reader(output / "model") if rows[sparsity] else nullcontext(reader) as before:
+                    pruner = _step(step, parts[step], before, sparsity, sampling)
+                    after = _write_weights(replace(parts[step], reader=before), pruner, {sparsity: output})[sparsity]
+                rows[sparsity] = {name: _merged(rows[sparsity].get(name, row), row) for name, row in after.items()}
+        except UserError:  # a step refuses the model: what the parts before it have written is no result
+            for output in outputs.values():
+                (output / "model" / WEIGHTS).unlink(missing_ok=True)
+            raise
     settings: dict[str, Any] = {"method": method, "scope": scope, "seed": seed, "min_density": min_density}
     if chain.is_calibrated and text:
         settings |= {"layerwise": layerwise, "calibration": {"task": text.name, **(calibration or {})}}
@@ -168,12 +173,17 @@ def _step(step: str, tensors: ScoredTensors, before: Reader, sparsity: Sparsity,
 
 
 def _write_weights(tensors: ScoredTensors, pruner: Pruner, outputs: Mapping[Sparsity, Path]) -> dict[Sparsity, Rows]:
-    """Write the weights of every pruned model; the rows of their sparsity.csv."""
+    """Write the weights of every pruned model; the rows of their sparsity.csv.
+
+    Raises:
+        RuntimeError: the pruner has not given every tensor of the checkpoint; nothing is written.
+    """
     names = tensors.model.structure.without_copies(tensors.reader.names)
     # They have to stay equal: transformers unties tensors that differ, and the output layer would be dense again.
     tied = copied_embeddings(tensors.model.structure, tensors.reader, tensors.roles)
     untied = sorted(set(names) - set(tied))
     rows: dict[Sparsity, Rows] = {sparsity: {} for sparsity in outputs}
+    written: dict[Sparsity, list[str]] = {sparsity: [] for sparsity in outputs}
     with ExitStack() as stack:
         writers = {sparsity: stack.enter_context(Writer(output / "model")) for sparsity, output in outputs.items()}
         title = f"prune {', '.join(map(str, outputs))}"
@@ -183,7 +193,14 @@ def _write_weights(tensors: ScoredTensors, pruner: Pruner, outputs: Mapping[Spar
                 rows[sparsity][name] = {"name": name, **asdict(tensors.roles[name]), **row}
             for copy in [name, *(layer for layer, embeddings in tied.items() if embeddings == name)]:
                 writers[sparsity].add(copy, weight)
+            written[sparsity].append(name)
             bar.update()
+        for sparsity, found in written.items():
+            if wrong := sorted(set(untied).symmetric_difference(found)):
+                raise RuntimeError(
+                    f"sparsity {sparsity}: tensor {wrong[0]} and {len(wrong) - 1} others are missing or unknown; "
+                    "this is a bug in llm_sparsity.pruning, please report it"
+                )
     return rows
 
 

@@ -56,6 +56,7 @@ class ReconstructionPruner(CalibratedPruner):
 
     def _prune_block(self, block: str, sparsity: Sparsity, layer_sparsity: Sparsity) -> list[PrunedTensor]:
         """Train the sub-blocks of a loaded block; then as for any calibrated method."""
+        self._blocks.observed(self._matrices[block], self._observe)  # a matrix that does not run cannot be trained
         parts = self._sub_blocks(block)
         with self._dense.loaded(block):
             modules = self._dense.matrices(block)

@@ -8,7 +8,6 @@ fraction of the size of its weights, so that one number fits any family.
 """
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -68,7 +67,8 @@ def train(
         optimizer.zero_grad()
         error(others[order.pop()]).backward()
         for weight, mask in zip(weights, masks, strict=True):
-            cast(Tensor, weight.grad).mul_(mask)
+            if weight.grad is not None:  # of an expert that no token of the batch has chosen
+                weight.grad.mul_(mask)
         optimizer.step()
         schedule.step()
         if step % (STEPS // CHECKS) == 0:
