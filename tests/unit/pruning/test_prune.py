@@ -440,8 +440,16 @@ def test_a_list_of_layers_is_a_scope(tiny_model: Callable[[str], Path], tmp_path
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all(".layers.1." in name and name.endswith("weight") for name in changed)
     assert any(name.startswith("encoder") for name in changed) and any(name.startswith("decoder") for name in changed)
-    with pytest.raises(UserError, match=r"scope layers.7: .* has no such tensors"):
-        pruned(tiny_model("bart"), "0.5", tmp_path / "none", scope="layers.7")
+
+
+@pytest.mark.parametrize(("scope", "layer"), [("layers.1.2", 2), ("layers.7", 7), ("layers.0.1.12.3", 12)])
+def test_a_layer_beyond_the_depth_is_refused(
+    scope: str, layer: int, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Its variant would say layers 1 and 2, and be layer 1 alone."""
+    with pytest.raises(UserError, match=rf"^scope {scope}: .* has no layer {layer}, only 0 to 1; choose among them$"):
+        pruned(tiny_model("bart"), "0.5", tmp_path / "out", scope=scope)
+    assert not (tmp_path / "out").exists()
 
 
 def test_dtypes_may_differ_but_not_be_quantised(tmp_path: Path) -> None:

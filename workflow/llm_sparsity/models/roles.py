@@ -62,12 +62,17 @@ class TensorRole:
         `encoder` and `decoder` are the matrices of one stack, `layers.0.3` those of layers 0 and 3 of every stack. The
         other scopes are in `PARTS_OF_SCOPE`.
         """
-        word, *layers = scope.split(".")
+        word = scope.partition(".")[0]
         if self.part not in PARTS_OF_SCOPE[word]:
             return False
         if word == "layers":
-            return str(self.layer) in layers
+            return self.layer in layers_of(scope)
         return word not in ("encoder", "decoder") or self.stack == word
+
+
+def layers_of(scope: str) -> list[int]:
+    """The layers that a scope lists, as `layers.0.3` does; none of other scopes."""
+    return [int(number) for number in scope.split(".")[1:]]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.checkpoint import copied_embeddings
 from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.roles import layers_of
 from llm_sparsity.pruning.checks import check
 from llm_sparsity.pruning.pruner import Pruner, Row
 from llm_sparsity.pruning.scores import ScoredTensors
@@ -71,9 +72,9 @@ def prune(
         text: for calibrated methods and steps: a task with a train split, of sentences or running text.
 
     Raises:
-        UserError: names that are no chain, the scope has no tensors, no method can rank the weights, a pattern or a
-            block does not divide a matrix, a sparsity would remove all heads or neurons of a layer or contradicts
-            `min_density`, the text is too short, or a matrix of the scope does not run on it.
+        UserError: names that are no chain, the scope or a layer that it lists has no tensors, no method can rank the
+            weights, a pattern or a block does not divide a matrix, a sparsity would remove all heads or neurons of a
+            layer or contradicts `min_density`, the text is too short, or a matrix of the scope does not run on it.
     """
     chain = _chain(method, list(outputs), can_calibrate=calibration is not None and text is not None)
     sampling = {"text": text, "calibration": calibration}
@@ -137,9 +138,13 @@ def _scored_tensors(
     """The tensors of the scope, for a method or a step.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or none in a layer that the scope lists.
     """
     roles = model.roles(reader.names, scope)
+    found = {role.layer for role in roles.values()}
+    if absent := [layer for layer in layers_of(scope) if layer not in found]:
+        last = max(role.layer for role in model.structure.roles.values())
+        raise UserError(f"scope {scope}: {model} has no layer {absent[0]}, only 0 to {last}; choose among them")
     if not roles:
         raise UserError(f"scope {scope}: {model} has no such tensors; choose another scope")
     kind = "steps" if part in STEPS else "methods"
