@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from llm_sparsity.inference import executions, sparse_layers
 from llm_sparsity.inference.measure import dtype_of, measure
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
-from llm_sparsity.storage.files import read_json
+from llm_sparsity.storage.files import read_json, write_manifest
 from tests.unit.inference.conftest import Variant
 from tests.weights import load, save, to_plain
 
@@ -70,6 +71,20 @@ def test_a_decoder_without_some_heads_decodes(kind: str, variant: Variant, dense
 def test_an_encoder_has_no_decode(variant: Variant, dense: Dense, tmp_path: Path) -> None:
     measure(variant("0.5"), dense("bert"), tmp_path, batch_sizes=[1], sequence_length=8, repeats=1)
     assert {row["phase"] for row in read_json(tmp_path / "cost.json")["speed"]} == {"prefill"}
+
+
+def test_a_decoder_without_a_common_cache_is_measured_in_prefill(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = transformers.MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4, vocab_size=26)
+    transformers.MambaModel(config).save_pretrained(tmp_path / "mamba")
+    write_manifest(tmp_path / "mamba", kind="model")
+    mamba = ModelFolder(tmp_path / "mamba")
+    measure(mamba, mamba, tmp_path, batch_sizes=[1, 2], sequence_length=8, repeats=1)
+    rows = read_json(tmp_path / "cost.json")["speed"]
+    assert [(row["phase"], row["batch_size"]) for row in rows] == [("prefill", 1), ("prefill", 2)]
+    said = [line for line in capsys.readouterr().out.splitlines() if "decoding is left out" in line]
+    assert len(said) == 1 and "MambaModel" in said[0]
 
 
 def test_bytes(variant: Variant, dense: Dense, tmp_path: Path) -> None:

@@ -67,8 +67,9 @@ def measure(
     reference, variant = (_prepared(folder, device) for folder in (dense, model))
     executions, rows = Executions(variant, model), []
     copied = workloads.copy_bandwidth(device)
+    decodes = _decodes(reference, model.structure, sequence_length)
     for size in batch_sizes:
-        for workload in _workloads(reference, size, sequence_length, model.structure):
+        for workload in _workloads(reference, size, sequence_length, decodes):
             outputs.check_finite(reference, dense, workload)
             outputs.check_finite(variant, model, workload)
             for row in _measured(reference, executions.of(workload), workload, repeats):
@@ -102,10 +103,19 @@ def dtype_of(folder: ModelFolder, device: torch.device) -> torch.dtype:
     return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
 
 
-def _workloads(reference: Any, size: int, length: int, structure: Structure) -> Iterator[Workload]:
-    """The batches of a size: read at once, and of decoders also continued by a token."""
+def _decodes(reference: Any, structure: Structure, length: int) -> bool:
+    """Whether decoding is timed: of decoders whose cache allows it; prints why it is left out of others."""
+    if structure.architecture != "decoder" or length < 2:
+        return False
+    if reason := workloads.why_not_decoded(reference):
+        print(f"decoding is left out: {reason}", flush=True)
+    return not reason
+
+
+def _workloads(reference: Any, size: int, length: int, decodes: bool) -> Iterator[Workload]:
+    """The batches of a size: read at once, and if the model decodes, also continued by a token."""
     yield (batch := workloads.prefill(reference, size, length))
-    if structure.architecture == "decoder" and length > 1:
+    if decodes:
         yield workloads.decode(batch)
 
 

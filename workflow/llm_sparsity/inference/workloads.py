@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.nn import Module
+from transformers import DynamicCache
 
 from llm_sparsity.inference.timing import on_device, take_turns
 
@@ -63,6 +64,23 @@ def prefill(model: Any, size: int, length: int) -> Workload:
 def decode(batch: Workload) -> Workload:
     """The last token of each sequence of a batch, after keys and values of the others."""
     return Workload("decode", batch.ids[:, -1:], batch.length, batch.ids[:, :-1])
+
+
+def why_not_decoded(model: Any) -> str:
+    """Why the decoding of a model cannot be timed; "" if it can.
+
+    The last token is computed many times, and taken back from the cache each time. Keys and values can be cut off; a
+    recurrent state cannot go back, and a model without a common cache keeps what it has read in a place of its own.
+    """
+    with torch.inference_mode():
+        cache = getattr(model(input_ids=prefill(model, 1, 2).ids, use_cache=True), "past_key_values", None)
+    if type(cache) is not DynamicCache:
+        found = "none" if cache is None else type(cache).__name__
+        return f"a cache of keys and values is needed, and the one of {type(model).__name__} is {found}"
+    # Releases of transformers without the attribute have caches of other types for recurrent states.
+    if not getattr(cache, "is_croppable", True):
+        return f"the cache of {type(model).__name__} holds a recurrent state, which cannot be taken back by a token"
+    return ""
 
 
 def copy_bandwidth(device: torch.device) -> float:
