@@ -17,7 +17,10 @@ from llm_sparsity.inference.measure import dtype_of, measure
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
+from llm_sparsity.pruning.prune import prune
 from llm_sparsity.storage.files import read_json, write_manifest
+from llm_sparsity.study.sparsity import Sparsity
+from tests import zoo
 from tests.unit.inference.conftest import Variant
 from tests.weights import load, save, to_plain
 
@@ -56,6 +59,17 @@ def test_a_decoder_is_measured_in_both_phases(kind: str, variant: Variant, dense
         sparse_row["bytes_per_second"] * sparse_row["seconds"] * sparse_row["limit"]
     )
     assert sparse_row["memory_bytes"] and all(row["copy_bytes_per_second"] > 0 for row in cost["speed"])
+
+
+def test_a_mixture_of_experts_has_no_limit(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """With its attention at 90 %, 7.62 would be that of the attention alone: a token reads two of four experts, too."""
+    dense = ModelFolder(zoo.save("mixtral", tmp_path / "dense", tiny_model("llama")))
+    prune(dense, {Sparsity("0.9"): tmp_path / "out"}, method="magnitude", scope="attention")
+    sparse = ModelFolder(tmp_path / "out/model")
+    measure(sparse, dense, tmp_path, batch_sizes=[1], sequence_length=8, repeats=1)
+    rows = read_json(tmp_path / "cost.json")["speed"]
+    assert {(row["execution"], row["phase"]) for row in rows} >= {("dense", "decode"), ("sparse", "decode")}
+    assert all(row["limit"] is row["bytes_per_second"] is None and row["seconds"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

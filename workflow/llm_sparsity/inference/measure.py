@@ -8,6 +8,7 @@ median of the ratios of each turn, with quartiles. The outputs of each execution
 variant's dense execution before it is timed.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from llm_sparsity.inference.workloads import Workload
 from llm_sparsity.jobs.environment import environment
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
+from llm_sparsity.models.roles import ROUTERS
 from llm_sparsity.models.structure import Structure
 from llm_sparsity.storage.files import write_json
 from llm_sparsity.storage.sizes import weight_sizes
@@ -156,15 +158,21 @@ def _reading(
     """In decode, which reads each matrix once: how fast it does, and the speed-up that reading less allows at best.
 
     A sparse matrix of b bits with a share s of zeros is read as (1 - s) b + 1 bits a weight: a mask, and the other
-    weights. The limit is the bytes of the reference's matrices over those that are read.
+    weights. The limit is the bytes of the reference's matrices over those that are read. Neither is known of a mixture
+    of experts: which ones are read depends on the tokens of the batch.
     """
-    if workload.phase != "decode":
+    if workload.phase != "decode" or _has_routers(dense):
         return {"bytes_per_second": None, "limit": None}
     matrices = _matrices(dense)
     sparse = [matrices[name] for name in execution.layers]
     saved = sum(w.nbytes - int(w.count_nonzero()) * w.itemsize - w.numel() / 8 for w in sparse)
     read = _bytes(matrices) - saved
     return {"bytes_per_second": read / seconds, "limit": _bytes(_matrices(reference)) / read}
+
+
+def _has_routers(model: Module) -> bool:
+    """Whether a model is a mixture of experts."""
+    return any(re.search(ROUTERS, name) for name, _ in model.named_modules())
 
 
 def _matrices(model: Module) -> dict[str, Tensor]:
