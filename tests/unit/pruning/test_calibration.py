@@ -1,5 +1,7 @@
 """Calibration sequences, and models run block by block."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning import calibration
-from llm_sparsity.storage.files import write_manifest
+from llm_sparsity.storage.files import read_json, write_json, write_manifest
+from tests.tiny import save_mood_task
 from tests.unit.pruning.helpers import calibrated, drawn, prune
 from tests.weights import load, save
 
@@ -51,6 +54,24 @@ def test_unusable_texts_are_refused(tiny_model: Callable[[str], Path], text: Pat
     with pytest.raises(UserError, match=r"method sparsegpt prunes matrices of layers, tensor .* has none; choose"):
         calibrated(model, text, tmp_path / "out", "0.5", "sparsegpt", "all")
     assert not (tmp_path / "out").exists()
+
+
+def test_sentences_without_a_token_are_left_out(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """The tokenizer of GPT-2 adds no special tokens, so an empty sentence has none at all."""
+    shutil.copytree(tiny_model("gpt2"), tmp_path / "model")
+    tokenizer = read_json(tmp_path / "model/tokenizer.json")
+    write_json(tmp_path / "model/tokenizer.json", tokenizer | {"post_processor": None})
+    model, task = ModelFolder(tmp_path / "model"), save_mood_task(tmp_path / "task")
+    lines = (task / "train.jsonl").read_text().splitlines()
+    empty = [json.dumps(json.loads(line) | {"text": ""}) for line in lines[:3]]
+    (task / "train.jsonl").write_text("\n".join([*empty, *lines[3:]]))
+    write_manifest(task, kind="task", task="classification", labels=["bad", "good"])
+    draw = {"sequence_length": 16, "seed": 0}
+    found = calibration.batches(model, TaskFolder(task), samples=len(lines) - 3, **draw)
+    assert sum(len(batch["input_ids"]) for batch in found) == len(lines) - 3
+    assert all(batch["input_ids"].shape[1] for batch in found)
+    with pytest.raises(UserError, match=f"{len(lines)} sentences are asked for, but task has {len(lines) - 3}; lower"):
+        calibration.batches(model, TaskFolder(task), samples=len(lines), **draw)
 
 
 def test_no_more_than_a_block_is_in_memory(

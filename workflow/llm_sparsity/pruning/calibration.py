@@ -39,7 +39,7 @@ def batches(
     """Draw calibration sequences, in batches whose sequences are equally long.
 
     Of a language-model task, pieces of its text, see `sequences`; of other tasks, sentences or pairs of their split
-    train, as a fine-tuning encodes them, the shortest first.
+    train, as a fine-tuning encodes them, the shortest first; sentences without a token are left out.
 
     Args:
         model: its tokenizer is used.
@@ -61,11 +61,12 @@ def batches(
     columns = sentences(model, text, "train", sequence_length)
     del columns["labels"]
     lengths = [len(ids) for ids in columns["input_ids"]]
-    if len(lengths) < samples:
+    filled = [row for row, length in enumerate(lengths) if length]  # an empty sentence may have no token
+    if len(filled) < samples:
         raise UserError(
-            f"calibration: {samples} sentences are asked for, but {text.name} has {len(lengths)}; lower samples"
+            f"calibration: {samples} sentences are asked for, but {text.name} has {len(filled)}; lower samples"
         )
-    rows = sorted(random.Random(seed).sample(range(len(lengths)), samples), key=lengths.__getitem__)
+    rows = sorted(random.Random(seed).sample(filled, samples), key=lengths.__getitem__)
     limit = min(tokens or TOKENS, sum(lengths[row] for row in rows) // least)
     found = []
     for length, group in itertools.groupby(rows, key=lengths.__getitem__):
