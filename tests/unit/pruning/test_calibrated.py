@@ -1,5 +1,6 @@
 """Whole models pruned by calibrated methods, beside slow references."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,22 @@ def test_the_table_and_the_manifest(tiny_model: Callable[[str], Path], text: Pat
     again = tmp_path / "again"
     calibrated(tiny_model("llama"), text, again, "0.7", "wanda")
     assert (again / "model/model.safetensors").read_bytes() == (tmp_path / "model/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_the_error_of_a_matrix_that_is_zero(
+    method: str, tiny_model: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    """So are the inputs of the output projection after it."""
+    shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    tensors = load(tmp_path / "model")
+    name = "model.layers.1.self_attn.{}_proj.weight"
+    tensors[name.format("v")].zero_()
+    save(tmp_path / "model", tensors, sparse=False)
+    calibrated(tmp_path / "model", text, tmp_path / "out", "0.5", method)
+    errors = {row["name"]: float(row["error"]) for row in rows_of(tmp_path / "out")}
+    assert errors[name.format("v")] == errors[name.format("o")] == 0
+    assert errors[name.format("q")] > 0
 
 
 def test_a_model_in_float16_stays_so(tiny_model: Callable[[str], Path], text: Path, tmp_path: Path) -> None:

@@ -193,5 +193,6 @@ step = RepairPruner
 
 
 def relative_error(pruned: Tensor, dense: Tensor) -> float:
-    """The norm of the difference between two outputs, divided by the norm of the dense one."""
-    return float((pruned - dense).norm() / dense.norm())
+    """The norm of the difference between two outputs, divided by the norm of the dense one; 0 if both are zero."""
+    difference = (pruned - dense).norm()
+    return float(difference / dense.norm()) if difference else 0.0
