@@ -167,3 +167,15 @@ def test_an_expert_may_have_no_token_in_some_batches(
     model = saved("switch_transformers", tiny_model("bart"), tmp_path / "model", **SWITCH | {"num_experts": 3})
     after = calibrated(model, text, tmp_path / "out", "0.5", "magnitude+reconstruct", "layers.1")
     assert after.keys() == load(model).keys()
+
+
+def test_layers_that_share_keys_and_values_are_refused(
+    tiny_model: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "laurel_rank": 4}
+    layers = {"num_kv_shared_layers": 1, "layer_types": ["sliding_attention"] * 2, "activation_sparsity_pattern": None}
+    inputs = {"vocab_size_per_layer_input": 26, "hidden_size_per_layer_input": 8}
+    model = saved("gemma3n_text", tiny_model("llama"), tmp_path / "model", **sizes, **layers, **inputs)
+    with pytest.raises(UserError, match=r"are not observed: the last layers use keys and values of earlier ones"):
+        calibrated(model, text, tmp_path / "out", "0.5", "wanda")
+    assert not (tmp_path / "out").exists()

@@ -311,5 +311,5 @@ def _stack(block: str) -> str:
 
 def hidden(output: Any) -> Tensor:
     """The hidden states in the output of a block."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    hidden: Tensor = output[0] if isinstance(output, tuple | list) else output
     return hidden

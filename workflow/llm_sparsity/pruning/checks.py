@@ -97,6 +97,8 @@ def _why_unobserved(tensors: ScoredTensors, name: str) -> str:
         return f"its layer runs {structure.repeats} times, with other inputs each time"
     if not structure.is_chain:
         return "the layers are not one list that runs in order"
+    if getattr(tensors.model.model_config, "num_kv_shared_layers", 0):
+        return "the last layers use keys and values of earlier ones, and cannot run without them"
     if fused := next((other for other in tensors.reader.names if structure.is_fused(other)), None):
         return f"{fused} is fused with others when the model is loaded"
     matrix = structure.matrix(name)
