@@ -1,5 +1,6 @@
 """Outputs are finite, and executions give the same ones. Models are by hand or have RANDOM weights."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from llm_sparsity.inference.workloads import Workload
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
+from tests.zoo import make
 
 
 class Outputs(Module):
@@ -82,6 +84,17 @@ def test_rounding_errors_of_the_model_itself_are_no_fault(
         ids = torch.randint(6, 20, (2, 16), generator=generator)
         errors.append(error("sparse", sparse, model, Workload("prefill", ids, 16)))
     assert max(errors) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "granitemoe"])
+def test_the_rounding_error_of_a_mixture_of_experts_is_known(kind: str) -> None:
+    """Its experts run in float64, too, and an error above it is a fault of the kernels."""
+    model = make(kind).base_model
+    wrong, batch = copy.deepcopy(model), Workload("prefill", torch.randint(6, 20, (2, 9)), 9)
+    next(wrong.parameters()).data += 0.1
+    with pytest.raises(RuntimeError, match=r"execution 'sparse': outputs differ .* this is a bug in llm_sparsity"):
+        error("sparse", wrong, model, batch)
+    assert model.config._experts_implementation != "eager"
 
 
 def test_the_first_layer_whose_outputs_are_not_finite_is_named(dense: Callable[[str], ModelFolder]) -> None:
