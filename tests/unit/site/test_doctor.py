@@ -1,6 +1,5 @@
 """The doctor, before the stand-in for PBS and on this machine; with a real Slurm in tests/workflow/test_slurm.py."""
 
-import getpass
 import json
 import os
 import re
@@ -156,7 +155,7 @@ def test_the_machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(site.folder / ("x" * 90)))
     (site.folder / ("x" * 90)).mkdir()
     assert machine.temporary(here).fix == "export TMPDIR=/tmp"
-    site.tool("lfs", f"[ $4 = {getpass.getuser()} ] && echo '      . 52428000* 0 52428800 - 1 0 0 -'")
+    site.tool("lfs", f"[ $4 = {os.getuid()} ] && echo '      . 52428000* 0 52428800 - 1 0 0 -'")
     assert "0 GB left of your quota" in machine.disk(here).found
     assert machine.disk(here).state == "TO DO"
     locks = site.folder / ".snakemake/locks"
