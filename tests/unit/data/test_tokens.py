@@ -1,4 +1,5 @@
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -185,6 +186,72 @@ def test_pairs_keep_their_types(model: ModelFolder, tmp_path: Path) -> None:
     inputs, _ = train.batch(np.array([0, 2]))
     assert inputs["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]]
     assert inputs["attention_mask"].tolist() == [[1] * 6, [1] * 5 + [0]]
+
+
+def pair_task(folder: Path, first: str, second: str, **facts: Any) -> TaskFolder:
+    """A task of one pair, in both splits."""
+    folder.mkdir(parents=True)
+    rows = [{"text": first, "text_pair": second, "label": label} for label in (0, 1)]
+    for split in tokens.SPLITS:
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_manifest(folder, kind="task", task="classification", labels=["no", "yes"], **facts)
+    return TaskFolder(folder)
+
+
+def test_a_long_pair_keeps_its_separator(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model = ModelFolder(tiny_model("gpt2"))
+    task = pair_task(tmp_path / "task", "the film was good " * 9, "the film was bad", separator=" very ")
+    between = model.tokenizer("very", add_special_tokens=False)["input_ids"]
+    for length in (8, 64):
+        ids = tokens.sentences(model, task, "train", length)["input_ids"][0]
+        assert len(ids) <= length
+        assert between[0] in ids
+
+
+def test_an_encoder_and_a_decoder_of_one_tokenizer_have_tokens_of_their_own(
+    model: ModelFolder, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A separator is the decoder's alone."""
+    task = pair_task(tmp_path / "task", "good", "bad", separator=" very ")
+    folder = shutil.copytree(tiny_model("gpt2"), tmp_path / "model")
+    other = shutil.copytree(model.path, tmp_path / "encoder")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, other / name)
+    for each in (folder, other):
+        (each / "generation_config.json").unlink(missing_ok=True)
+        write_manifest(each, kind="model", architecture="decoder" if each is folder else "encoder")
+    one, two = (tokenize(ModelFolder(each), task, tmp_path, max_length=9, code="") for each in (folder, other))
+    assert one.key != two.key
+    assert len(one.train.rows[0]) > len(two.train.rows[0])
+
+
+@pytest.mark.parametrize(("length", "least"), [(1, 5), (4, 5)])
+def test_a_pair_needs_room_for_a_token_of_each(length: int, least: int, model: ModelFolder, tmp_path: Path) -> None:
+    task = pair_task(tmp_path / "task", "good film", "bad film")
+    with pytest.raises(UserError, match=f"^max_length: found {length}, but a pair of task takes {least} "):
+        tokens.sentences(model, task, "train", length)
+    assert len(tokens.sentences(model, task, "train", least)["input_ids"][0]) == least
+
+
+def test_a_mask_is_made_whatever_the_tokenizer_names(model: ModelFolder, task: TaskFolder, tmp_path: Path) -> None:
+    folder = ModelFolder(shutil.copytree(model.path, tmp_path / "model"))
+    folder.tokenizer.model_input_names = ["input_ids"]
+    found = tokenize(folder, task, tmp_path, max_length=16, code="")
+    lengths = found.train.lengths
+    inputs, _ = found.train.batch(np.array([lengths.argmin(), lengths.argmax()]))
+    assert inputs["attention_mask"].sum(1).tolist() == [lengths.min(), lengths.max()]
+
+
+def test_a_sentence_without_a_token_is_named(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder, task = (
+        shutil.copytree(tiny_model("gpt2"), tmp_path / "model"),
+        TaskFolder(save_mood_task(tmp_path / "task")),
+    )
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))  # no special tokens
+    append(task.path, "validation", [{"text": "", "label": 1}])
+    with pytest.raises(UserError, match=r"validation\.jsonl: line 33 has no token for model; remove the row from the"):
+        tokenize(ModelFolder(folder), task, tmp_path, max_length=16, code="")
 
 
 def test_sentences_without_labels_follow_those_of_the_task(

@@ -10,6 +10,7 @@ import pytest
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
+from tests import zoo
 
 
 @pytest.mark.parametrize("config", [None, "{}", "[]", "not json"])
@@ -118,3 +119,14 @@ def test_the_longest_sequence_may_be_that_of_the_type(tmp_path: Path) -> None:
     )
     assert ModelFolder(tmp_path).model_config.max_position_embeddings == 512
     assert ModelFolder(tmp_path).max_length == 512
+
+
+def test_a_model_may_have_no_limit_of_length_and_read_the_last_position(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """XLNet's limit is -1, and its head reads what stands last."""
+    folder = ModelFolder(zoo.save("xlnet", tmp_path / "xlnet", tiny_model("bert")))
+    assert folder.max_length is None
+    folder.check_length("max_length", 10**6)
+    assert folder.padding_side == "left"
+    assert ModelFolder(tiny_model("gpt2")).padding_side == "right"

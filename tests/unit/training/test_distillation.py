@@ -1,6 +1,7 @@
 """The teacher's loss on hand-made tensors and on tiny models with RANDOM weights."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_classifier
 from llm_sparsity.training.distillation import Teacher, disable_dropout
+from tests import zoo
 
 DISTILL = {"labels": 1.0, "logits": 1.0, "hidden": 10.0, "temperature": 2.0}
 
@@ -74,3 +76,13 @@ def test_a_batch_without_padding_needs_no_mask(dense: Callable[[str], ModelFolde
     inputs = {key: value[:1] for key, value in inputs.items()}
     alone = {"input_ids": inputs["input_ids"]}
     assert torch.equal(teacher.loss(net, inputs, labels[:1]), teacher.loss(net, alone, labels[:1]))
+
+
+def test_dropout_of_layers_that_read_the_configuration(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Falcon's layers ask it in each forward pass. The configuration of the model, which is saved, stays."""
+    folder = ModelFolder(zoo.save("falcon", tmp_path, tiny_model("llama"), hidden_dropout=0.3, attention_dropout=0.3))
+    net, (inputs, _) = load_classifier(folder, labels=2, seed=0).train(), batch()
+    assert not torch.equal(net(**inputs).logits, net(**inputs).logits)
+    disable_dropout(net)
+    assert torch.equal(net(**inputs).logits, net(**inputs).logits)
+    assert net.config.hidden_dropout == 0.3

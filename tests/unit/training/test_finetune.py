@@ -369,7 +369,7 @@ def start(*command: Any, folder: Path, root: Path, **environment: str) -> subpro
 def test_two_processes_do_what_one_does(kind: str, variant: Make, task: TaskFolder, tmp_path: Path, root: Path) -> None:
     """Two CPU processes over gloo: the same global batch, so the same weights but for rounding."""
     model = without_dropout(variant(kind))
-    settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 4}
+    settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 7}
     one = run(model, task, tmp_path / "1", **settings)
     done = start(
         root / "scripts/finetune.py", "--model", model.path, "--task", task.path, "--output", "out", "--processes", 2,
@@ -384,7 +384,7 @@ def test_two_processes_do_what_one_does(kind: str, variant: Make, task: TaskFold
 def test_two_machines_do_what_one_does(variant: Make, task: TaskFolder, tmp_path: Path, root: Path) -> None:
     """Two `accelerate launch` that know each other's port alone leave the bytes of one with two processes."""
     model = without_dropout(variant("bert"))
-    settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 4}
+    settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 7}
     command = [root / "scripts/finetune.py", "--model", model.path, "--task", task.path, "--processes", 2]
     command += ["--settings", json.dumps(settings)]
     each = f"{sys.executable} {root / 'tests/standin_mpiexec.py'} --envall -n 2 --ppn 1 --cpu-bind none"
@@ -432,9 +432,12 @@ def same_but_for_rounding(one: dict[str, Any], folder: Path, gone: dict[str, tor
 def test_weights_spread_over_processes_do_what_whole_ones_do(
     kind: str, lora: Any, variant: Make, task: TaskFolder, text: TaskFolder, tmp_path: Path, root: Path
 ) -> None:
-    """FSDP on two CPU processes, killed and resumed: mask, moments and weights are held and saved shard by shard."""
+    """FSDP on two CPU processes, killed and resumed: mask, moments and weights are held and saved shard by shard.
+
+    Of the 15 sequences of a batch one process has two micro-batches, the other one.
+    """
     model = without_dropout(variant(kind))
-    settings: dict[str, Any] = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 4, "lora": lora}
+    settings: dict[str, Any] = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 7, "lora": lora}
     if kind == "llama":
         task, settings = text, settings | {"evaluation": WINDOWS, "batch_size": 7}
     one = run(model, task, tmp_path / "1", **settings)

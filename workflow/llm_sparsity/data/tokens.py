@@ -232,21 +232,36 @@ def windows(
 
 
 def sentences(
-    model: ModelFolder, task: TaskFolder, split: str, max_length: int, *, unlabelled: TaskFolder | None = None
+    model: ModelFolder,
+    task: TaskFolder,
+    split: str,
+    max_length: int,
+    *,
+    key: str = "max_length",
+    unlabelled: TaskFolder | None = None,
 ) -> dict[str, Any]:
     """The sentences or pairs of a split as token ids: input_ids, labels, and token_type_ids where the model uses them.
 
     Args:
+        key: the setting that holds `max_length`, for the message.
         unlabelled: another task, whose training sentences follow.
 
     Raises:
-        UserError: a label outside the task's labels, or pairs for sentences.
+        UserError: a label outside the task's labels, pairs for sentences, or no room for a token of each.
     """
     examples = _checked(task, split)
     if unlabelled:
         examples = _joined(task, examples, unlabelled)
+    special = model.tokenizer.num_special_tokens_to_add(pair=examples.pairs is not None)
+    if max_length < (least := special + (1 if examples.pairs is None else 2)):
+        what = "sentence" if examples.pairs is None else "pair"
+        raise UserError(
+            f"{key}: found {max_length}, but a {what} of {task.name} takes {least} tokens at least, {special} of them "
+            f"special ones of {model.name}; raise it"
+        )
     if examples.pairs and model.structure.architecture == "decoder" and (separator := task.manifest.get("separator")):
-        examples = replace(examples, texts=[text + separator for text in examples.texts])
+        # In the second sentence: truncation takes the end of the first.
+        examples = replace(examples, pairs=[separator + pair for pair in examples.pairs])
     found = _encode(model.tokenizer, examples, max_length)
     columns = {"input_ids": found["input_ids"], "labels": examples.labels}
     named = "token_type_ids" in model.tokenizer.model_input_names and "token_type_ids" in found
@@ -278,6 +293,11 @@ def _sentence_splits(
     splits = datasets.DatasetDict()
     for split in task.splits:
         columns = sentences(model, task, split, max_length, unlabelled=unlabelled if split == "train" else None)
+        if [] in columns["input_ids"]:
+            row = columns["input_ids"].index([]) + 1
+            raise UserError(
+                f"{task.path / split}.jsonl: line {row} has no token for {model.name}; remove the row from the source"
+            )
         features = datasets.Features({name: types[name] for name in columns})
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     return splits
@@ -338,8 +358,11 @@ def _joined(task: TaskFolder, examples: Examples, unlabelled: TaskFolder) -> Exa
 def _collator(model: ModelFolder) -> "DataCollatorWithPadding":
     from transformers import DataCollatorWithPadding
 
-    model.tokenizer.padding_side = "right"  # some decoders' tokenizers pad on the left, for generation
-    return DataCollatorWithPadding(model.tokenizer)
+    tokenizer = model.tokenizer
+    tokenizer.padding_side = model.padding_side  # some decoders' tokenizers pad on the left, for generation
+    if "attention_mask" not in tokenizer.model_input_names:
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
+    return DataCollatorWithPadding(tokenizer)
 
 
 def _key(
@@ -358,5 +381,6 @@ def _key(
     }
     versions = [version("tokenizers"), version("transformers")]
     texts = [sha256(folder.path / MANIFEST) for folder in (task, text) if folder]
-    parts = [files, model.token_types, texts, max_length, dict(evaluation or {}), code, versions]
+    kind = [model.token_types, model.structure.architecture]
+    parts = [files, kind, texts, max_length, dict(evaluation or {}), code, versions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

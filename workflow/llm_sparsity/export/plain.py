@@ -104,7 +104,7 @@ def save_plain(model: Any, folder: ModelFolder, output: Path, max_shard_size: st
         if path.name not in OWN:
             (output / path.name).write_bytes(path.read_bytes())
     if model.config.pad_token_id is not None and type(model).__name__.endswith("ForSequenceClassification"):
-        folder.tokenizer.padding_side = "right"
+        folder.tokenizer.padding_side = folder.padding_side
         folder.tokenizer.save_pretrained(output)  # with the padding that the classifier was trained with
 
 

@@ -160,8 +160,16 @@ class ModelFolder:
     @property
     def max_length(self) -> int | None:
         """The longest sequence that the model has positions for, in tokens; None if it sets no limit."""
-        longest = getattr(self.model_config, "max_position_embeddings", None) or self.config.get("n_positions")
-        return int(longest) - self.structure.first_position if longest else None
+        longest = getattr(self.model_config, "max_position_embeddings", None) or self.config.get("n_positions") or 0
+        return int(longest) - self.structure.first_position if longest > 0 else None  # -1 of XLNet: no limit
+
+    @property
+    def padding_side(self) -> str:
+        """The side on which a classifier's batches are padded: "right", as decoders' heads look for the last token.
+
+        XLNet's head reads the last position, whatever stands there.
+        """
+        return "left" if getattr(self.model_config, "summary_type", "") == "last" else "right"
 
     def check_length(self, key: str, value: int) -> None:
         """Refuse a sequence length that the model has no positions for.

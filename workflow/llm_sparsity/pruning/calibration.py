@@ -58,7 +58,7 @@ def batches(
         limit = min(tokens or TOKENS, drawn.numel() // least)
         return [{"input_ids": ids} for ids in drawn.split(max(limit // sequence_length, 1))]
     model.check_length("calibration.sequence_length", sequence_length)
-    columns = sentences(model, text, "train", sequence_length)
+    columns = sentences(model, text, "train", sequence_length, key="calibration.sequence_length")
     del columns["labels"]
     lengths = [len(ids) for ids in columns["input_ids"]]
     filled = [row for row, length in enumerate(lengths) if length]  # an empty sentence may have no token

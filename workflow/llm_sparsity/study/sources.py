@@ -76,7 +76,7 @@ class Model(Section):
 
 
 class Binarize(Section):
-    """Turn a rating into a label: 1 above the threshold, 0 below. Rows closer to it than `margin` are dropped."""
+    """Turn a rating into a label: 1 above the threshold, 0 below. Rows at it, or closer than `margin`, are dropped."""
 
     threshold: float = Field(0.0, description="ratings above it have label 1")
     margin: Annotated[float, Field(ge=0)] = Field(0.0, description="smallest distance to the threshold")
@@ -101,7 +101,7 @@ class Pairs(Section):
 
 
 class Limit(Section):
-    """The largest number of rows of each split, drawn with a fixed seed."""
+    """The largest number of rows of each split, drawn with a fixed seed; of running text, the first ones."""
 
     train: Positive | None = Field(None, description="rows")
     validation: Positive | None = Field(None, description="rows")

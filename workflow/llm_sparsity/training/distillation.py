@@ -6,6 +6,7 @@ arXiv:2310.06927): squared distance relative to the square of the teacher's outp
 also learned on sentences without labels, if the recipe asks for those that the task names.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,8 +65,20 @@ def _distance(ours: Tensor, theirs: Tensor, present: Tensor) -> Tensor:
 
 
 def disable_dropout(net: Module) -> None:
-    """Set every dropout probability of a model to 0, in place: the teacher is deterministic."""
+    """Set every dropout probability of a model to 0, in place: the teacher is deterministic.
+
+    Some layers read theirs from the configuration. They get one of their own; that of the model, which is saved, stays.
+    """
+    quiet: dict[int, Any] = {}
     for module in net.modules():
         for key, value in vars(module).items():
             if isinstance(value, float) and ("drop" in key or isinstance(module, Dropout)):
                 setattr(module, key, 0.0)
+        config = getattr(module, "config", None)
+        if module is not net and config is not None:
+            if id(config) not in quiet:
+                quiet[id(config)] = copy.deepcopy(config)
+                for key, value in vars(config).items():
+                    if isinstance(value, float) and "drop" in key:
+                        setattr(quiet[id(config)], key, 0.0)
+            module.config = quiet[id(config)]

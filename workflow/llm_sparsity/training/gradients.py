@@ -1,5 +1,6 @@
 """The gradients of a batch, over micro-batches and processes."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -28,7 +29,8 @@ def accumulate_gradients(
     size: int,
     flags: tuple[bool, ...],
 ) -> tuple[float, list[bool]]:
-    """Compute the gradients of a batch's mean loss, independent of how the batch is split.
+    """Compute the gradients of a batch's mean loss. How the batch is split changes them by rounding, and draws another
+    dropout.
 
     Args:
         net: the model, wrapped by the accelerator.
@@ -40,10 +42,12 @@ def accumulate_gradients(
         The mean loss; each flag, True if any process has set it, so that all processes act alike.
     """
     mine = batch[accelerator.process_index :: accelerator.num_processes]
-    share = 1.0 if len(mine) else 0.0  # a last batch may be smaller than the number of processes
-    pieces = [mine[at : at + size] for at in range(0, len(mine), size)] or [batch[:1]]
+    pieces = [(mine[at : at + size], 1.0) for at in range(0, len(mine), size)]
+    # Every process takes as many pieces, which FSDP needs; those that one has too few count nothing.
+    most = math.ceil(math.ceil(len(batch) / accelerator.num_processes) / size)
+    pieces += [(batch[:1], 0.0)] * (most - len(pieces))
     total = torch.tensor([0.0, *flags], device=accelerator.device)
-    for number, piece in enumerate(pieces):
+    for number, (piece, share) in enumerate(pieces):
         last = number == len(pieces) - 1
         with (
             _memory_advice(split, piece, size),
