@@ -86,3 +86,12 @@ def test_a_job_returns_the_code_of_its_command() -> None:
     command = [sys.executable, "-I", guard.__file__, "job", "sh", "-c"]
     assert subprocess.run([*command, "exit 7"], check=False).returncode == 7
     assert subprocess.run([*command, "kill -KILL $$"], check=False).returncode == 128 + signal.SIGKILL
+
+
+def test_what_a_node_refuses_fails_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the whole run."""
+    monkeypatch.setattr(task.guard, "die_with_parent", lambda: None)
+    (tmp_path / "file").touch()
+    found = task.run("true", str(tmp_path), str(tmp_path / "file/log"))
+    assert found.code == 1
+    assert "File exists" in found.reason

@@ -323,3 +323,14 @@ def test_a_request_within_the_limits_passes(queue: str, nodes: int, walltime: st
 def test_no_account_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="parsl-account: missing"):
         pbs.PBSProvider(account="", queue="debug")
+
+
+def test_a_pilot_of_another_driver_that_cannot_be_deleted_stops_nothing(provider: pbs.PBSProvider) -> None:
+    """It is known for a while only, see `Drivers.take_over`."""
+    provider.resources["55.p"] = {
+        "job_id": "55.p", "status": JobStatus(JobState.PENDING), "job_stdout_path": None, "job_stderr_path": None,
+    }  # fmt: skip
+    provider.execute_wait = Commands(("qdel", (159, "", "qdel: Unauthorized Request 55.p")))
+    provider.cancel(["55.p"])
+    del provider.resources["55.p"]
+    assert provider.status([]) == []

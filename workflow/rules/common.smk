@@ -386,7 +386,7 @@ def show_plan():
 def show_summary():
     """Print what was found, below all that Snakemake still has to say."""
     if Path(rules.plot.output.summary).exists():
-        atexit.register(print, Path(rules.plot.output.summary).read_text())
+        atexit.register(print, Path(rules.plot.output.summary).read_text(encoding="utf-8"))
 
 
 def show_failures():

@@ -165,7 +165,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                     self.report_job_success(info)
                 else:
                     logs = [Path(log) for log in info.job.log]
-                    reason = why(outcome.code, Path(task.log), logs, out_of_memory=outcome.out_of_memory)
+                    reason = outcome.reason or why(
+                        outcome.code, Path(task.log), logs, out_of_memory=outcome.out_of_memory
+                    )
                     self._failed(info, f"{reason}, on {outcome.host} after {outcome.seconds:.0f} s")
             if time.monotonic() > self._reported + self.workflow.executor_settings.status:
                 self._reported = time.monotonic()

@@ -10,6 +10,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,9 @@ class Driver:
 
         while time.monotonic() < deadline and not (len(asked) == len(pilots) and ended()):
             time.sleep(1)
-        all_ended = ended()
+        if not (all_ended := ended()):
+            left = ", ".join(pilot for label in asked for pilot in pilots[label])
+            self.say(f"parsl: pilots of that process may still run; see to it that they end: {left}")
         for label, provider in asked.items():
             for pilot in pilots[label]:
                 del provider.resources[pilot]
@@ -125,7 +128,7 @@ class Driver:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
-            with self._lock:
+            with self._lock, suppress(OSError):  # a file system that does not answer for once is asked again
                 if self.file.exists():
                     os.utime(self.file)
 
@@ -167,6 +170,8 @@ def _time(file: Path) -> float:
             return os.fstat(opened.fileno()).st_mtime
     except FileNotFoundError:
         return 0.0
+    except PermissionError:
+        raise ValueError(f"{file}: another user's, not readable; ask for `chmod g+r`, or work elsewhere") from None
 
 
 def _began(pid: int) -> str:

@@ -182,7 +182,7 @@ class PBSProvider(PBSProProvider):  # type: ignore[misc]
 
     def _status(self) -> None:
         """Update the states of jobs that have not ended. They stay unchanged while the server does not answer."""
-        for job_id in sorted(self._undeleted):
+        for job_id in sorted(self._undeleted & self.resources.keys()):  # others are no pilots of this driver
             self._delete(job_id)
         waiting = [job_id for job_id, resource in self.resources.items() if not resource["status"].terminal]
         found = self._query(waiting) if waiting else {}

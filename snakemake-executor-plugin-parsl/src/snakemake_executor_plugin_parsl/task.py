@@ -19,34 +19,44 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Outcome:
-    """Exit code of a command, the host and manager that ran it, its duration, and whether memory ran out."""
+    """Exit code of a command, the host and manager that ran it, its duration, whether memory ran out, and why else the
+    command was not run.
+    """
 
     code: int
     host: str
     manager: str
     seconds: float
     out_of_memory: bool = False
+    reason: str = ""
 
 
 def run(command: str, folder: str, log: str) -> Outcome:
-    """Run a shell command in `folder`. Its output is written to `log`, which is deleted on success."""
+    """Run a shell command in `folder`. Its output is written to `log`, which is deleted on success.
+
+    What the node refuses, such as a file on a full disk, fails this job alone.
+    """
     guard.die_with_parent()  # a worker without a manager cannot return a result
     started, kills = time.monotonic(), memory_kills()
-    path = Path(log)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as output:
-        code = subprocess.run(
-            [sys.executable, "-I", guard.__file__, "job", "sh", "-c", command],
-            cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False,
-        ).returncode  # fmt: skip
-    if code == 0:
-        path.unlink()
+    path, code, reason = Path(log), 1, ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as output:
+            code = subprocess.run(
+                [sys.executable, "-I", guard.__file__, "job", "sh", "-c", command],
+                cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False,
+            ).returncode  # fmt: skip
+        if code == 0:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        reason = str(error)
     return Outcome(
         code=code,
         host=platform.node(),
         manager=os.environ.get("PARSL_WORKER_POOL_ID", ""),
         seconds=time.monotonic() - started,
         out_of_memory=code != 0 and memory_kills() > kills,
+        reason=reason if code else "",
     )
 
 

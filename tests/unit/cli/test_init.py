@@ -12,6 +12,7 @@ from llm_sparsity.cli.init import init
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.container import copy_companions
 from llm_sparsity.study.config import load
+from llm_sparsity.study.document import read_document
 from tests import weights
 from tests.standin_hub import Hub, serving
 from tests.tiny import ARCHITECTURE, save_tiny_model
@@ -125,3 +126,17 @@ def test_a_file_is_never_overwritten(models: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists; remove it"):
         init(str(models / "bert"), output=tmp_path / "mine.yaml")
     assert (tmp_path / "mine.yaml").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["0001000", "1.10", "null", "on", "1e3"])
+def test_a_name_that_yaml_reads_as_something_else(name: str, models: Path, tmp_path: Path) -> None:
+    path = init(str(models / "bert"), name=name, output=tmp_path / "mine.yaml")
+    study = load(read_document(path))
+    assert study.name == name
+    assert list(study.models) == [name]
+
+
+def test_a_large_model(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_sparsity.data.download.count_parameters", lambda *_: 10_240_000_000)
+    path = init(str(models / "llama"), name="big", output=tmp_path / "mine.yaml")
+    assert load(read_document(path)).models["big"].parameters == 10.24e9

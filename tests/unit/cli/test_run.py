@@ -1,12 +1,13 @@
-"""Faults at which Snakemake itself ends in a traceback."""
+"""The command that becomes Snakemake, and faults at which Snakemake itself ends in a traceback."""
 
+import argparse
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from llm_sparsity.cli.run import snakemake
+from llm_sparsity.cli.run import main, snakemake
 from llm_sparsity.jobs.errors import UserError
 
 
@@ -55,3 +56,15 @@ def test_a_home_that_cannot_be_written(
     monkeypatch.setenv("LLM_SPARSITY_RUN", "")  # restored at the end
     snakemake(["-n"])
     assert started == [[sys.executable, "-m", "snakemake", "-n"]]
+
+
+@pytest.mark.parametrize(("said", "cores"), [("cores: 1\n", []), ("jobs: 9\n", ["--cores", "all"])])
+def test_the_cores_of_a_profile_count(
+    said: str, cores: list[str], started: list[list[str]], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_SPARSITY_RUN", "")
+    monkeypatch.chdir(root)
+    (tmp_path / "config.yaml").write_text(said)
+    main(argparse.ArgumentParser(), ["config.yaml", "--profile", str(tmp_path), "-n"])
+    (words,) = started
+    assert words[words.index("--configfile") + 2 :] == [*cores, "--profile", str(tmp_path), "-n"]

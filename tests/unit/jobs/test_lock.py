@@ -1,7 +1,9 @@
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,3 +101,34 @@ def test_what_a_process_left_that_was_killed_while_it_took_over_is_removed(tmp_p
     with locked(tmp_path / "lock"):
         assert not dead.exists()
         assert alive.exists()  # its owner may live: a lock that is about to be put back
+
+
+def test_a_file_system_that_does_not_answer_for_once_stops_no_heart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT", 0.01)
+    beats, utime = [0], os.utime
+
+    def touch(path: Path) -> None:
+        beats[0] += 1
+        if beats[0] == 1:
+            raise OSError(errno.ESTALE, "stale file handle")
+        utime(path)
+        later.set()
+
+    later = threading.Event()
+    monkeypatch.setattr(lock.os, "utime", touch)
+    with locked(tmp_path / "lock"):
+        assert later.wait(60)
+
+
+def test_a_process_that_is_hidden_may_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's, where /proc is mounted with hidepid: the kernel says that it exists, /proc that it does not."""
+    owner = json.dumps({"host": process._host(), "pid": 2**22 + 1, "started": "5"})  # above the largest number
+    assert process.is_dead(owner)
+
+    def refused(pid: int, signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(process.os, "kill", refused)
+    assert not process.is_dead(owner)

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 
@@ -16,6 +17,7 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.files import write_text
 from llm_sparsity.study import config, plan
+from llm_sparsity.study.document import parsed
 from llm_sparsity.study.project import LIBRARY
 
 TEMPLATES = Path(__file__).parent
@@ -64,16 +66,18 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
     if folder.class_name.endswith("ForSequenceClassification"):
         source += "\n    # head: TASK # of this classifier, the task that it was trained on (docs/howto.md)"
     text = Template((TEMPLATES / f"{architecture}.yaml").read_text(encoding="utf-8")).substitute(
-        name=name,
+        name=_quoted(name),
         file=output,
         schema=SCHEMA,
         source=source,
-        parameters=f"{parameters / 1e6:.4g}e6 # for the plan, until the model is downloaded" if parameters else "null",
+        parameters=f"{float(f'{parameters / 1e6:.4g}'):.10g}e6 # for the plan, until the model is downloaded"
+        if parameters
+        else "null",
         layers=layers,
         thirds=_thirds(layers),
         **{name: min(length, folder.max_length or length) for name, length in LENGTHS.items()},
     )
-    config.load(yaml.safe_load(text))
+    config.load(parsed(text, str(output)))
     write_text(output, text)
     return output
 
@@ -105,8 +109,11 @@ def _of_hub(model: str) -> tuple[ModelFolder, str, int | None]:
 
 
 def _quoted(text: str) -> str:
-    """A YAML string."""
-    return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("'", "''") + "'"
+    """A YAML string, without quotation marks if YAML reads it as it is: not "0001000", "1.10" or "null"."""
+    with suppress(UserError, ValueError, yaml.YAMLError):
+        if re.fullmatch(r"[\w./-]+", text) and parsed(text, text) == text:
+            return text
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _thirds(layers: int) -> str:

@@ -1,4 +1,5 @@
-"""Run a study. Other options go to Snakemake, such as -n, which lists the jobs, or --cores 8 (default: all)."""
+"""Run a study. Other options go to Snakemake, such as -n, which lists the jobs, or --cores 8 (default: all, or what a
+profile says)."""
 
 import argparse
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from llm_sparsity.jobs.command import run
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.site.place import settings_of
 from llm_sparsity.study import config
 from llm_sparsity.study.project import STUDY, project, study_file
 
@@ -18,7 +20,16 @@ def main(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     parser.add_argument("study", type=Path, help=STUDY)
     args, rest = parser.parse_known_args(words)
     study = study_file(args.study)
-    snakemake(["--snakefile", str(project() / "Snakefile"), "--configfile", str(study), "--cores", "all", *rest])
+    cores = [] if _profile_says(rest) else ["--cores", "all"]
+    snakemake(["--snakefile", str(project() / "Snakefile"), "--configfile", str(study), *cores, *rest])
+
+
+def _profile_says(words: Sequence[str]) -> bool:
+    """Whether a profile among Snakemake's arguments gives the number of cores, which an option would override."""
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--profile", type=Path)
+    profile = options.parse_known_args(words)[0].profile
+    return profile is not None and profile.is_dir() and "cores" in settings_of(profile)
 
 
 def snakemake(words: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The command line of a script: its arguments, threads and GPUs, and its errors as one line."""
 
 import argparse
+import io
 import json
 import os
 import shlex
@@ -51,6 +52,9 @@ def run(main: Callable[[], None]) -> None:
     """Call a script's `main`. User errors and storage errors end in one line instead of a traceback."""
     # Python puts the script's folder first on sys.path, where evaluate.py would shadow the library evaluate.
     sys.path[:] = [path for path in sys.path if path != str(Path(sys.argv[0]).resolve().parent)]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where the locale has no letter for an arrow
     try:
         main()
         sys.stdout.flush()

@@ -90,11 +90,12 @@ def _heartbeat(path: Path, assert_held: Callable[[], None]) -> Iterator[None]:
 
     def beat() -> None:
         while not done.wait(BEAT):
-            try:
-                assert_held()
+            with suppress(OSError):  # a file system that does not answer for once is asked again
+                try:
+                    assert_held()
+                except UserError:
+                    return  # the owner's next assert_held raises
                 os.utime(path)
-            except (UserError, OSError):
-                return  # the owner's next assert_held raises
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +18,10 @@ class Process(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has certainly ended; False on another machine, where it cannot be seen."""
-        return self.host == _host() and self.started is not None and _started(self.pid) != self.started
+        """Whether it has certainly ended; False if it cannot be seen, on another machine or hidden on this one."""
+        if self.host != _host() or self.started is None or _is_hidden(self.pid):
+            return False
+        return _started(self.pid) != self.started
 
 
 def this_process() -> str:
@@ -55,9 +58,25 @@ def runs(pid: int) -> bool:
 
 
 def _host() -> str:
-    """Name and boot id of this machine, within which a process id is meaningful."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}".strip()
+    """Name and boot id of this machine, and its namespace of processes, within which a process id is meaningful."""
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    parts = [socket.gethostname(), boot.read_text().strip() if boot.exists() else ""]
+    with suppress(OSError):  # two containers may share the name and the boot, but count processes each for itself
+        parts.append(str(space.readlink()))
+    return " ".join(filter(None, parts))
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process is another user's, and /proc shows only one's own, as with the mount option hidepid."""
+    if Path(f"/proc/{pid}").exists():
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False
 
 
 def _started(pid: int) -> str | None:

@@ -24,6 +24,7 @@ CHECKS: tuple[Check, ...] = (
 COLOURS = {"OK": "32", "TO DO": "31", "--": "2"}
 SUBJECT = 15  # characters of the column of subjects, and of that of states
 STATE = 7
+NARROWEST = 20  # characters of what was found, however narrow a terminal is
 WIDTH = 120  # characters of a screen that is no terminal
 
 
@@ -58,6 +59,6 @@ def _row(line: Line, width: int, coloured: bool) -> str:
     state = f"{line.state:{STATE}}"
     if coloured:
         state = f"\033[{COLOURS[line.state]}m{state}\033[0m"
-    room, indent = width - STATE - SUBJECT, " " * (STATE + SUBJECT)
+    room, indent = max(width - STATE - SUBJECT, NARROWEST), " " * (STATE + SUBJECT)
     text = textwrap.wrap(line.found, room) + textwrap.wrap(f"→ {line.fix}" if line.fix else "", room)
     return f"{state}{line.subject:{SUBJECT}}" + f"\n{indent}".join(text)

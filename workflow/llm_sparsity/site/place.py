@@ -72,16 +72,20 @@ def place(study: Config, profile: Path | None = None) -> Place:
     left = [job for job in plan.jobs(study) if not job.done]
     if profile is None:
         return Place(study, left)
-    file = next((profile / name for name in FILES if (profile / name).is_file()), None)
-    if file is None:
-        raise UserError(f"--profile: found {profile}, which has no config.yaml; name the folder of a profile")
-    settings = _settings(file)
+    settings = settings_of(profile)
     pools, trouble = _pools(settings)
     return Place(study, left, profile, _batch(settings, pools), settings, pools, trouble)
 
 
-def _settings(file: Path) -> dict[str, Any]:
-    """The settings of a profile, as Snakemake reads them."""
+def settings_of(profile: Path) -> dict[str, Any]:
+    """The settings of a profile, as Snakemake reads them.
+
+    Raises:
+        UserError: there is no such profile, or it is no YAML of settings.
+    """
+    file = next((profile / name for name in FILES if (profile / name).is_file()), None)
+    if file is None:
+        raise UserError(f"--profile: found {profile}, which has no config.yaml; name the folder of a profile")
     from configargparse import ConfigFileParserException  # type: ignore[import-untyped]
     from snakemake.profiles import ProfileConfigFileParser
     from snakemake_interface_common.exceptions import WorkflowError

@@ -81,9 +81,12 @@ def _job(place: Place, command: str) -> str:
         if value := place.resource(f"slurm_{flag}"):
             words.append(f"--{flag}={value}")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    waits = subprocess.Popen(
-        [*words, f"--wrap={command}"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    try:
+        waits = subprocess.Popen(
+            [*words, f"--wrap={command}"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    except FileNotFoundError:
+        return "sbatch: no such command; load Slurm's module, or work where Slurm is"
     try:
         output, error = waits.communicate()
     except KeyboardInterrupt:

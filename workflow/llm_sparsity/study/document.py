@@ -17,24 +17,37 @@ from llm_sparsity.jobs.errors import UserError
 
 
 def read_document(path: Path) -> Any:
-    """The values of a document: of JSON if it is that, as Snakemake reads it, else of YAML.
+    """The values of a document.
 
     Raises:
-        OSError, ValueError, RecursionError, yaml.YAMLError: there is no such file, or it cannot be read.
+        OSError: there is no such file.
+        ValueError, RecursionError, yaml.YAMLError, UserError: see `parsed`.
+    """
+    return parsed(path.read_text(encoding="utf-8"), str(path))
+
+
+def parsed(text: str, name: str) -> Any:
+    """The values of the text of a document: of JSON if it is that, as Snakemake reads it, else of YAML.
+
+    Args:
+        text: of the document.
+        name: of its file, for messages.
+
+    Raises:
+        ValueError, RecursionError, yaml.YAMLError: it cannot be read.
         UserError: it holds one of the spellings above.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise UserError(f"{path}: {twice[0]} is given twice; remove one")
+            raise UserError(f"{name}: {twice[0]} is given twice; remove one")
         return dict(pairs)
 
-    text = path.read_text(encoding="utf-8")
     with suppress(json.JSONDecodeError):
         return json.loads(text, object_pairs_hook=once)
     loader = _Loader(text)
-    loader.name = str(path)
+    loader.name = name
     try:
         return loader.get_single_data()
     finally:
