@@ -203,6 +203,23 @@ def test_quantised_weights_are_refused(dtype: torch.dtype, tiny_model: Callable[
         download_model(tmp_path / "model", source={"folder": str(tmp_path / "m")}, architecture="decoder")
 
 
+def test_an_adapter_beside_its_base_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """transformers would load it too, where peft is installed."""
+    shutil.copytree(tiny_model("bert"), tmp_path / "m")
+    (tmp_path / "m/adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"adapter_config\.json is of an adapter that is not merged; merge it into"):
+        download_model(tmp_path / "model", source={"folder": str(tmp_path / "m")}, architecture="encoder")
+
+
+def test_another_programs_manifest_keeps_no_head(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    net = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_model("bert"), num_labels=2)
+    shutil.copytree(tiny_model("bert"), tmp_path / "m")
+    net.save_pretrained(tmp_path / "m")
+    (tmp_path / "m/manifest.json").write_text('{"name": "web app"}')
+    download_model(tmp_path / "model", source={"folder": str(tmp_path / "m")}, architecture="encoder")
+    assert not any("classifier" in name for name in load(tmp_path / "model"))
+
+
 def test_an_adapter_alone_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     shutil.copytree(tiny_model("llama"), tmp_path / "m")
     (tmp_path / "m/model.safetensors").rename(tmp_path / "m/adapter_model.safetensors")

@@ -121,6 +121,12 @@ def test_the_longest_sequence_may_be_that_of_the_type(tmp_path: Path) -> None:
     assert ModelFolder(tmp_path).max_length == 512
 
 
+def test_positions_that_are_relative_are_no_limit(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """T5's n_positions limits nothing; MPT's max_seq_len does."""
+    assert ModelFolder(zoo.save("t5", tmp_path / "t5", tiny_model("bert"), n_positions=32)).max_length is None
+    assert ModelFolder(zoo.save("mpt", tmp_path / "mpt", tiny_model("llama"), max_seq_len=16)).max_length == 16
+
+
 def test_a_model_may_have_no_limit_of_length_and_read_the_last_position(
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -315,6 +315,55 @@ def test_yes_is_no_number(section: str, key: str, value: Any, values: dict[str, 
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda v: v["finetune"].update(max_grad_norm=float("inf")),
+            "config: finetune.max_grad_norm: found inf; in",
+        ),
+        (lambda v: v.update(prune={"min_density": 0.2}), "magnitude cannot remove 0.9, as prune.min_density 0.2 keeps"),
+        (
+            lambda v: v.update(evaluate={"sequence_length": 64, "max_tokens": 10}),
+            "evaluate.max_tokens: found 10, but a window of task text has sequence_length 64; raise the one, or lower",
+        ),
+        (
+            lambda v: v["tasks"]["text"]["finetune"].update(max_length=1),
+            "finetune.max_length: found 1, but each token of task text is predicted from those before it; give",
+        ),
+        (
+            lambda v: (
+                v["study"][0].update(methods=["uniform+reconstruct"], scopes=["linear"]),
+                v.update(calibration={"task": "text", "samples": 1}),
+            ),
+            "calibration.samples: found 1, but reconstruct holds a sequence out; give at least 2",
+        ),
+    ],
+)
+def test_contradictions_are_found_before_anything_is_downloaded(
+    change: Callable[[dict[str, Any]], Any], said: str, text_task: dict[str, Any]
+) -> None:
+    text_task["study"][0]["sparsities"] = [0.5, 0.9]
+    config.load(text_task)
+    change(text_task)
+    assert said in refused(text_task)
+
+
+def test_what_does_not_move_is_not_ranked_by_movement(values: dict[str, Any]) -> None:
+    values["recipes"] = {"moving": {"schedule": {"scores": "movement"}, "distill": {}}}
+    values["study"] = [values["study"][0] | {"methods": ["magnitude"], "scopes": ["linear"], "recipes": ["moving"]}]
+    values["finetune"] = values["finetune"] | {"freeze_embeddings": True}
+    config.load(values)
+    values["study"][0]["scopes"] = ["all"]
+    assert "moving ranks weights by movement, but on task" in refused(values)
+
+
+def test_a_density_that_is_reached_exactly_is_no_contradiction(values: dict[str, Any]) -> None:
+    values["study"] = [values["study"][0] | {"methods": ["magnitude"], "sparsities": [0.1]}]
+    values["prune"] = {"min_density": 0.9}
+    config.load(values)
+
+
 def test_the_layers_of_a_scope_have_one_spelling(values: dict[str, Any]) -> None:
     values["study"] = [values["study"][0] | {"methods": ["magnitude"], "scopes": ["layers.1.00"]}]
     assert config.load(values).study[0].scopes == ["layers.0.1"]

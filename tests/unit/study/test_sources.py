@@ -21,6 +21,7 @@ TASK |= {"files": {"train": "t.csv"}, "split": {"validation": 4}}
         ({"files": {"train": "../t.csv"}}, "files.train: found '../t.csv'; a path inside the source is expected"),
         ({"labels": ["x", "x", "y"]}, "labels: 'x' is given twice; remove one"),
         ({"separator": " "}, "separator: is put between the sentences of a pair; add text_pair or pairs, or remove it"),
+        ({"binarize": {}, "labels": ["a", "b", "c"]}, "labels: found 3, but binarize makes two, below and above; name"),
         ({"limit": {"test": 9}}, "limit.test: there is no such split, only train, validation; remove it"),
         (
             {"text_pair": "b", "pairs": {"train": 1, "validation": 1}},

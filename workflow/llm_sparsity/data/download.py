@@ -14,7 +14,7 @@ manifest.json is written last.
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,19 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import check_checkpoint, check_classifier
 from llm_sparsity.models.roles import BUFFERS
-from llm_sparsity.storage.files import MANIFEST, replacing, write_manifest
+from llm_sparsity.storage.files import read_manifest, replacing, write_manifest
 from llm_sparsity.storage.paths import inside
 
 if TYPE_CHECKING:
     from llm_sparsity.models.structure import Structure
     from llm_sparsity.storage.container import Reader
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether this program made the folder of a model. A file of the manifest's name alone may be any program's."""
+    with suppress(UserError):
+        return bool(read_manifest(folder).get("kind") == "model")
+    return False
 
 
 def download_model(folder: Path, *, source: Source, architecture: str, head: TaskFolder | None = None) -> None:
@@ -72,7 +79,7 @@ def download_model(folder: Path, *, source: Source, architecture: str, head: Tas
         if head:
             check_head(model, head)
             check_classifier(model, head.num_labels)
-        own = (found / MANIFEST).exists()  # a folder of this program, such as an epoch of a run
+        own = _is_own(found)  # such as an epoch of a run
         # Users edit their folders, nobody edits the hub's cache.
         copy_model(model, fresh, link="folder" not in source, head=own or head is not None)
         with ModelFolder(fresh).open() as reader:

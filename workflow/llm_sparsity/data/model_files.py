@@ -43,6 +43,11 @@ def check_files(folder: Path, name: str) -> None:
         inside(folder, path.name, name)
     if not (folder / "config.json").exists():
         raise UserError(f"{name}: no config.json; expected the folder of a transformers model")
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{name}: adapter_config.json is of an adapter that is not merged; merge it into its base model (peft: "
+            "merge_and_unload()) and save that, or remove its files"
+        )
     if not matching(folder, ("*.safetensors",)):
         pickles = matching(folder, PICKLES)  # never downloaded from a hub, so the file may have another name there
         pickle = pickles[0].name if pickles else "a file such as pytorch_model.bin"
@@ -123,7 +128,8 @@ def check_head(model: ModelFolder, task: TaskFolder) -> None:
             f"head: found {task.name!r}, but {model} is a {model.class_name}, which has no classification head for "
             "texts; remove `head` from the model's entry"
         )
-    names = [str(name) for _, name in sorted(model.config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
+    stated = model.config.get("id2label") or {}
+    names = [str(name) for _, name in sorted(stated.items(), key=lambda item: int(item[0]))]
     if names and len(names) != task.num_labels:
         raise UserError(
             f"head: found {task.name!r}, which has {task.num_labels} labels, but the classification head of {model} "

@@ -160,7 +160,9 @@ class ModelFolder:
     @property
     def max_length(self) -> int | None:
         """The longest sequence that the model has positions for, in tokens; None if it sets no limit."""
-        longest = getattr(self.model_config, "max_position_embeddings", None) or self.config.get("n_positions") or 0
+        # The first is also the name of GPT-2's n_positions. T5's has another meaning: its positions are relative.
+        keys = ("max_position_embeddings", "max_seq_len")
+        longest = next((found for key in keys if (found := getattr(self.model_config, key, None))), 0)
         return int(longest) - self.structure.first_position if longest > 0 else None  # -1 of XLNet: no limit
 
     @property

@@ -4,6 +4,7 @@ Each fault is a ValueError of one line, with the key, the value found and the fi
 """
 
 import itertools
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from llm_sparsity.study.fields import refuse_unknown
@@ -39,9 +40,20 @@ def check(study: "Config") -> None:
         _check_models(study, where, grid)
     _check_texts(study)
     for task in study.tasks:
-        study.evaluate_settings(task)
+        evaluated = study.evaluate_settings(task)
+        is_text, most = study.tasks[task].kind == "language-model", evaluated.get("max_tokens")
+        if is_text and most and most < evaluated["sequence_length"]:
+            raise ValueError(
+                f"evaluate.max_tokens: found {most}, but a window of task {task} has sequence_length "
+                f"{evaluated['sequence_length']}; raise the one, or lower the other"
+            )
         for recipe in [*RECIPES, *study.recipes]:
-            study.finetune_settings(task, recipe)
+            settings = study.finetune_settings(task, recipe)
+            if is_text and settings["max_length"] < 2:
+                raise ValueError(
+                    f"finetune.max_length: found {settings['max_length']}, but each token of task {task} is "
+                    "predicted from those before it; give at least 2"
+                )
     for number, grid in enumerate(study.study):
         _check_untrained(study, f"study.{number}", grid)
 
@@ -59,6 +71,15 @@ def _check_methods(study: "Config", where: str, grid: "Grid") -> None:
         if patterns and chain.method in CALIBRATED and study.prune.layerwise == "owl":
             raise ValueError(
                 f"{where}.sparsities: {patterns[0]} is equal in all layers, but prune.layerwise is owl; remove one"
+            )
+        if "reconstruct" in chain.steps and study.calibration and study.calibration.samples < 2:
+            raise ValueError("calibration.samples: found 1, but reconstruct holds a sequence out; give at least 2")
+        kept = Decimal(str(study.prune.min_density))
+        too_many = [each for each in grid.sparsities if Decimal(str(each.fraction)) > 1 - kept]
+        if chain.method in SINGLE and too_many:
+            raise ValueError(
+                f"{where}.sparsities: {method} cannot remove {too_many[0]}, as prune.min_density {kept} keeps this "
+                "fraction of every tensor; lower one of them"
             )
         if chain.is_calibrated and study.calibration is None:
             raise ValueError(f"{where}.methods: {method} needs calibration text; add calibration: {{task: ...}}")
@@ -141,8 +162,16 @@ def _check_unlabelled(study: "Config", where: str, grid: "Grid") -> None:
 def _check_schedules(study: "Config", where: str, grid: "Grid") -> None:
     """Refuse a schedule that cannot choose the weights, or would choose others than the method."""
     for name in grid.recipes:
-        if study.recipe(name).schedule is None:
+        if (schedule := study.recipe(name).schedule) is None:
             continue
+        frozen = [
+            task for task in study.trained_tasks(grid) if study.finetune_settings(task, name)["freeze_embeddings"]
+        ]
+        if schedule.scores == "movement" and frozen and (scopes := {"all", "embeddings"} & set(grid.scopes)):
+            raise ValueError(
+                f"{where}.recipes: {name} ranks weights by movement, but on task {frozen[0]} freeze_embeddings keeps "
+                f"those of scope {min(scopes)} from moving; remove it, or choose the scope linear"
+            )
         for method in grid.methods:
             if method not in SCHEDULED and method != "structured":  # structured models are fine-tuned as `kept`
                 raise ValueError(

@@ -60,12 +60,13 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         """A mapping as it is written. Keys that `<<` merges into it may be given again, so they come later."""
         node = super().compose_mapping_node(anchor)
-        given = set[str]()
+        given = set[object]()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in given:
+                value = self.construct_object(key)  # 1.1 and 1.10 are one
+                if value in given:
                     raise _error(key, f"{key.value} is given twice; remove one")
-                given.add(key.value)
+                given.add(value)
         return node
 
     def plain_number(self, node: yaml.ScalarNode) -> int | float:

@@ -90,9 +90,9 @@ Sha256 = Annotated[str, _matches(r"[0-9a-f]{64}", "expected the 64 hex digits of
 
 
 class Section(BaseModel):
-    """A part of the config: unknown keys are errors, and values never change after validation."""
+    """A part of the config: unknown keys and numbers that are not finite are errors, and values never change later."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod

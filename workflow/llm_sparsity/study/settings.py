@@ -58,7 +58,9 @@ class Finetune(Section):
     max_length: Positive = Field(128, description="tokens per sentence or pair; longer ones are truncated")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")
     warmup_ratio: Fraction = Field(0.0, description="fraction of all steps")
-    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients are clipped to this norm")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="gradients are clipped to this norm; a large one, such as 1e9, clips none"
+    )
     freeze_embeddings: bool = Field(False, description="do not train the scope `embeddings`")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     save_minutes: Positive = Field(15, description="minutes between saves within an epoch; does not affect results")

@@ -176,6 +176,9 @@ class Task(Section):
             raise ValueError(f"harness: is for zero-shot tasks, but kind is {self.kind}; correct one of them")
         if self.separator is not None and not (self.text_pair or self.pairs):
             raise ValueError("separator: is put between the sentences of a pair; add text_pair or pairs, or remove it")
+        if (self.binarize or self.pairs) and self.labels and len(self.labels) != 2:
+            key, classes = ("binarize", "below and above") if self.binarize else ("pairs", "different and equal")
+            raise ValueError(f"labels: found {len(self.labels)}, but {key} makes two, {classes}; name these, or none")
         if self.text_pair and self.pairs:
             raise ValueError("pairs: draws the second sentence, which text_pair names; remove one of them")
         if self.binarize and self.pairs and self.pairs.group:

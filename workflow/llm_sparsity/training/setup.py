@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from torch.nn import Module
 
+from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.training import lora, tracking
 from llm_sparsity.training.distillation import Teacher, disable_dropout
@@ -85,7 +86,10 @@ def initial_model(
 def set_trainable(net: Any, model: ModelFolder, objective: Objective, settings: FinetuneSettings) -> None:
     """Freeze and add parameters, in place, as the settings ask."""
     if settings.gradient_checkpointing:
-        net.gradient_checkpointing_enable({"use_reentrant": False})
+        try:
+            net.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError:
+            raise UserError(f"gradient_checkpointing: {model.model_type} has none in transformers; remove it") from None
     if settings.freeze_embeddings:
         for name, weight in net.named_parameters():
             weight.requires_grad_(not model.in_scope(name, "embeddings"))
