@@ -336,6 +336,7 @@ def check_before_start():
     Then clear what a killed driver has left in Slurm, and show what the study takes.
     """
     driver.record()
+    driver.spare_others(workflow.persistence)
     check_environment()
     check_named_files()
     if found := list(sources.missing(STUDY)):

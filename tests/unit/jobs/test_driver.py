@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from snakemake.persistence.file import FilePersistence
 
 from llm_sparsity.jobs import driver
 
@@ -109,3 +110,19 @@ def test_without_locks_nothing_happens(tmp_path: Path) -> None:
     driver.unlock(tmp_path / "locks")
     assert driver.holder(tmp_path / "locks") is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_driver_that_ends_spares_the_locks_of_others(tmp_path: Path) -> None:
+    """By the class of Snakemake that keeps locks in files."""
+    made = [FilePersistence(dag=None, path=tmp_path) for _ in range(2)]
+    locks = tmp_path / "locks"
+    for each in made:
+        each._write_locks("output", ["results/a"])
+    driver.record(locks)
+    (locks / "owner-1").write_text("another")
+    driver.spare_others(made[0], locks)
+    made[0].unlock()
+    assert {path.name for path in locks.iterdir()} == {"1.output.lock", "owner-1"}
+    made[1].unlock()
+    assert not locks.exists(), "as Snakemake does by itself"
+    driver.spare_others(object(), locks)

@@ -1,7 +1,7 @@
 """The driver: the process in which Snakemake runs jobs, and the owner of a folder's locks.
 
 Snakemake locks the files that a driver writes by `.snakemake/locks/{n}.output.lock`, without saying whose they are. A
-driver adds `owner-{pid}`, which Snakemake removes with the locks. Those of a killed driver are removed by the next one.
+driver adds `owner-{pid}`, which it removes with its locks. Those of a killed driver are removed by the next one.
 """
 
 import os
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from llm_sparsity.jobs.lock import locked
 from llm_sparsity.jobs.process import Process, read, this_process
@@ -22,6 +23,28 @@ def record(locks: Path = LOCKS) -> None:
         new = locks / f"new-{os.getpid()}"
         new.write_text(this_process())
         new.rename(locks / f"owner-{os.getpid()}")  # whole or absent
+
+
+def spare_others(persistence: Any, locks: Path = LOCKS) -> None:
+    """Let this driver remove its own locks alone when it ends.
+
+    Snakemake 9 removes the folder, with the locks of drivers that still run, whose files a third one could then write.
+    The two names that are used here are not public; without them Snakemake does as it does.
+
+    Args:
+        persistence: `workflow.persistence`, once it holds the locks.
+        locks: the folder.
+    """
+    own = getattr(persistence, "_lockfile", None)
+    if not isinstance(own, dict) or not hasattr(persistence, "_delete_locks"):
+        return
+
+    def delete() -> None:
+        for file in [*own.values(), locks / f"owner-{os.getpid()}"]:
+            Path(file).unlink(missing_ok=True)
+        own.clear()
+
+    persistence._delete_locks = delete
 
 
 def unlock(locks: Path = LOCKS) -> None:
