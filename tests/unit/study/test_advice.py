@@ -155,3 +155,13 @@ def test_a_queue_of_more_nodes_than_jobs_is_offered() -> None:
     (choice,) = advice.options([short, large], work)
     assert (choice.queue.queue, choice.nodes) == ("prod", 10)
     assert "parsl-queue: prod" in advice.advise(work, [short, large])
+
+
+@pytest.mark.parametrize(("allowed", "minutes"), [(1, 45), (2, 23)])
+def test_runs_of_one_gpu_and_of_several_have_pools_of_their_own(allowed: int, minutes: int) -> None:
+    """Each with its own batch job; where one at a time is allowed, they run one after the other."""
+    queue = Queue("debug-scaling", 4, 1, 10, 5, 60, allowed, "")
+    work = [Job("finetune", gpus, 20, False, 0, False, 1000) for gpus in [4] * 4 + [1] * 16]
+    found = advice.option(queue, 1, 4, work)
+    assert found.minutes == pytest.approx(minutes, abs=2)
+    assert found.node_hours == pytest.approx(2 * 4 * 22 / 60, abs=0.2)

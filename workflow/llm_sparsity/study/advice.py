@@ -51,7 +51,7 @@ class Queue:
 
 @dataclass(frozen=True)
 class Option:
-    """A choice: `jobs` batch jobs of `nodes` nodes each in a queue, with its cost."""
+    """A choice: `jobs` batch jobs of `nodes` nodes each in a queue, for each pool, with its cost."""
 
     queue: Queue
     jobs: int
@@ -128,9 +128,16 @@ def pack(
 
 
 def option(queue: Queue, jobs: int, nodes_each: int, work: Sequence[Job]) -> Option:
-    """Simulate `jobs` batch jobs of `nodes_each` nodes."""
-    minutes = pack(work, jobs * nodes_each, queue)
-    hours = jobs * nodes_each * minutes / 60
+    """Simulate `jobs` batch jobs of `nodes_each` nodes in each pool that is needed: for a GPU, a node, several nodes.
+
+    Each pool requests its own batch jobs. Where the queue does not allow all of them at once, pools wait for each other.
+    """
+    pools: dict[int, list[Job]] = {}
+    for job in work:
+        pools.setdefault(queue.nodes(job) if job.gpus > 1 else 0, []).append(job)
+    times = [pack(mine, jobs * nodes_each, queue) for mine in pools.values()]
+    minutes = max(times) if jobs * len(times) <= queue.jobs else sum(times)
+    hours = jobs * nodes_each * sum(times) / 60
     return Option(queue, jobs, nodes_each, minutes, hours, slot_hours(work, queue) / queue.gpus / hours)
 
 
