@@ -130,7 +130,7 @@ def pack(
 def option(queue: Queue, jobs: int, nodes_each: int, work: Sequence[Job]) -> Option:
     """Simulate `jobs` batch jobs of `nodes_each` nodes in each pool that is needed: for a GPU, a node, several nodes.
 
-    Each pool requests its own batch jobs. Where the queue does not allow all of them at once, pools wait for each other.
+    Each pool requests its own batch jobs. Where the queue does not allow all of them at once, pools wait for others.
     """
     pools: dict[int, list[Job]] = {}
     for job in work:
