@@ -42,7 +42,7 @@ def test_columns_are_typed_and_say_what_they_mean(folder: Path) -> None:
     assert str(schema.field("seed").type) == str(schema.field("bytes").type) == "int64"
     assert str(schema.field("value").type) == "double"
     assert str(schema.field("sparsity").type) == str(schema.field("model").type) == "string"
-    assert b"metrics: 0 to 1; perplexity from 1" in schema.field("value").metadata[b"unit"]
+    assert b"metrics: 0 to 1; correlations from -1; perplexity" in schema.field("value").metadata[b"unit"]
     assert schema.field("peak_memory_bytes").metadata[b"unit"] == b"runs: bytes"
     assert all(field.metadata[b"meaning"] for field in schema)
 
