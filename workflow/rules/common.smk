@@ -48,7 +48,7 @@ LONGEST = 1 << 16  # bytes of a quoted string in a command, of which the kernel 
 LARGE = 1 << 28  # bytes of a file that is hashed at every start, in a fraction of a second
 
 try:
-    for file in workflow.configfiles:
+    for file in workflow.configfiles if workflow.is_main_process else ():  # once, not in every job
         study_config.parse(Path(file))  # Snakemake keeps the last of two equal keys
     STUDY = study_config.load(config)
 except UserError as error:

@@ -345,12 +345,11 @@ def _joined(task: TaskFolder, examples: Examples, unlabelled: TaskFolder) -> Exa
     if ("text_pair" in rows[0]) != (examples.pairs is not None):
         raise UserError(f"{unlabelled}: has single sentences where {task} has pairs, or the reverse; name another task")
     none = math.nan if task.num_labels == 1 else UNLABELLED
-    texts = [row["text"].strip() for row in rows]
-    pairs = [row.get("text_pair", "").strip() for row in rows]
-    filled = [position for position, both in enumerate(zip(texts, pairs, strict=True)) if any(both)]  # of running text
+    found = ((row["text"].strip(), row.get("text_pair", "").strip()) for row in rows)
+    filled = [both for both in found if any(both)]  # running text has empty lines
     return Examples(
-        examples.texts + [texts[position] for position in filled],
-        None if examples.pairs is None else examples.pairs + [pairs[position] for position in filled],
+        examples.texts + [text for text, _ in filled],
+        None if examples.pairs is None else examples.pairs + [pair for _, pair in filled],
         examples.labels + [none] * len(filled),
     )
 

@@ -41,17 +41,18 @@ def densities(cell: Cell, model: Any) -> list[Density]:
     """
     from llm_sparsity.models.names import ModuleNames
 
-    sizes, order = _dense_sizes(cell), {name: number for number, (name, _) in enumerate(model.named_parameters())}
+    sizes, parameters = _dense_sizes(cell), dict(model.named_parameters())
     found: dict[tuple[str, int, str, str], list[int]] = {}
     with cell.folder.open() as reader:
-        roles, places = cell.folder.roles(reader.names), ModuleNames(model).places(reader.names)
-
-        def position(name: str) -> int:
-            own = places[name].names if name in places else ()
-            return order.get(own[0], len(order)) if own else len(order)
-
-        for name in sorted(roles, key=position):
-            role, tensor = roles[name], reader.tensor(name)
+        roles, stored = cell.folder.roles(reader.names), dict[str, list[str]]()
+        places = ModuleNames(model).places(reader.names)
+        for name, place in places.items():
+            if name in roles and place.names:
+                stored.setdefault(place.names[0], []).append(name)
+        for name in (each for own in parameters for each in stored.get(own, ())):
+            # What the model holds as it is stored, is not read again; of experts it holds several in one.
+            role, place = roles[name], places[name]
+            tensor = reader.tensor(name) if place.fused else parameters[place.names[0]]
             matrix = name.removesuffix(".weight").partition(f".{role.layer}.")[2] or name.removesuffix(".weight")
             matrix = re.sub(r"\bexperts\.\d+\b", "experts", matrix)
             counts = found.setdefault((role.stack, role.layer, role.part, matrix), [0, 0])

@@ -11,10 +11,10 @@ from llm_sparsity.study.fields import refuse_unknown
 from llm_sparsity.study.methods import CALIBRATED, SCHEDULED, SINGLE, Chain
 from llm_sparsity.study.settings import RECIPES
 
-TAKEN = {"model", "cost.json", "sizes.json", "sparsity.csv", "weights.parquet"}  # beside the tasks in a results folder
-
 if TYPE_CHECKING:
     from llm_sparsity.study.config import Config, Grid
+
+TAKEN = {"model", "cost.json", "sizes.json", "sparsity.csv", "weights.parquet"}  # beside the tasks in a results folder
 
 
 def check(study: "Config") -> None:
@@ -23,7 +23,7 @@ def check(study: "Config") -> None:
     Raises:
         ValueError: see the module.
     """
-    for name in TAKEN & study.tasks.keys():
+    for name in sorted(TAKEN & study.tasks.keys()):
         raise ValueError(f"tasks.{name}: this name is taken by a file or folder of the results; choose another")
     for name in study.recipes:
         if name in RECIPES:

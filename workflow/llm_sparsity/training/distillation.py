@@ -70,15 +70,17 @@ def disable_dropout(net: Module) -> None:
     Some layers read theirs from the configuration. They get one of their own; that of the model, which is saved, stays.
     """
     quiet: dict[int, Any] = {}
+
+    def silence(owner: Any) -> None:
+        for key, value in vars(owner).items():
+            if isinstance(value, float) and ("drop" in key or isinstance(owner, Dropout)):
+                setattr(owner, key, 0.0)
+
     for module in net.modules():
-        for key, value in vars(module).items():
-            if isinstance(value, float) and ("drop" in key or isinstance(module, Dropout)):
-                setattr(module, key, 0.0)
+        silence(module)
         config = getattr(module, "config", None)
         if module is not net and config is not None:
             if id(config) not in quiet:
                 quiet[id(config)] = copy.deepcopy(config)
-                for key, value in vars(config).items():
-                    if isinstance(value, float) and "drop" in key:
-                        setattr(quiet[id(config)], key, 0.0)
+                silence(quiet[id(config)])
             module.config = quiet[id(config)]
