@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from decimal import Decimal
 
 import torch
 
@@ -30,7 +29,7 @@ def check(tensors: ScoredTensors, sparsities: Sequence[Sparsity], *, min_density
                 f"sparsity {sparsity}: a pattern removes the same fraction of every layer, but layerwise is "
                 f"{layerwise}; choose a fraction, or layerwise uniform"
             )
-        if Decimal(str(sparsity.fraction)) > 1 - Decimal(str(min_density)):
+        if not sparsity.fits(min_density):
             raise UserError(
                 f"sparsity {sparsity}: min_density {min_density} keeps this fraction of every tensor; lower one of them"
             )

@@ -4,7 +4,6 @@ Each fault is a ValueError of one line, with the key, the value found and the fi
 """
 
 import itertools
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from llm_sparsity.study.fields import refuse_unknown
@@ -74,8 +73,8 @@ def _check_methods(study: "Config", where: str, grid: "Grid") -> None:
             )
         if "reconstruct" in chain.steps and study.calibration and study.calibration.samples < 2:
             raise ValueError("calibration.samples: found 1, but reconstruct holds a sequence out; give at least 2")
-        kept = Decimal(str(study.prune.min_density))
-        too_many = [each for each in grid.sparsities if Decimal(str(each.fraction)) > 1 - kept]
+        kept = study.prune.min_density
+        too_many = [each for each in grid.sparsities if not each.fits(kept)]
         if chain.method in SINGLE and too_many:
             raise ValueError(
                 f"{where}.sparsities: {method} cannot remove {too_many[0]}, as prune.min_density {kept} keeps this "

@@ -66,6 +66,10 @@ class Sparsity:
             return 1 - kept / group
         return float(self.text)
 
+    def fits(self, min_density: float) -> bool:
+        """Whether it leaves the fraction `min_density` of a tensor, in decimal arithmetic: 0.1 fits 0.9."""
+        return Decimal(str(self.fraction)) <= 1 - Decimal(str(min_density))
+
     @property
     def label(self) -> str:
         """For readers: "50 %", or "2of4"."""
