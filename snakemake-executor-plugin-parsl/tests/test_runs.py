@@ -218,10 +218,7 @@ def test_a_killed_driver_leaves_nothing_and_the_next_one_finds_no_second_writer(
     next_one = site.start("long-3+ok-1")
     site.wait(lambda: site.jobs()[first]["job_state"] == "F")
     (site.folder / "short").touch()
-    assert site.end(next_one) == 0, site.said()
-    said = site.said()
-    assert f"process {driver.pid} on " in said
-    assert "was killed; waiting until its pilots have ended" in said
+    assert site.end(next_one) == 0, site.said()  # that it waits is said only if the pilot lives on until then
     begun = [(name, int(pid), float(when)) for name, _, pid, when in site.events("begin")]
     assert [name for name, *_ in begun].count("long-3") == 2
     assert [name for name, *_ in begun].count("ok-1") == 1, "a job that the first driver had not started ran once"
