@@ -331,6 +331,38 @@ def test_one_draw_of_the_calibration_text_decides_nothing(tmp_path: Path) -> Non
     assert "The method matters" in told
 
 
+def test_perplexities_are_compared_on_logarithms_whichever_comes_first(tmp_path: Path) -> None:
+    """Draws of 60 and 80 leave a difference of log 4.3 ± 1.8 to 300: with a ratio of .23 ± .43, 1 would be outside."""
+    perplexities(tmp_path, {"wanda": 60.0, "magnitude": 300.0})
+    metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str, keep_default_na=False)
+    second = metrics[metrics.method == "wanda"].assign(calibration_seed="1")
+    second.loc[second.metric == "perplexity", "value"] = "80"
+    pd.concat([metrics, second]).to_csv(tmp_path / "tables/metrics.csv", index=False)
+    assert "The method matters" not in summary_of(tmp_path)
+
+
+def test_a_text_that_is_trained_on_too_has_two_dense_scores(tmp_path: Path) -> None:
+    told = perplexities(tmp_path, {"magnitude": 31.0}, recovered=("kept",))
+    assert "llama on text: perplexity 30.0, and 20.0 trained, dense" in told
+
+
+def test_a_study_of_dense_models_has_its_numbers(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["llama"], ["magnitude"], text=False, sparsities=())
+    (table,) = (each for each in results(read(tmp_path / "tables")) if each["metric"] == "accuracy")
+    assert [line[:2] for line in table["lines"]] == [["llama", "dense"]]
+
+
+def test_a_zero_shot_task_of_another_metric_is_on_the_page(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", ["llama"], ["magnitude"], seeds=0)
+    data = read(tmp_path / "tables")
+    rows = data["metrics"][data["metrics"].metric == "perplexity"]
+    scores = [
+        rows.assign(task=task, metric=metric) for task, metric in (("cola", "mcc"), ("rte", "acc"), ("rte", "f1"))
+    ]
+    shown = {(each["task"], each["metric"]): each["main"] for each in results(data | {"metrics": pd.concat(scores)})}
+    assert shown == {("cola", "mcc"): True, ("rte", "acc"): True, ("rte", "F1"): False}
+
+
 def test_one_window_of_text_decides_nothing(tmp_path: Path) -> None:
     perplexities(tmp_path, {"magnitude": 30.1})
     changed(tmp_path, "metrics", {"task": "text"}, windows=1)
@@ -338,10 +370,10 @@ def test_one_window_of_text_decides_nothing(tmp_path: Path) -> None:
 
 
 def test_windows_that_differ_leave_a_perplexity_open(tmp_path: Path) -> None:
-    """31.5 of 30 with an error of 5 %: ± 2.09 (t of 19) x .05 x 1.05, of which .05 are allowed."""
+    """31.5 of 30 with an error of 5 %: log ± 2.09 (t of 19) x .05, of which log 1.1 - log 1.05 is allowed."""
     perplexities(tmp_path, {"magnitude": 31.5})
     changed(tmp_path, "metrics", {"metric": "perplexity_paired_stderr"}, value=0.05)
-    assert "it would take about 97 windows." in summary_of(tmp_path)
+    assert "it would take about 110 windows." in summary_of(tmp_path)
 
 
 def test_each_pattern_is_a_further_test(tmp_path: Path) -> None:

@@ -81,11 +81,17 @@ def test_verdicts(accuracies: dict[str, list[float]], verdict: str) -> None:
         assert row.model == "minilm"
 
 
+def counted(share: float, examples: int) -> float:
+    """The variance of one example, by Agresti and Coull."""
+    share = (share * examples + 2) / (examples + 4)
+    return share * (1 - share)
+
+
 def test_a_margin_by_hand() -> None:
     """Differences -.01 and -.03: mean -.02, t-interval 12.706 x .01; the split's 1.96 x sqrt((.09 + .0975..) / 872)."""
     found = judged(runs_of({"0": [0.9, 0.9], "0.1": [0.89, 0.87]}, "minilm", "sst2"))
     row = found[found.claim == "Removing 10 % costs nothing"].iloc[0]
-    split = 1.96 * np.sqrt((0.9 * 0.1 + 0.88 * 0.12) / 872)
+    split = 1.96 * np.sqrt((counted(0.9, 872) + counted(0.88, 872)) / 872)
     assert row.value == pytest.approx(-0.02)
     assert row.margin == pytest.approx(np.hypot(12.7062 * 0.01, split), rel=1e-4)
 
@@ -94,7 +100,7 @@ def test_the_margin_of_a_dip_weighs_its_neighbours_by_a_quarter() -> None:
     """Equal over seeds, so the interval is that of the split: a^2 + (b^2 + c^2) / 4, not a^2 + b^2 + c^2."""
     rows = runs_of({"0": [0.9] * 3, "0.9": [0.8] * 3, "0.95": [0.7] * 3, "0.99": [0.75] * 3}, "gpt2", "mrpc")
     row = judged(rows).set_index("claim").loc["On MRPC GPT-2 dips at 95 %"]
-    at, below, above = 0.7 * 0.3 / 408, 0.8 * 0.2 / 408, 0.75 * 0.25 / 408
+    at, below, above = (counted(share, 408) / 408 for share in (0.7, 0.8, 0.75))
     assert row.value == pytest.approx(-0.075)
     assert row.margin == pytest.approx(1.95996 * np.sqrt(at + (below + above) / 4), rel=1e-5)
 
@@ -103,7 +109,7 @@ def test_a_dip_of_seeds_is_paired() -> None:
     """Dips .00, -.02: mean -.01, t-interval 12.706 x .01, whatever the level of the seeds."""
     rows = runs_of({"0": [0.9] * 2, "0.9": [0.8, 0.6], "0.95": [0.8, 0.58], "0.99": [0.8, 0.6]}, "gpt2", "mrpc")
     row = judged(rows).set_index("claim").loc["On MRPC GPT-2 dips at 95 %"]
-    split = 1.96 * np.sqrt((0.69 * 0.31 + 0.7 * 0.3 / 2) / 408)
+    split = 1.96 * np.sqrt((counted(0.69, 408) + counted(0.7, 408) / 2) / 408)
     assert row.margin == pytest.approx(np.hypot(12.7062 * 0.01, split), rel=1e-3)
 
 
@@ -113,7 +119,7 @@ def test_the_best_of_three_is_corrected_for() -> None:
     rows = runs_of({"0": [0.9] * 3, "0.9": [0.7] * 3, "0.95": [0.69] * 3, "0.99": [0.68] * 3}, "gpt2", "mrpc")
     row = judged(rows).set_index("claim").loc[claim]
     assert row.value == pytest.approx(0.7 - 279 / 408)
-    assert row.margin == pytest.approx(2.39398 * np.sqrt(0.7 * 0.3 / 408), rel=1e-4)
+    assert row.margin == pytest.approx(2.39398 * np.sqrt(counted(0.7, 408) / 408), rel=1e-4)
     spread = runs_of({"0": [0.9] * 3, "0.9": [0.7] * 3, "0.95": [0.6, 0.9, 0.58], "0.99": [0.6] * 3}, "gpt2", "mrpc")
     row = judged(spread).set_index("claim").loc[claim]
     assert row.value == pytest.approx(0.7 - 279 / 408)

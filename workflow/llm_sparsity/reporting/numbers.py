@@ -37,15 +37,15 @@ def results(data: Tables) -> list[dict[str, Any]]:
 
 
 def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[str, Any]:
-    sparsities, score = sorted(set(rows.sparsity)), score_of(data, task)
+    sparsities, score, on_task = sorted(set(rows.sparsity)), score_of(data, task), data["metrics"].task == task
     untrained = "not trained" if (rows.recipe != UNTRAINED).any() else ""  # only where it could be mistaken
     cells = rows.groupby(["model", "method", "scope", "recipe", "sparsity"], sort=False)
     texts = {key: _interval(metric, cell, is_zero_shot=not score) for key, cell in cells}
-    keys = dict.fromkeys(key[:4] for key in texts if key[1] != "dense")
-    starts = {key: (key[0], "dense", "", start_of(key[3])) for key in keys}
+    keys = dict.fromkeys(key[:4] for key in texts)
+    starts = {key: (key[0], "dense", "", start_of(key[3])) for key in keys if key[1] != "dense"}
     beside = {start for key, start in starts.items() if (*key, ZERO) not in texts}  # which a pruned row shows
     lines = []
-    rows_of = [*dict.fromkeys(each for line in keys for each in (starts[line], line))]
+    rows_of = [*dict.fromkeys(each for line in keys for each in (starts.get(line, line), line))]
     for key in (each for each in rows_of if each not in beside):
         model, method, scope, recipe = key
         start = texts.get((*starts.get(key, key), ZERO), "")
@@ -54,7 +54,9 @@ def _result(data: Tables, task: str, metric: str, rows: pd.DataFrame) -> dict[st
     return {
         "task": task,
         "metric": name_of_metric(metric),
-        "main": metric in (score, *MAIN) or metric.startswith(f"{score}_"),  # or of a further split
+        # Or of a further split, or of a zero-shot task that has none of the usual ones.
+        "main": metric in (score, *MAIN)
+        or (metric.startswith(f"{score}_") if score else not set(MAIN) & set(data["metrics"].metric[on_task])),
         "heads": ["model", "method", "scope", "recipe", *(sparsity.label for sparsity in sparsities)],
         "lines": lines,
         "note": resolution(data, task) if metric == score and in_points(metric) else "",

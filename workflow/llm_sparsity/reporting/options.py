@@ -87,25 +87,20 @@ class Option:
     def nouns(self) -> tuple[str, str]:
         """What an example and a seed are called."""
         example = "example" if in_points(self.metric) else "window"
-        return example, "seed" if self.recipe != UNTRAINED else "calibration draw"
+        return example, "seed" if self.score.kind == "fine-tuning" else "calibration draw"
 
     def change(self, comparisons: int = 1) -> Estimate | None:
-        """The difference of scores to the dense model, or the ratio of perplexities; None without a common seed."""
+        """The difference to the dense model: of scores, or of the logarithms of perplexities, which are the mean losses
+        of windows of text. None without a common seed.
+        """
         return self.against(self.start, comparisons)
 
     def against(self, other: Score, comparisons: int = 1) -> Estimate | None:
-        """As `change`, to the score of another option on the same task.
-
-        Perplexities are compared by their logarithms, the mean losses of windows of text.
-        """
+        """As `change`, to the score of another option on the same task."""
         if in_points(self.metric):
             return combined([(1, self.score), (-1, other)], self.count, comparisons)
         logs = [replace(score, values=np.log(score.values)) for score in (self.score, other)]
-        found = combined([(1, logs[0]), (-1, logs[1])], self.count, comparisons, freedom=self.count - 1)
-        if found is None:
-            return None
-        ratio = math.exp(found.value)
-        return Estimate(ratio, ratio * found.margin, found.seeds, ratio * found.spread, ratio * found.sampling)
+        return combined([(1, logs[0]), (-1, logs[1])], self.count, comparisons, freedom=self.count - 1)
 
 
 def better(one: Option, other: Option) -> bool:
@@ -187,12 +182,15 @@ def _bytes(
         plain: bytes of the dense model's own file; None: unknown.
         trained, start: bytes of the trained variant, and of the dense model that was trained; None without training.
     """
-    if trained is not None and start is not None:
-        return trained, trained / start, trained / plain if plain else math.nan
-    if sizes is None or plain is None:
-        return math.nan, math.nan, math.nan
-    size = float(sizes.container_bytes.iloc[0])
-    return size, float(sizes.ratio.iloc[0]), size / plain
+    plain = math.nan if plain is None else plain
+    size, ratio = (
+        (math.nan,) * 2 if sizes is None else (float(sizes[each].iloc[0]) for each in ("container_bytes", "ratio"))
+    )
+    if trained is None or start is None:
+        return size, ratio, size / plain
+    if start > plain and sizes is not None:
+        start = size / ratio  # training writes float32: of a model that came in 16 bits, a size that nobody keeps
+    return trained, trained / start, trained / plain
 
 
 def _speedup(speed: pd.DataFrame | None) -> float:

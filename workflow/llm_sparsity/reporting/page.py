@@ -114,7 +114,7 @@ def _data_uri(svg: str) -> str:
 def _caveat(config: Mapping[str, Any], model: str) -> str:
     """What a reader must know about a model whose published weights are codes already; "" for others."""
     source = config.get("models", {}).get(model, {}).get("source", {})
-    codes = re.search(r"(?:^|[.-])(I?Q(\d)\w*)\.gguf$", str(source.get("path") or ""))
+    codes = re.search(r"(?:^|[._-])(I?Q(\d)\w*?)(?:-\d+-of-\d+)?\.gguf$", str(source.get("path") or ""), re.IGNORECASE)
     if codes is None:
         return ""
     return (
@@ -167,7 +167,7 @@ def _asked(question: Question, config: Mapping[str, Any]) -> dict[str, Any]:
         "model": question.model,
         "task": question.task,
         "metric": name_of_metric(question.metric),
-        "dense": shown(question.metric, question.dense),
+        "dense": question.dense,
         "nothing": nothing(question.decisions),
         "rows": [_decision(question, decision) for decision in question.decisions],
         "caveats": [*filter(None, [_caveat(config, question.model)])],

@@ -55,7 +55,7 @@ def plot(
     """
     found = data.read(tables)
     study = Study(
-        tables={**found, "metrics": data.scored(found["metrics"])},
+        every=found,
         models=list(dict.fromkeys(model for grid in config["study"] for model in grid["models"])),
         config=config,
         published=read_numbers(published, PUBLISHED) if published else pd.DataFrame(columns=PUBLISHED),

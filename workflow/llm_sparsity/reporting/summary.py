@@ -51,7 +51,7 @@ def _decisions(question: Question) -> list[str]:
     """The decision table of one model on one task; below each row, the folder of the model."""
     metric = question.metric
     name = name_of_metric(metric)
-    head = f"{question.model} on {question.task}: {name} {shown(metric, question.dense)} dense"
+    head = f"{question.model} on {question.task}: {name} {question.dense} dense"
     if reason := nothing(question.decisions):
         return [head, "", *_wrapped(reason, "  ")]
     rows: list[list[str]] = []

@@ -182,7 +182,8 @@ def judged(data: Tables) -> pd.DataFrame:
     """The rows of metrics that tasks are judged by, and their standard errors over examples, or NaN.
 
     Column `stderr` is that of the score, `paired` that of its difference to the dense model, see `paired`; 0 of the
-    dense model itself.
+    dense model itself. `seeded` tells whether a seed of fine-tuning changes the score: not where neither the cell nor
+    its dense model was trained, such as a classifier that was fine-tuned elsewhere.
     """
     metrics = data["metrics"]
 
@@ -191,7 +192,12 @@ def judged(data: Tables) -> pd.DataFrame:
         return metrics[metrics.metric == metrics.task.map(names)]
 
     found = _beside(_beside(of(""), of("_stderr"), "stderr"), of(PAIRED), "paired")
-    return found.assign(paired=found.paired.where(found.method != "dense", 0.0))
+    found = found.assign(paired=found.paired.where(found.method != "dense", 0.0))
+    idle = data["runs"][data["runs"].epochs == 0]
+    starts = idle.loc[idle.method == "dense", ["model", "task"]].drop_duplicates()
+    still = idle[["model", "task", "recipe"]].drop_duplicates().merge(starts).assign(seeded=False)
+    found = found.merge(still, how="left")
+    return found.assign(seeded=found.seeded.isna() & (found.recipe != UNTRAINED))
 
 
 def with_errors(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -15,20 +15,23 @@ from llm_sparsity.reporting.wording import in_points, name_of, percent
 from llm_sparsity.study.sparsity import Sparsity
 
 Cell = tuple[tuple[str, str, str], Sparsity]  # a sweep and a sparsity of it
-POINTS, TIMES = -0.02, 1.1  # the tolerances: of a difference of scores, of a ratio of perplexities
+POINTS, TIMES = 0.02, 1.1  # the tolerances: of a loss of score, of a ratio of perplexities
 
 
 def tolerance(metric: str) -> str:
     """What "as good as dense" means: "2 points", or "10 %"."""
-    return f"{-100 * POINTS:g} points" if in_points(metric) else percent(round(TIMES - 1, 9))
+    return f"{100 * POINTS:g} points" if in_points(metric) else percent(round(TIMES - 1, 9))
 
 
 def inside(metric: str, change: Estimate) -> bool | None:
     """Whether the interval of a change is inside the tolerance; None: it crosses the edge, or there is none."""
-    worst, best, limit = change.value + change.margin, change.value - change.margin, TIMES
-    if in_points(metric):
-        worst, best, limit = -best, -worst, -POINTS
-    return True if worst <= limit else False if best > limit else None
+    over = _over(metric, change)
+    return None if math.isnan(change.margin) or abs(over) < change.margin else over <= 0
+
+
+def _over(metric: str, change: Estimate) -> float:
+    """How far a change lies beyond the tolerance; negative inside."""
+    return -change.value - POINTS if in_points(metric) else change.value - math.log(TIMES)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Verdict:
     @property
     def lacking(self) -> str:
         """What would decide an open verdict: numbers of examples or seeds."""
-        distance = abs(self.change.value - (POINTS if in_points(self.option.metric) else TIMES))
+        distance = abs(_over(self.option.metric, self.change))
         return to_decide(self.change, distance, self.option.count, self.comparisons, self.option.nouns)
 
 

@@ -94,14 +94,19 @@ def point_name(row: Any) -> str:
 
 
 def cost_of(metric: str, change: Estimate | None) -> str:
-    """What an option costs: "5.7 ± 3.1 points" of accuracy, or "2.2 times" the perplexity."""
+    """What an option costs: "5.7 ± 3.1 points" of accuracy, or "2.20 times (2.05 to 2.36)" the perplexity."""
     if change is None:
         return "unknown"
-    sign, scale, unit = (-1, 100, "points") if in_points(metric) else (1, 1, "times")
-    value = f"{sign * scale * change.value:z.{1 if scale > 1 else 2}f}".replace("-", "\N{MINUS SIGN}")
-    if math.isnan(change.margin) or not change.margin:
-        return f"{value} {unit}"
-    return f"{value} ± {scale * change.margin:.{1 if scale > 1 else 2}f} {unit}"
+    has_interval = change.margin > 0
+    if in_points(metric):
+        value = f"{-100 * change.value:z.1f}".replace("-", "\N{MINUS SIGN}")
+        return f"{value}{f' ± {100 * change.margin:.1f}' * has_interval} points"
+    interval = span((_ratio(change.value + each * change.margin) for each in (-1, 1)), 2)
+    return f"{_ratio(change.value):.2f} times{f' ({interval})' * has_interval}"
+
+
+def _ratio(logarithm: float) -> float:
+    return math.exp(min(logarithm, 700.0))  # the largest of a float is that of 709
 
 
 def number_of(count: int, noun: str) -> str:

@@ -5,6 +5,7 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from llm_sparsity.reporting.claims import Claims
 from llm_sparsity.reporting.figures import style
-from llm_sparsity.reporting.tables import Tables
+from llm_sparsity.reporting.tables import Tables, scored
 from llm_sparsity.storage.files import atomic
 
 LONGEST = 120  # letters of a file name; file systems allow 255, and a temporary name is longer
@@ -34,18 +35,23 @@ class Study:
     """What figures are drawn from.
 
     Args:
-        tables: of the study.
+        every: the tables of the study.
         models: in the order of the config.
         config: of the study.
         published: numbers of papers, with the columns `references.PUBLISHED`.
         claims: of an earlier study, whose numbers are drawn too; None: there is none.
     """
 
-    tables: Tables
+    every: Tables
     models: list[str]
     config: Mapping[str, Any]
     published: pd.DataFrame
     claims: Claims | None = None
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The tables, without the metrics of cells that diverged."""
+        return {**self.every, "metrics": scored(self.every["metrics"])}
 
     def present(self, rows: pd.DataFrame) -> list[str]:
         """The models that rows are about, in the order of the config."""

@@ -25,7 +25,7 @@ COSTS: dict[str, Callable[[Option], float]] = {  # the label of the axis, and th
 def draw(study: Study) -> Iterable[Drawn]:
     """A figure for each task, with a panel for each cost that was measured."""
     asked: dict[tuple[str, str], list[Question]] = {}
-    for question in questions(study.tables):
+    for question in questions(study.every):
         asked.setdefault((question.task, question.metric), []).append(question)
     for (task, metric), found in asked.items():
         options = [option for question in found for option in question.options]
@@ -47,10 +47,10 @@ def draw(study: Study) -> Iterable[Drawn]:
         label = begin(name_of_metric(metric)) if in_points(metric) else "Perplexity (log scale; lower is better)"
         axes[0].set_ylabel(label)
         caption = (
-            f"What to take on {task}: every variant and recipe, but for released masks, by cost and quality. The grey "
-            "lines join those of a model that no other beats in both. If there are many points, only those on a line "
-            "are named. Bytes are those of the weight file that was scored, as a share of the dense model in the same "
-            "container; latency is that of the fastest execution."
+            f"What to take on {task}: every variant and recipe, but for released masks and the control random, by cost "
+            "and quality. The grey lines join those of a model that no other beats in both. If there are many points, "
+            "only those on a line are named. Bytes are those of the weight file that was scored, as a share of the "
+            "dense model in the same container; latency is that of the fastest execution."
         )
         yield Drawn(f"frontier-{task}", PICK, title(ranked(found)), caption, figure)
 

@@ -53,8 +53,8 @@ def _title(panel: Panel, metric: str, task: str) -> str:
     if least == most:
         return f"{model} on {task} has {name} {least} whichever part is pruned, {removed}"
     return (
-        f"{model} on {task} suffers least in {scope_name(mild)} ({name} {least}) and most in {scope_name(harmful)} "
-        f"({most}), {removed}"
+        f"{model} on {task} has the best {name}, {least}, if {scope_name(mild)} is pruned, and the worst, {most}, if "
+        f"{scope_name(harmful)} is, {removed}"
     )
 
 

@@ -12,7 +12,7 @@ from llm_sparsity.reporting.figures.by_sparsity import name_of_line
 from llm_sparsity.reporting.figures.drawing import SAVINGS, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, legible, name_points, thinned
 from llm_sparsity.reporting.tables import UNTRAINED, are_masked, are_patterns, fractions
-from llm_sparsity.reporting.wording import name_of, scope_name, times
+from llm_sparsity.reporting.wording import name_of, number_of, scope_name, span, times
 
 EXECUTIONS = ("dense", "sparse", "2of4")
 LIMIT = (
@@ -43,13 +43,15 @@ def _speed(study: Study, batch: int, rows: pd.DataFrame, decodes: bool) -> Drawn
     name_points(figure, ends)
     for ax in axes[::2]:
         ax.set_ylabel("Speed-up over the dense model")
-    tokens, threads, device = int(rows.sequence_length.iloc[0]), int(rows.threads.iloc[0]), rows.device.iloc[0]
+    machines = rows[["device", "threads"]].drop_duplicates().itertuples()
+    where = " and ".join(f"{each.device}, {number_of(each.threads, 'thread')}" for each in machines)
     what = "the last token of " if decodes else ""
     caption = (
-        f"Speed of the base model on {what}{batch} sequence{'s' * (batch > 1)} of {tokens} tokens, {device}, {threads} "
-        f"thread{'s' * (threads > 1)}; both models take turns, points are medians, bars are quartiles. Dashed and "
-        "hollow: dense execution, which multiplies zeros like any number. Solid: sparse execution, which skips removed "
-        "weights; below break-even (the first one of a model is marked) it costs more than it saves."
+        f"Speed of the base model on {what}{batch} sequence{'s' * (batch > 1)} of "
+        f"{span(rows.sequence_length, 0)} tokens, {where}; both models take turns, points are medians, bars are "
+        "quartiles. Dashed and hollow: dense execution, which multiplies zeros like any number. Solid: sparse "
+        "execution, which skips removed weights; below break-even (the first one of a model is marked) it costs more "
+        "than it saves."
     )
     if decodes:
         caption += f" {LIMIT}"
@@ -67,7 +69,8 @@ def _title(rows: pd.DataFrame, batch: int, decodes: bool) -> str:
     fastest: Any = shown.loc[shown.speedup.idxmax()]
     name = f"{fastest.model}, {name_of(pd.Series({**fastest, 'recipe': UNTRAINED}))}, {fastest.execution} execution"
     if faster.empty:
-        return f"Nothing is faster than the dense model {at}; the nearest ({fastest.speedup:.2f} times) is {name}"
+        nearest = f"the nearest ({fastest.speedup:.2f} times) is {name}"
+        return f"Nothing is measurably faster than the dense model {at}; {nearest}"
     return f"At most {times(fastest.speedup)} as fast as dense {at}: {name}"
 
 
