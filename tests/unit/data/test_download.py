@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from llm_sparsity.data.download import download_model
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.container import is_sparse
 from llm_sparsity.storage.files import read_manifest, sha256, write_manifest
 from tests.weights import load, save
+from tests.zoo import save as save_zoo
 
 
 def test_model_from_a_folder(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
@@ -193,6 +195,13 @@ def test_an_output_layer_counts_unless_it_is_a_copy(
     assert read_manifest(tmp_path / "model")["parameters"] == counted
 
 
+def test_float64_is_no_quantised_dtype(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(tiny_model("bert"), tmp_path / "m")
+    weights = load_file(tmp_path / "m/model.safetensors")
+    save_file({name: weight.double() for name, weight in weights.items()}, tmp_path / "m/model.safetensors")
+    download_model(tmp_path / "model", source={"folder": str(tmp_path / "m")}, architecture="encoder")
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
 def test_quantised_weights_are_refused(dtype: torch.dtype, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     shutil.copytree(tiny_model("llama"), tmp_path / "m")
@@ -251,6 +260,10 @@ def without_end(folder: Path) -> None:
     edit_json(folder / "tokenizer.json", post_processor=None)
 
 
+def with_ends(end: object) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "config.json", eos_token_id=end)
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
@@ -258,7 +271,10 @@ def without_end(folder: Path) -> None:
         ("llama", sentencepiece_only, r"tokenizer\.model is a sentencepiece file, and there is no tokenizer\.json;"),
         ("gpt2", with_more_tokens, r"has token 27, 'two', but the model has embeddings for 26 tokens; choose"),
         ("bart", without_end, "does not end a text with token 5, `eos_token_id` of config.json, at which bart"),
-        ("bert", lambda folder: (folder / "tokenizer.json").write_text("{"), "transformers cannot load the tokenizer"),
+        ("bart", with_ends(None), r"config\.json: found `eos_token_id` None, but bart .* write its id, 5 in the tok"),
+        ("bart", with_ends([5]), r"config\.json: found `eos_token_id` \[5\], but bart classifies at one token"),
+        ("bert", lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot load the tokenizer: .*; save it"),
+        ("bert", lambda folder: (folder / "tokenizer.json").write_text(""), r"tokenizer\.json is no JSON: .* download"),
     ],
 )  # fmt: skip
 def test_a_tokenizer_that_cannot_be_used_is_refused_at_download(
@@ -270,6 +286,18 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_at_download(
     with pytest.raises(UserError, match=message) as error:
         download_model(tmp_path / "model", source={"folder": str(tmp_path / "m")}, architecture=architecture)
     assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_of_bytes_has_no_vocabulary(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    save_zoo("t5", tmp_path / "m", tiny_model("bert"), vocab_size=384, eos_token_id=1)
+    for path in (tmp_path / "m").glob("*token*"):
+        path.unlink()
+    given = {"source": {"folder": str(tmp_path / "m")}, "architecture": "encoder-decoder"}
+    with pytest.raises(UserError, match="no tokenizer; expected one of"):
+        download_model(tmp_path / "model", **given)
+    transformers.ByT5Tokenizer().save_pretrained(tmp_path / "m")
+    download_model(tmp_path / "model", **given)
+    assert ModelFolder(tmp_path / "model").tokenizer("ab")["input_ids"] == [100, 101, 1]
 
 
 def test_a_classification_head_is_left_out(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

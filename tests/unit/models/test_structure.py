@@ -191,10 +191,15 @@ def test_a_model_of_images_and_text_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "reads"), [(tf.ViTConfig(), "pixel_values"), (tf.WhisperConfig(), "input_features")]
+    ("config", "reason"),
+    [
+        (tf.ViTConfig(), "reads pixel_values; choose a model of text"),
+        (tf.WhisperConfig(), "reads input_features; choose a model of text"),
+        (tf.CanineConfig(), "'canine' has no table of input embeddings; choose another"),
+    ],
 )
-def test_a_model_of_no_text_is_refused(config: Any, reads: str) -> None:
-    with pytest.raises(UserError, match=f"reads {reads}; choose a model of text"):
+def test_a_model_of_no_text_or_without_embeddings_is_refused(config: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
         derive(config)
 
 

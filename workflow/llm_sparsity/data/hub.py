@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi, metadata_load, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from llm_sparsity.data.model_files import TOKENIZER_FILES, matching
+from llm_sparsity.data.model_files import has_tokenizer, matching
 from llm_sparsity.jobs.errors import UserError, storage_message
 from llm_sparsity.storage.files import read_json, sha256
 from llm_sparsity.storage.paths import inside
@@ -162,7 +162,7 @@ def _cached(source: Source, kind: str, files: Sequence[str]) -> Path | None:
     except (LocalEntryNotFoundError, ValueError, KeyError, TypeError, AttributeError):  # an index is anyone's JSON
         return None
     if kind == "model":
-        complete &= all(matching(folder, patterns) for patterns in (("*.safetensors",), TOKENIZER_FILES))
+        complete &= bool(matching(folder, ("*.safetensors",))) and has_tokenizer(folder)
     return folder if complete else None
 
 

@@ -16,6 +16,7 @@ from llm_sparsity.storage.files import read_json
 from llm_sparsity.storage.paths import inside
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
+BYTES = "ByT5Tokenizer"  # the class of a tokenizer without such a file: its tokens are bytes
 COMPANIONS = (
     "config.json", "generation_config.json", *TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "merges.txt", "chat_template.jinja", "README.md", "LICENSE*",
@@ -27,6 +28,16 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """The files of a folder that match any of several patterns, sorted."""
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds all that a tokenizer is made of."""
+    if matching(folder, TOKENIZER_FILES):
+        return True
+    try:
+        return bool(read_json(folder / "tokenizer_config.json")["tokenizer_class"] == BYTES)
+    except (OSError, ValueError, KeyError, TypeError):  # anyone's JSON
+        return False
 
 
 def check_files(folder: Path, name: str) -> None:
@@ -56,7 +67,7 @@ def check_files(folder: Path, name: str) -> None:
             "taken. Choose a revision that has safetensors, or add `converted: true` to its source for those that the "
             "hub itself made, or convert it where you trust it"
         )
-    if not matching(folder, TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         raise UserError(f"{name}: no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
 
 
@@ -77,7 +88,7 @@ def check_weights(folder: Path) -> None:
                 dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118, not a dict
         except SafetensorError as error:
             raise UserError(f"{path}: not a whole safetensors file ({error}); make or download it again") from None
-        if quantised := [name for name, dtype in dtypes.items() if dtype.startswith(("F8", "F6", "F4"))]:
+        if quantised := [name for name, dtype in dtypes.items() if dtype.startswith(("F8_", "F6_", "F4"))]:
             raise UserError(
                 f"{path}: {quantised[0]} is {dtypes[quantised[0]]}, a quantised weight; "
                 "choose the unquantised checkpoint"
@@ -103,8 +114,15 @@ def check_tokenizer(model: ModelFolder, embeddings: int) -> None:
             f"{model}: the tokenizer has token {last}, {token!r}, but the model has embeddings for {embeddings} "
             "tokens; choose the tokenizer that it was trained with, or call resize_token_embeddings and save both"
         )
-    end = model.config.get("eos_token_id")
-    if model.structure.architecture == "encoder-decoder" and end not in model.tokenizer("a")["input_ids"]:
+    if model.structure.architecture != "encoder-decoder":
+        return
+    end = getattr(model.model_config, "eos_token_id", None)
+    if not isinstance(end, int):
+        raise UserError(
+            f"{model}/config.json: found `eos_token_id` {end}, but {model.model_type} classifies at one token, which "
+            f"ends a text; write its id, {model.tokenizer.eos_token_id} in the tokenizer"
+        )
+    if end not in model.tokenizer("a")["input_ids"]:
         raise UserError(
             f"{model}: the tokenizer does not end a text with token {end}, `eos_token_id` of config.json, at which "
             f"{model.model_type} classifies; add it to the `post_processor` in tokenizer.json"

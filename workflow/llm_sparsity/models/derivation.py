@@ -11,6 +11,7 @@ parallelism splits by outputs (see `axes`), and which tensors are tied.
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -48,7 +49,10 @@ def derive(config: Any) -> Structure:
     body = empty_model(transformers.AutoModel, config)
     if body.main_input_name != "input_ids":
         raise UserError(f"model type {config.model_type!r} reads {body.main_input_name}; choose a model of text")
-    if not hasattr(body.get_input_embeddings(), "weight"):
+    table = None
+    with suppress(NotImplementedError):  # of a model whose embeddings transformers does not find
+        table = body.get_input_embeddings()
+    if not hasattr(table, "weight"):
         raise UserError(f"model type {config.model_type!r} has no table of input embeddings; choose another model")
     architecture = _architecture(config)
     return _Derivation(body, architecture).structure(_headed(config, architecture, body))

@@ -1,6 +1,7 @@
 """A model folder, read once and passed on in place of its path."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,5 +234,10 @@ def _tokenizer_problem(path: Path, error: Exception) -> str:
             f"{models[0].name} is a sentencepiece file, and there is no tokenizer.json; convert it once, where "
             "sentencepiece and protobuf are installed: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
+    with suppress(FileNotFoundError):
+        try:
+            read_json(path / "tokenizer.json")
+        except ValueError:
+            return "tokenizer.json is no JSON: cut off, empty, or a pointer of Git LFS; download it again"
     reason = " ".join(str(error).split()) or type(error).__name__
     return f"transformers cannot load the tokenizer: {reason[:300]}; save it with `save_pretrained`"
