@@ -58,7 +58,8 @@ def test_lines_of_text_keep_blanks(tmp_path: Path) -> None:
 
 def test_compressed_table(tmp_path: Path) -> None:
     content = gzip.compress(b'{"text": "one", "url": "a"}\n{"text": "two", "url": "b"}\n', mtime=0)
-    assert [row["text"] for row in rows_of(tmp_path, "train.json.gz", content)] == ["one", "two"]
+    for name in ("train.json.gz", "train.JSON.GZ"):
+        assert [row["text"] for row in rows_of(tmp_path, name, content)] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,13 @@ def test_compressed_table(tmp_path: Path) -> None:
         ),
         ("train.csv.gz", gzip.compress(b"a\n1\n" * 99, mtime=0)[:12] + b"\xff" * 30, None, "train.csv.gz: is damaged"),
         ("train.parquet", b"PAR1" + bytes(range(200)) + b"PAR1", None, "train.parquet: not readable as parquet"),
+        (
+            "train.csv.bz2",
+            b"BZh9",
+            None,
+            "train.csv.bz2: is compressed; unpack it, or compress it by gzip, with a name",
+        ),
+        ("train.tsv.ZIP", b"PK", ["a"], "train.tsv.ZIP: is compressed; unpack it"),
         ("train.dat", b"x", None, "train.dat: format unknown; add `format:`, one of csv, jsonl, parquet, text, tsv"),
     ],
 )

@@ -22,6 +22,7 @@ FORMATS = {
     ".raw": "text",
 }  # fmt: skip
 BATCH = 256  # rows of a parquet file that are decoded at a time
+PACKED = (".bz2", ".xz", ".zip", ".zst", ".7z")  # suffixes of compressed files that are not read
 POINTER = 16  # bytes that a row takes at least, also if all its values are missing
 Row = dict[str, Any]
 
@@ -91,7 +92,10 @@ def read_table(
         UserError: the format is unknown, a column is missing or there twice, or the file is empty, damaged, too large,
             or not of its format.
     """
-    format = format or FORMATS.get(path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix)
+    if path.suffix.lower() in PACKED:
+        raise UserError(f"{path.name}: is compressed; unpack it, or compress it by gzip, with a name that ends in .gz")
+    name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    format = format or FORMATS.get(name.suffix.lower())
     if format is None:
         raise UserError(
             f"{path.name}: format unknown; add `format:`, one of {', '.join(sorted(set(FORMATS.values())))}"
@@ -131,7 +135,7 @@ def _check_columns(name: str, columns: Sequence[str], used: Sequence[str] | None
 def _read_text(path: Path, budget: Budget) -> str:
     """The text of a file, without its byte order mark."""
     try:
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             if opener_of(path) is not gzip.open:
                 raise UserError(f"{path.name}: is no gzip file; download it again, or correct its name")
             with Bounded(path, budget) as file:
