@@ -196,6 +196,12 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+def test_weights_of_another_name_are_told(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(3)}, tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(UserError, match=r"no model\.safetensors, but model-00001-of-00002\.safetensors; rename it"):
+        load(tmp_path)
+
+
 def test_pickles_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match="is a pickle, which can run code"):

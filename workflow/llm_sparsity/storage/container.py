@@ -67,6 +67,11 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: {pickles[0].name} is a pickle, which can run code when loaded, and there is no {WEIGHTS}; "
             "choose a revision that has safetensors, or convert it where you trust it"
         )
+    if others := sorted(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder}: no {WEIGHTS}, but {others[0].name}; rename it to {WEIGHTS} if it holds all weights, or download "
+            f"{INDEX} too if it is one of several shards"
+        )
     raise UserError(f"{folder}: no {WEIGHTS}; expected the folder of a transformers model")
 
 
