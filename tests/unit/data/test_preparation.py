@@ -216,6 +216,11 @@ def test_lines_of_running_text(tmp_path: Path) -> None:
         (both([{"sentence": "a", "label": n} for n in range(3)]), {"score": "f1"}, "score: f1 is for two labels, but"),
         (both('{"sentence": "a\\ud800", "label": 1}\n{"sentence": "b", "label": 0}', "jsonl"), {}, "half a character"),
         (both(ROWS), {"labels": ["only"]}, "labels: 1 names given, but the rows hold label 1"),
+        (
+            both([{"sentence": "a", "label": n} for n in (1, 2)]),
+            {"labels": ["bad", "good"]},
+            "labels: 2 names given, of the labels 0 to 1, but the rows count from 1 to 2; number the rows from 0, or",
+        ),
         ({"train.parquet": ROWS}, {"split": {"validation": 20}}, "split.validation: found 20, but there are 20 rows"),
     ],
 )
@@ -309,6 +314,7 @@ def test_the_real_glue_files(shared: Path, tmp_path: Path) -> None:
         (["nan", "inf"], ["nan", "inf"], [0, 1]),
         (["0", "1", "good"], ["bad", "good"], [0, 1, 1]),
         (["True", "False"], ["False", "True"], [1, 0]),
+        (["caf\u00e9", "cafe\u0301", "th\u00e9"], ["cafe\u0301", "th\u00e9"], [0, 0, 1]),
         (["True", "false"], None, [1, 0]),
         (["0", "1.0", "-0.0", "2e0"], None, [0, 1, 0, 2]),
     ],

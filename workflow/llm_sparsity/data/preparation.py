@@ -9,6 +9,7 @@ bytes on every machine.
 import json
 import math
 import random
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class TaskSettings:
     @cached_property
     def positions(self) -> dict[str | Decimal, int]:
         """Name -> label; a name that is a number also counts as this number, so that "1" is "1.0"."""
-        names = list(self.labels or ())
+        names = [_composed(name) for name in self.labels or ()]
         found: dict[str | Decimal, int] = {name: label for label, name in enumerate(names)}
         return found | {number: label for label, name in enumerate(names) if (number := _number(name)) is not None}
 
@@ -181,7 +182,7 @@ def _examples(table: Table, settings: TaskSettings) -> list[Row]:
     values = table.texts(settings.label)
     known: dict[str, float | str | None] = {}  # by value: there are few, and a group takes time to match
     examples = []
-    for position, value in enumerate(map(str.strip, values)):
+    for position, value in enumerate(_composed(value.strip()) for value in values):
         example: Row = {key: column[position].strip() for key, column in texts.items()}
         if not any(example.values()):
             continue
@@ -246,6 +247,11 @@ def _number(value: str) -> Decimal | None:
     except InvalidOperation:
         return None
     return number if number.is_finite() else None
+
+
+def _composed(text: str) -> str:
+    """A text in the one spelling of its accented letters that compares equal."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _group(value: str, pattern: str, found: str) -> str:
@@ -330,7 +336,13 @@ def _label_names(splits: Splits, labels: Sequence[str] | None) -> list[str]:
     Raises:
         UserError: the training rows do not use the labels.
     """
-    highest = max(row["label"] for rows in splits.values() for row in rows)  # may be any number: it sizes nothing
+    rows = [row for rows in splits.values() for row in rows]
+    highest = max(row["label"] for row in rows)  # may be any number: it sizes nothing
+    if labels is not None and highest == len(labels) and min(row["label"] for row in rows) == 1:
+        raise UserError(
+            f"labels: {len(labels)} names given, of the labels 0 to {highest - 1}, but the rows count from 1 to "
+            f'{highest}; number the rows from 0, or name them by their numbers, in quotes: ["1", "2", ...]'
+        )
     if labels is not None and highest >= len(labels):
         raise UserError(f"labels: {len(labels)} names given, but the rows hold label {highest}; name all of them")
     seen = {row["label"] for row in splits["train"]}
