@@ -13,6 +13,7 @@ from llm_sparsity.study.settings import RECIPES
 if TYPE_CHECKING:
     from llm_sparsity.study.config import Config, Grid
 
+LONGEST = 200  # characters of a variant's name; file systems allow a folder 255, and its seed and suffixes follow
 TAKEN = {"model", "cost.json", "sizes.json", "sparsity.csv", "weights.parquet"}  # beside the tasks in a results folder
 
 
@@ -34,6 +35,7 @@ def check(study: "Config") -> None:
         refuse_unknown(f"{where}.tasks", grid.tasks, study.tasks)
         refuse_unknown(f"{where}.recipes", grid.recipes, [*RECIPES, *study.recipes])
         _check_methods(study, where, grid)
+        _check_folders(where, grid)
         _check_schedules(study, where, grid)
         _check_unlabelled(study, where, grid)
         _check_models(study, where, grid)
@@ -94,6 +96,17 @@ def _check_methods(study: "Config", where: str, grid: "Grid") -> None:
                 f"{where}.methods: {method} stores whole numbers, which are not fine-tuned, but task {trained[0]} "
                 f"is; give {method} a grid with the recipe one-shot, or without the task"
             )
+
+
+def _check_folders(where: str, grid: "Grid") -> None:
+    """Refuse variants whose names are too long for a folder."""
+    found = {key: max(map(str, getattr(grid, key)), key=len) for key in ("methods", "scopes", "sparsities")}
+    if (length := len("-".join(found.values()))) > LONGEST:
+        key = max(found, key=lambda key: len(found[key]))
+        raise ValueError(
+            f"{where}.{key}: found {found[key][:40]}..., but a variant's name becomes a folder: {length} characters, "
+            f"{LONGEST} at most; give fewer layers or digits, or a word such as linear"
+        )
 
 
 def _check_heads(study: "Config") -> None:

@@ -64,7 +64,7 @@ def _scope(value: Any) -> str:
 
 Architecture = Literal["encoder", "decoder", "encoder-decoder"]
 Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 ScopeName = Annotated[
     str,
@@ -78,7 +78,11 @@ SparsityValue = Annotated[
     WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, {"type": "string"}]}),
 ]
 Name = Annotated[
-    str, _matches(r"[A-Za-z0-9][\w.-]*", "a name becomes a folder: use letters, digits, '.', '_' and '-' only")
+    str,
+    _matches(
+        r"[A-Za-z0-9][\w.-]{0,79}",
+        "a name becomes a folder: use letters, digits, '.', '_' and '-' only, 80 of them at most",
+    ),
 ]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Commit = Annotated[
@@ -153,6 +157,8 @@ def lines(error: ValidationError, root: type[BaseModel]) -> list[str]:
             found.append(f"{key}: missing; add it")
         elif fault["type"] == "too_short":
             found.append(f"{key}: found nothing; give at least one")
+        elif fault["input"] is None:
+            found.append(f"{key}: found nothing; give a value, or remove it")
         elif isinstance(fault["input"], Mapping | BaseModel):
             found.append(f"{key}: {message}" if key else message)
         else:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llm_sparsity.study.fields import (
     Architecture,
@@ -167,6 +167,17 @@ class Task(Section):
         "by the teacher's answers; labels that they may have are not read",
     )
     evaluate: dict[str, Any] = Field({}, description="overrides of the config's `evaluate`")
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _names_are_text(cls, value: Any) -> Any:
+        """Refuse 0 for "0", as YAML reads it, and names that no label is equal to, as labels are stripped."""
+        for name in value if isinstance(value, list) else []:
+            if not isinstance(name, str | bool | None):
+                raise ValueError(f'a name is text; write it in quotes: "{name}"')
+            if isinstance(name, str) and (not name or name != name.strip()):
+                raise ValueError(f"{name!r} is empty, or begins or ends with a blank, as no label does; correct it")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
