@@ -69,8 +69,8 @@ def weight_files(folder: Path) -> list[Path]:
         )
     if others := sorted(folder.glob("*.safetensors")):
         raise UserError(
-            f"{folder}: no {WEIGHTS}, but {others[0].name}; rename it to {WEIGHTS} if it holds all weights, or download "
-            f"{INDEX} too if it is one of several shards"
+            f"{folder}: no {WEIGHTS}, but {others[0].name}; rename it to {WEIGHTS} if it holds all weights, or "
+            f"download {INDEX} too if it is one of several shards"
         )
     raise UserError(f"{folder}: no {WEIGHTS}; expected the folder of a transformers model")
 
