@@ -218,6 +218,21 @@ def test_a_missing_shard_is_named(tiny_model: Callable[[str], Path], tmp_path: P
         load(tmp_path)
 
 
+def test_companions_of_an_earlier_model_are_removed(tmp_path: Path) -> None:
+    files = {
+        "new": ("config.json", "vocab.txt"),
+        "out": ("tokenizer.json", "config.json", "model.safetensors", "manifest.json", ".nfs01", "notes/a.txt"),
+    }
+    for folder, names in files.items():
+        for name in names:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text(folder)
+    container.copy_companions(tmp_path / "new", tmp_path / "out")
+    found = {str(path.relative_to(tmp_path / "out")): path.read_text() for path in tmp_path.glob("out/**/*.*")}
+    kept = ("model.safetensors", "manifest.json", ".nfs01", "notes/a.txt")
+    assert found == dict.fromkeys(files["new"], "new") | dict.fromkeys(kept, "out")
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "llama", "bart"])
 def test_a_sparse_folder_loads_as_transformers_loads_the_plain_one(
     kind: str, tiny_model: Callable[[str], Path], tmp_path: Path

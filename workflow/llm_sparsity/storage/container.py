@@ -235,9 +235,19 @@ def is_sparse(folder: Path) -> bool:
 
 
 def copy_companions(folder: Path, output: Path) -> None:
-    """Copy the files of a model folder besides weights and manifest: configuration, tokenizer, licence."""
+    """Copy the files of a model folder besides weights and manifest: configuration, tokenizer, licence.
+
+    Others in `output` are of an earlier model, whose tokenizer would be used, and are removed.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and "safetensors" not in path.name and path.name != MANIFEST:
-            with atomic(output / path.name) as temporary:
-                shutil.copyfile(path, temporary)
+    companions = {path.name: path for path in sorted(folder.iterdir()) if _is_companion(path)}
+    for old in output.glob("[!.]*"):  # a hidden file may be one that a network file system keeps while it is read
+        if _is_companion(old) and old.name not in companions:
+            old.unlink()
+    for name, path in companions.items():
+        with atomic(output / name) as temporary:
+            shutil.copyfile(path, temporary)
+
+
+def _is_companion(path: Path) -> bool:
+    return path.is_file() and "safetensors" not in path.name and path.name != MANIFEST
