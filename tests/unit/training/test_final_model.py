@@ -24,10 +24,15 @@ def test_files_are_links_and_old_ones_are_gone(source: Path, tmp_path: Path) -> 
     target = tmp_path / "out/model"
     target.mkdir(parents=True)
     (target / "added_tokens.json").write_text("of another run")
+    (target / "onnx").mkdir()
+    (target / ".nfs01").write_text("which another program reads")
+    (source / ".ipynb_checkpoints").mkdir()
     for _ in range(2):
         link_model(source, target)
-        assert sorted(path.name for path in target.iterdir()) == ["config.json", "manifest.json", "model.safetensors"]
-        linked = {path.name for path in target.iterdir() if path.samefile(source / path.name)}
+        assert (target / "onnx").is_dir() and (target / ".nfs01").exists()
+        found = [path for path in target.glob("[!.]*") if path.is_file()]
+        assert sorted(path.name for path in found) == ["config.json", "manifest.json", "model.safetensors"]
+        linked = {path.name for path in found if path.samefile(source / path.name)}
         assert linked == {"config.json", "model.safetensors"}
     assert read_manifest(target) == read_manifest(source)
 

@@ -14,9 +14,9 @@ def link_model(source: Path, target: Path) -> None:
     manifest, which Snakemake touches: its time tells what is to be made again.
     """
     (target / MANIFEST).unlink(missing_ok=True)
-    files = sorted(path for path in source.iterdir() if path.name != MANIFEST)
-    for old in target.glob("*"):
-        if not (source / old.name).exists():
+    files = sorted(path for path in source.iterdir() if path.is_file() and path.name != MANIFEST)
+    for old in target.glob("[!.]*"):  # a hidden file may be one that a network file system keeps while it is read
+        if old.is_file() and not (source / old.name).exists():
             old.unlink()
     for path in files:
         with atomic(target / path.name) as temporary:
