@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -109,3 +110,13 @@ def test_without_devices_nothing_is_leased(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(lease, "DRIVER", tmp_path / "none")
     assert lease.lease(2) == 0
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_a_full_temporary_folder_keeps_its_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "which has space"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    locks: list[Path] = []
+    monkeypatch.setattr(lease, "_acquire", lambda path: locks.append(path) or 0)
+    assert lease.lease(1) == 1
+    assert locks == [tmp_path / f"gpus-{os.getuid()}/0.lock"]

@@ -6,7 +6,6 @@ A job that a batch system or a pilot has confined, by CUDA_VISIBLE_DEVICES, to t
 import fcntl
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -30,7 +29,9 @@ def lease(count: int) -> int:
     count = min(count, len(visible))
     if count == 0:
         return 0
-    folder = Path(tempfile.gettempdir()) / f"gpus-{os.getuid()}"
+    # Not `tempfile.gettempdir()`, which is another folder while this one is full: all jobs have to see the same locks.
+    temporary = next(Path(path) for path in (os.environ.get("TMPDIR"), "/tmp") if path and Path(path).is_dir())
+    folder = temporary / f"gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     waits = False
     while True:
