@@ -126,9 +126,11 @@ def test_a_process_that_is_hidden_may_live(monkeypatch: pytest.MonkeyPatch) -> N
     """Another user's, where /proc is mounted with hidepid: the kernel says that it exists, /proc that it does not."""
     owner = json.dumps({"host": process._host(), "pid": 2**22 + 1, "started": "5"})  # above the largest number
     assert process.is_dead(owner)
+    assert not process.runs(2**22 + 1)
 
     def refused(pid: int, signal: int) -> None:
         raise PermissionError
 
     monkeypatch.setattr(process.os, "kill", refused)
     assert not process.is_dead(owner)
+    assert process.runs(2**22 + 1)

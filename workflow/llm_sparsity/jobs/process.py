@@ -47,7 +47,7 @@ def is_dead(owner: str) -> bool:
 def runs(pid: int) -> bool:
     """Whether a process of this machine has not ended."""
     if sys.platform == "linux":
-        return _started(pid) is not None
+        return _started(pid) is not None or _is_hidden(pid)
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
