@@ -3,9 +3,10 @@ import json
 import multiprocessing
 import os
 import socket
+import stat
 import subprocess
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,22 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (fresh / "deep/file").write_text("whole")
         assert not (tmp_path / "a/out").exists()
     assert _contents(tmp_path / "a") == {"out/deep/file": "whole"}
+
+
+@pytest.mark.parametrize(
+    ("number", "folder", "fails"), [(errno.EINVAL, True, False), (errno.EINVAL, False, True), (errno.EIO, True, True)]
+)
+def test_a_file_system_may_refuse_to_sync_a_folder(
+    number: int, folder: bool, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == folder:
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError) if fails else nullcontext():
+        write_text(tmp_path / "a", "whole")
+    assert fails or (tmp_path / "a").read_text() == "whole"

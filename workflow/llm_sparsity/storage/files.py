@@ -6,6 +6,7 @@ compares this small file by content, so an identical result does not rerun the s
 """
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -120,10 +121,13 @@ def _sync_all(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Let a file, or the names in a folder, reach the disk."""
+    """Let a file, or the names in a folder, reach the disk; some file systems refuse this of a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
