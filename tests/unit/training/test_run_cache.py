@@ -20,6 +20,7 @@ from llm_sparsity.storage import container as checkpoint
 from llm_sparsity.storage.files import read_json
 from llm_sparsity.training import run_cache
 from llm_sparsity.training.run_cache import RunCache
+from llm_sparsity.training.state import _like
 
 
 @pytest.fixture
@@ -128,6 +129,36 @@ def test_what_a_killed_attempt_left_half_written_is_removed(made: Callable[..., 
         pass
     assert not any(path.exists() for path in left)
     assert not (run.folder / "step-5").exists()
+
+
+def test_a_save_that_cannot_be_removed_yet_is_removed_at_the_next_start(
+    made: Callable[..., RunCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network file system, which keeps a file that is in use under another name in its folder."""
+    run = made()
+    with run.opened(), monkeypatch.context() as patch:
+        save(run, 4)
+
+        def in_use(*_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+        patch.setattr(os, "rmdir", in_use)
+        save(run, 6)
+        assert (run.folder / "step-4").exists()
+    with run.opened():
+        assert not (run.folder / "step-4").exists()
+
+
+def test_what_is_restored_maps_no_file(made: Callable[..., RunCache]) -> None:
+    run = made()
+    with run.opened():
+        save(run, 4)
+        saved = run.load()
+        assert saved
+        value = _like(saved.state["w m"], torch.empty(0))
+        del saved
+        assert str(run.folder) not in Path("/proc/self/maps").read_text()
+        assert torch.equal(value, torch.full((8,), -4.0))
 
 
 def test_a_damaged_checkpoint_is_not_used(made: Callable[..., RunCache], capsys: pytest.CaptureFixture[str]) -> None:

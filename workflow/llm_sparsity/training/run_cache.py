@@ -231,7 +231,7 @@ class RunCache:
     def _remove_old(self, progress: Mapping[str, Any]) -> None:
         for old in [*self.folder.glob("step-*"), *self.folder.glob("state-*")]:
             if old.name not in (progress["weights"], progress["state"]):
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)  # what is left, such as a file in use, goes at the next start
 
     def _describe(self, **more: Any) -> None:
         path, run = self.folder / "run.json", {**self._run, "output": str(self._output), **more}

@@ -155,4 +155,4 @@ def _like(value: Tensor, tensor: Tensor) -> Tensor:
     """A value on the device of a tensor, and sharded like it if the shapes are equal."""
     if isinstance(tensor, DTensor) and value.shape == tensor.shape:
         return distribute_tensor(value, tensor.device_mesh, tensor.placements)
-    return value.to(tensor.device)
+    return value.to(tensor.device, copy=True)  # not a part of the save's file, which the next save removes
