@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.study import config, footprint, plan
 from tests.tiny import MOOD_STUDY
 
@@ -99,6 +100,28 @@ def test_minutes_of_runs_with_other_settings_are_not_those_of_a_job(
     result = {key: value | change.get(key, {}) for key, value in result.items()}
     (folder / "metrics.json").write_text(json.dumps(result))
     assert plan.minutes(study, "finetune", "gpt2", task="sst2", measured=True)[1] is False
+
+
+@pytest.mark.parametrize(("metrics", "runtime"), [("{", "{}"), ("{}", "{}"), (None, None), (None, "{"), (None, "{}")])
+def test_results_that_are_not_whole_tell_no_minutes(
+    metrics: str | None, runtime: str | None, study: config.Config
+) -> None:
+    folder = Path("results/gpt2/dense/sst2/kept/seed-0")
+    folder.mkdir(parents=True)
+    result = {"settings": study.run_settings("sst2", "kept", 0), "examples": {"train": plan.sentences(study, "sst2")}}
+    (folder / "metrics.json").write_text(metrics or json.dumps(result))
+    if runtime is not None:
+        (folder / "runtime.json").write_text(runtime)
+    assert plan.minutes(study, "finetune", "gpt2", task="sst2", measured=True)[1] is False
+
+
+@pytest.mark.parametrize("folder", ["models/gpt2", "tasks/sst2"])
+def test_a_manifest_that_is_cut_off_is_one_line(folder: str, study: config.Config) -> None:
+    path = Path("resources") / folder / "manifest.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(UserError, match=f"{folder}/manifest.json: damaged"):
+        plan.jobs(study)
 
 
 def test_the_table_has_a_row_for_each_stage(study: config.Config) -> None:

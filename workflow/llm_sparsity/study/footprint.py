@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from llm_sparsity.storage.files import MANIFEST, read_json, weight_bytes
+from llm_sparsity.storage.files import MANIFEST, read_manifest, weight_bytes
 from llm_sparsity.study.cells import DENSE, MODELS, Variant
 from llm_sparsity.study.config import Config
 from llm_sparsity.study.methods import TRAINING as TRAINING_STEPS
@@ -72,7 +72,7 @@ def model_size(config: Config, model: str) -> tuple[float, float]:
 def _model_size(manifest: Path) -> tuple[float, float] | None:
     if not manifest.exists():
         return None
-    found = read_json(manifest)
+    found = read_manifest(manifest.parent)
     return found["parameters"], weight_bytes(found)
 
 

@@ -7,6 +7,7 @@ The Snakefile imports this module where torch is not installed.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from tabulate import tabulate  # type: ignore[import-untyped]
 
-from llm_sparsity.storage.files import MANIFEST, read_json
+from llm_sparsity.storage.files import MANIFEST, read_json, read_manifest
 from llm_sparsity.study.cells import MODELS, RESULTS, TASKS, results_folder
 from llm_sparsity.study.config import Config
 from llm_sparsity.study.footprint import (
@@ -86,7 +87,7 @@ def sentences(config: Config, task: str, recipe: str = "kept") -> float:
 def _sentences(config: Config, source: str, *, lines: bool = False) -> float:
     """`sentences` of a task that is trained on; each line of a text counts as one if they are learned one by one."""
     manifest = TASKS / source / MANIFEST
-    found = read_json(manifest) if manifest.exists() else {}
+    found = read_manifest(manifest.parent) if manifest.exists() else {}
     if "train" not in found.get("rows", {}):  # downloaded before it was trained on: it will be again
         found = {}
     rows = found["rows"]["train"] if found else _expected_rows(source, config.tasks[source])
@@ -157,13 +158,11 @@ def _measured(stage: str, model: str, task: str, recipe: str, settings: str, sen
         trained = examples.get("train", 0) + examples.get("unlabelled", 0)
         return wanted.items() <= result["settings"].items() and sentences in (None, trained)
 
-    done = [path for path in sorted(RESULTS.glob(pattern)) if same(read_json(path))]
-    found = [read_json(path.with_name("runtime.json")) for path in done]
-    seconds = [
-        sum(value for key, value in runtime.items() if key.endswith("_seconds"))
-        for runtime in found
-        if runtime["device"] != "cpu"
-    ]
+    seconds = []
+    for path in sorted(RESULTS.glob(pattern)):
+        with suppress(OSError, ValueError, KeyError):  # a result that is cut off, or lacks a file, tells nothing
+            if same(read_json(path)) and (runtime := read_json(path.with_name("runtime.json")))["device"] != "cpu":
+                seconds.append(sum(value for key, value in runtime.items() if key.endswith("_seconds")))
     return sum(seconds) / len(seconds) / 60 if seconds else None
 
 
