@@ -23,7 +23,7 @@ WORKFLOW = Path(str(workflow.current_basedir)).resolve().parents[1]
 sys.path.insert(0, str(WORKFLOW / "workflow"))
 
 from llm_sparsity.data.model_files import MODEL_FILES, matching
-from llm_sparsity.jobs import driver, failures
+from llm_sparsity.jobs import driver, failures, lease
 from llm_sparsity.jobs.command import quoted, run as run_command
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.site import slurm, sources
@@ -374,7 +374,9 @@ def show_plan():
     for job in plan.jobs(STUDY):
         for name in RULES.get(job.stage, (job.stage,)):
             minutes.setdefault(name, []).append(job.minutes)
-    logger.info("", extra={"planned": {name: sum(each) / len(each) for name, each in minutes.items()}})
+    planned = {name: sum(each) / len(each) for name, each in minutes.items()}
+    leased = bool(lease.devices()) and "gpu" not in workflow.global_resources  # more jobs may start than there are GPUs
+    logger.info("", extra={"planned": planned, "queued": leased or not workflow.local_exec})
     if not workflow.local_exec:
         from llm_sparsity.study import advice
 

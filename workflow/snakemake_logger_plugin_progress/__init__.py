@@ -5,7 +5,8 @@ Snakemake's own log file, in .snakemake/log, holds everything. A dry run prints 
 --quiet it prints what it prints without this plugin.
 
 An executor plugin that knows more may send a record with `extra={"status": line}`, which is shown as the progress.
-`extra={"planned": {rule: minutes}}` gives the mean planned minutes of the jobs of a rule.
+`extra={"planned": {rule: minutes}, "queued": bool}` gives the mean planned minutes of the jobs of a rule, and whether
+jobs may wait, for a node or a GPU, after they are started.
 """
 
 import logging
@@ -44,6 +45,7 @@ class LogHandler(LogHandlerBase):
         quiet = set(given.quiet or ())
         self._progress: Progress | None = None
         self._planned: dict[str, float] = {}
+        self._queued = False
         self._status = ""
         stream = sys.stdout if given.stdout else sys.stderr
         self._display = Display(stream, self._line, color=not given.nocolor)
@@ -83,9 +85,9 @@ class LogHandler(LogHandlerBase):
         event, fields = getattr(record, "event", None), vars(record)
         progress = self._progress
         if "planned" in fields:
-            self._planned = fields["planned"]
+            self._planned, self._queued = fields["planned"], fields.get("queued", False)
             if progress:
-                progress.planned = self._planned
+                progress.planned, progress.queued = self._planned, self._queued
         elif "status" in fields:
             self._status = fields["status"]
             if not self._display.live:  # its sender has a clock of its own
@@ -97,7 +99,7 @@ class LogHandler(LogHandlerBase):
             pass
         elif event == LogEvent.RUN_INFO and "stats" in fields:
             total = {rule: count for rule, count in fields["stats"].items() if rule not in ("all", "total")}
-            self._progress = Progress(total, self._planned)
+            self._progress = Progress(total, self._planned, queued=self._queued)
             counts = ", ".join(f"{count} {rule}" for rule, count in total.items())
             self._display.write(f"{self._progress.total.total()} jobs: {counts}")
             self._display.start()

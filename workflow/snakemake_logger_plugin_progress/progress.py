@@ -44,14 +44,17 @@ class Progress:
     Args:
         total: number of jobs of each rule.
         planned: mean minutes of the jobs of a rule, as far as they are known; only their ratios matter.
+        queued: whether started jobs may wait, for a node or a GPU.
 
     Attributes:
         running: job id -> job.
         done, failed: number of jobs of each rule.
     """
 
-    def __init__(self, total: Mapping[str, int], planned: Mapping[str, float] | None = None) -> None:
-        self.total, self.planned = Counter(total), dict(planned or {})
+    def __init__(
+        self, total: Mapping[str, int], planned: Mapping[str, float] | None = None, *, queued: bool = False
+    ) -> None:
+        self.total, self.planned, self.queued = Counter(total), dict(planned or {}), queued
         self.running: dict[int, Job] = {}
         self.done: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
@@ -76,13 +79,19 @@ class Progress:
         """Seconds until the last job ends; None while nothing is known.
 
         A job is expected to take as long as those of its kind, else its planned minutes, scaled by what ended jobs
-        took of theirs.
+        took of theirs. If started jobs may wait, nobody knows which work and how many: planned minutes are expected to
+        end as fast as they did so far.
 
         Args:
             cores: that work on jobs at a time; default: as many as did so far, on average.
         """
         if not self._spent or cores == 0:
             return None
+        if self.queued:
+            ended = sum(count * self.planned.get(rule, 0.0) for rule, count in self.done.items())
+            rest = (self.total - self.done - self.failed).items()
+            minutes = sum(count * self.planned.get(rule, 0.0) for rule, count in rest)
+            return (time.monotonic() - self.begun) * minutes / ended if ended else None
         if cores is None:
             spent = sum(map(sum, self._spent.values())) + sum(job.spent() for job in self.running.values())
             cores = max(spent / max(time.monotonic() - self.begun, 1e-9), 1e-9)

@@ -96,6 +96,19 @@ def test_a_file_gets_no_line_for_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     assert last.startswith("1 job done, 1 min 3")
 
 
+@pytest.mark.parametrize("queued", [False, True])
+def test_whether_jobs_may_wait_is_told_before_or_after_the_jobs(queued: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    to = handler(io.StringIO(), monkeypatch)
+    for _ in range(2):
+        say(to, "", planned={"prune": 0.5}, queued=queued)
+        say(to, "Job stats", event=LogEvent.RUN_INFO, stats={"prune": 2})
+        assert to._progress.queued == queued
+        queued = not queued
+        say(to, "", planned={"prune": 0.5}, queued=queued)
+        assert to._progress.queued == queued
+    to.close()
+
+
 def test_a_file_gets_a_line_of_progress_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "PLAIN", 0.01)
     stream = io.StringIO()

@@ -55,6 +55,18 @@ def test_cores_are_those_that_worked_so_far() -> None:
     assert progress.left() == pytest.approx(10, rel=0.01)  # two at a time
 
 
+def test_jobs_that_may_wait_count_by_what_ended() -> None:
+    """A hundred jobs are submitted at once, of which four run at a time."""
+    progress = Progress({"finetune": 100, "prune": 2, "plot": 1}, {"finetune": 10.0, "prune": 5.0}, queued=True)
+    for number in range(100):
+        progress.start(number, Job("finetune", minutes=10.0))
+    assert progress.left() is None
+    progress.begun -= 5 * 600  # seconds ago
+    for number in range(20):
+        progress.end(number, 600.0 * (1 + number // 4))
+    assert progress.left() == pytest.approx(81 * 600 / 4, rel=0.01)
+
+
 def test_a_running_job_is_partly_done_and_a_late_one_goes_on() -> None:
     progress = Progress({"prune": 2})
     progress.start(0, queued("prune"))
