@@ -6,6 +6,7 @@ Settings: those of `evaluate:` in the config.
 from pathlib import Path
 
 from llm_sparsity.jobs.command import arguments, parse_and_lease, run
+from llm_sparsity.jobs.lock import locked
 
 
 def main() -> None:
@@ -19,7 +20,8 @@ def main() -> None:
     from llm_sparsity.evaluation.evaluate import evaluate
     from llm_sparsity.models.folder import ModelFolder
 
-    evaluate(ModelFolder(args.model), TaskFolder(args.task), args.output, **args.settings)
+    with locked(args.output / ".evaluate.lock"):  # a job of a killed driver may still write there
+        evaluate(ModelFolder(args.model), TaskFolder(args.task), args.output, **args.settings)
 
 
 if __name__ == "__main__":

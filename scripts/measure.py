@@ -6,6 +6,7 @@ Settings: the fields of `measure:` in the config.
 from pathlib import Path
 
 from llm_sparsity.jobs.command import arguments, parse_and_lease, run
+from llm_sparsity.jobs.lock import locked
 
 
 def main() -> None:
@@ -18,7 +19,8 @@ def main() -> None:
     from llm_sparsity.inference.measure import measure
     from llm_sparsity.models.folder import ModelFolder
 
-    measure(ModelFolder(args.model), ModelFolder(args.dense), args.output, **args.settings)
+    with locked(args.output / ".measure.lock"):  # a job of a killed driver may still write there
+        measure(ModelFolder(args.model), ModelFolder(args.dense), args.output, **args.settings)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Settings: method, scope, sparsity, and the values of `prune:` in the config; for
 from pathlib import Path
 
 from llm_sparsity.jobs.command import arguments, parse_and_lease, run
+from llm_sparsity.jobs.lock import locked
 
 
 def main() -> None:
@@ -20,9 +21,10 @@ def main() -> None:
     from llm_sparsity.pruning.prune import prune
     from llm_sparsity.study.sparsity import Sparsity
 
-    text = TaskFolder(args.text.parent) if args.text else None
-    sparsity = Sparsity(args.settings.pop("sparsity"))
-    prune(ModelFolder(args.model), {sparsity: args.output}, text=text, **args.settings)
+    with locked(args.output / ".prune.lock"):  # a job of a killed driver may still write there
+        text = TaskFolder(args.text.parent) if args.text else None
+        sparsity = Sparsity(args.settings.pop("sparsity"))
+        prune(ModelFolder(args.model), {sparsity: args.output}, text=text, **args.settings)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from llm_sparsity.jobs.command import arguments, run
+from llm_sparsity.jobs.lock import locked
 
 
 def main() -> None:
@@ -14,7 +15,8 @@ def main() -> None:
     from llm_sparsity.evaluation.weights import weights
     from llm_sparsity.models.folder import ModelFolder
 
-    weights(ModelFolder(args.model), args.output, **args.settings)
+    with locked(args.output / ".weights.lock"):  # a job of a killed driver may still write there
+        weights(ModelFolder(args.model), args.output, **args.settings)
 
 
 if __name__ == "__main__":

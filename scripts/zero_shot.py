@@ -6,6 +6,7 @@ Settings: batch_size of `evaluate:` in the config.
 from pathlib import Path
 
 from llm_sparsity.jobs.command import arguments, parse_and_lease, run
+from llm_sparsity.jobs.lock import locked
 
 
 def main() -> None:
@@ -20,8 +21,9 @@ def main() -> None:
     from llm_sparsity.evaluation.zero_shot import zero_shot
     from llm_sparsity.models.folder import ModelFolder
 
-    model, task = ModelFolder(args.model), TaskFolder(args.task)
-    zero_shot(model, task, args.output, packages=args.harness, **args.settings)
+    with locked(args.output / ".zero_shot.lock"):  # a job of a killed driver may still write there
+        model, task = ModelFolder(args.model), TaskFolder(args.task)
+        zero_shot(model, task, args.output, packages=args.harness, **args.settings)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 
 from llm_sparsity.jobs import lock, process
 from llm_sparsity.jobs.lock import locked
+from tests.marks import slow_but
 
 HOLD = """
 import sys, time
@@ -134,3 +135,24 @@ def test_a_process_that_is_hidden_may_live(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(process.os, "kill", refused)
     assert not process.is_dead(owner)
     assert process.runs(2**22 + 1)
+
+
+@pytest.mark.parametrize("stage", slow_but(["weights"], ["weights", "prune", "evaluate", "measure", "zero_shot"]))
+def test_a_job_waits_for_one_that_writes_the_same_results(stage: str, tmp_path: Path, root: Path) -> None:
+    """As that of a killed driver may, which would replace the results of this one."""
+    folders = {
+        "weights": (),
+        "prune": (),
+        "measure": ("dense",),
+        "evaluate": ("task",),
+        "zero_shot": ("task", "harness"),
+    }
+    options = [text for name in ("model", "output", *folders[stage]) for text in (f"--{name}", str(tmp_path))]
+    with locked(tmp_path / f".{stage}.lock"):
+        job = subprocess.Popen(
+            [sys.executable, root / f"scripts/{stage}.py", *options, "--settings", '{"sparsity": 0.5}'],
+            env=os.environ | {"PYTHONPATH": str(root / "workflow")}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert job.stderr
+        assert "waiting for it to end" in job.stderr.readline()
+    assert "error: " in job.communicate()[1], "there is no model"

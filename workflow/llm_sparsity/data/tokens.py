@@ -167,7 +167,6 @@ def tokenize(
     key = _key(model, task, text, max_length, code, evaluation)
     folder = work / "tokens" / key
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f"{key}.lock")) as assert_held:
             if not folder.exists():
                 if evaluation:

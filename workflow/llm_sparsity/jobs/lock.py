@@ -1,4 +1,4 @@
-"""A lock on a file system that several machines share: of run caches, tokens, downloads and lm-evaluation-harness.
+"""A lock on a file system that several machines share: of results, run caches, tokens and downloads.
 
 The owner touches the lock file every few seconds (its heartbeat). It counts as dead if its process has ended, which
 only its own machine can see, or if the file does not change for some time by the waiting process's monotonic clock.
@@ -29,13 +29,14 @@ def locked(path: Path, patience: float = PATIENCE) -> Iterator[Callable[[], None
     """Hold a lock; wait for it while another process holds it. Yields a function that raises once the lock is lost.
 
     Args:
-        path: the lock file, in an existing folder.
+        path: the lock file; its folder is made.
         patience: seconds without a heartbeat after which the owner counts as dead.
 
     Raises:
         UserError: by the yielded function, if another process has taken the lock over.
     """
     owner = this_process()
+    path.parent.mkdir(parents=True, exist_ok=True)
     _acquire(path, owner, patience)
     _remove_left(path)
 

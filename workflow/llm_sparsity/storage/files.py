@@ -81,7 +81,6 @@ def replacing(folder: Path, patterns: Iterable[str] = ()) -> Iterator[Path]:
         UserError: another process has taken over, see `jobs.lock`.
     """
     fresh = folder / ".fresh"  # inside, so that it is on the same file system even if `folder` is a link
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_name(f".{folder.name}.lock")) as assert_held:
         try:
             with _removed_after(fresh):

@@ -109,8 +109,6 @@ class RunCache:
         if not self._main:
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._of_output.mkdir(parents=True, exist_ok=True)
         # Another run may use the same cache, as another study's, or the same results folder, as with other settings.
         with locked(self.folder / "lock") as self._assert_locked, locked(self._of_output / "lock"):
             ours = [self.folder, self._of_output, self._output, self._output / "model"]
