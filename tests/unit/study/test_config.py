@@ -354,6 +354,23 @@ def test_contradictions_are_found_before_anything_is_downloaded(
     assert said in refused(text_task)
 
 
+@pytest.mark.parametrize(
+    ("method", "changing"), [("sparsegpt", "sparsegpt"), ("admm+swaps", "admm"), ("wanda+reconstruct", "reconstruct")]
+)
+def test_weights_that_a_method_changed_are_not_replaced(method: str, changing: str, text_task: dict[str, Any]) -> None:
+    text_task["calibration"] = {"task": "text"}
+    text_task["recipes"] = {"taught": {"distill": {}}, "mend": {"distill": {}, "start": "finetuned"}}
+    text_task["study"][0] |= {"methods": ["wanda+swaps"], "scopes": ["linear"], "recipes": ["taught"]}
+    config.load(text_task)
+    text_task["study"][0] |= {"methods": [method], "recipes": ["mend", "kept"]}
+    config.load(text_task)
+    text_task["study"][0]["recipes"] = ["taught"]
+    assert refused(text_task) == (
+        "config: study.0.recipes: taught learns from the fine-tuned dense model and starts from its weights, so those "
+        f"that {changing} changed are lost; add start: finetuned to taught, or give {method} another grid"
+    )
+
+
 def test_what_does_not_move_is_not_ranked_by_movement(values: dict[str, Any]) -> None:
     values["recipes"] = {"moving": {"schedule": {"scores": "movement"}, "distill": {}}}
     values["study"] = [values["study"][0] | {"methods": ["magnitude"], "scopes": ["linear"], "recipes": ["moving"]}]

@@ -7,7 +7,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from llm_sparsity.study.fields import refuse_unknown
-from llm_sparsity.study.methods import CALIBRATED, SCHEDULED, SINGLE, Chain
+from llm_sparsity.study.methods import CALIBRATED, SCHEDULED, SINGLE, UPDATING, Chain
 from llm_sparsity.study.settings import RECIPES
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def check(study: "Config") -> None:
         _check_methods(study, where, grid)
         _check_folders(where, grid)
         _check_schedules(study, where, grid)
+        _check_starts(study, where, grid)
         _check_unlabelled(study, where, grid)
         _check_models(study, where, grid)
     _check_texts(study)
@@ -198,6 +199,19 @@ def _check_schedules(study: "Config", where: str, grid: "Grid") -> None:
                 )
         if patterns := [sparsity for sparsity in grid.sparsities if sparsity.is_pattern]:
             raise ValueError(f"{where}.recipes: {name} keeps no pattern such as {patterns[0]}; remove one of them")
+
+
+def _check_starts(study: "Config", where: str, grid: "Grid") -> None:
+    """Refuse a recipe that starts from the dense model's weights after a method that changes those it keeps."""
+    for recipe, method in itertools.product(grid.recipes, grid.methods):
+        settings = study.recipe(recipe)
+        changing = [part for part in Chain(method).parts if part in UPDATING]
+        if changing and settings.distill and settings.start == "pretrained":
+            raise ValueError(
+                f"{where}.recipes: {recipe} learns from the fine-tuned dense model and starts from its weights, so "
+                f"those that {changing[0]} changed are lost; add start: finetuned to {recipe}, or give {method} "
+                "another grid"
+            )
 
 
 def _check_texts(study: "Config") -> None:
