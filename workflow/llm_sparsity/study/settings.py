@@ -67,7 +67,7 @@ class Finetune(Section):
 
 
 class Schedule(Section):
-    """Remove weights gradually while training, along a cubic curve, instead of all at once before it."""
+    """Remove weights of the fine-tuned dense model gradually while training, along a cubic curve."""
 
     begin: Fraction = Field(0.0, description="fraction of all steps before the first weights are removed")
     end: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -109,7 +109,9 @@ class Recipe(Section):
     """How a variant is fine-tuned, to recover quality that pruning took."""
 
     start: Literal["pretrained", "finetuned"] = Field(
-        "pretrained", description="what is pruned: the pretrained model, or the dense one fine-tuned on the task"
+        "pretrained",
+        description="what is pruned: the pretrained model, or the dense one fine-tuned on the task; a recipe with "
+        "`schedule` or `distill` starts from the weights of the latter in either case",
     )
     mask: Literal["kept", "released"] = Field("kept", description="removed weights stay removed, or may grow back")
     schedule: Schedule | None = Field(None, description="absent: all weights are removed before training")
