@@ -138,7 +138,7 @@ def test_a_study_with_nothing_to_recommend_says_so_and_why(tmp_path: Path) -> No
     changed(tmp_path, "metrics", {"method": "magnitude", "metric": "accuracy"}, value=0.51)
     changed(tmp_path, "metrics", {"method": "magnitude", "metric": "perplexity"}, value=1e6)
     reasons = [nothing(asked(tmp_path, metric).decisions) for metric in ("accuracy", "perplexity")]
-    assert "is the best and hardly better than always answering the most frequent label" in reasons[0]
+    assert "is the best and hardly better than always answering the same label" in reasons[0]
     assert "has 33,333 times the perplexity of the dense model" in reasons[1]
     data = read(tmp_path / "tables")
     shown = page(data, config, {}, {"What should I take?": []})

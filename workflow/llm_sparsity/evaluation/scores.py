@@ -5,7 +5,6 @@ local module of the library evaluate: `evaluate.load` would download a script fr
 network. The libraries that they need take a second to import: language models do without them.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -141,15 +140,15 @@ def scores(
     return found
 
 
-def baseline(
-    training: Sequence[float], references: Numbers, labels: int = 2, score: str = "accuracy"
-) -> dict[str, float]:
-    """The scores of a constant prediction: the most frequent training label, or the mean of training numbers.
+def baseline(references: Numbers, labels: int = 2, score: str = "accuracy") -> dict[str, float]:
+    """The best score that a constant prediction has by each metric: of accuracy, that of the most frequent label.
+
+    The most frequent label of another split could be the rarer one here: a model that always gives the same answer
+    would seem better than its baseline.
 
     Args:
-        training: labels of the training split.
         references: labels of the split to score on.
         labels, score: see `scores`.
     """
-    guess = float(np.mean(training)) if labels == 1 else Counter(training).most_common(1)[0][0]
-    return scores([guess] * len(references), references, labels, score)
+    found = [scores([guess] * len(references), references, labels, score) for guess in range(labels)]
+    return {metric: max(each[metric] for each in found) for metric in found[0]}

@@ -8,7 +8,7 @@
     speed.csv      one variant, execution, phase and batch size: seconds, speed-up over dense, memory
     weights.csv    one statistic of the weights of a dense model
     tensors.csv    one pruned tensor: removed weights, and the output errors that calibrated methods report
-    baselines.csv  one metric of one task: the score of always predicting the most frequent label
+    baselines.csv  one metric of one task: the best score of always predicting the same label
     claims.csv     one claim in one cell, and the verdict; only the header without a claims file
 
 docs/outputs.md explains every column. A frame in memory holds `Sparsity` objects in the column `sparsity`; on disk

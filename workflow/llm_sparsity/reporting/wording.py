@@ -43,7 +43,7 @@ def in_points(metric: str) -> bool:
 
 def constant_answer(metric: str) -> str:
     """The answer of the baseline that a metric is compared with."""
-    return "the same number" if metric.startswith(SCORES["regression"]) else "the most frequent label"
+    return "the same number" if metric.startswith(SCORES["regression"]) else "the same label"
 
 
 def shown(metric: str, value: float) -> str:

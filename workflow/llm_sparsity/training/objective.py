@@ -25,7 +25,6 @@ class Labels:
 
     def __init__(self, tokens: Tokens) -> None:
         self._num_labels, self._task, self._score = tokens.num_labels, tokens.task, tokens.score
-        self._train = tokens.train.known_labels
         self._scored = {"": tokens.validation, **{f"_{name}": split for name, split in tokens.others.items()}}
 
     def load(self, folder: ModelFolder, seed: int, *, values: bool) -> Any:
@@ -72,13 +71,13 @@ class Labels:
         return [{"label": kind(label), "prediction": kind(prediction)} for label, prediction in pairs]
 
     def baseline(self) -> dict[str, float]:
-        """Metrics of the most frequent training label, or of the mean training number."""
+        """Metrics of the best constant prediction."""
         from llm_sparsity.evaluation.scores import baseline
 
         return {
             f"{metric}{ending}": value
             for ending, split in self._scored.items()
-            for metric, value in baseline(self._train, split.labels or [], self._num_labels, self._score).items()
+            for metric, value in baseline(split.labels or [], self._num_labels, self._score).items()
         }
 
 
