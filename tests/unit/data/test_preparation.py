@@ -161,7 +161,7 @@ def test_lines_of_running_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tables", "settings", "message"),
     [
-        (both(ROWS), {"text": "text"}, r"train.parquet: no column 'text'; it has 'sentence', 'label'"),
+        (both(ROWS), {"text": "text"}, "no column 'text'; it has 'sentence', 'label'; name its columns by `text`"),
         (both(ROWS), {"label": "class"}, r"no column 'class'; it has 'sentence', 'label'"),
         (
             both([{"sentence": "a", "label": None}, {"sentence": "b", "label": 1}]),

@@ -125,7 +125,10 @@ def _check_columns(name: str, columns: Sequence[str], used: Sequence[str] | None
     for column in counts if used is None else used:
         if not counts[column]:
             known = [shown(known) for known in list(counts)[:20]] + ["..."] * (len(counts) > 20)
-            raise UserError(f"{name}: no column {column!r}; it has {', '.join(known)}")
+            raise UserError(
+                f"{name}: no column {column!r}; it has {', '.join(known)}; name its columns by `text`, `text_pair` and "
+                "`label`, or correct `format` or `columns`"
+            )
         if counts[column] > 1:
             raise UserError(
                 f"{name}: has {counts[column]} columns {column!r}; rename them in the file, or give `columns`"
