@@ -1,6 +1,7 @@
 """A study of a model that no config knows yet. Weights are RANDOM."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from llm_sparsity.cli.init import init
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.container import copy_companions
 from llm_sparsity.study.config import load
-from llm_sparsity.study.document import read_document
+from llm_sparsity.study.document import parsed, read_document
 from tests import weights
 from tests.standin_hub import Hub, serving
 from tests.tiny import ARCHITECTURE, save_tiny_model
@@ -48,13 +49,29 @@ def test_a_folder_becomes_a_study_that_is_valid(kind: str, models: Path, tmp_pat
     assert layers <= {"0", "1"}, "layers that there are"
 
 
-def test_a_classifier_hears_of_its_head(models: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    shutil.copytree(models / "bert", mine)
-    values = json.loads((mine / "config.json").read_text())
-    (mine / "config.json").write_text(json.dumps(values | {"architectures": ["BertForSequenceClassification"]}))
-    assert "\n    # head: TASK #" in init(str(mine), output=tmp_path / "mine.yaml").read_text()
-    assert "head:" not in init(str(models / "bert"), output=tmp_path / "bert.yaml").read_text()
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "bart"])
+def test_tasks_of_ones_own_take_the_place_of_those_in_the_template(kind: str, models: Path, tmp_path: Path) -> None:
+    text = init(str(models / kind), output=tmp_path / "mine.yaml").read_text()
+    tasks = text.partition("\ntasks:\n")[2].partition("\n\n")[0]
+    comments, *entries = re.split(r"(?m)^(?=  [\w-]+:$)", tasks)
+    own = parsed(re.sub(r"(?m)^  # (?!  ).*\n|#   ", "", comments), "mine.yaml")
+    for entry, (name, task) in zip(entries, own.items(), strict=True):
+        values = parsed(text.replace(entry, ""), "mine.yaml")
+        values["tasks"] = (values["tasks"] or {}) | {name: task}
+        assert str(load(values).tasks[name].source.folder).startswith("my-")
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "bart"])
+def test_a_classifier_may_keep_its_head(kind: str, models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / kind, tmp_path / "mine")
+    values = json.loads((tmp_path / "mine/config.json").read_text())
+    named = values | {"architectures": [f"{kind.title()}ForSequenceClassification"]}
+    (tmp_path / "mine/config.json").write_text(json.dumps(named))
+    text = init(str(tmp_path / "mine"), output=tmp_path / "mine.yaml").read_text()
+    assert load(parsed(text, "mine.yaml")).trains("reviews", "kept")
+    kept = load(parsed(text.replace("# head:", "head:").replace("epochs: 2", "epochs: 0"), "mine.yaml"))
+    assert kept.models["mine"].head == "reviews" and kept.cells().runs and not kept.trains("reviews", "kept")
+    assert "head:" not in init(str(models / kind), output=tmp_path / "other.yaml").read_text()
 
 
 def test_parameters_are_counted_as_in_a_download(models: Path, tmp_path: Path) -> None:

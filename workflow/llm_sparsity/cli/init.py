@@ -63,9 +63,11 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
     folder, source, parameters = _local(Path(model)) if Path(model).is_dir() else _of_hub(model)
     architecture = folder.structure.architecture
     layers = 1 + max(role.layer for role in folder.structure.roles.values())
-    if folder.class_name.endswith("ForSequenceClassification"):
-        source += "\n    # head: TASK # of this classifier, the task that it was trained on (docs/howto.md)"
-    text = Template((TEMPLATES / f"{architecture}.yaml").read_text(encoding="utf-8")).substitute(
+    is_classifier = folder.class_name.endswith("ForSequenceClassification")
+    if is_classifier:  # with its head and epochs: 0 nothing trains: more seeds and `gradual` would be refused
+        source += "\n    # head: reviews # if it was trained on the task below; with epochs: 0 (docs/howto.md)"
+    template = "encoder" if is_classifier and architecture == "decoder" else architecture  # by tasks: it writes no text
+    text = Template((TEMPLATES / f"{template}.yaml").read_text(encoding="utf-8")).substitute(
         name=_quoted(name),
         file=output,
         schema=SCHEMA,
@@ -73,8 +75,12 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
         parameters=f"{float(f'{parameters / 1e6:.4g}'):.10g}e6 # for the plan, until the model is downloaded"
         if parameters
         else "null",
+        architecture=architecture,
         layers=layers,
         thirds=_thirds(layers),
+        seeds="[0] # [0, 1, 2] if it is trained" if is_classifier else "[0, 1, 2]",
+        trains="# " if is_classifier else "",
+        untrained=" # with `head`: 0, so that the classifier is scored as it came, and pruned" if is_classifier else "",
         **{name: min(length, folder.max_length or length) for name, length in LENGTHS.items()},
     )
     config.load(parsed(text, str(output)))
