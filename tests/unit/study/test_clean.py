@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llm_sparsity.cli.main import main
 from llm_sparsity.jobs.process import this_process
 from llm_sparsity.storage.files import sha256, write_csv, write_json
 from llm_sparsity.study.cells import Run
@@ -217,6 +218,19 @@ def test_the_command_needs_the_studies(arguments: list[str], said: str, root: Pa
     )  # fmt: skip
     assert done.returncode != 0
     assert said in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [([], "nothing to remove; --all lists caches of other studies, too\n"), (["--all"], "nothing to remove\n")],
+)
+def test_an_empty_list_is_said(
+    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    WORK.mkdir()
+    main(["clean", "recovery", *options])
+    assert capsys.readouterr().out == said
 
 
 def test_settings_are_compared_as_they_were_written(study: Config) -> None:

@@ -31,6 +31,9 @@ def main(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     found = leftovers(args.work, studies, code, versions, others=args.all)
     if args.delete:
         found = remove(args.work, found)
+    if not found:
+        print(f"nothing to remove{'' if args.all else '; --all lists caches of other studies, too'}")
+        return
     for leftover in found:
         print(f"{leftover.bytes / 1e6:10.1f} MB  {leftover.path}  {leftover.reason}")
     total = sum(leftover.bytes for leftover in found)
