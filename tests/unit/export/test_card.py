@@ -155,6 +155,13 @@ def test_folders_of_this_machine_stay_private(study: Path, tmp_path: Path) -> No
     assert str(tmp_path) not in card.content
 
 
+def test_what_no_study_can_make_again_has_no_config(study: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(study / "resources/models/llama", tmp_path / "llama")
+    (source / "manifest.json").unlink()
+    card = card_of(source, tmp_path / "out")
+    assert "## How to make it again" not in card.text and "## Checked" in card.text
+
+
 def test_the_picture_has_a_row_for_each_matrix(study: Path, tmp_path: Path) -> None:
     exported = export(find_cell(study / "results/bart/structured-mlp-0.5"), tmp_path / "out", check=False)
     half = [row for row in exported.densities if row.part == "mlp"]

@@ -234,9 +234,11 @@ def _measured(scores: Sequence[Score]) -> str:
 
 
 def _config(cell: Cell, scores: Sequence[Score]) -> str:
-    """The part of a study's config that is this cell, as YAML."""
+    """The part of a study's config that is this cell, as YAML; "" if the source of the model is not known."""
+    if not cell.facts.get("source"):
+        return ""
     facts, pruned = cell.facts, cell.facts.get("pruned") or {}
-    source = {key: Path(value).name if key == "folder" else value for key, value in (facts.get("source") or {}).items()}
+    source = {key: Path(value).name if key == "folder" else value for key, value in facts["source"].items()}
     grid: dict[str, Any] = {"models": [cell.model]}
     if pruned:
         sparsity = Sparsity(pruned["sparsity"])
