@@ -28,6 +28,9 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"llm-sparsity {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those above; --help explains it")
+    if not words:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
     name = parser.parse_args(words[:1]).command
     module = import_module(f"{__package__}.{name}")
     own = argparse.ArgumentParser(

@@ -23,4 +23,6 @@ def study_file(name: Path) -> Path:
     for file in (name, Path(f"{name}.yaml"), project() / "studies" / f"{name}.yaml"):
         if file.is_file():
             return file
+    if name.is_dir():
+        raise UserError(f"{name}: is a folder, no config; `llm-sparsity init {name}` writes a study of a model folder")
     raise UserError(f"{name}: not found; `llm-sparsity init MODEL` writes a study")
