@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import llm_sparsity
+from llm_sparsity.jobs.errors import UserError
 from tests.tables import write_tables
 from tests.tiny import save_tiny_model
 
@@ -26,6 +27,14 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert shown.startswith("0.9")
     assert "count" in shown
     assert (tmp_path / "pruned/half/sparsity.csv").is_file()
+
+
+def test_paths_are_taken_as_text(root: Path, tmp_path: Path) -> None:
+    assert llm_sparsity.load_config(str(root / "studies/recovery.yaml")).name == "recovery"
+    with pytest.raises(UserError, match=r"baselines\.csv: not found; name the folder of a study's tables, reports/"):
+        llm_sparsity.read_tables(str(tmp_path))
+    with pytest.raises(UserError, match="no model folder"):
+        llm_sparsity.prune(str(tmp_path), {0.5: str(tmp_path / "half")}, method="magnitude", scope="linear")
 
 
 def test_the_page_explains_the_public_names() -> None:

@@ -40,7 +40,8 @@ def test_what_is_no_command_is_refused(words: list[str], capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
-    assert "usage: llm-sparsity" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "usage: llm-sparsity" in shown and (words or "llm-sparsity init MODEL" in shown)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +80,17 @@ def test_a_plan_is_of_a_file_or_of_a_shipped_study(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
-def test_a_study_that_is_not_there_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_that_is_not_there_is_one_line(command: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "nowhere.yaml"])
     assert str(ended.value.code) == "error: nowhere.yaml: not found; `llm-sparsity init MODEL` writes a study"
+    with pytest.raises(SystemExit, match=rf"{tmp_path}: is a folder, no config; `llm-sparsity init {tmp_path}` writes"):
+        main([command, str(tmp_path)])
+
+
+def test_generate_finds_a_result_as_export_does(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"results/m/dense: no such result; .* has no results"):
+        main(["generate", str(tmp_path / "results/m/dense"), "--prompt", "a"])
 
 
 def test_only_run_passes_options_on(capsys: pytest.CaptureFixture[str]) -> None:

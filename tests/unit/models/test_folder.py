@@ -13,12 +13,19 @@ from llm_sparsity.models.folder import ModelFolder
 from tests import zoo
 
 
-@pytest.mark.parametrize("config", [None, "{}", "[]", "not json"])
-def test_a_folder_without_a_configuration_is_refused(config: str | None, tmp_path: Path) -> None:
-    if config is not None:
-        (tmp_path / "config.json").write_text(config)
+@pytest.mark.parametrize("config", ["{}", "[]", "not json"])
+def test_a_folder_without_a_configuration_is_refused(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match=r"config.json: not the configuration of a transformers model; expected `"):
         ModelFolder(tmp_path)
+
+
+def test_what_is_no_model_folder_is_told_from_a_bad_file(tmp_path: Path) -> None:
+    (tmp_path / "cell/model").mkdir(parents=True)
+    (tmp_path / "cell/model/config.json").write_text("{}")
+    for path, nearest in (("nowhere", ""), ("cell/model/config.json", ""), ("cell", "; did you mean .*cell/model")):
+        with pytest.raises(UserError, match=rf"{path}: no model folder, which has config\.json{nearest}"):
+            ModelFolder(str(tmp_path / path))
 
 
 def test_an_unknown_model_type_is_refused(tmp_path: Path) -> None:

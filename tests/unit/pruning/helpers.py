@@ -11,7 +11,6 @@ from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning import prune as stage
 from llm_sparsity.pruning.calibration import sequences
-from llm_sparsity.study.sparsity import Sparsity
 from tests.weights import load
 
 DRAW = {"samples": 6, "sequence_length": 32, "seed": 0}
@@ -19,8 +18,7 @@ DRAW = {"samples": 6, "sequence_length": 32, "seed": 0}
 
 def prune(model: Path, outputs: Mapping[str, Path], *, text: Path | None = None, **settings: Any) -> None:
     """Prune the model in a folder; `outputs` has sparsities as they are spelled."""
-    sparsities = {Sparsity(level): output for level, output in outputs.items()}
-    stage.prune(ModelFolder(model), sparsities, text=text and TaskFolder(text), **settings)
+    stage.prune(model, outputs, text=text and TaskFolder(text), **settings)
 
 
 def calibrated(

@@ -1,6 +1,6 @@
 """Generate text with a model folder, dense and sparse, and compare their speed.
 
-llm-sparsity generate results/smollm2/wanda-linear-0.5/model --prompt "Gravity is"
+llm-sparsity generate results/smollm2/wanda-linear-0.5 --prompt "Gravity is"
 """
 
 import argparse
@@ -11,7 +11,9 @@ from typing import Any
 
 def main(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Print both texts and a table of their speed."""
-    parser.add_argument("model", type=Path, metavar="MODEL_FOLDER", help="folder of a causal language model")
+    parser.add_argument(
+        "model", type=Path, metavar="FOLDER", help="folder of a result, or any model folder, of a causal LM"
+    )
     parser.add_argument("--prompt", required=True, help="the text before")
     parser.add_argument("--tokens", type=_positive, default=64, help="tokens to generate (default 64)")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's)")
@@ -22,13 +24,13 @@ def main(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     import transformers
     from tabulate import tabulate  # type: ignore[import-untyped]
 
+    from llm_sparsity.export.cell import find_cell
     from llm_sparsity.inference.generate import generate
-    from llm_sparsity.models.folder import ModelFolder
 
     transformers.logging.disable_progress_bar()
     if args.threads:
         torch.set_num_threads(args.threads)
-    folder = ModelFolder(args.model)
+    folder = find_cell(args.model).folder
     rows: list[list[Any]] = []
     for execution in [args.execution] if args.execution else ["dense", "sparse"]:
         found = generate(folder, execution, args.prompt, args.tokens)

@@ -40,7 +40,7 @@ def load(folder: Path | str | ModelFolder, execution: str = "sparse", *, dtype: 
         raise UserError(f"execution: found {execution!r}; expected one of {', '.join(EXECUTIONS)}")
     if dtype not in (None, torch.float32, torch.bfloat16):
         raise UserError(f"dtype: found {dtype}; a CPU runs torch.float32 or torch.bfloat16")
-    folder = folder if isinstance(folder, ModelFolder) else ModelFolder(Path(folder))
+    folder = ModelFolder.of(folder)
     if dtype is None:
         dtype = torch.bfloat16 if stored_dtype(folder) == torch.bfloat16 else torch.float32
     made = held_class(folder, [named_class(folder)])

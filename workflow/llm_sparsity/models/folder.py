@@ -30,12 +30,15 @@ class ModelFolder:
         UserError: there is no config.json, or its weights are quantised.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | str) -> None:
+        self.path = path = Path(path)
         try:
             self.config: dict[str, Any] = read_json(path / "config.json")
             _ = self.config["model_type"]
-        except (FileNotFoundError, KeyError, TypeError, ValueError):
+        except (FileNotFoundError, NotADirectoryError):
+            nearest = f"; did you mean {path / 'model'}?" if (path / "model/config.json").exists() else ""
+            raise UserError(f"{path}: no model folder, which has config.json{nearest}") from None
+        except (KeyError, TypeError, ValueError):
             raise UserError(
                 f"{path}/config.json: not the configuration of a transformers model; expected `model_type`"
             ) from None
@@ -44,6 +47,11 @@ class ModelFolder:
                 f"{path}/config.json: a quantised checkpoint ({kind}), whose weights are codes; "
                 "choose the unquantised checkpoint that it was made from"
             )
+
+    @classmethod
+    def of(cls, folder: "ModelFolder | Path | str") -> "ModelFolder":
+        """A model folder from its path, or as it is."""
+        return folder if isinstance(folder, ModelFolder) else cls(folder)
 
     def __str__(self) -> str:
         return str(self.path)

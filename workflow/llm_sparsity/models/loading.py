@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_sparsity.jobs.errors import UserError
@@ -50,7 +51,7 @@ class StoredTensor:
 
 def load_model(
     auto_class: Any,
-    folder: ModelFolder,
+    folder: ModelFolder | Path | str,
     *,
     dtype: "torch.dtype | None" = None,
     fresh_head: bool = False,
@@ -81,7 +82,7 @@ def load_model(
 
     from llm_sparsity.models.checkpoint import check
 
-    dtype = dtype or torch.float32
+    folder, dtype = ModelFolder.of(folder), dtype or torch.float32
     empty = _empty(auto_class, folder, **kwargs)
     with folder.open() as reader:
         if fresh_head:

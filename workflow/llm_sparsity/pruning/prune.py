@@ -40,8 +40,8 @@ Rows = dict[str, Row]  # name of a tensor -> its row of sparsity.csv
 
 
 def prune(
-    model: ModelFolder,
-    outputs: Mapping[Sparsity, Path],
+    model: ModelFolder | Path | str,
+    outputs: Mapping[Any, Path | str],
     *,
     method: str,
     scope: str,
@@ -61,7 +61,7 @@ def prune(
 
     Args:
         model: a dense model, pretrained or fine-tuned.
-        outputs: sparsity -> output folder.
+        outputs: sparsity, or its text or number -> output folder.
         method: the name of a module in `llm_sparsity.pruning.methods`, and the steps after it, see `methods.Chain`.
         scope: see `TensorRole.in_scope`.
         seed: of methods that draw random numbers.
@@ -76,36 +76,37 @@ def prune(
             weights, a pattern or a block does not divide a matrix, a sparsity would remove all heads or neurons of a
             layer or contradicts `min_density`, the text is too short, or a matrix of the scope does not run on it.
     """
-    chain = _chain(method, list(outputs), can_calibrate=calibration is not None and text is not None)
+    model, folders = ModelFolder.of(model), {Sparsity.of(each): Path(output) for each, output in outputs.items()}
+    chain = _chain(method, list(folders), can_calibrate=calibration is not None and text is not None)
     sampling = {"text": text, "calibration": calibration}
-    rows: dict[Sparsity, Rows] = {sparsity: {} for sparsity in outputs}
-    configs: dict[Sparsity, dict[str, Any] | None] = dict.fromkeys(outputs)
+    rows: dict[Sparsity, Rows] = {sparsity: {} for sparsity in folders}
+    configs: dict[Sparsity, dict[str, Any] | None] = dict.fromkeys(folders)
     with model.open() as reader:
-        parts = {name: _scored_tensors(model, reader, list(outputs), name, scope, seed) for name in chain.parts}
+        parts = {name: _scored_tensors(model, reader, list(folders), name, scope, seed) for name in chain.parts}
         for name, tensors in parts.items():
             own = name == chain.method
             check(
-                tensors, list(outputs), min_density=min_density if own else 0.0,
+                tensors, list(folders), min_density=min_density if own else 0.0,
                 layerwise=layerwise if own else "uniform",
             )  # fmt: skip
         if chain.method:
-            pruner = _pruner(parts[chain.method], list(outputs), min_density, layerwise, sampling)
-            rows = _write_weights(parts[chain.method], pruner, outputs)
-            configs = {sparsity: pruner.config(sparsity) for sparsity in outputs}
+            pruner = _pruner(parts[chain.method], list(folders), min_density, layerwise, sampling)
+            rows = _write_weights(parts[chain.method], pruner, folders)
+            configs = {sparsity: pruner.config(sparsity) for sparsity in folders}
         try:
-            for step, (sparsity, output) in itertools.product(chain.steps, outputs.items()):
+            for step, (sparsity, output) in itertools.product(chain.steps, folders.items()):
                 with Reader(output / "model") if rows[sparsity] else nullcontext(reader) as before:
                     pruner = _step(step, parts[step], before, sparsity, sampling)
                     after = _write_weights(replace(parts[step], reader=before), pruner, {sparsity: output})[sparsity]
                 rows[sparsity] = {name: _merged(rows[sparsity].get(name, row), row) for name, row in after.items()}
         except UserError:  # a step refuses the model: what the parts before it have written is no result
-            for output in outputs.values():
+            for output in folders.values():
                 (output / "model" / WEIGHTS).unlink(missing_ok=True)
             raise
     settings: dict[str, Any] = {"method": method, "scope": scope, "seed": seed, "min_density": min_density}
     if chain.is_calibrated and text:
         settings |= {"layerwise": layerwise, "calibration": {"task": text.name, **(calibration or {})}}
-    for sparsity, output in outputs.items():
+    for sparsity, output in folders.items():
         copy_companions(model.path, output / "model")
         if (config := configs[sparsity]) is not None:
             write_json(output / "model" / "config.json", config)

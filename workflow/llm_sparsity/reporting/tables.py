@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 
+from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.files import atomic
 from llm_sparsity.study.cells import Variant
 from llm_sparsity.study.sparsity import Sparsity
@@ -112,14 +113,20 @@ def write(folder: Path, tables: Tables) -> None:
             table.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def read(folder: Path) -> dict[str, pd.DataFrame]:
+def read(folder: Path | str) -> dict[str, pd.DataFrame]:
     """Read every table of a study.
 
     Of variants that differ in the calibration text alone, sizes, speed and weights keep the first.
+
+    Raises:
+        UserError: a table is not there.
     """
     tables = {}
     for name in sorted(COLUMNS):
-        table = frame(name, pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False))
+        path = Path(folder) / f"{name}.csv"
+        if not path.is_file():
+            raise UserError(f"{path}: not found; name the folder of a study's tables, reports/STUDY/tables")
+        table = frame(name, pd.read_csv(path, dtype=str, keep_default_na=False))
         if name in ("sizes", "speed", "weights"):
             table = table[table.calibration_seed == table.groupby(CELL).calibration_seed.transform("min")]
         tables[name] = table

@@ -229,12 +229,17 @@ def parse(file: Path) -> Mapping[str, Any]:
     return values
 
 
-def load(values: Mapping[str, Any]) -> Config:
+def load(values: Mapping[str, Any] | Path | str) -> Config:
     """Validate a config.
+
+    Args:
+        values: of the config, or the path of its file.
 
     Raises:
         UserError: one line for each fault, with key, value and fix.
     """
+    if isinstance(values, Path | str):
+        return read(Path(values))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
