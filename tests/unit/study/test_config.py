@@ -122,7 +122,7 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
         (lambda v: v.update(recipes={"long": {"mak": "kept"}}), "recipes.long.mak: unknown key; did you mean 'mask'?"),
         (lambda v: v.update(recipes={"long": {"finetune": {"epoch": 9}}}), "recipes.long.finetune.epoch: unknown key"),
         (lambda v: v["study"][0].update(seeds=[-1]), "study.0.seeds.0: found -1"),
-        (lambda v: v["study"][0].update(seeds=[2**63]), "study.0.seeds.0: found 9223372036854775808; input should be"),
+        (lambda v: v["study"][0].update(seeds=[2**32]), "study.0.seeds.0: found 4294967296; input should be"),
         (lambda v: v.update(finetune=None), "config: finetune: found nothing; give a value, or remove it"),
         (lambda v: v["study"][0].update(scopes=[list(range(86))]), "study.0.scopes: found layers.0.1.2"),
         (lambda v: v["study"][0].update(sparsities=[1e-250]), "study.0.sparsities: found 0.0000"),

@@ -64,7 +64,7 @@ def _scope(value: Any) -> str:
 
 Architecture = Literal["encoder", "decoder", "encoder-decoder"]
 Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator takes
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 ScopeName = Annotated[
     str,

@@ -140,7 +140,7 @@ def _kind(schema: dict[str, Any]) -> str:
         inner = schema.get("additionalProperties")
         return f"NAME: {_values(inner)}" if isinstance(inner, dict) else "mapping"
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
-    limits = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
+    limits = [f"{sign} {schema[key]:,}" for key, sign in signs.items() if key in schema]
     words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true`, `false`"}
     return " ".join([words.get(schema.get("type", ""), "any value"), *([", ".join(limits)] if limits else [])])
 
