@@ -21,7 +21,8 @@ from llm_sparsity.storage.files import read_manifest
 from llm_sparsity.study.sparsity import Sparsity
 from tests.tiny import save_text_task
 from tests.weights import load
-from tests.zoo import ZOO, make
+from tests.zoo import BART, WORDS, ZOO, make
+from tests.zoo import save as save_zoo
 
 Tensors = Mapping[str, Tensor]
 Changed = Callable[..., ModelFolder]
@@ -69,6 +70,7 @@ def adapted(tensors: Tensors) -> Tensors:
     [
         (renamed(lambda name: f"_orig_mod.{name}"), r"\d+ missing .*; \d+ unexpected .*_orig_mod\..*compiled"),
         (renamed(lambda name: f"module.{name}"), r"unexpected \(module\..*DataParallel"),
+        (renamed(lambda name: f"net.{name}"), r"unexpected \(net\..*saved from a wrapper: save the model inside"),
         (adapted, r"unexpected \(base_model\.model\..*an adapter that is not merged"),
         (renamed(lambda name: name.replace(".1.", ".1._orig_mod.")), r"missing .* unexpected .*_orig_mod.*compiled"),
         (lambda tensors: {n: t for n, t in tensors.items() if ".1." not in n}, r"config\.json: \d+ missing"),
@@ -95,6 +97,15 @@ def test_a_file_without_the_models_parameters_is_refused(
         ("llama", {"model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(4, 32)}, "an adapter that is not"),
         ("llama", {"model.layers.0.mlp.up_proj.weight_scale": torch.ones(1)}, "a quantised checkpoint: choose the"),
         ("bert", {"encoder.layer.0.gate": torch.ones(1)}, "1 unexpected"),
+        ("llama", {"_orig_mod.model.norm.weight": torch.ones(32)}, r"1 unexpected \(_orig_mod.*a compiled model"),
+        ("llama", {"ema_model.model.norm.weight": torch.ones(32)}, r"1 unexpected \(ema_model.*saved from a wrapper"),
+        ("llama", {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(4)}, "an adapter that"),
+        ("llama", {"prompt_embeddings": torch.ones(4, 32)}, r"1 unexpected \(prompt_embeddings\); an adapter that is"),
+        ("gpt2", {"module.h.0.ln_1.bias": torch.ones(32)}, r"1 unexpected \(module.*saved from a wrapper"),
+        ("gpt2", {"prompt_encoder.default.embedding.weight": torch.ones(4, 32)}, "an adapter that is not merged"),
+        ("bert", {"encoder.layer.0.attention.self.key.ia3_l.default": torch.ones(32)}, "an adapter that is not merged"),
+        ("llama", {"model.layers.0.self_attn.k_proj.k_scale": torch.ones(1)}, "a quantised checkpoint"),
+        ("llama", {"model.layers.0.mlp.experts.down_proj_blocks": torch.ones(1)}, "a quantised checkpoint"),
     ],
 )  # fmt: skip
 def test_a_tensor_that_changes_what_the_model_computes_is_refused(
@@ -182,6 +193,30 @@ def test_a_decoder_needs_its_output_layer_unless_it_is_tied(changed: Changed) ->
     check_checkpoint(classifier)  # it can be fine-tuned, but not scored
     with pytest.raises(UserError, match="a body that was saved without its output layer"):
         load_causal(classifier)
+
+
+@pytest.mark.parametrize(("kind", "prefix"), [("llama", "model"), ("gpt2", "transformer")])
+def test_a_decoder_within_a_wrapper_of_the_same_name_is_refused(kind: str, prefix: str, changed: Changed) -> None:
+    """transformers takes one prefix more in the model with a head, but not in the model without one."""
+    with pytest.raises(UserError, match=r"\d+ missing .*; saved from a wrapper: save the model inside"):
+        check_checkpoint(changed(kind, renamed(lambda name: f"{prefix}.{name}")))
+
+
+def test_an_output_layer_may_lie_beside_a_body_without_prefix(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = ModelFolder(save_zoo("gpt_neox", tmp_path, tiny_model("gpt2")))
+    tensors = load_file(tmp_path / WEIGHTS)
+    save_file({n.removeprefix("gpt_neox."): t for n, t in tensors.items()}, tmp_path / WEIGHTS, {"format": "pt"})
+    check_checkpoint(folder)
+    assert load_causal(folder).get_output_embeddings().weight.equal(tensors["embed_out.weight"])
+    load_base(folder)
+
+
+def test_a_table_that_is_computed_and_not_stored_is_told(tmp_path: Path) -> None:
+    tf.MarianMTModel(tf.MarianConfig(**WORDS | BART)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"2 missing \(encoder\.embed_positions.*; transformers computes these and"):
+        check_checkpoint(ModelFolder(tmp_path))
 
 
 def same_prunings(one: ModelFolder, other: ModelFolder, folder: Path, runs: list[dict[str, Any]]) -> None:

@@ -23,11 +23,13 @@ SHOWN = 3  # names in a message
 # Pattern of names -> how a file with such names was saved, and what to do.
 CAUSES = {
     r"(^|\.)_orig_mod\.": "saved from a compiled model (torch.compile): save its `_orig_mod`",
-    r"^module\.": "saved from a parallel model (DataParallel): save its `module`",
-    r"\.base_layer\.|\.lora_|^base_model\.model\.": "an adapter that is not merged (peft): save `merge_and_unload()`",
-    r"\.(qweight|qzeros|scales?|weight_scale\w*|weight_packed|absmax|SCB|quant_state\S*|\w*zero_point)$": (
-        "a quantised checkpoint: choose the unquantised one"
+    r"(^|\.)(module|_(fsdp|checkpoint)_wrapped_module)\.|^(_forward_module|auto_model|ema_model)\.": (
+        "saved from a wrapper (DataParallel, FSDP, an average of weights): save the model inside with `save_pretrained`"
     ),
+    r"\.(base_layer|modules_to_save|adapters?)\.|\.(lora|lokr|vera|ia3|hada|b?oft)_|(^|\.)prompt_(embeddings|encoder)"
+    r"|^base_model\.model\.": "an adapter that is not merged (peft): save `merge_and_unload()`",
+    r"\.(qweight|qzeros|scales?|(weight|input|[kqv])_scale\w*|weight_packed|absmax|SCB|quant_state\S*|W_q|codebooks"
+    r"|\w*(zero_point|_blocks|_scales))$": "a quantised checkpoint: choose the unquantised one",
 }
 
 
@@ -163,6 +165,8 @@ def _is_harmless(model: Any, name: str, held: Collection[str]) -> bool:
     ignored = model._keys_to_ignore_on_load_unexpected or ()
     if any(re.search(pattern, name) for pattern in (BUFFERS, *ignored)):
         return True
+    if any(re.search(pattern, name) for pattern in CAUSES):  # a second copy, an adapter, or scales
+        return False
     prefix = f"{model.base_model_prefix}."
     inner = name.removeprefix(prefix)
     part = inner.partition(".")[0]
@@ -190,6 +194,11 @@ def _cause(model: Any, names: Iterable[str], missing: list[str]) -> str:
     for pattern, cause in CAUSES.items():
         if any(re.search(pattern, name) for name in names):
             return cause
+    if missing and any(name.endswith(f".{missing[0]}") for name in names):
+        return "saved from a wrapper: save the model inside with `save_pretrained`"
+    computed = model._keys_to_ignore_on_load_missing or ()
+    if missing and all(any(re.search(p, f"{model.base_model_prefix}.{name}") for p in computed) for name in missing):
+        return "transformers computes these and stores none, which is not supported: choose another model"
     output = model.get_output_embeddings()
     layer = {id(weight) for weight in output.parameters()} if output else set()
     if missing and all(id(model.get_parameter(name)) in layer for name in missing):

@@ -124,8 +124,9 @@ def check_checkpoint(folder: ModelFolder) -> int:
 
     with folder.open() as reader:
         scored = folder.structure.architecture == "decoder" and not any(re.search(CLASSIFIERS, n) for n in reader.names)
-        empty = _empty(transformers.AutoModelForCausalLM if scored else transformers.AutoModel, folder)
-        check(empty, folder.structure, reader, folder)
+        for auto_class in (transformers.AutoModel, *([transformers.AutoModelForCausalLM] if scored else [])):
+            empty = _empty(auto_class, folder)
+            check(empty, folder.structure, reader, folder)
     return int(empty.get_input_embeddings().weight.shape[0])
 
 

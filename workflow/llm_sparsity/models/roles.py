@@ -26,7 +26,7 @@ VECTORS = r"bias|embed"
 # Poolers, which belong to no scope, and which pretraining need not have trained.
 POOLERS = r"(^|\.)pooler"
 # Poolers, and heads of pretraining and of tasks, in files whose names do not tell body and head apart.
-HEADS = r"pooler|lm_head|classifi|score|^cls\.|qa_outputs|^vocab_|_predictions\."
+HEADS = r"pooler|lm_head|^embed_out\.|classifi|score|^cls\.|qa_outputs|^vocab_|_predictions\."
 # Heads of classification, which belong to a task.
 CLASSIFIERS = r"^((pre_)?classif|score\b|logits_proj|sequence_summary)"
 # Buffers that old checkpoints hold; models compute them.
