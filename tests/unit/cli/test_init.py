@@ -157,3 +157,9 @@ def test_a_large_model(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("llm_sparsity.data.download.count_parameters", lambda *_: 10_240_000_000)
     path = init(str(models / "llama"), name="big", output=tmp_path / "mine.yaml")
     assert load(read_document(path)).models["big"].parameters == 10.24e9
+
+
+def test_a_long_name_of_a_folder_is_cut(models: Path, tmp_path: Path) -> None:
+    (tmp_path / ("b" * 100)).symlink_to(models / "bert")
+    path = init(str(tmp_path / ("b" * 100)), output=tmp_path / "mine.yaml")
+    assert list(load(read_document(path)).models) == ["b" * 80]

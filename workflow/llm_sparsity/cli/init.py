@@ -18,6 +18,7 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.storage.files import write_text
 from llm_sparsity.study import config, plan
 from llm_sparsity.study.document import parsed
+from llm_sparsity.study.fields import NAME
 from llm_sparsity.study.project import LIBRARY
 
 TEMPLATES = Path(__file__).parent
@@ -54,10 +55,12 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
         UserError: there is no such model, transformers does not know its type, it has no safetensors, or the file
             exists.
     """
-    name = name or re.sub(r"[^\w.-]", "-", Path(model).absolute().name)
+    name = name or re.sub(r"[^\w.-]", "-", Path(model).absolute().name)[:80]
     output = output or Path(f"{name}.yaml")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UserError(f"--name: found {name!r}; use letters, digits, '.', '_' and '-' only, a letter or digit first")
+    if not re.fullmatch(NAME, name):
+        raise UserError(
+            f"--name: found {name!r}; use letters, digits, '.', '_' and '-' only, 80 at most, a letter or digit first"
+        )
     if output.exists():
         raise UserError(f"{output}: exists; remove it, or name another file by --output")
     folder, source, parameters = _local(Path(model)) if Path(model).is_dir() else _of_hub(model)

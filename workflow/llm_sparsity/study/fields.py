@@ -77,10 +77,11 @@ SparsityValue = Annotated[
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, {"type": "string"}]}),
 ]
+NAME = r"[A-Za-z0-9][\w.-]{0,79}"
 Name = Annotated[
     str,
     _matches(
-        r"[A-Za-z0-9][\w.-]{0,79}",
+        NAME,
         "a name becomes a folder: use letters, digits, '.', '_' and '-' only, 80 of them at most",
     ),
 ]
