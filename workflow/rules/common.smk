@@ -339,10 +339,12 @@ def check_before_start():
     driver.spare_others(workflow.persistence)
     check_environment()
     check_named_files()
-    if found := list(sources.missing(STUDY)):
+    jobs = list(workflow.dag.needrun_jobs())
+    pending = [(job.name.removeprefix("download_"), *job.wildcards) for job in jobs if job.name in RULES["download"]]
+    if found := list(sources.missing(STUDY, pending=pending)):
         raise UserError("\nerror: ".join(map(str, found)))
     if workflow.executor_plugin.name == "slurm":
-        slurm.cancel_left_over((job.name, list(job.wildcards or [])) for job in workflow.dag.needrun_jobs())
+        slurm.cancel_left_over((job.name, list(job.wildcards or [])) for job in jobs)
     show_plan()
 
 

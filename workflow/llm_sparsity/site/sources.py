@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,31 +27,40 @@ class Missing(NamedTuple):
         return f"{self.key}: {self.reason}; {self.fix}"
 
 
-def missing(study: Config, *, registries: bool = False) -> Iterator[Missing]:
-    """The sources of a study that are neither downloaded nor available.
+def missing_folders(study: Config) -> Iterator[Missing]:
+    """The folders on this machine that a study names and that are not there.
 
-    A folder on this machine must be there even if it has been downloaded: its content decides whether what was made of
-    it is up to date.
+    They must be there even if they have been downloaded: their content decides whether what was made of them is up to
+    date.
+    """
+    for kind, name, entry in _wanted(study):
+        if entry.source.folder is not None and not Path(entry.source.folder).expanduser().is_dir():
+            yield Missing(
+                f"{kind}s.{name}.source.folder", f"found {entry.source.folder!r}, which is no folder",
+                "correct the path, or put the folder back: its content decides whether what was made of it is up to "
+                "date",
+            )  # fmt: skip
+
+
+def missing(study: Config, *, registries: bool = False, pending: Collection[tuple[str, str]] = ()) -> Iterator[Missing]:
+    """The sources of a study that are neither downloaded nor available.
 
     Args:
         study: the study.
         registries: ask the package registry, too, which takes seconds for each package.
+        pending: kind and name of what will be downloaded, again if it has been: it is removed first, so the registry
+            is asked in any case.
     """
     from llm_sparsity.data.hub import missing_offline
 
+    yield from missing_folders(study)
     for kind, name, entry in _wanted(study):
         source, key = entry.source, f"{kind}s.{name}.source"
-        if source.folder is not None:
-            if not Path(source.folder).expanduser().is_dir():
-                yield Missing(
-                    f"{key}.folder", f"found {source.folder!r}, which is no folder",
-                    "correct the path, or put the folder back: its content decides whether what was made of it is up "
-                    "to date",
-                )  # fmt: skip
-        elif _is_downloaded(kind, name):
+        downloaded = _is_downloaded(kind, name)
+        if source.folder is not None or (downloaded and (kind, name) not in pending):
             continue
-        elif source.package is not None:
-            if registries and (reason := _registry(source.package.partition("==")[0])):
+        if source.package is not None:
+            if (registries or downloaded) and (reason := _registry(source.package.partition("==")[0])):
                 yield Missing(f"{key}.package", reason, _proxy("run where the registry can be reached"))
         else:
             files = list(getattr(entry, "files", {}).values())
