@@ -165,7 +165,9 @@ def test_a_folder_that_is_gone_ends_before_any_job(small: Project) -> None:
     (small.folder / "mine").rename(small.folder / "yours")
     done = small.snakemake("--configfile", "config.yaml", "--cores", "1")
     assert done.returncode != 0
-    assert f"error: models.m.source.folder: found {f'mine/{ODD}'!r}, which is no folder" in said(done)
+    reason = f"models.m.source.folder: found {f'mine/{ODD}'!r}, which is no folder"
+    assert f"error: {reason}" in said(done)
+    assert f"warning: {reason}" in said(small.snakemake("--configfile", "config.yaml", "-n"))
     assert not (small.folder / "logs").exists()
 
 

@@ -413,3 +413,5 @@ if workflow.is_main_process:
         sys.exit(
             f"error: {holder} computes in this folder; wait for it or stop it (if it ended unseen: ./run --unlock)"
         )
+    for found in sources.missing_folders(STUDY) if workflow.output_settings.dryrun else ():  # a run ends with them
+        print(f"warning: {found}", file=sys.stderr)
