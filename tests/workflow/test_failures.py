@@ -91,11 +91,15 @@ def test_the_reason_of_a_failed_job_is_the_last_line(fault: str, arguments: tupl
     small.edit(
         "scripts/download.py", lambda source: source.replace("def main() -> None:\n", f"def main() -> None:\n{code}")
     )
+    left = small.folder / "logs/prune/m/magnitude-all-0.5.log"
+    left.parent.mkdir(parents=True)
+    left.write_text("error: of an earlier run")
     done = small.snakemake("--configfile", "config.yaml", *arguments)
     assert done.returncode != 0
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: download_model m: {reason}")
     assert last.endswith("; see logs/download/models/m.log")
+    assert not left.exists(), "it tells nothing of a job that has not started"
 
 
 @pytest.mark.slow

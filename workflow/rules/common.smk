@@ -333,7 +333,7 @@ def disk(stage):
 def check_before_start():
     """End a run before its first job if this environment cannot run it, or something that it needs is missing.
 
-    Then clear what a killed driver has left in Slurm, and show what the study takes.
+    Then clear what a killed driver has left in Slurm and what earlier runs have logged, and show what the study takes.
     """
     driver.record()
     driver.spare_others(workflow.persistence)
@@ -345,6 +345,8 @@ def check_before_start():
         raise UserError("\nerror: ".join(map(str, found)))
     if workflow.executor_plugin.name == "slurm":
         slurm.cancel_left_over((job.name, list(job.wildcards or [])) for job in jobs)
+    for log in (log for job in jobs for log in job.log):  # a job that fails before it starts is given no old reason
+        Path(log).unlink(missing_ok=True)
     show_plan()
 
 
