@@ -188,3 +188,14 @@ def test_settings_of_any_length(small: Project) -> None:
     done = small.snakemake(*command)
     assert done.returncode == 0, said(done)[-4000:]
     assert "Nothing to be done" in said(small.snakemake(*command))
+
+
+@pytest.mark.slow
+def test_results_of_earlier_runs_are_not_taken_for_those_of_this_one(small: Project) -> None:
+    (small.folder / "results/m/dense").mkdir(parents=True)
+    (small.folder / "reports/small").mkdir(parents=True)
+    (small.folder / "reports/small/summary.txt").write_text("An earlier answer")
+    for _ in range(2):
+        done = small.snakemake("--configfile", "config.yaml", "--cores", "1", "--forceall", "--until", "download_model")
+        assert done.returncode == 0, said(done)[-4000:]
+        assert "An earlier answer" not in said(done)
