@@ -195,7 +195,8 @@ def test_results_of_earlier_runs_are_not_taken_for_those_of_this_one(small: Proj
     (small.folder / "results/m/dense").mkdir(parents=True)
     (small.folder / "reports/small").mkdir(parents=True)
     (small.folder / "reports/small/summary.txt").write_text("An earlier answer")
-    for _ in range(2):
+    for warned in (True, False):
         done = small.snakemake("--configfile", "config.yaml", "--cores", "1", "--forceall", "--until", "download_model")
         assert done.returncode == 0, said(done)[-4000:]
+        assert ("results/ came without .snakemake/" in said(done)) == warned
         assert "An earlier answer" not in said(done)

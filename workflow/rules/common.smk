@@ -30,7 +30,7 @@ from llm_sparsity.site import slurm, sources
 from llm_sparsity.storage.files import MANIFEST, sha256, write_text
 from llm_sparsity.study import config as study_config
 from llm_sparsity.study import footprint, methods, plan
-from llm_sparsity.study.cells import TASKS, Run, Variant, results_folder, variant_folder
+from llm_sparsity.study.cells import RESULTS, TASKS, Run, Variant, results_folder, variant_folder
 from llm_sparsity.study.fingerprint import code_hash
 
 # Jobs run this Python with the library beside this file, so that the hashed code is the code that runs. The paths are
@@ -414,6 +414,12 @@ if workflow.is_main_process:
     if alone and (holder := driver.holder()):
         sys.exit(
             f"error: {holder} computes in this folder; wait for it or stop it (if it ended unseen: ./run --unlock)"
+        )
+    if any(RESULTS.glob("*/*")) and not any(Path(".snakemake/metadata").glob("*")):
+        print(
+            "warning: results/ came without .snakemake/, which remembers the settings and code of each result: copy that "
+            "folder too, or changed settings make nothing run again",
+            file=sys.stderr,
         )
     for found in sources.missing_folders(STUDY) if workflow.output_settings.dryrun else ():  # a run ends with them
         print(f"warning: {found}", file=sys.stderr)
