@@ -111,6 +111,19 @@ def test_the_dense_matrix_comes_back(kept: str, dtype: torch.dtype, path: str) -
     assert matrix.density == weight.count_nonzero() / weight.numel()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_denormal_weights_have_room_where_torch_counts_them_as_zeros(dtype: torch.dtype) -> None:
+    weight = torch.full((8, 64), 1e-40).to(dtype)
+    weight[0] = -0.0
+    torch.set_flush_denormal(True)
+    try:
+        matrix = Packed(weight)
+    finally:
+        torch.set_flush_denormal(False)
+    assert len(matrix.values) - 8 * kernels.PADDING // matrix.bits == int(matrix.starts[-1]) == 7 * 64
+    assert torch.equal(matrix.dense(), weight)
+
+
 def test_a_mask_and_values_are_all_it_holds() -> None:
     weight = made(128, 256, "half")
     held = sum(tensor.nbytes for tensor in Packed(weight).buffers())

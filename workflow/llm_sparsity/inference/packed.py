@@ -57,8 +57,9 @@ class Packed(Module):
         self.outputs, self.inputs = weight.shape
         self.blocks = -(-self.inputs // BLOCK)
         weight = weight.detach().to(self.dtype).contiguous()
-        kept = int(weight.count_nonzero())
         integer, unsigned = (torch.int16, np.uint16) if self.bits == 16 else (torch.int32, np.uint32)
+        # By bits, as `pack` does: torch counts denormal numbers as zeros after `torch.set_flush_denormal(True)`.
+        kept = int((weight.view(integer) & torch.iinfo(integer).max).count_nonzero())
         masks = torch.zeros(self.outputs, self.blocks, dtype=torch.int64)
         values = torch.zeros(kept + 8 * PADDING // self.bits, dtype=integer)
         starts = torch.empty(self.outputs + 1, dtype=torch.int64)
