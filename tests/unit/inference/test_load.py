@@ -44,6 +44,17 @@ def test_forward_gives_what_dense_does(kind: str, sparsity: str, variant: Varian
         torch.testing.assert_close(sparse(input_ids=ids)[0], dense(input_ids=ids)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_layers_whose_weights_a_model_reads_stay_dense(tmp_path: Path) -> None:
+    config = transformers.MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4, vocab_size=26)
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path / "dense")
+    sparsity, ids = Sparsity("0.5"), torch.randint(6, 20, (3, 9))
+    prune(ModelFolder(tmp_path / "dense"), {sparsity: tmp_path / "0.5"}, method="uniform", scope="linear")
+    sparse, dense = (load(tmp_path / "0.5/model", execution) for execution in ("sparse", "dense"))
+    assert {name.rpartition(".")[2] for name in sparse_layers_of(sparse)} == {"in_proj", "x_proj", "out_proj"}
+    with torch.inference_mode():
+        torch.testing.assert_close(sparse(input_ids=ids)[0], dense(input_ids=ids)[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_generating_gives_the_same_text(kind: str, variant: Variant) -> None:
     folder = variant("0.5", kind=kind)

@@ -7,6 +7,7 @@ For inference only: no gradients flow through these layers.
 """
 
 import copy
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from llm_sparsity.inference.packed import Packed, transposed
 from llm_sparsity.inference.ways import Ways
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.roles import READ
 from llm_sparsity.models.structure import Structure
 
 APART = 64  # sequences with this many tokens or more are tiled on their own, not as one batch
@@ -72,8 +74,9 @@ def layers_with_zeros(model: Module, structure: Structure) -> list[str]:
 
 
 def is_prunable(name: str, module: Module, structure: Structure) -> bool:
-    """Whether a module of a model is a linear layer that can be pruned."""
-    return isinstance(module, Linear | Conv1D) and bool(structure.role(f"{name}.weight"))
+    """Whether a module of a model is a linear layer that can be pruned, and that the model calls."""
+    is_called = isinstance(module, Linear | Conv1D) and not re.search(READ, name)
+    return is_called and bool(structure.role(f"{name}.weight"))
 
 
 def has_zeros(layer: Any) -> bool:

@@ -21,6 +21,8 @@ PARTS_OF_SCOPE = {
 ATTENTION = r"(?i)attn|attention|mixer|mamba"
 # Names of modules that choose experts, a few weights each; they belong to no scope.
 ROUTERS = r"(^|\.)(router|gate|shared_expert_gate)(\.|$)"
+# Names of linear layers whose weight and bias a model's code reads, in place of calling them, as Mamba's does.
+READ = r"(^|\.)dt_proj$"
 # Names of parameters of layers that are no matrices, though they have several dimensions.
 VECTORS = r"bias|embed"
 # Poolers, which belong to no scope, and which pretraining need not have trained.
