@@ -117,6 +117,32 @@ def test_a_cast_of_the_model_does_not_change_weights(cast: torch.dtype) -> None:
     torch.testing.assert_close(made(x), dense(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_it_runs_where_gradients_are_kept(way: str) -> None:
+    dense, x = layer(60, 30, 0.5), torch.randn(4, 60, requires_grad=True)
+    made = SparseLinear(dense)
+    with patch.object(made.ways, "fastest", lambda x: way):
+        found = made(x)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, dense(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_model_around_it_can_be_compiled(backend: str) -> None:
+    dense = torch.nn.Sequential(layer(60, 30, 0.5), torch.nn.ReLU(), layer(30, 60, 0.5))
+    sparse = torch.nn.Sequential(SparseLinear(dense[0]), torch.nn.ReLU(), SparseLinear(dense[2]))
+    x = torch.randn(4, 60)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(sparse, backend=backend)(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
+def test_it_takes_no_weights() -> None:
+    made = torch.nn.Sequential(SparseLinear(layer(60, 30, 0.5)), Linear(30, 2))
+    with pytest.raises(UserError, match="takes no weights: load the model with execution='dense'"):
+        made.load_state_dict(made.state_dict())
+    made.load_state_dict({f"1.{name}": weight for name, weight in made[1].state_dict().items()}, strict=False)
+
+
 def test_another_device_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="a sparse layer runs on a CPU, not on meta"):
         SparseLinear(layer(8, 8, 0.5))(torch.randn(2, 8, device="meta"))

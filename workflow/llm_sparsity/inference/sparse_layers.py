@@ -120,11 +120,14 @@ class SparseLinear(Module):
         """The dense matrix without its values: code of models, such as T5's, asks for its dtype."""
         return torch.empty(self.out_features, self.in_features, dtype=self.source_dtype, device="meta")
 
+    # Kernels get addresses, which tensors that are traced do not have.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         """(..., tokens, inputs) -> (..., tokens, outputs)."""
         if x.device.type != "cpu":
             raise UserError(f"a sparse layer runs on a CPU, not on {x.device}: load the model with execution='dense'")
-        out: Tensor = getattr(self, self.ways.fastest(x))(x)
+        # Kernels write to memory, of which autograd knows nothing; torch refuses its own products with `out`.
+        out: Tensor = getattr(self, self.ways.fastest(x))(x.detach())
         return out
 
     def product(self, x: Tensor) -> Tensor:
@@ -159,6 +162,10 @@ class SparseLinear(Module):
         destination[f"{prefix}weight"] = weight.t().contiguous() if self.is_transposed else weight
         if self.has_bias:
             destination[f"{prefix}bias"] = self._bias[self.matrix.dtype].to(self.source_dtype)
+
+    def _load_from_state_dict(self, state_dict: Any, *_: Any) -> None:
+        if state_dict:  # torch passes on what begins with the layer's name
+            raise UserError("a sparse layer takes no weights: load the model with execution='dense'")
 
 
 class InMemoryOrder(Module):
