@@ -344,6 +344,19 @@ def test_a_failure_leaves_no_model(
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
+def test_no_older_manifest_describes_the_weights_of_an_interrupted_run(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    prune(tiny_model("bert"), {"0.5": tmp_path}, method="magnitude", scope="linear")
+    monkeypatch.setattr("llm_sparsity.pruning.prune.copy_companions", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prune(tiny_model("bert"), {"0.9": tmp_path}, method="magnitude", scope="linear")
+    assert not (tmp_path / "model/manifest.json").exists()
+
+
 def test_a_model_without_one_of_its_tensors_is_not_written(
     tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

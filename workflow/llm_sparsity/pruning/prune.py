@@ -28,7 +28,7 @@ from llm_sparsity.pruning.scores import ScoredTensors
 from llm_sparsity.pruning.structured import StructuredPruner
 from llm_sparsity.pruning.unstructured import UnstructuredPruner
 from llm_sparsity.storage.container import WEIGHTS, Reader, Writer, copy_companions
-from llm_sparsity.storage.files import write_csv, write_json, write_manifest
+from llm_sparsity.storage.files import MANIFEST, write_csv, write_json, write_manifest
 from llm_sparsity.study.methods import KINDS, STEPS, Chain
 from llm_sparsity.study.sparsity import Sparsity
 
@@ -190,6 +190,8 @@ def _write_weights(tensors: ScoredTensors, pruner: Pruner, outputs: Mapping[Spar
     untied = sorted(set(names) - set(tied))
     rows: dict[Sparsity, Rows] = {sparsity: {} for sparsity in outputs}
     written: dict[Sparsity, list[str]] = {sparsity: [] for sparsity in outputs}
+    for output in outputs.values():  # an older manifest does not describe these weights, should the run be interrupted
+        (output / "model" / MANIFEST).unlink(missing_ok=True)
     with ExitStack() as stack:
         writers = {sparsity: stack.enter_context(Writer(output / "model")) for sparsity, output in outputs.items()}
         title = f"prune {', '.join(map(str, outputs))}"
