@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,6 +145,17 @@ def test_the_configuration_has_the_new_sizes(tiny_model: Callable[[str], Path], 
     assert after["intermediate_size"] == 32
     prune(tiny_model("llama"), {"0.5": tmp_path / "b"}, method="structured", scope="layers.0")
     assert read_json(tmp_path / "b" / "model" / "config.json")["intermediate_size"] == 64  # layer 1 keeps its width
+
+
+def test_infinities_of_a_configuration_stay(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    mamba = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 4, "attn_layer_indices": [1]}
+    config = transformers.BambaConfig(vocab_size=26, intermediate_size=64, **sizes, **mamba)
+    transformers.BambaForCausalLM(config).save_pretrained(tmp_path / "model")
+    prune(tmp_path / "model", {"0.5": tmp_path / "out"}, method="structured", scope="mlp")
+    assert ModelFolder(tmp_path / "out/model").model_config.time_step_limit[1] == math.inf
+    after = read_json(tmp_path / "out/model/config.json")
+    assert after == read_json(tmp_path / "model/config.json") | {"intermediate_size": 32}
 
 
 def test_the_smallest_blocks_are_removed(tmp_path: Path) -> None:

@@ -45,22 +45,27 @@ class StructuredPruner(Pruner):
         }
         largest = max(sparsities)
         if not largest.is_dense:
-            config = type(tensors.model.model_config).from_dict(self.config(largest))
+            config = self._known(self.config(largest))
             check_runs(load_skeleton(tensors.model, config), tensors.model.structure, self._shapes(largest))
 
     def config(self, sparsity: Sparsity) -> dict[str, Any]:
         """The configuration of the pruned model, as far as the configuration class can express it."""
-        config, known = self._tensors.model.config, type(self._tensors.model.model_config)
+        config = self._tensors.model.config
         blocks = {axis.block for axis in self._axes.values()}
         for stack, part in sorted({(role.stack, role.part) for role in self._tensors.roles.values()}):
             alike = [block for block in blocks if block.startswith(f"{stack}.") and part in block.split(".")]
             if all(block in self._scores for block in alike):  # otherwise some layers keep their width
                 share = Fraction(len(self._kept[sparsity, alike[0]]), len(self._scores[alike[0]]))
                 narrower = narrowed_config(config, stack, part, share)
-                both = known.from_dict(config), known.from_dict(narrower)
+                both = self._known(config), self._known(narrower)
                 if narrower != config and differ_by(*both, self._shapes(sparsity, alike)):
                     config = narrower
         return config
+
+    def _known(self, config: dict[str, Any]) -> Any:
+        """A configuration as an object of transformers, which writes infinities in a way of its own."""
+        known = type(self._tensors.model.model_config)
+        return known.from_dict(known._decode_special_floats(config))
 
     def _shapes(self, sparsity: Sparsity, blocks: Collection[str] | None = None) -> dict[str, list[int]]:
         """Name in the model without a head -> shape after pruning, of tensors of all blocks in the scope, or some."""
