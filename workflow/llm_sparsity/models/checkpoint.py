@@ -18,6 +18,7 @@ from llm_sparsity.models.names import ModuleNames, Place
 from llm_sparsity.models.roles import BUFFERS, HEADS, POOLERS
 from llm_sparsity.models.structure import Structure
 from llm_sparsity.storage.container import Reader
+from llm_sparsity.storage.quantized import Quantized
 
 SHOWN = 3  # names in a message
 # Pattern of names -> how a file with such names was saved, and what to do.
@@ -54,9 +55,9 @@ class ModelReader(Reader):
         """The dtype of a tensor, without reading it."""
         return super().dtype(self._stored_names[name])
 
-    def tensor(self, name: str) -> Tensor:
-        """Read a tensor, of the shape and dtype that were written."""
-        return super().tensor(self._stored_names[name])
+    def stored(self, name: str) -> Tensor | Quantized:
+        """Read a tensor as it is stored: a quantised one as its codes and scales."""
+        return super().stored(self._stored_names[name])
 
 
 def stored_names(model: Any, names: Iterable[str]) -> dict[str, str]:

@@ -134,6 +134,11 @@ class Reader:
 
     def tensor(self, name: str) -> Tensor:
         """Read a tensor, of the shape and dtype that were written."""
+        stored = self.stored(name)
+        return stored.values() if isinstance(stored, Quantized) else stored
+
+    def stored(self, name: str) -> Tensor | Quantized:
+        """Read a tensor as it is stored: a quantised one as its codes and scales."""
         path, blob = self._files[name], self._blob(name)
         if path != self._path or self._read > MAX_MAPPED:
             self._map(path)
@@ -153,7 +158,7 @@ class Reader:
             return stored
         try:
             if blob.stored in CODES:
-                return _dequantized(data, blob)
+                return _quantized(data, blob)
             values = decode(data, math.prod(blob.shape), DTYPES[blob.stored])
         except ValueError as error:
             raise damaged(path, error, name) from None
@@ -218,14 +223,14 @@ class Writer:
             shutil.copyfileobj(data, file, 1 << 24)
 
 
-def _dequantized(data: NDArray[np.uint8], blob: Blob) -> Tensor:
-    """The values of a quantised tensor; ValueError if the bytes do not encode it."""
+def _quantized(data: NDArray[np.uint8], blob: Blob) -> Quantized:
+    """The codes and scales of a quantised tensor; ValueError if the bytes do not encode it."""
     split, group = blob.scales or 0, blob.group or 1
     rows, groups = scales_shape(blob.shape, group)
     scales = decode(data[:split], rows * groups, torch.bfloat16).view(rows, groups)
     bits = CODES[blob.stored]
     codes = decode(data[split:], math.prod(blob.shape), torch.int8, bits).view(blob.shape)
-    return Quantized(codes, scales, bits, group, DTYPES[blob.dtype]).values()
+    return Quantized(codes, scales, bits, group, DTYPES[blob.dtype])
 
 
 def is_sparse(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.codec import lossless_dtype
 from llm_sparsity.storage.container import Reader
 from llm_sparsity.storage.encoder import Encoder
+from llm_sparsity.storage.quantized import Quantized
 
 
 def weight_sizes(reader: Reader, where: object) -> dict[str, int]:
@@ -22,19 +23,23 @@ def weight_sizes(reader: Reader, where: object) -> dict[str, int]:
             size; a dense model's is plain.
         bound_bytes: a lower bound for coders that treat weights as independent. It adds the entropy of the positions of
             zeros, given the density of each tensor, and the entropy of each byte of the remaining values, given that
-            byte's distribution in the tensor (Shannon 1948).
+            byte's distribution in the tensor (Shannon 1948). Of a quantised tensor, codes and scales are coded.
 
     Raises:
         UserError: a weight is NaN or infinite; the message names the tensor.
     """
     plain, bits, container = 0, 0.0, Encoder(_Nowhere())
     for name in reader.names:
-        tensor = reader.tensor(name)
+        stored = reader.stored(name)
+        if isinstance(stored, Quantized):
+            tensor, coded = stored.values(), [stored.scales, stored.codes]
+        else:
+            tensor, coded = stored, [stored]
         if not tensor.isfinite().all():
             raise UserError(f"{where}: tensor {name} has NaN or infinite weights; use a sound checkpoint")
         plain += tensor.nbytes
-        container.add(name, tensor)
-        bits += _bound_bits(tensor.reshape(-1))
+        container.add(name, stored)
+        bits += sum(_bound_bits(part.reshape(-1)) for part in coded)
     size = len(container.header()) + container.size
     return {"plain_bytes": plain, "container_bytes": size, "bound_bytes": round(bits / 8)}
 
