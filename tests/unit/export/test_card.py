@@ -11,6 +11,7 @@ from PIL import Image
 
 from llm_sparsity import load_config
 from llm_sparsity.export.cell import find_cell
+from llm_sparsity.export.density import share_left
 from llm_sparsity.export.export import export
 from llm_sparsity.export.scores import scores
 from llm_sparsity.storage.files import read_json, write_json
@@ -170,6 +171,21 @@ def test_the_picture_has_a_row_for_each_matrix(study: Path, tmp_path: Path) -> N
     assert {row.stack for row in half} == {"encoder", "decoder"}
     with Image.open(tmp_path / "out/density.png") as picture:
         assert picture.width > 1000
+
+
+@pytest.mark.parametrize("table", [".", "mood/seed-0"])
+def test_a_fine_tuned_model_has_the_sizes_of_its_variant(table: str, study: Path, tmp_path: Path) -> None:
+    """Its tensors have other names, and a variant of a fine-tuned model lies below the task."""
+    pruned, copied = (root / "results/bert/structured-mlp-0.5" for root in (study, tmp_path))
+    shutil.copytree(pruned / "mood/kept/seed-0/model", copied / "mood/kept/seed-0/model")
+    (copied / table).mkdir(parents=True, exist_ok=True)
+    shutil.copy(pruned / "sparsity.csv", copied / table)
+    tuned, before = (
+        export(find_cell(cell), tmp_path / name, check=False).densities
+        for name, cell in {"tuned": copied / "mood/kept/seed-0", "before": pruned}.items()
+    )
+    assert [row.size for row in tuned] == [row.size for row in before]
+    assert share_left(tuned) < 0.9
 
 
 def test_scores_of_further_splits_and_diverged_ones(study: Path, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def densities(cell: Cell, model: Any) -> list[Density]:
     """
     from llm_sparsity.models.names import ModuleNames
 
+    structure = cell.folder.structure
     sizes, parameters = _dense_sizes(cell), dict(model.named_parameters())
     found: dict[tuple[str, int, str, str], list[int]] = {}
     with cell.folder.open() as reader:
@@ -57,7 +58,8 @@ def densities(cell: Cell, model: Any) -> list[Density]:
             matrix = re.sub(r"\bexperts\.\d+\b", "experts", matrix)
             counts = found.setdefault((role.stack, role.layer, role.part, matrix), [0, 0])
             counts[0] += int(tensor.count_nonzero())
-            counts[1] += sizes.get(name, tensor.numel())
+            # Fused matrices keep their size; names of others begin otherwise once a model is fine-tuned.
+            counts[1] += tensor.numel() if place.fused else sizes.get(structure.body_name(name), tensor.numel())
     return [Density(*key, *counts) for key, counts in found.items()]
 
 
@@ -114,10 +116,13 @@ def draw(rows: Sequence[Density], path: Path) -> None:
 
 
 def _dense_sizes(cell: Cell) -> dict[str, int]:
-    """Tensor -> its number of weights before pruning, of the variant's sparsity.csv; empty if there is none."""
-    paths = [folder / "sparsity.csv" for folder in (cell.folder.path.parent, cell.of_variant) if folder]
-    path = next((path for path in paths if path.exists()), None)
+    """Name in the model without a head -> weights before pruning, of the variant's sparsity.csv; empty without one."""
+    folders = [cell.folder.path.parent]
+    if cell.of_variant:
+        own = f"{cell.task}/seed-{cell.seed}"  # where the variant was pruned after it was fine-tuned
+        folders += [cell.of_variant, cell.of_variant / own]
+    path = next((path for folder in folders if (path := folder / "sparsity.csv").exists()), None)
     if path is None:
         return {}
     with path.open(newline="", encoding="utf-8") as file:
-        return {row["name"]: int(row["size"]) for row in csv.DictReader(file)}
+        return {cell.folder.structure.body_name(row["name"]): int(row["size"]) for row in csv.DictReader(file)}
