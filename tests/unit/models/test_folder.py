@@ -75,7 +75,7 @@ def test_roles_of_a_scope(kind: str, scope: str, count: int, tiny_model: Callabl
 @pytest.mark.parametrize(("kind", "stack", "heads"), [("bert", "encoder", 4), ("gpt2", "decoder", 4),
                                                       ("llama", "decoder", 2), ("bart", "decoder", 4)])  # fmt: skip
 def test_heads(kind: str, stack: str, heads: int, tiny_model: Callable[[str], Path]) -> None:
-    assert ModelFolder(tiny_model(kind)).heads(stack) == heads
+    assert ModelFolder(tiny_model(kind)).structure.groups[stack] == heads
 
 
 def test_a_folder_is_read_without_heavy_imports(root: Path) -> None:

@@ -48,9 +48,9 @@ def slow_model(folder: Path, tokens: torch.Tensor, level: str, method: str) -> d
                 hook.remove()
             for name, module in modules.items():
                 weight = module.weight.detach().double().numpy()
-                weight = weight.T if opened.is_transposed(name) else weight
+                weight = weight.T if opened.structure.is_transposed(name) else weight
                 pruned[name] = SLOW[method](weight, torch.cat(seen[name]).double().numpy(), level)
-                result = pruned[name].T if opened.is_transposed(name) else pruned[name]
+                result = pruned[name].T if opened.structure.is_transposed(name) else pruned[name]
                 module.weight.data = torch.from_numpy(result.copy()).float()
     return pruned
 
@@ -73,7 +73,7 @@ def test_block_by_block_is_the_same_as_the_whole_model_at_once(
             assert torch.equal(weight, before[name])
             continue
         assert weight.shape == before[name].shape and weight.dtype == before[name].dtype
-        oriented = (weight.t() if opened.is_transposed(name) else weight).double().numpy()
+        oriented = (weight.t() if opened.structure.is_transposed(name) else weight).double().numpy()
         differing += int(((oriented == 0) != (expected[name] == 0)).sum())
         total += weight.numel()
         assert np.linalg.norm(oriented - expected[name]) < 0.02 * np.linalg.norm(expected[name]), name
@@ -117,7 +117,7 @@ def test_every_other_family_runs_block_by_block_too(
     expected = slow_model(tmp_path, drawn(tmp_path, text), "0.5", "wanda")
     opened = ModelFolder(tmp_path)
     assert {name for name in result if opened.in_scope(name, "linear")} == set(expected)
-    oriented = {name: result[name].t() if opened.is_transposed(name) else result[name] for name in expected}
+    oriented = {name: result[name].t() if opened.structure.is_transposed(name) else result[name] for name in expected}
     differing = sum(int(((oriented[name].numpy() == 0) != (weight == 0)).sum()) for name, weight in expected.items())
     assert differing <= 0.001 * sum(weight.size for weight in expected.values())
 
@@ -173,7 +173,7 @@ def test_the_error_of_every_matrix(kind: str, tiny_model: Callable[[str], Path],
         assert mine
         for name, error in mine.items():
             dense, small = modules[name].weight.data, after[name]
-            if not opened.is_transposed(name):
+            if not opened.structure.is_transposed(name):
                 dense, small = dense.t(), small.t()
             expected = ((inputs[name] @ (small - dense)).norm() / (inputs[name] @ dense).norm()).item()
             assert error == pytest.approx(expected, rel=1e-3)

@@ -82,7 +82,7 @@ def test_a_model_has_the_same_zeros_and_less_error(
             assert torch.equal(weight, before[name])
     said = [line for line in capsys.readouterr().out.splitlines() if "relative squared error" in line]
     roles = opened.roles(list(after), "linear")
-    assert {line.partition(":")[0] for line in said} == {opened.axis(name).block for name in roles}  # type: ignore[union-attr]
+    assert {line.partition(":")[0] for line in said} == {opened.structure.axis(name).block for name in roles}  # type: ignore[union-attr]
     assert method == "block" or any("stay" not in line for line in said)  # blocks leave nothing of a tiny matrix
     rows = rows_of(tmp_path / "both")
     assert all(row["error"] and row["block_error"] for row in rows)

@@ -33,10 +33,10 @@ def empty_every_second(folder: Path, scope: str) -> None:
     """Zero the weights of every second head and neuron of a scope: they have the lowest scores and no effect."""
     model, tensors = ModelFolder(folder), load(folder)
     for name, tensor in tensors.items():
-        axis, role = model.axis(name), model.role(name)
+        axis, role = model.structure.axis(name), model.role(name)
         if axis and role and role.in_scope(scope):
             sizes = axis.sizes(tensor.shape[axis.dim])
-            units = model.heads(role.stack) if role.part == "attention" else sizes[0]
+            units = model.structure.groups[role.stack] if role.part == "attention" else sizes[0]
             tensors[name] = tensor.clone()
             for part in tensors[name].movedim(axis.dim, 0).split(sizes):
                 part.unflatten(0, (units, -1))[::2] = 0

@@ -128,7 +128,7 @@ class _Derivation:
             layers=tuple(self._layers),
             repeats=max(_attribute(config, ["num_hidden_layers"]) // len(self._layers), 1),
             is_chain=len(self._stacks) <= (2 if self._architecture == "encoder-decoder" else 1),
-            heads={stack: self._groups(stack) for stack in ("encoder", "decoder")},
+            groups={stack: self._groups(stack) for stack in ("encoder", "decoder")},
             first_position=self._first_position(),
             roles=roles,
             matrices=matrices,

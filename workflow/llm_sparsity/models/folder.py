@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.models.roles import PrunableAxis, TensorRole
+from llm_sparsity.models.roles import TensorRole
 from llm_sparsity.storage.files import MANIFEST, read_json, read_manifest, weight_bytes
 
 if TYPE_CHECKING:
@@ -144,14 +144,6 @@ class ModelFolder:
         """The role of a tensor; None if it is never pruned."""
         return self.structure.role(name)
 
-    def axis(self, name: str) -> PrunableAxis | None:
-        """The axis of heads or neurons of a weight or bias; None if it has none."""
-        return self.structure.axis(name)
-
-    def is_transposed(self, name: str) -> bool:
-        """Whether a matrix is stored as (in, out)."""
-        return self.structure.is_transposed(name)
-
     def in_scope(self, name: str, scope: str) -> bool:
         """Whether a tensor belongs to a scope, see `TensorRole.in_scope`."""
         role = self.role(name)
@@ -161,10 +153,6 @@ class ModelFolder:
         """The roles of the tensors of a scope among a checkpoint's names, tied tensors once."""
         unique = self.structure.without_copies(names)
         return {name: role for name in unique if (role := self.role(name)) and role.in_scope(scope)}
-
-    def heads(self, stack: str) -> int:
-        """The number of attention heads in each layer of a stack; with grouped queries, of groups."""
-        return self.structure.heads[stack]
 
     @property
     def max_length(self) -> int | None:

@@ -15,7 +15,7 @@ class Structure:
     layers: names of the layers in the model without a head, in order.
     repeats: how often each layer runs: more than once if layers share their weights.
     is_chain: whether the layers of a stack run one after the other, in order, each with the outputs of the one before.
-    heads: stack -> attention heads in each of its layers; with grouped queries, groups.
+    groups: stack -> attention heads in each of its layers; with grouped queries, groups of them.
     first_position: the number that positions start at: after the padding index, where their table has one.
     roles: name in the model without a head -> role.
     matrices: name of a matrix of a layer -> what else is known of it.
@@ -32,7 +32,7 @@ class Structure:
     layers: tuple[str, ...]
     repeats: int
     is_chain: bool
-    heads: Mapping[str, int]
+    groups: Mapping[str, int]
     first_position: int
     roles: Mapping[str, TensorRole]
     matrices: Mapping[str, LayerMatrix]

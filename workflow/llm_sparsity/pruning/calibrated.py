@@ -117,7 +117,7 @@ class CalibratedPruner(Pruner):
     def _prune_matrix(self, name: str, module: Any, prepared: Any, sparsity: Sparsity) -> Tensor:
         """Prune a matrix of the loaded block; the values to store, which the block then computes with."""
         pruned = self._changed(name, self._oriented(name, module), prepared, sparsity)
-        if self._tensors.model.is_transposed(name):
+        if self._tensors.model.structure.is_transposed(name):
             pruned = pruned.t()
         stored: Tensor = pruned.contiguous().to(self._tensors.reader.dtype(name)) + 0.0  # -0.0 becomes 0.0
         module.weight = Parameter(stored.float(), requires_grad=False)
@@ -140,7 +140,7 @@ class CalibratedPruner(Pruner):
     def _oriented(self, name: str, module: Any) -> Tensor:
         """The weight of a matrix as (out, in)."""
         weight: Tensor = module.weight.data
-        return weight.t() if self._tensors.model.is_transposed(name) else weight
+        return weight.t() if self._tensors.model.structure.is_transposed(name) else weight
 
     def _layer_sparsities(self) -> dict[tuple[Sparsity, str], Sparsity]:
         """(sparsity, block) -> the sparsity of this block by OWL, from one pass through the dense model."""
@@ -183,7 +183,7 @@ class RepairPruner(CalibratedPruner):
 
     def _changed(self, name: str, dense: Tensor, prepared: Any, sparsity: Sparsity) -> Tensor:
         pruned = self._pruned.tensor(name).to(dense.device, torch.float32)
-        if self._tensors.model.is_transposed(name):
+        if self._tensors.model.structure.is_transposed(name):
             pruned = pruned.t()
         repaired: Tensor = self._tensors.method.repair(dense, pruned, prepared, sparsity)
         return repaired

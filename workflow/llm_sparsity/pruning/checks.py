@@ -82,7 +82,7 @@ def _check_shape(tensors: ScoredTensors, name: str, sparsities: Sequence[Sparsit
     for sparsity in sparsities:
         if sparsity.pattern:
             _, group = sparsity.pattern
-            if len(shape) != 2 or shape[0 if tensors.model.is_transposed(name) else 1] % group:
+            if len(shape) != 2 or shape[0 if tensors.model.structure.is_transposed(name) else 1] % group:
                 raise UserError(
                     f"sparsity {sparsity}: {group} does not divide the input dimension of tensor {name}, which is "
                     f"{size}; choose scope linear, or another pattern"

@@ -36,7 +36,7 @@ class StructuredPruner(Pruner):
     def __init__(self, tensors: ScoredTensors, sparsities: Sequence[Sparsity], min_density: float = 0.0) -> None:
         self._tensors, self._sparsities = tensors, sparsities
         names = tensors.reader.names
-        self._axes = {name: axis for name in names if (axis := tensors.model.axis(name))}
+        self._axes = {name: axis for name in names if (axis := tensors.model.structure.axis(name))}
         self._scores = self._block_scores()
         self._kept = {
             (sparsity, block): _kept(block, scores, sparsity, min_density)
@@ -94,12 +94,12 @@ class StructuredPruner(Pruner):
 
     def _block_scores(self) -> dict[str, Tensor]:
         """Attention or feed-forward block -> the score of each of its heads or neurons, float64."""
-        tensors = self._tensors
+        tensors, groups = self._tensors, self._tensors.model.structure.groups
         scores: dict[str, Tensor] = {}
         for name, role in tensors.roles.items():
             axis = self._axes[name]
             weight = tensors.reader.tensor(name).movedim(axis.dim, 0)
-            units = tensors.model.heads(role.stack) if role.part == "attention" else axis.sizes(len(weight))[0]
+            units = groups[role.stack] if role.part == "attention" else axis.sizes(len(weight))[0]
             score = scores.get(axis.block, torch.zeros(units, dtype=torch.float64))
             for part in weight.split(axis.sizes(len(weight))):
                 score = score + tensors.method.score(part.reshape(units, -1))

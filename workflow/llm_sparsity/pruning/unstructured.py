@@ -38,7 +38,7 @@ class UnstructuredPruner(Pruner):
     def _prune(self, name: str, weight: Tensor, sparsity: Sparsity) -> Row:
         """Prune a tensor in place, and return its row of sparsity.csv."""
         threshold = self._thresholds.get((sparsity, name))
-        transposed = self._tensors.model.is_transposed(name)
+        transposed = self._tensors.model.structure.is_transposed(name)
         removed = zeros = 0
         for strip, scores in zip(self._tensors.strips(weight), self._tensors.scores(name), strict=True):
             if threshold is None:
