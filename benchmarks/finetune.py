@@ -53,7 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.pruning.prune import prune
-    from llm_sparsity.storage.container import Reader, Writer, copy_companions
+    from llm_sparsity.storage.container import Reader, copy_companions, writing
     from llm_sparsity.study.sparsity import Sparsity
 
     with tempfile.TemporaryDirectory() as name:
@@ -61,7 +61,7 @@ def main() -> None:
         outputs = {Sparsity(args.sparsity): folder / "pruned"}
         prune(ModelFolder(args.model), outputs, method="magnitude", scope="linear")
         copy_companions(folder / "pruned/model", folder / "plain")
-        with Reader(folder / "pruned/model") as reader, Writer(folder / "plain", sparse=False) as writer:
+        with Reader(folder / "pruned/model") as reader, writing(folder / "plain", sparse=False) as writer:
             for tensor in reader.names:
                 writer.add(tensor, reader.tensor(tensor))
         jobs = [Job(folder, task, args.rows, args.peer) for task in args.tasks]

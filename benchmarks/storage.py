@@ -82,7 +82,7 @@ def _size(blob: Any) -> int:
 
 def _coders(folder: Path) -> dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Any]]]:
     def save(weight: Tensor) -> Any:
-        with checkpoint.Writer(folder) as writer:
+        with checkpoint.writing(folder) as writer:
             writer.add("weight", weight)
         return (folder / checkpoint.WEIGHTS).stat().st_size
 

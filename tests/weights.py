@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llm_sparsity.storage.container import Reader, Writer, copy_companions
+from llm_sparsity.storage.container import Reader, copy_companions, writing
 from llm_sparsity.storage.quantized import Quantized
 
 
@@ -17,7 +17,7 @@ def load(folder: Path) -> dict[str, Tensor]:
 
 def save(folder: Path, tensors: Mapping[str, Tensor | Quantized], *, sparse: bool = True) -> None:
     """Write all tensors of a model folder."""
-    with Writer(folder, sparse=sparse) as writer:
+    with writing(folder, sparse=sparse) as writer:
         for name in sorted(tensors):
             writer.add(name, tensors[name])
 

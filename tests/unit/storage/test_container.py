@@ -15,7 +15,7 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_model
 from llm_sparsity.storage import codec, container
-from llm_sparsity.storage.container import Reader, Writer
+from llm_sparsity.storage.container import Reader, writing
 from tests.weights import load, save, to_plain
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -189,7 +189,7 @@ def test_another_version_is_refused(version: str, message: str, tmp_path: Path) 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     save(tmp_path, {"weight": torch.ones(3)})
     before = (tmp_path / "model.safetensors").read_bytes()
-    with pytest.raises(KeyboardInterrupt), Writer(tmp_path) as writer:
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path) as writer:
         writer.add("weight", gaussian(100, 100))
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

@@ -107,7 +107,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_intact(
     with run.opened():
         save(run, 4)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.Writer, "add", full)
+            patch.setattr(checkpoint.Encoder, "add", full)
             with pytest.raises(UserError, match=r"free some.*: the checkpoint of step 4 is intact"):
                 save(run, 6)
         saved = run.load()

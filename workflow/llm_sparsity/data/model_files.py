@@ -175,7 +175,7 @@ def copy_model(model: ModelFolder, target: Path, *, link: bool, head: bool) -> N
         link: make hard links where the file system allows it, for sources that nobody edits.
         head: keep the classification head. One of an unknown task is of no use.
     """
-    from llm_sparsity.storage.container import WEIGHTS, Reader, Writer, weight_files
+    from llm_sparsity.storage.container import WEIGHTS, Reader, weight_files, writing
 
     for path in matching(model.path, COMPANIONS):
         _copy(path, target / path.name, link=link)
@@ -185,7 +185,7 @@ def copy_model(model: ModelFolder, target: Path, *, link: bool, head: bool) -> N
         if len(files) == 1 and names == reader.names:
             _copy(files[0], target / WEIGHTS, link=link)
             return
-        with Writer(target, sparse=reader.sparse) as writer:
+        with writing(target, sparse=reader.sparse) as writer:
             for name in names:
                 writer.add(name, reader.tensor(name))
 

@@ -27,7 +27,7 @@ from llm_sparsity.pruning.pruner import Pruner, Row
 from llm_sparsity.pruning.scores import ScoredTensors
 from llm_sparsity.pruning.structured import StructuredPruner
 from llm_sparsity.pruning.unstructured import UnstructuredPruner
-from llm_sparsity.storage.container import WEIGHTS, Reader, Writer, copy_companions
+from llm_sparsity.storage.container import WEIGHTS, Reader, copy_companions, writing
 from llm_sparsity.storage.files import MANIFEST, write_csv, write_json, write_manifest
 from llm_sparsity.study.methods import KINDS, STEPS, Chain
 from llm_sparsity.study.sparsity import Sparsity
@@ -193,7 +193,7 @@ def _write_weights(tensors: ScoredTensors, pruner: Pruner, outputs: Mapping[Spar
     for output in outputs.values():  # an older manifest does not describe these weights, should the run be interrupted
         (output / "model" / MANIFEST).unlink(missing_ok=True)
     with ExitStack() as stack:
-        writers = {sparsity: stack.enter_context(Writer(output / "model")) for sparsity, output in outputs.items()}
+        writers = {sparsity: stack.enter_context(writing(output / "model")) for sparsity, output in outputs.items()}
         title = f"prune {', '.join(map(str, outputs))}"
         bar = stack.enter_context(tqdm(total=len(untied) * len(outputs), desc=title, unit="tensor"))
         for sparsity, name, weight, row in pruner.results(untied):

@@ -14,8 +14,9 @@ line. docs/container.md specifies the file.
 import math
 import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -178,8 +179,9 @@ class Reader:
         self._path, self._read = path, 0
 
 
-class Writer:
-    """Writes the weights of a model tensor by tensor. Use it as a context manager.
+@contextmanager
+def writing(folder: Path, *, sparse: bool = True) -> Iterator[Encoder]:
+    """Write the weights of a model folder tensor by tensor; yields what they are added to.
 
     The file appears, complete, when the block ends without an error. Peak memory is one tensor and a few chunks.
 
@@ -187,40 +189,18 @@ class Writer:
         folder: a model folder.
         sparse: whether to write the sparse container; if not, plain safetensors.
     """
-
-    def __init__(self, folder: Path, *, sparse: bool = True) -> None:
-        self._target, self._sparse = folder / WEIGHTS, sparse
-
-    def __enter__(self) -> Self:
-        self._atomic = atomic(self._target)
-        self._temporary = self._atomic.__enter__()
-        self._data_path = temporary_path(self._target.with_suffix(".data"))
-        self._data = self._data_path.open("wb")
-        self._encoder = Encoder(self._data, sparse=self._sparse)
-        return self
-
-    def add(self, name: str, tensor: Tensor | Quantized) -> None:
-        """Append a tensor, see `Encoder.add`."""
-        self._encoder.add(name, tensor)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    data_path = temporary_path((folder / WEIGHTS).with_suffix(".data"))
+    with atomic(folder / WEIGHTS) as temporary:
         try:
-            self._data.close()
-            if error is None:
-                self._finish()
-        except BaseException as failure:
-            self._atomic.__exit__(type(failure), failure, failure.__traceback__)
-            raise
+            with data_path.open("w+b") as data:
+                encoder = Encoder(data, sparse=sparse)
+                yield encoder
+                data.seek(0)
+                with temporary.open("wb") as file:
+                    file.write(encoder.header())
+                    shutil.copyfileobj(data, file, 1 << 24)
         finally:
-            self._data_path.unlink(missing_ok=True)
-        self._atomic.__exit__(kind, error, trace)
-
-    def _finish(self) -> None:
-        with self._temporary.open("wb") as file, self._data_path.open("rb") as data:
-            file.write(self._encoder.header())
-            shutil.copyfileobj(data, file, 1 << 24)
+            data_path.unlink(missing_ok=True)
 
 
 def _quantized(data: NDArray[np.uint8], blob: Blob) -> Quantized:

@@ -214,7 +214,7 @@ class RunCache:
             self._remove_old(names)
 
     def _write(self, folder: Path, tensors: Tensors) -> None:
-        with container.Writer(folder) if self._main else nullcontext() as writer:
+        with container.writing(folder) if self._main else nullcontext() as writer:
             for name in sorted(tensors):
                 tensor = gathered(tensors[name])
                 if writer:
