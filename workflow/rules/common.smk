@@ -290,11 +290,9 @@ def prune_gpus(wildcards):
 
 
 def axes(wildcards):
-    """The task, recipe and method of a job, as far as it has them."""
-    found = {axis: wildcards[axis] for axis in ("task", "recipe") if axis in wildcards.keys()}
-    if "pruned" in wildcards.keys():
-        found["method"] = Variant.parse(wildcards.pruned).method
-    return found
+    """The task, recipe and variant of a job, as far as it has them."""
+    names = {"task": "task", "recipe": "recipe", "variant": "variant", "pruned": "variant"}
+    return {axis: wildcards[name] for name, axis in names.items() if name in wildcards.keys()}
 
 
 def runtime(stage):
@@ -313,8 +311,7 @@ def space(estimate, stage):
     """Megabytes that a job may take, of memory or disk, from its model and variant."""
 
     def megabytes(wildcards):
-        variant = wildcards.get("variant", wildcards.get("pruned", ""))
-        return estimate(STUDY, stage, wildcards.get("model", ""), variant=variant, **axes(wildcards))
+        return estimate(STUDY, stage, wildcards.get("model", ""), **axes(wildcards))
 
     return megabytes
 

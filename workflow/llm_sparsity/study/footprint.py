@@ -111,7 +111,6 @@ def mem_mb(
     *,
     task: str = "",
     recipe: str = "kept",
-    method: str = "",
     variant: str = "",
 ) -> int:
     """Memory of the host that a job needs, MB; of all processes of a fine-tuning together.
@@ -122,11 +121,10 @@ def mem_mb(
         model: a model of the study; empty for a job that has none.
         task: of the stages finetune, evaluate and zero_shot; of a download without a model.
         recipe: of a fine-tuning.
-        method: of a pruning; by default that of the variant.
         variant: name of a variant; by default the one that needs most.
     """
     known = Variant.parse(variant) if variant else None
-    chain = method or (known.method if known else "")
+    chain = known.method if known else ""
     size = Size(*model_size(config, model)) if model else Size(0, 0)
     gpu = CUDA
     match stage:
@@ -166,7 +164,6 @@ def disk_mb(
     *,
     task: str = "",
     recipe: str = "kept",
-    method: str = "",
     variant: str = "",
 ) -> int:
     """Disk that a job writes, temporary copies included, MB. Arguments as of `mem_mb`."""

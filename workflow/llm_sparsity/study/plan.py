@@ -16,7 +16,7 @@ from typing import Any
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from llm_sparsity.storage.files import MANIFEST, read_json, read_manifest
-from llm_sparsity.study.cells import MODELS, RESULTS, TASKS, results_folder
+from llm_sparsity.study.cells import MODELS, RESULTS, TASKS, Variant, results_folder
 from llm_sparsity.study.config import Config
 from llm_sparsity.study.footprint import (
     BASE,
@@ -116,15 +116,14 @@ def minutes(
     *,
     task: str = "",
     recipe: str = "kept",
-    method: str = "",
+    variant: str = "",
     measured: bool = False,
 ) -> tuple[float, bool]:
     """Minutes of a job, and whether they come from finished jobs.
 
     Args:
         config: the study.
-        stage, model, task, recipe: of the job.
-        method: of a pruning.
+        stage, model, task, recipe, variant: of the job.
         measured: read the results of finished jobs. A process that runs a single job leaves that out: it would read
             the results of all others.
     """
@@ -138,7 +137,8 @@ def minutes(
     if stage == "finetune":
         passes = sentences(config, task, recipe) * config.finetune_settings(task, recipe)["epochs"]
         return SETUP_MINUTES + size * passes / SAMPLES_PER_SECOND / 60 / config.models[model].gpus, False
-    passes = sum(map(is_calibrated, method.split("+")))
+    chain = Variant.parse(variant).method if stage == "prune" and variant else ""
+    passes = sum(map(is_calibrated, chain.split("+")))
     return size * (passes * ASSUMED["calibrate"] or ASSUMED[stage]), False
 
 
@@ -173,9 +173,12 @@ def jobs(config: Config) -> list[Job]:
 
     def add(stage: str, output: Path, size: float, model: str, gpus: int = 0, **axes: str) -> None:
         memory = mem_mb(config, stage, model, **axes)
-        timed = {key: value for key, value in axes.items() if key != "variant"}
-        took, measured = minutes(config, stage, model, measured=True, **timed)
+        took, measured = minutes(config, stage, model, measured=True, **axes)
         found.append(Job(stage, gpus, took, measured, int(size), output.exists(), memory))
+
+    def add_prune(model: str, variant: Variant, folder: Path) -> None:
+        size, gpus = variant_bytes(config, model, variant), int(is_calibrated(variant.method))
+        add("prune", folder / "sparsity.csv", size, model, gpus, variant=str(variant))
 
     for model in dict.fromkeys(model for model, _ in cells.variants):
         add("download", MODELS / model / MANIFEST, model_size(config, model)[1], model)
@@ -186,9 +189,7 @@ def jobs(config: Config) -> list[Job]:
     for model, variant in cells.variants:
         folder = results_folder(model, variant)
         if not variant.is_dense:
-            size = variant_bytes(config, model, variant)
-            gpus = int(is_calibrated(variant.method))
-            add("prune", folder / "sparsity.csv", size, model, gpus, method=variant.method)
+            add_prune(model, variant, folder)
         else:
             add("weights", folder / "weights.parquet", 0, model)
     for model, variant in cells.measured:
@@ -197,8 +198,7 @@ def jobs(config: Config) -> list[Job]:
         stage = "zero_shot" if config.tasks[evaluation.task].kind == "zero-shot" else "evaluate"
         add(stage, evaluation.folder / "metrics.json", 0, evaluation.model, 1, task=evaluation.task)
     for folder, run in {run.pruned: run for run in cells.runs if config.prunes_finetuned(run)}.items():
-        size, method = variant_bytes(config, run.model, run.variant), run.variant.method
-        add("prune", folder / "sparsity.csv", size, run.model, int(is_calibrated(method)), method=method)
+        add_prune(run.model, run.variant, folder)
     for run in cells.runs:
         size, gpus = run_bytes(config, run.model, run.variant, run.task, run.recipe), config.models[run.model].gpus
         add("finetune", run.folder / "metrics.json", size, run.model, gpus, task=run.task, recipe=run.recipe)
