@@ -115,10 +115,10 @@ def _check_heads(study: "Config") -> None:
     for name, model in study.models.items():
         if model.head is not None:
             refuse_unknown(f"models.{name}.head", [model.head], study.tasks)
-            if (kind := study.tasks[model.head].kind) not in ("classification", "regression"):
+            if not (task := study.tasks[model.head]).has_labels:
                 raise ValueError(
-                    f"models.{name}.head: {model.head} is a {kind} task, which has no classification head; name the "
-                    "classification or regression task that the model was fine-tuned on"
+                    f"models.{name}.head: {model.head} is a {task.kind} task, which has no classification head; name "
+                    "the classification or regression task that the model was fine-tuned on"
                 )
 
 
@@ -150,13 +150,13 @@ def _check_models(study: "Config", where: str, grid: "Grid") -> None:
         for scope in {"encoder", "decoder"} & set(grid.scopes):
             if scope not in architecture.split("-"):
                 raise ValueError(f"{where}.scopes: {scope}, but model {model} is an {architecture}; remove one")
-        for task in grid.tasks:
-            kind = study.tasks[task].kind
-            if kind == "language-model" and "test" not in study.tasks[task].files:
-                raise ValueError(f"{where}.tasks: {task} has no split test to measure perplexity on; add it")
-            if kind in ("language-model", "zero-shot") and architecture != "decoder":
+        for name in grid.tasks:
+            task = study.tasks[name]
+            if task.kind == "language-model" and "test" not in task.files:
+                raise ValueError(f"{where}.tasks: {name} has no split test to measure perplexity on; add it")
+            if not task.has_labels and architecture != "decoder":
                 raise ValueError(
-                    f"{where}.tasks: {task} is a {kind} task, but model {model} is an {architecture}; "
+                    f"{where}.tasks: {name} is a {task.kind} task, but model {model} is an {architecture}; "
                     "give decoders a grid of their own"
                 )
 

@@ -179,10 +179,8 @@ class Config(Section):
 
     def stages(self) -> dict[str, list[str]]:
         """Task -> the stages of its variants: "evaluate" (without training), "finetune", or both."""
-        untrained = ("language-model", "zero-shot")
         return {
-            name: ["evaluate"] * (task.kind in untrained)
-            + ["finetune"] * (task.kind not in untrained or task.finetune is not None)
+            name: ["evaluate"] * (not task.has_labels) + ["finetune"] * (task.has_labels or task.finetune is not None)
             for name, task in self.tasks.items()
         }
 

@@ -129,7 +129,7 @@ def minutes(
     """
     if measured and stage in ("finetune", "evaluate", "zero_shot"):
         settings = config.run_settings(task, recipe, 0) if stage == "finetune" else config.evaluate_settings(task)
-        rows = sentences(config, task, recipe) if config.tasks[task].kind in ("classification", "regression") else None
+        rows = sentences(config, task, recipe) if config.tasks[task].has_labels else None
         found = _measured(stage, model, task, recipe, json.dumps(settings), rows)
         if found is not None:
             return found, True

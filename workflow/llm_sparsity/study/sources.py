@@ -201,7 +201,7 @@ class Task(Section):
             raise ValueError(f"labels: {twice[0]!r} is given twice; remove one")
         if self.train_on and self.kind != "language-model":
             raise ValueError("train_on: is for language-model tasks; remove it")
-        if self.unlabelled and self.kind not in ("classification", "regression"):
+        if self.unlabelled and not self.has_labels:
             raise ValueError("unlabelled: is for tasks with labels; remove it, or use train_on for a language model")
         if self.score and self.score not in SCORES[self.kind]:
             known = ", ".join(SCORES[self.kind])
@@ -215,6 +215,11 @@ class Task(Section):
         }
         check[self.kind]()
         return self
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether its examples have labels, for which a model needs a head that is trained."""
+        return self.kind in ("classification", "regression")
 
     @property
     def judged_by(self) -> str | None:
