@@ -99,9 +99,14 @@ def harness_manifest(wildcards):
     return "resources/harness/manifest.json" if STUDY.tasks[wildcards.task].kind == "zero-shot" else []
 
 
+def pruned_variant(wildcards):
+    """The variant that a job of pruning makes."""
+    return Variant.parse(wildcards.pruned)
+
+
 def calibration_manifest(wildcards):
     """The text of a calibrated method."""
-    if methods.is_calibrated(Variant.parse(wildcards.pruned).method):
+    if pruned_variant(wildcards).is_calibrated:
         return TASKS / STUDY.calibration.task / MANIFEST
     return []
 
@@ -114,7 +119,7 @@ def training_text(wildcards):
 
 def own_text(wildcards):
     """The text of a calibrated method that prunes a fine-tuned model: what the model was trained on."""
-    if methods.is_calibrated(Variant.parse(wildcards.pruned).method):
+    if pruned_variant(wildcards).is_calibrated:
         return TASKS / (STUDY.tasks[wildcards.task].train_on or wildcards.task) / MANIFEST
     return []
 
@@ -253,11 +258,11 @@ def code(stage, modules=(), files=()):
 
 def prune_code(wildcards):
     """The hash of pruning, with the modules of the method and its steps alone: others affect no variant without them."""
-    return code("prune", methods.Chain(Variant.parse(wildcards.pruned).method).modules)
+    return code("prune", methods.Chain(pruned_variant(wildcards).method).modules)
 
 
 def prune_settings(wildcards):
-    variant = Variant.parse(wildcards.pruned)
+    variant = pruned_variant(wildcards)
     chosen = STUDY.prune_settings(variant.method, variant.calibration_seed)
     return settings(method=variant.method, scope=variant.scope, sparsity=str(variant.sparsity), **chosen)
 
@@ -286,7 +291,7 @@ def save_minutes(wildcards):
 
 
 def prune_gpus(wildcards):
-    return int(methods.is_calibrated(Variant.parse(wildcards.pruned).method))
+    return int(pruned_variant(wildcards).is_calibrated)
 
 
 def axes(wildcards):

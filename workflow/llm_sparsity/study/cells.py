@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_sparsity.study.methods import WITHOUT_MASK, Chain
+from llm_sparsity.study.methods import WITHOUT_MASK, Chain, is_calibrated
 from llm_sparsity.study.sparsity import ZERO, Sparsity
 
 RESULTS = Path("results")
@@ -40,6 +40,11 @@ class Variant:
     def has_mask(self) -> bool:
         """Whether weights are removed by setting them to zero; `structured` shrinks tensors instead."""
         return not self.is_dense and Chain(self.method).parts[0] not in WITHOUT_MASK
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether its method or a step needs calibration text."""
+        return is_calibrated(self.method)
 
     @classmethod
     def parse(cls, text: str) -> "Variant":

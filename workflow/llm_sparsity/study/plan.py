@@ -177,7 +177,7 @@ def jobs(config: Config) -> list[Job]:
         found.append(Job(stage, gpus, took, measured, int(size), output.exists(), memory))
 
     def add_prune(model: str, variant: Variant, folder: Path) -> None:
-        size, gpus = variant_bytes(config, model, variant), int(is_calibrated(variant.method))
+        size, gpus = variant_bytes(config, model, variant), int(variant.is_calibrated)
         add("prune", folder / "sparsity.csv", size, model, gpus, variant=str(variant))
 
     for model in dict.fromkeys(model for model, _ in cells.variants):
