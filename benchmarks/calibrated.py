@@ -21,19 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from prune import GIB, extra_memory, make
-from table import machine, table, write
+from table import argument_parser, machine, publish, table
 
 WORDS = 5000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--params", type=float, default=1.2e9, help="size of the model (default 1.2e9)")
     parser.add_argument("--method", default="wanda", help="a calibrated method (default wanda)")
     parser.add_argument("--samples", type=int, default=8, help="calibration sequences (default 8)")
     parser.add_argument("--sequence-length", type=int, default=512, help="tokens in each (default 512)")
     parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
-    parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     parser.add_argument("--part", choices=["make", "prune"], help=argparse.SUPPRESS)  # what a child process does
     args = parser.parse_args()
@@ -56,9 +55,7 @@ def main() -> None:
         f"every matrix removed by {args.method}, {args.samples} sequences of {args.sequence_length} tokens. "
         f"{machine(args.threads)}.\n\n"
     ) + table([what for what, _ in found], [[value for _, value in found]], texts=0)
-    print(text)
-    if args.write:
-        write("calibrated", text)
+    publish("calibrated", text, write=args.write)
 
 
 def _run(folder: str, part: str) -> dict[str, Any]:

@@ -7,14 +7,13 @@ compute, such as wanda+swaps-0.5. A chain of `reconstruct` takes a quarter of an
 shows what more calibration text gives.
 """
 
-import argparse
 import math
 import statistics
 import time
 from pathlib import Path
 
 from perplexity import CELL, LENGTH, SAMPLES, SEEDS, WINDOWS, halves, interval, measure
-from table import machine, table, write
+from table import argument_parser, machine, publish, table
 
 LEVELS = ["0.5", "0.6", "2of4"]
 CHAINS = [
@@ -26,7 +25,7 @@ CELLS = ["dense-0", "int8-0", "int4-0", *(f"{chain}-{level}" for level in LEVELS
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a downloaded decoder")
     parser.add_argument("--text", type=Path, required=True, help="running text, one paragraph a line")
     parser.add_argument("--folder", type=Path, default=Path("work/perplexity"), help="folder of the cells")
@@ -37,7 +36,6 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no cell after MINUTES")
     parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
-    parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
     args = parser.parse_args()
     import torch
 
@@ -72,9 +70,7 @@ def main() -> None:
         "quantised; of the dense model, as it came. CPU minutes are those of pruning and all steps, of the first draw. "
         f"{machine(args.threads)}.\n\n"
     ) + table(["", "sparsity", "sequences", "perplexity", "MB", "CPU min"], rows, texts=2)
-    print(text)
-    if args.write:
-        write("chains", text)
+    publish("chains", text, write=args.write)
 
 
 if __name__ == "__main__":

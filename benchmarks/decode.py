@@ -12,7 +12,6 @@ torch's CSR product, and with `--peer VENV` (a virtual environment with sparse_d
 which neither has bfloat16.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from table import machine, table, write
+from table import argument_parser, machine, replace_block, table
 from torch import Tensor
 from torch.nn import functional
 
@@ -49,8 +48,7 @@ Product = Callable[[Tensor], object]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write the table to BENCHMARKS.md")
+    parser = argument_parser(__doc__)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads (default 1 2)")
     parser.add_argument("--repeats", type=int, default=5, help="turns (default 5)")
     parser.add_argument("--peer", type=Path, help="environment with sparse_dot_mkl and mkl")
@@ -65,7 +63,7 @@ def main() -> None:
         parts.append(_models(args.model, args.repeats) if args.model else _matrices(args.repeats, bool(args.peer)))
         print(parts[-1], flush=True)
     if args.write:
-        write("decode-model" if args.model else "decode", "\n\n".join(parts))
+        replace_block("decode-model" if args.model else "decode", "\n\n".join(parts))
 
 
 def _matrices(repeats: int, peer: bool) -> str:

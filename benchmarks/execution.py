@@ -11,7 +11,6 @@ zeros (the cost of a mask alone), and torch's CSR product, with inputs in its fa
 tokens of a sequence at once, as classification does; decode the last one, with the others cached.
 """
 
-import argparse
 import copy
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from table import machine, table, write
+from table import argument_parser, machine, publish, table
 from torch import Tensor
 from torch.nn import Linear, Module
 from transformers.pytorch_utils import Conv1D
@@ -64,8 +63,7 @@ TOKENS = 128
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write the table to BENCHMARKS.md")
+    parser = argument_parser(__doc__)
     parser.add_argument("--layers", action="store_true", help="time single layers instead, on one thread")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="default: all")
     parser.add_argument("--variants", nargs="+", help="such as random-0.5 (default: all)")
@@ -77,8 +75,8 @@ def main() -> None:
     keep_freed_memory()
     if args.layers:
         text = _layers()
-        print(text)
-        return write("execution-layers", text) if args.write else None
+        publish("execution-layers", text, write=args.write)
+        return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.shapes:
@@ -104,10 +102,7 @@ def main() -> None:
             texts=2,
         )
     )  # fmt: skip
-    print(text)
-    if args.write:
-        write("execution", text)
-    return None
+    publish("execution", text, write=args.write)
 
 
 def _layers() -> str:

@@ -11,7 +11,6 @@ seconds from the first optimizer step to the last of one epoch over the same row
 machine. The peer loads its metric from a hub, which is replaced by this library's; the script is otherwise unchanged.
 """
 
-import argparse
 import csv
 import json
 import math
@@ -25,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from table import machine, table, write
+from table import argument_parser, machine, publish, table
 
 SCRIPT = Path(__file__).parent.parent / "scripts/finetune.py"
 SETTINGS: dict[str, Any] = {
@@ -40,7 +39,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 def main() -> None:
     if sys.argv[1] == "--timed":
         return timed(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--peer", type=Path, required=True, help="transformers' run_glue_no_trainer.py")
     parser.add_argument("--model", type=Path, required=True, help="folder of a dense model, as downloaded")
     parser.add_argument("--tasks", type=Path, nargs="+", required=True, help="folders of prepared tasks")
@@ -49,7 +48,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--accuracy", type=int, metavar="SEEDS", help="compare the accuracy of SEEDS seeds")
     parser.add_argument("--epochs", type=int, default=2, help="with --accuracy")
-    parser.add_argument("--write", action="store_true", help="write the table into BENCHMARKS.md")
     args = parser.parse_args()
     from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.pruning.prune import prune
@@ -70,9 +68,7 @@ def main() -> None:
     text += (
         f"\n\n{args.model.name}, {args.sparsity} of its matrices removed; the peer's script is of {peer}. {machine(1)}."
     )
-    print(text)
-    if args.write:
-        write("finetune-accuracy" if args.accuracy else "finetune", text)
+    publish("finetune-accuracy" if args.accuracy else "finetune", text, write=args.write)
 
 
 class Job:

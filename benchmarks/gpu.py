@@ -25,7 +25,7 @@ from pathlib import Path
 import gpu_children
 from gpu_bench import Bench, Check, preload
 from gpu_parts import PARTS
-from table import table, write
+from table import replace_block, table
 
 
 def run_part(bench: Bench, name: str) -> bool:
@@ -71,7 +71,7 @@ def main() -> None:
         os.environ["TRITON_INTERPRET"] = "1"
     bench = Bench(args.output.resolve(), args.device, args.real and args.real.resolve())
     if args.write:
-        write("gpu", report(args.output))
+        replace_block("gpu", report(args.output))
         return
     preload()
     left = [name for name in args.parts if not (args.output / f"{name}.json").exists()]

@@ -9,7 +9,6 @@ SparseGPT removes one weight more than asked for in every 128 columns, whose err
 is asked for a millionth less here, so that it removes as many as this program.
 """
 
-import argparse
 import random
 import tempfile
 import time
@@ -25,7 +24,7 @@ from llmcompressor import oneshot
 from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 from llmcompressor.modifiers.pruning.sparsegpt import sgpt_sparsify
 from llmcompressor.modifiers.pruning.wanda import wanda_sparsify
-from table import machine, table, write
+from table import argument_parser, machine, publish, table
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from llm_sparsity.data.preparation import TaskSettings, prepare
@@ -44,8 +43,7 @@ WORDS = [f"w{number}" for number in range(4000)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the tables into BENCHMARKS.md")
+    parser = argument_parser(__doc__)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -56,9 +54,7 @@ def main() -> None:
     )
     heads = ["", "sparsity", "equal positions", "largest difference of a matrix", "seconds, this", "llm-compressor"]
     text += table(heads, [[*result, *_seconds(*result[:2])] for result in results], texts=2)
-    print(text)
-    if args.write:
-        write("oracle", text)
+    publish("oracle", text, write=args.write)
 
 
 def _results(folder: Path) -> list[list[str]]:

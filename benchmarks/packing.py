@@ -8,7 +8,6 @@ the simulation, so a stub replaces it unless --real is given. The times of jobs 
     PYTHONPATH=workflow python benchmarks/packing.py --write
 """
 
-import argparse
 import json
 import os
 import re
@@ -19,7 +18,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from table import table, write
+from table import argument_parser, publish, table
 
 from llm_sparsity.study.advice import PILOT_MINUTES, Queue, pack
 
@@ -149,12 +148,11 @@ def measure(name: str, part: int, scale: float, real: bool) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--case", choices=CASES, action="append", help="run this case only")
     parser.add_argument("--scale", type=float, default=4.0, help="seconds per simulated minute")
     parser.add_argument("--part", type=int, default=1, help="divide the 500 runs and 20 nodes by this number")
     parser.add_argument("--real", action="store_true", help="start a Snakemake for every job, as the plugin does")
-    parser.add_argument("--write", action="store_true", help="write the table to BENCHMARKS.md")
     args = parser.parse_args()
 
     begun = time.monotonic()
@@ -172,9 +170,7 @@ def main() -> None:
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end, "
         f"{time.monotonic() - begun:.0f} s in total.\n\n" + table(heads, rows)
     )
-    print(text)
-    if args.write:
-        write("packing", text)
+    publish("packing", text, write=args.write)
 
 
 if __name__ == "__main__":

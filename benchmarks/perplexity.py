@@ -8,7 +8,6 @@ numbers rank the methods but are not comparable with the papers. Every cell writ
 computed again, so an interrupted run continues. The table shows the finished cells; --minutes 0 computes no other.
 """
 
-import argparse
 import math
 import shutil
 import statistics
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from table import machine, table, write
+from table import argument_parser, machine, publish, table
 
 LEVELS = ["0.5", "2of4", "0.6", "0.3"]
 PLAIN = ["magnitude", "uniform", "random"]
@@ -28,7 +27,7 @@ T95 = 4.303  # of Student's distribution with two degrees of freedom: three seed
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a downloaded decoder")
     parser.add_argument("--text", type=Path, required=True, help="running text, one paragraph a line")
     parser.add_argument("--folder", type=Path, default=Path("work/perplexity"), help="folder of the cells")
@@ -36,7 +35,6 @@ def main() -> None:
         "--minutes", type=float, default=math.inf, help="start no cell after MINUTES (default: no limit)"
     )
     parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
-    parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
     args = parser.parse_args()
     import torch
 
@@ -54,9 +52,7 @@ def main() -> None:
             found[cell] = read_json(output / CELL)
             print(output.name, found[cell], flush=True)
     text = summary(args.model, found, args.threads)
-    print(text)
-    if args.write:
-        write("perplexity", text)
+    publish("perplexity", text, write=args.write)
 
 
 def _cells() -> list[tuple[str, str, str, int]]:

@@ -28,17 +28,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from table import machine, table, write
+from table import argument_parser, machine, publish, table
 
 LEVELS = ["0.1", "0.5", "0.9", "0.95", "0.99"]
 GIB = 1 << 30
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--params", type=float, help="size of a Llama-shaped model; default: GPT-2 beside torch")
     parser.add_argument("--threads", type=int, default=1, help="threads of either side (default 1)")
-    parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)  # what a child process does, and for which sparsity
     args = parser.parse_args()
@@ -51,9 +50,7 @@ def main() -> None:
             name, text = "prune-large", _large(folder, int(args.params), args.threads)
         else:
             name, text = "prune", _beside_torch(folder, args.threads)
-    print(text)
-    if args.write:
-        write(name, text)
+    publish(name, text, write=args.write)
 
 
 def _beside_torch(folder: Path, threads: int) -> str:

@@ -7,7 +7,6 @@ Runs use the study's settings. To save time on a CPU, attention is `eager` (plai
 same command continues, or adds runs.
 """
 
-import argparse
 import json
 import statistics
 from dataclasses import replace
@@ -16,20 +15,19 @@ from typing import Any
 
 import yaml
 from scipy.stats import t as student
-from table import machine, table, write
+from table import argument_parser, machine, publish, table
 
 STUDY = Path(__file__).parent.parent / "studies/recovery.yaml"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of the dense model, as downloaded")
     parser.add_argument("--tasks", type=Path, nargs="+", required=True, help="folders of prepared tasks")
     parser.add_argument("--work", type=Path, default=Path("work/recovery"), help="folder of variants, runs and caches")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the study's")
     parser.add_argument("--runs", nargs="+", metavar="METHOD/RECIPE", help="default: the study's")
     parser.add_argument("--trained", action="store_true", help="train nothing, report the finished runs")
-    parser.add_argument("--write", action="store_true", help="write the table into BENCHMARKS.md")
     args = parser.parse_args()
     import torch
 
@@ -84,9 +82,7 @@ def main() -> None:
     rows = dict.fromkeys(row for row, _ in found)
     text = table(["", *tasks], [[row, *(summary(found.get((row, task), [])) for task in tasks)] for row in rows])
     text += f"\n\nAccuracy: mean ± 95 % t interval over seeds (each). {machine(1)}."
-    print(text)
-    if args.write:
-        write("recovery", text)
+    publish("recovery", text, write=args.write)
 
 
 def summary(values: list[float]) -> str:

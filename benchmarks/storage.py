@@ -10,7 +10,6 @@ so that they can be compared on a machine that does other work. Ours writes and 
 others work in memory.
 """
 
-import argparse
 import tempfile
 import time
 import zlib
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
-from table import machine, table, write
+from table import argument_parser, machine, publish, table
 from torch import Tensor
 
 from llm_sparsity.storage import container as checkpoint
@@ -31,8 +30,7 @@ LEVELS = (0.5, 0.9, 0.95, 0.99)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write the table into BENCHMARKS.md")
+    parser = argument_parser(__doc__)
     args = parser.parse_args()
     torch.set_num_threads(1)
     sizes: dict[str, list[str]] = {}
@@ -55,9 +53,7 @@ def main() -> None:
         f"{SHAPE[0]}x{SHAPE[1]} Gaussian float32 weights, the smallest removed; bytes as a share of dense, and "
         f"decoding. {machine(1)}.\n\n" + table(heads, [[name, *sizes[name], *speeds[name]] for name in sizes])
     )
-    print(text)
-    if args.write:
-        write("storage", text)
+    publish("storage", text, write=args.write)
 
 
 def _timed(function: Callable[[], Any]) -> tuple[float, Any]:

@@ -1,10 +1,18 @@
-"""What the benchmarks share: the machine in words, and BENCHMARKS.md, of which each owns a block."""
+"""What the benchmarks share: arguments, the machine in words, and BENCHMARKS.md, of which each owns a block."""
 
+import argparse
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 PAGE = Path(__file__).parent.parent / "BENCHMARKS.md"
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of a benchmark, with the option `--write`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
+    return parser
 
 
 def machine(threads: int) -> str:
@@ -23,7 +31,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -
     return "\n".join("| " + " | ".join(row) + " |" for row in [heads, rule, *rows])
 
 
-def write(name: str, text: str) -> None:
+def replace_block(name: str, text: str) -> None:
     """Replace the block of a benchmark in BENCHMARKS.md."""
     page = PAGE.read_text()
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -31,3 +39,10 @@ def write(name: str, text: str) -> None:
     if not found:
         raise SystemExit(f"error: {PAGE} has no block {start}; add it, and {end}, where the table belongs")
     PAGE.write_text(f"{before}{start}\n{text}\n{end}{rest.partition(end)[2]}")
+
+
+def publish(name: str, text: str, *, write: bool) -> None:
+    """Print the text of a benchmark; with `write`, also put it into its block in BENCHMARKS.md."""
+    print(text)
+    if write:
+        replace_block(name, text)
