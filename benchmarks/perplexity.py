@@ -15,7 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from table import argument_parser, machine, publish, table
+
+from llm_sparsity.reporting.intervals import margin
 
 LEVELS = ["0.5", "2of4", "0.6", "0.3"]
 PLAIN = ["magnitude", "uniform", "random"]
@@ -23,7 +26,6 @@ CALIBRATED = ["wanda", "sparsegpt", "admm"]
 SEEDS = [0, 1, 2]
 SAMPLES, LENGTH, WINDOWS = 8, 512, 8
 CELL = "cell.json"
-T95 = 4.303  # of Student's distribution with two degrees of freedom: three seeds
 
 
 def main() -> None:
@@ -140,7 +142,7 @@ def interval(cells: list[dict[str, Any]]) -> str:
     mean = f"{statistics.mean(values):,.1f}"
     if len(values) < 3:
         return mean
-    return f"{mean} ± {T95 * statistics.stdev(values) / len(values) ** 0.5:.1f}"
+    return f"{mean} ± {margin(pd.Series(values)):.1f}"
 
 
 if __name__ == "__main__":

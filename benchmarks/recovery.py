@@ -13,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
-from scipy.stats import t as student
 from table import argument_parser, machine, publish, table
+
+from llm_sparsity.reporting.intervals import margin
 
 STUDY = Path(__file__).parent.parent / "studies/recovery.yaml"
 
@@ -87,10 +89,10 @@ def main() -> None:
 
 def summary(values: list[float]) -> str:
     """The mean, its 95 % t interval, and the values."""
+    each = " ".join(f"{value:.3f}" for value in values)
     if len(values) < 2:
-        return " ".join(f"{value:.3f}" for value in values)
-    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.3f} ± {half:.3f} ({' '.join(f'{value:.3f}' for value in values)})"
+        return each
+    return f"{statistics.mean(values):.3f} ± {margin(pd.Series(values)):.3f} ({each})"
 
 
 if __name__ == "__main__":
