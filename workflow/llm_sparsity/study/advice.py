@@ -11,10 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from tabulate import tabulate  # type: ignore[import-untyped]
-
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.study.plan import Job
+from llm_sparsity.study.plan import Job, plain_table
 
 PILOT_MINUTES = 1.5  # from the start of a batch job to its first job
 JOB_MINUTES = 0.3  # from a free slot to the first step of the next job
@@ -207,10 +205,8 @@ def advise(jobs: Iterable[Job], table: Sequence[Queue]) -> str:
         ]
         for choice in choices
     ]  # fmt: skip
-    alignment = ["left", *["right"] * (len(columns) - 2), "left"]
-    grid = tabulate(rows, columns, tablefmt="plain", disable_numparse=True, colalign=alignment if rows else None)
     best = recommend(choices)
-    return "\n".join([head, "", grid, "", _settings(best, work) if best else _none(table, work)])
+    return "\n".join([head, "", plain_table(rows, columns), "", _settings(best, work) if best else _none(table, work)])
 
 
 def _settings(choice: Option, work: Iterable[Job]) -> str:

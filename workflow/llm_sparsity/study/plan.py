@@ -213,13 +213,7 @@ def table(config: Config) -> str:
     lines = [
         f"Plan of {config.name}: jobs that are left",
         "",
-        tabulate(
-            [_row(stage, [job for job in every if job.stage == stage]) for stage in stages],
-            columns,
-            tablefmt="plain",
-            disable_numparse=True,
-            colalign=["left", *["right"] * (len(columns) - 2), "left"],
-        ),
+        plain_table([_row(stage, [job for job in every if job.stage == stage]) for stage in stages], columns),
     ]
     models = dict.fromkeys(model for model, _ in config.cells().variants)
     unknown = [
@@ -239,6 +233,12 @@ def table(config: Config) -> str:
     if not all(job.measured for job in left):
         lines.append("assumed minutes are those of an A100; a run shows when it will end where it runs")
     return "\n".join(lines)
+
+
+def plain_table(rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> str:
+    """A plain table; all columns but the first and the last are numbers."""
+    alignment = ["left", *["right"] * (len(columns) - 2), "left"] if rows else None
+    return str(tabulate(rows, columns, tablefmt="plain", disable_numparse=True, colalign=alignment))
 
 
 def _gpu_hours(work: Sequence[Job]) -> float:
