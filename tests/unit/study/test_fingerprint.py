@@ -284,8 +284,8 @@ def test_files_count_byte_for_byte(project: Project, tmp_path: Path) -> None:
     found = set()
     for text in ("a", "b", "b"):
         template.write_text(text)
-        fingerprint._code_hash.cache_clear()
-        found.add(fingerprint.code_hash(script, files=[template]))
+        fingerprint.code_hash.cache_clear()
+        found.add(fingerprint.code_hash(script, files=(template,)))
     assert len(found) == 2
 
 
@@ -325,7 +325,7 @@ def stage_hashes(copy: Project) -> dict[str, str]:
     forget()
     scripts = {stage: copy.scripts / f"{stage}.py" for stage in STAGES}
     return {
-        stage: fingerprint.code_hash(script, modules=[WANDA] if stage == "prune" else [])
+        stage: fingerprint.code_hash(script, modules=(WANDA,) if stage == "prune" else ())
         for stage, script in scripts.items()
     }
 
@@ -466,4 +466,4 @@ def test_a_large_study_hashes_each_script_once(copy: Project) -> None:
     copy.hash("finetune")
     for _ in range(100):
         fingerprint.code_hash(copy.scripts / "finetune.py")
-    assert fingerprint._code_hash.cache_info().misses == 1
+    assert fingerprint.code_hash.cache_info().misses == 1

@@ -37,7 +37,8 @@ class Symbol(NamedTuple):
         return f"{_dotted(self.path)}:{self.name}" if self.path else self.name
 
 
-def code_hash(script: Path, *, modules: Iterable[str] = (), files: Iterable[Path] = ()) -> str:
+@cache
+def code_hash(script: Path, *, modules: tuple[str, ...] = (), files: tuple[Path, ...] = ()) -> str:
     """Hash the code that can shape a job's result.
 
     Args:
@@ -51,11 +52,6 @@ def code_hash(script: Path, *, modules: Iterable[str] = (), files: Iterable[Path
     Raises:
         ValueError: a module does not exist.
     """
-    return _code_hash(script, tuple(modules), tuple(files))
-
-
-@cache
-def _code_hash(script: Path, modules: tuple[str, ...], files: tuple[Path, ...]) -> str:
     waiting = [Symbol(script, EVERYTHING), *map(_chosen_module, modules)]
     reached: set[Symbol] = set()
     while waiting:
