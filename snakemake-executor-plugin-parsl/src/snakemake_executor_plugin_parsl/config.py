@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 # Labels of pools, in the order in which `route` tries them: workers with no GPU, one, several, those of several nodes.
 LABELS = ("cpu", "gpu", "node", "nodes")
 PREEMPTED = "preempted"  # message of a pilot that the batch system has ended for others
+IN_A_ROW = 3  # pilots that end before a worker connects, after which the run ends
 
 
 class NotSubmitted(SubmitException):  # type: ignore[misc]
@@ -156,7 +157,7 @@ def repair(executor: HighThroughputExecutor) -> None:
         executor.launch_cmd = f"python3 -I {script} pilot {DEFAULT_LAUNCH_CMD}"
 
 
-def wait_for_pilots(executor: BlockProviderExecutor, status: Mapping[str, JobStatus], in_a_row: int = 3) -> None:
+def wait_for_pilots(executor: BlockProviderExecutor, status: Mapping[str, JobStatus]) -> None:
     """Block error handler of Parsl: end the run with a reason when waiting for pilots cannot help.
 
     That is the case when no pilot runs or is queued, and either the batch system refuses the latest for another reason
@@ -165,7 +166,6 @@ def wait_for_pilots(executor: BlockProviderExecutor, status: Mapping[str, JobSta
     Args:
         executor: of a pool.
         status: of its pilots, by block.
-        in_a_row: number of such pilots.
     """
     if not status or executor.bad_state_is_set:
         return
@@ -176,15 +176,15 @@ def wait_for_pilots(executor: BlockProviderExecutor, status: Mapping[str, JobSta
     if REFUSED in message:
         executor.set_bad_state_and_fail_all(TooManyJobFailuresError(message[message.index(REFUSED) :]))
         return
-    started = [pilot for pilot in latest if WAITS not in (pilot.message or "")][-in_a_row:]
-    if len(started) == in_a_row and all(
+    started = [pilot for pilot in latest if WAITS not in (pilot.message or "")][-IN_A_ROW:]
+    if len(started) == IN_A_ROW and all(
         pilot.state in (JobState.FAILED, JobState.MISSING) and pilot.message != PREEMPTED for pilot in started
     ):
         last = started[-1]
         printed = " ".join((last.stderr_summary or "").split())[-500:]
         executor.set_bad_state_and_fail_all(
             TooManyJobFailuresError(
-                f"{in_a_row} pilots in a row ended before a worker connected: {last.message or 'no reason given'}"
+                f"{IN_A_ROW} pilots in a row ended before a worker connected: {last.message or 'no reason given'}"
                 + (f"; the last one printed: {printed}" if printed else "")
             )
         )

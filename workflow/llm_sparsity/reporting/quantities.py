@@ -97,14 +97,17 @@ class Quantity:
         text: its description, with the names of arguments in braces.
         table: where the cells are found in which it can be measured.
         over: the columns of that table that tell cells apart.
-        points: whether it is counted in points, as differences of scores are.
     """
 
     measure: Callable[..., Estimate | None]
     text: str
     table: str
     over: tuple[str, ...]
-    points: bool
+
+    @property
+    def points(self) -> bool:
+        """Whether it is counted in points, as differences of scores are."""
+        return self.table == "metrics"
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -133,7 +136,7 @@ def _quantity(
     text: str, table: str = "metrics", over: tuple[str, ...] = WHOLE_CELL
 ) -> Callable[[Callable[..., Estimate | None]], Callable[..., Estimate | None]]:
     def register(measure: Callable[..., Estimate | None]) -> Callable[..., Estimate | None]:
-        QUANTITIES[measure.__name__] = Quantity(measure, text, table, over, points=table == "metrics")
+        QUANTITIES[measure.__name__] = Quantity(measure, text, table, over)
         return measure
 
     return register

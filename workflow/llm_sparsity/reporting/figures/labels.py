@@ -13,6 +13,7 @@ Box = tuple[float, float, float, float]  # left, right, bottom, top
 
 HEIGHT, WIDTH = 9.4, 4.7  # of a letter, with a margin, in typographic points
 APART, RADIUS = 5.0, 3.0  # of a name from its point, of a marker
+NAMED = 4  # points of patterns in one panel that can all be named
 FAR = 20.0  # points above a point, where a name is taken for that of another
 GROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 0.5}  # of a name, which may cross a line
 
@@ -102,14 +103,9 @@ def _luminance(rgb: Sequence[float]) -> float:
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def thinned(points: list[Point], limit: int = 4) -> list[Point]:
-    """The points to be named, where names such as "2of4, kept" start with a pattern: all, or the highest of each.
-
-    Args:
-        points: of patterns.
-        limit: number of points of one panel that can all be named.
-    """
-    if len(points) <= limit:
+def thinned(points: list[Point]) -> list[Point]:
+    """The points to be named, where names such as "2of4, kept" start with a pattern: all, or the highest of each."""
+    if len(points) <= NAMED:
         return points
     highest: dict[str, Point] = {}
     for x, y, name, _ in sorted(points, key=lambda point: point[1]):
