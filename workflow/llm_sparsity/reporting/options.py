@@ -103,11 +103,6 @@ class Option:
         return combined([(1, logs[0]), (-1, logs[1])], self.count, comparisons, freedom=self.count - 1)
 
 
-def better(one: Option, other: Option) -> bool:
-    """Whether one option has the better quality."""
-    return one.rank > other.rank
-
-
 def best(options: Iterable[Option]) -> Option | None:
     """The option with the best quality; of equals, the smaller one."""
     return max(options, key=lambda option: (option.rank, -option.bytes), default=None)
@@ -131,7 +126,7 @@ def front(options: Iterable[Option], model: str, cost: Callable[[Option], float]
     known = [option for option in options if option.model == model and not math.isnan(cost(option))]
     found: list[Option] = []
     for option in sorted(known, key=lambda option: (cost(option), -option.rank)):
-        if not found or better(option, found[-1]):
+        if not found or option.rank > found[-1].rank:
             found.append(option)
     return found
 

@@ -152,7 +152,8 @@ class Trainer:
             self.accelerator, self.wrapped, self.objective, self.teacher, self.tokens.train, batch,
             settings.micro_batch_size, (due, self.terminated()),
         )  # fmt: skip
-        self.check_loss(loss, step)
+        if not math.isfinite(loss):
+            raise self.diverged(f"is {loss} at", step)
 
         if state.schedule:
             state.schedule.observe()
@@ -227,11 +228,6 @@ class Trainer:
         if settings.evaluation is None:
             return 2 * settings.micro_batch_size
         return max(1, settings.micro_batch_size * settings.max_length // int(settings.evaluation["sequence_length"]))
-
-    def check_loss(self, loss: float, step: int) -> None:
-        """Raise UserError unless the loss of a step is finite."""
-        if not math.isfinite(loss):
-            raise self.diverged(f"is {loss} at", step)
 
     def diverged(self, found: str, step: int | None = None) -> UserError:
         """The error of a run whose numbers are not finite.
