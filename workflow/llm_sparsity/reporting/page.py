@@ -191,8 +191,7 @@ def _claims(table: pd.DataFrame, claims: Claims) -> dict[str, Any]:
             }
         )
     others = list(dict.fromkeys(table.claim[table.verdict == "not studied"]))
-    name = claims.source.name
-    return {"title": f"{name[:1].upper()}{name[1:]}", "summary": claims.source.summary, "rows": rows, "others": others}
+    return {"title": begin(claims.source.name), "summary": claims.source.summary, "rows": rows, "others": others}
 
 
 def _with_margin(value: float, about: float, *, points: bool) -> str:

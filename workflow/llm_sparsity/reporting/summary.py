@@ -1,5 +1,6 @@
 """The summary that ends a run: the finding, what to take, and where to read more."""
 
+import math
 import textwrap
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def _decisions(question: Question) -> list[str]:
         if option is None:
             rows.append([decision.budget, decision.confirmed, "", "", "", ""])
             continue
-        share = "" if option.share != option.share else percent(round(option.share, 2))
+        share = "" if math.isnan(option.share) else percent(round(option.share, 2))
         value, costs = shown(metric, option.value), cost_of(metric, decision.change)
         rows.append([decision.budget, name_of(option), value, costs, share, decision.confirmed])
         rows.append(["", str(option.folder), "", "", "", ""])

@@ -85,12 +85,17 @@ def name_of(row: Any) -> str:
     return ", ".join([*what, *([row.recipe] if row.recipe not in ("kept", "") else [])])
 
 
+def short(sparsity: Sparsity) -> str:
+    """A sparsity beside a point: "50%", or "2of4"."""
+    return sparsity.label.replace(" ", "")
+
+
 def point_name(row: Any) -> str:
     """The name of a point whose marker tells the first part of the method: "50%", "50% +int8", "2of4", "dense"."""
     if row.sparsity.is_dense:
         return str(row.method)
     steps = row.method.split("+")[1:]
-    return " ".join([row.sparsity.label.replace(" ", ""), *(f"+{step}" for step in steps)])
+    return " ".join([short(row.sparsity), *(f"+{step}" for step in steps)])
 
 
 def cost_of(metric: str, change: Estimate | None) -> str:

@@ -9,7 +9,7 @@ from llm_sparsity.reporting.answers import WHOLE
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import PARTS, Drawn, Study
 from llm_sparsity.reporting.tables import UNTRAINED, fractions, judged
-from llm_sparsity.reporting.wording import begin, in_points, name_of_metric, part_of, scope_name, shown
+from llm_sparsity.reporting.wording import begin, in_points, name_of_metric, part_of, scope_name, short, shown
 from llm_sparsity.study.sparsity import Sparsity
 
 Panel = tuple[str, str, Sparsity, pd.DataFrame]  # model, method, sparsity, and the rows of their scopes
@@ -65,7 +65,7 @@ def _intervals(panels: list[Panel]) -> str:
 
 
 def _amount(sparsity: Sparsity) -> str:
-    return f"{sparsity} in one part" if sparsity.is_pattern else f"{style.short(sparsity)} of one part removed"
+    return f"{sparsity} in one part" if sparsity.is_pattern else f"{short(sparsity)} of one part removed"
 
 
 def _labels(study: Study, panel: Panel) -> dict[str, str]:

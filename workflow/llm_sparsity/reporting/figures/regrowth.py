@@ -10,7 +10,7 @@ from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.drawing import QUALITY, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, name_points
 from llm_sparsity.reporting.tables import CELL, fractions
-from llm_sparsity.reporting.wording import number_of, percent
+from llm_sparsity.reporting.wording import number_of, percent, short
 
 KEPT = 0.99  # of the zeros: at the end of a run whose zeros do not grow back
 
@@ -71,7 +71,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, telling: list[str], base: str) -> list[
             epochs.step.astype(int), epochs.measured_sparsity, linestyle="", marker="s", color=colour, **style.HOLLOW
         )
         names = [*(str(line[column].iloc[0]) for column in telling), *([recipe] if recipe != "released" else [])]
-        named.append((0.0, start, " ".join([*names, style.short(sparsity)]), colour))
+        named.append((0.0, start, " ".join([*names, short(sparsity)]), colour))
     ax.plot([], [], linestyle="", marker="o", markersize=3, color=style.INK, label="within the first epoch")
     ax.plot([], [], linestyle="", marker="s", color=style.INK, label="after an epoch", **style.HOLLOW)
     ax.legend(loc="upper right", fontsize=8)

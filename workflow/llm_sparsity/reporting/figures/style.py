@@ -27,7 +27,6 @@ from llm_sparsity.reporting.figures.labels import Point
 from llm_sparsity.reporting.intervals import margin, sampled_margin
 from llm_sparsity.reporting.tables import are_patterns, by_seed, fractions
 from llm_sparsity.study.methods import METHODS, STEPS
-from llm_sparsity.study.sparsity import Sparsity
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933", "#882255", "#44AA99")
 MARKERS = ("s", "^", "D", "p", "v", "P", "X", "*", "<", "h", ">", "d")
@@ -106,11 +105,6 @@ def stroke(recipe: str, mask: str, plain: str) -> dict[str, Any]:
 def weights(count: int) -> str:
     """A number of weights, in millions if there are so many."""
     return f"{count / 1e6:,.1f} M weights" if count >= 1e6 else f"{count:,} weights"
-
-
-def short(sparsity: Sparsity) -> str:
-    """A sparsity beside a point: "50%", or "2of4"."""
-    return sparsity.label.replace(" ", "")
 
 
 def swept(rows: pd.DataFrame) -> pd.DataFrame:
