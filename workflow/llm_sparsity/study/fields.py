@@ -172,12 +172,12 @@ def _keys(section: type[BaseModel] | None, path: tuple[Any, ...]) -> list[str]:
     for step in path:
         field = section.model_fields.get(str(step)) if section else None
         if field is not None:
-            section = _section_in(field.annotation)
+            section = next(iter(sections_in(field.annotation)), None)
     return list(section.model_fields) if section else []
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation holds, as `Section | None` or `dict[str, Section]` do."""
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that an annotation holds, as `Section | None` or `dict[str, Section]` do."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections_in(part)]

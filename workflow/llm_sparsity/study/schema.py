@@ -9,13 +9,14 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from llm_sparsity.study.config import Config
+from llm_sparsity.study.fields import sections_in
 from llm_sparsity.study.methods import CALIBRATED, METHODS, NOTES, STEPS
 from llm_sparsity.study.settings import RECIPES
 
@@ -58,14 +59,8 @@ def sections() -> dict[str, type[BaseModel]]:
         section = waiting.pop()
         if section.__name__ not in found:
             found[section.__name__] = section
-            waiting += [part for field in section.model_fields.values() for part in _sections_in(field.annotation)]
+            waiting += [part for field in section.model_fields.values() for part in sections_in(field.annotation)]
     return {name: found[name] for name in sorted(found, key=list(PLACES).index)}
-
-
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections_in(part)]
 
 
 def page() -> str:
@@ -101,7 +96,7 @@ def _changes(recipe: BaseModel) -> str:
 
 def _cell(field: FieldInfo) -> str:
     """What a key means; of a section, its first sentence."""
-    inner = _sections_in(field.annotation)
+    inner = sections_in(field.annotation)
     text = field.description or (re.split(r"[.:] ", f"{inner[0].__doc__} ")[0] if inner else "")
     return f"{text[:1].upper()}{text[1:]}".rstrip(".").replace("|", "\\|")
 
