@@ -172,17 +172,17 @@ class RepairPruner(CalibratedPruner):
 
     Args:
         tensors: of the dense model.
-        pruned: the weights of the pruned model.
+        before: the weights of the pruned model.
         sparsity: of the pruned model.
         sampling: text and calibration, see `CalibratedPruner`.
     """
 
-    def __init__(self, tensors: ScoredTensors, pruned: Reader, sparsity: Sparsity, **sampling: Any) -> None:
+    def __init__(self, tensors: ScoredTensors, before: Reader, sparsity: Sparsity, **sampling: Any) -> None:
         super().__init__(tensors, [sparsity], **sampling)
-        self._pruned = pruned
+        self._before = before
 
     def _changed(self, name: str, dense: Tensor, prepared: Any, sparsity: Sparsity) -> Tensor:
-        pruned = self._pruned.tensor(name).to(dense.device, torch.float32)
+        pruned = self._before.tensor(name).to(dense.device, torch.float32)
         if self._tensors.model.structure.is_transposed(name):
             pruned = pruned.t()
         repaired: Tensor = self._tensors.method.repair(dense, pruned, prepared, sparsity)

@@ -1,4 +1,4 @@
-"""The interface that the three pruners share: unstructured, structured and calibrated."""
+"""The interface that all pruners share, those of methods and those of steps."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence

@@ -26,7 +26,7 @@ class ScoredTensors:
     model: the dense model.
     reader: its weights.
     roles: name -> role of each tensor in the scope.
-    method: a module of `llm_sparsity.pruning.methods`.
+    method: a module of `llm_sparsity.pruning.methods`, or of `steps`.
     seed: of methods that draw random numbers.
     row_multiple: a strip has a multiple of this number of rows, so that no block and no group of a pattern is split.
     """
