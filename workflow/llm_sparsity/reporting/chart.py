@@ -23,6 +23,7 @@ from llm_sparsity.reporting.wording import (
     name_of,
     name_of_metric,
     percent,
+    ratio_of,
     shown,
     times,
 )
@@ -109,7 +110,7 @@ def _interval(option: Option, change: Estimate | None) -> tuple[float, ...]:
         return ()
     if in_points(option.metric):
         return option.value - change.margin, option.value + change.margin
-    factor = math.exp(min(change.margin, 700.0))
+    factor = ratio_of(change.margin)
     return option.value / factor, option.value * factor
 
 

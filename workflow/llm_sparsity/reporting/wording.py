@@ -106,11 +106,12 @@ def cost_of(metric: str, change: Estimate | None) -> str:
     if in_points(metric):
         value = f"{-100 * change.value:z.1f}".replace("-", "\N{MINUS SIGN}")
         return f"{value}{f' ± {100 * change.margin:.1f}' * has_interval} points"
-    interval = span((_ratio(change.value + each * change.margin) for each in (-1, 1)), 2)
-    return f"{_ratio(change.value):.2f} times{f' ({interval})' * has_interval}"
+    interval = span((ratio_of(change.value + each * change.margin) for each in (-1, 1)), 2)
+    return f"{ratio_of(change.value):.2f} times{f' ({interval})' * has_interval}"
 
 
-def _ratio(logarithm: float) -> float:
+def ratio_of(logarithm: float) -> float:
+    """The ratio of two perplexities from the difference of their logarithms."""
     return math.exp(min(logarithm, 700.0))  # the largest of a float is that of 709
 
 
