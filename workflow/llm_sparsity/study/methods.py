@@ -26,7 +26,7 @@ REPAIRING, TRAINING, QUANTISING = (_with(f"def {name}(") for name in ("repair", 
 EXCHANGING = _with("EXCHANGES = True")  # steps that move single weights
 KINDS = {"calibrated": REPAIRING, "reconstruction": TRAINING, "quantization": QUANTISING}  # module -> its steps
 CALIBRATED = (*_with("def observe("), *TRAINING)  # methods and steps that need calibration text
-UPDATING = ("admm", "sparsegpt", *TRAINING)  # change the weights that are kept, too
+UPDATING = (*_with("UPDATES = True"), *TRAINING)  # change the weights that are kept, too
 SINGLE = _with("GRANULARITY = (1, 1)")  # remove single weights
 WITHOUT_MASK = _with("GRANULARITY = None")  # shrink tensors
 SCHEDULED = ("magnitude", "uniform")  # methods whose choice a training schedule can make as well

@@ -19,6 +19,8 @@ A calibrated method, which needs the inputs of the matrices, has four; all tenso
     prune        (weight (out, in), prepared, sparsity) -> the pruned weight, with `sparsity.count(weight.numel())`
                  weights removed
 
+`UPDATES = True` says that a calibrated method changes the weights that it keeps, too.
+
 These functions are pure: no method changes its arguments. `ScoredTensors.scores` and `StructuredPruner` call `score`,
 `CalibratedPruner` the others.
 """

@@ -16,6 +16,7 @@ from llm_sparsity.pruning.selection import lowest
 from llm_sparsity.study.sparsity import Sparsity
 
 GRANULARITY = (1, 1)
+UPDATES = True
 STEPS = 20  # as in the paper, like the two constants below
 GROWTH = 15  # steps in which weights are removed, fewer in each than in the one before
 DAMPING = 0.1  # times the mean of the normalised Hessian's diagonal, added to the diagonal

@@ -15,6 +15,7 @@ from llm_sparsity.pruning.selection import lowest, shares
 from llm_sparsity.study.sparsity import Sparsity
 
 GRANULARITY = (1, 1)
+UPDATES = True
 COLUMNS = 128  # selected and updated at a time; the block size of the paper
 DAMPING = 0.01  # times the mean of the Hessian's diagonal, added to the diagonal; as in the paper
 
