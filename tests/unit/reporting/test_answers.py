@@ -47,7 +47,7 @@ def changed(folder: Path, table: str, where: dict[str, str], **values: Any) -> N
 
 
 def test_the_answer_is_made_from_the_tables(tmp_path: Path) -> None:
-    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], recipes=("kept", "released"))
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], recipes=("kept", "released"), judged=True)
     told = summary_of(tmp_path)
     dense, half = (f"{value:.3f}" for value in _accuracies(tmp_path, "kept")[:2])
     assert (

@@ -53,9 +53,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with what a page can have: three models, methods, seeds, recipes, perplexity, claims."""
     folder = tmp_path_factory.mktemp("page")
     models = ["roberta-base", "gpt2", "bart-base"]
-    config = write_tables(
-        folder / "tables", models, ["magnitude", "uniform"], 3, recipes=("kept", "released", "gradual")
-    )
+    recipes = ("kept", "released", "gradual")
+    config = write_tables(folder / "tables", models, ["magnitude", "uniform"], 3, recipes=recipes, judged=True)
     plot(folder / "tables", folder, config=config, methods=NOTES, claims=CLAIMS)
     return folder / "report.html"
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from llm_sparsity.jobs.errors import UserError
@@ -89,21 +90,25 @@ def frame(name: str, rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.Dat
     """
     table = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows))
     others = sorted(set(table) - set(COLUMNS[name])) if name == "history" else []
-    table = table.reindex(columns=[*COLUMNS[name], *others])
-    if "sparsity" in table:
-        known = {value: Sparsity.of(value) for value in table["sparsity"].unique()}
-        table["sparsity"] = pd.Series([known[value] for value in table["sparsity"]], table.index, dtype=object)
-        table["fraction"] = fractions(table)
-    for column in table.columns.drop("sparsity", errors="ignore"):
-        table[column] = _typed(table[column])
-    return table
+    absent = np.full(len(table), None)
+    typed: dict[str, Any] = {}
+    for column in [*COLUMNS[name], *others]:
+        typed[column] = _typed(column, table[column].to_numpy(object) if column in table else absent)
+    if "sparsity" in typed:
+        typed["fraction"] = [sparsity.fraction for sparsity in typed["sparsity"]]
+    return pd.DataFrame(typed, table.index)
 
 
-def _typed(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    if column.name in TEXT:
-        return column.astype(object).where(column.notna(), "").astype(str)
-    known = column.mask(column.isna() | (column == ""))
-    return pd.to_numeric(known).astype("Int64") if column.name in INTEGERS else known.astype(float)
+def _typed(name: str, values: Any) -> Any:
+    """The values of a column, of any type, in the type of that column."""
+    if name == "sparsity":
+        known = {value: Sparsity.of(value) for value in set(values)}
+        return np.array([known[value] for value in values], object)
+    values = np.where(pd.isna(values), "", values)
+    if name in TEXT:
+        return pd.Series(values, dtype=object).astype(str).array
+    numbers = np.where(values == "", None, values)
+    return pd.array(pd.to_numeric(numbers), "Int64") if name in INTEGERS else numbers.astype(float)
 
 
 def write(folder: Path, tables: Tables) -> None:
