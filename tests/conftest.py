@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 os.environ["TRITON_INTERPRET"] = "1"  # kernels for GPUs run on the CPU; read when Triton is imported
+# Threads of several test processes on few cores wait for each other: three times the CPU time. Read with torch.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
 
