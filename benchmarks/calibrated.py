@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from prune import GIB, extra_memory, make
-from table import argument_parser, machine, publish, table
+from shared import argument_parser, machine, publish, table, word_tokenizer
 
 WORDS = 5000
 
@@ -70,20 +70,13 @@ def _run(folder: str, part: str) -> dict[str, Any]:
 
 def _made(args: argparse.Namespace) -> dict[str, Any]:
     """The model, a tokenizer for it, and a text."""
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     from llm_sparsity.data.preparation import TaskSettings, prepare
     from llm_sparsity.storage.container import Reader
     from llm_sparsity.storage.files import write_manifest
 
     made = make(args.folder, str(int(args.params)))
     words = [f"w{number}" for number in range(WORDS)]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(["<s>", *words])}, "<s>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<s>").save_pretrained(
-        args.folder / "dense"
-    )
+    word_tokenizer(args.folder / "dense", words)
     lines = random.Random(0).choices(words, k=2 * args.samples * args.sequence_length)
     (args.folder / "words.txt").write_text("\n".join(lines))
     facts = prepare({"train": args.folder / "words.txt"}, args.folder / "words", TaskSettings(kind="language-model"))

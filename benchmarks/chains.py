@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from perplexity import CELL, LENGTH, SAMPLES, SEEDS, WINDOWS, halves, interval, measure
-from table import argument_parser, machine, publish, table
+from shared import argument_parser, machine, publish, table
 
 LEVELS = ["0.5", "0.6", "2of4"]
 CHAINS = [

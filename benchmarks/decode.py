@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from table import argument_parser, machine, replace_block, table
+from shared import argument_parser, machine, replace_block, table
 from torch import Tensor
 from torch.nn import functional
 
@@ -68,18 +68,8 @@ def main() -> None:
 
 def _matrices(repeats: int, peer: bool) -> str:
     """A table for torch's number of threads."""
-    heads = [
-        "dtype",
-        "sparsity",
-        "limit",
-        "this",
-        "way",
-        "share of the limit",
-        "this, GB/s",
-        "torch dense, GB/s",
-        "torch CSR",
-        *(["MKL CSR"] if peer else []),
-    ]
+    heads = ["dtype", "sparsity", "limit", "this", "way", "share of the limit", "this, GB/s", "torch dense, GB/s"]
+    heads += ["torch CSR", *(["MKL CSR"] if peer else [])]
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         count = WORKING_SET // (OUTPUTS * INPUTS * dtype.itemsize)
@@ -171,8 +161,7 @@ def _models(sparsities: list[float], repeats: int) -> str:
     ]
     return (
         f"A Llama of 1.1 billion random weights, its layers' matrices pruned; `generate`, greedy, {NEW_TOKENS} tokens "
-        f"after 8. "
-        f"{machine(torch.get_num_threads())}. Kernels: {kernels.instructions()[0]}.\n\n{table(heads, rows)}"
+        f"after 8. {machine(torch.get_num_threads())}. Kernels: {kernels.instructions()[0]}.\n\n{table(heads, rows)}"
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from table import argument_parser, machine, publish, table
+from shared import argument_parser, machine, publish, table
 from torch import Tensor
 from torch.nn import Linear, Module
 from transformers.pytorch_utils import Conv1D

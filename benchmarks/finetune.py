@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from table import argument_parser, machine, publish, table
+from shared import argument_parser, machine, publish, table
 
 SCRIPT = Path(__file__).parent.parent / "scripts/finetune.py"
 SETTINGS: dict[str, Any] = {

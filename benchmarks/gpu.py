@@ -25,7 +25,7 @@ from pathlib import Path
 import gpu_children
 from gpu_bench import Bench, Check, preload
 from gpu_parts import PARTS
-from table import replace_block, table
+from shared import replace_block, table
 
 
 def run_part(bench: Bench, name: str) -> bool:

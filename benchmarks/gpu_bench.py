@@ -86,7 +86,10 @@ class Bench:
     def run(self, script: str, *arguments: object, gpu: bool = True, **settings: Any) -> float:
         """Run a stage's script to its end; seconds."""
         begun = time.perf_counter()
-        self._end(self.stage(script, *arguments, gpu=gpu, **settings), script)
+        process = self.stage(script, *arguments, gpu=gpu, **settings)
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"{script} ended with {process.exitcode}; see {self.folder / 'log.txt'}")
         return time.perf_counter() - begun
 
     def child(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -107,11 +110,6 @@ class Bench:
         with self.forking:  # libraries that are imported refuse two forks at once
             process.start()
         return process
-
-    def _end(self, process: Process, name: str) -> None:
-        process.join()
-        if process.exitcode:
-            raise RuntimeError(f"{name} ended with {process.exitcode}; see {self.folder / 'log.txt'}")
 
     @contextmanager
     def together(self) -> Iterator[Callable[..., AsyncResult[Any]]]:

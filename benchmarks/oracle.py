@@ -24,8 +24,7 @@ from llmcompressor import oneshot
 from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 from llmcompressor.modifiers.pruning.sparsegpt import sgpt_sparsify
 from llmcompressor.modifiers.pruning.wanda import wanda_sparsify
-from table import argument_parser, machine, publish, table
-from tokenizers import Tokenizer, models, pre_tokenizers
+from shared import argument_parser, machine, publish, table, word_tokenizer
 
 from llm_sparsity.data.preparation import TaskSettings, prepare
 from llm_sparsity.data.tasks import TaskFolder
@@ -66,9 +65,7 @@ def _results(folder: Path) -> list[list[str]]:
     torch.manual_seed(0)
     model = folder / "model"
     transformers.LlamaForCausalLM(config).save_pretrained(model)
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(["<s>", *WORDS])}, "<s>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<s>").save_pretrained(model)
+    word_tokenizer(model, WORDS)
     write_manifest(model, kind="model")
     (folder / "words.txt").write_text("\n".join(random.Random(0).choices(WORDS, k=5000)))
     facts = prepare({"train": folder / "words.txt"}, folder / "text", TaskSettings(kind="language-model"))

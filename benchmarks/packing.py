@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from table import argument_parser, publish, table
+from shared import argument_parser, publish, table
 
 from llm_sparsity.study.advice import PILOT_MINUTES, Queue, pack
 

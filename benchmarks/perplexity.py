@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from table import argument_parser, machine, publish, table
+from shared import argument_parser, machine, publish, table
 
 from llm_sparsity.reporting.intervals import margin
 

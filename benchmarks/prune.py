@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from table import argument_parser, machine, publish, table
+from shared import argument_parser, machine, publish, table
 
 LEVELS = ["0.1", "0.5", "0.9", "0.95", "0.99"]
 GIB = 1 << 30

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from table import argument_parser, machine, publish, table
+from shared import argument_parser, machine, publish, table
 
 from llm_sparsity.reporting.intervals import margin
 

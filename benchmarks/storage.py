@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
-from table import argument_parser, machine, publish, table
+from shared import argument_parser, machine, publish, table
 from torch import Tensor
 
 from llm_sparsity.storage import container as checkpoint
@@ -67,13 +67,9 @@ def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def _size(blob: Any) -> int:
-    return (
-        sum(map(_size, blob))
-        if isinstance(blob, tuple)
-        else blob
-        if isinstance(blob, int)
-        else len(memoryview(blob).cast("B"))
-    )
+    if isinstance(blob, tuple):
+        return sum(map(_size, blob))
+    return blob if isinstance(blob, int) else memoryview(blob).nbytes
 
 
 def _coders(folder: Path) -> dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Any]]]:

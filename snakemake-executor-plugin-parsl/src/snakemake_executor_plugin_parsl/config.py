@@ -143,15 +143,8 @@ def repair(executor: HighThroughputExecutor) -> None:
         executor.block_error_handler = wait_for_pilots
     if executor.interchange_launch_cmd == DEFAULT_INTERCHANGE_LAUNCH_CMD:
         script = str(HERE / "interchange.py")
-        executor.interchange_launch_cmd = [
-            sys.executable,
-            "-I",
-            guard.__file__,
-            "interchange",
-            sys.executable,
-            "-I",
-            script,
-        ]
+        python = [sys.executable, "-I"]
+        executor.interchange_launch_cmd = [*python, guard.__file__, "interchange", *python, script]
     if executor.launch_cmd == DEFAULT_LAUNCH_CMD:
         script = shlex.quote(guard.__file__).replace("{", "{{{{").replace("}", "}}}}")  # Parsl formats it twice
         executor.launch_cmd = f"python3 -I {script} pilot {DEFAULT_LAUNCH_CMD}"

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from llm_sparsity.study.clean import leftovers, remove
 from llm_sparsity.study.config import Config, load
 
 WORK = Path("work")
-TODAY = {"torch": "2"}
+TODAY = {"torch": version("torch")}
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def made(study: Config, cache: str, output: Path | None = None) -> None:
 
 
 def found(*studies: Config, others: bool = False) -> dict[str, str]:
-    listed = leftovers(WORK, studies, "now", TODAY, others=others)
+    listed = leftovers(WORK, studies, "now", others=others)
     return {leftover.path.name: leftover.reason for leftover in listed}
 
 
@@ -186,7 +187,7 @@ def test_removing_removes_what_is_listed_and_all_that_speaks_of_it(study: Config
     cached("cell", output="results/gone/dense/sst2/kept/seed-0", tokens="unused")
     for name in ("used", "unused"):
         (WORK / "tokens" / name).mkdir(parents=True)
-    listed = leftovers(WORK, [study], "now", TODAY)
+    listed = leftovers(WORK, [study], "now")
     assert listed[0].bytes == sum(path.stat().st_size for path in listed[0].path.rglob("*") if path.is_file())
     remove(WORK, listed)
     assert sorted(path.name for path in WORK.iterdir()) == ["runs", "same", "tokens"]
@@ -197,7 +198,7 @@ def test_removing_removes_what_is_listed_and_all_that_speaks_of_it(study: Config
 def test_what_a_run_has_begun_to_use_since_it_was_listed_stays(study: Config, cached: Callable[..., Path]) -> None:
     used, unused = cached("used", code="then"), cached("unused", code="then")
     (WORK / "tokens/t").mkdir(parents=True)
-    listed = leftovers(WORK, [study], "now", TODAY)
+    listed = leftovers(WORK, [study], "now")
     assert len(listed) == 3
     (used / "lock").write_text(this_process())
     assert [leftover.path for leftover in remove(WORK, listed)] == [unused]

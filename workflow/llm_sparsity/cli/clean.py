@@ -6,7 +6,6 @@ a finished run made their results anew or their results are gone.
 
 import argparse
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from llm_sparsity.jobs.errors import UserError
@@ -27,8 +26,7 @@ def main(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         raise UserError(f"{args.work}: no such folder; run this where the studies run, or give --work")
     studies = [config.read(study_file(study)) for study in args.studies]
     code = code_hash(project() / "scripts/finetune.py")
-    versions = {name: version(name) for name in ("torch", "transformers")}
-    found = leftovers(args.work, studies, code, versions, others=args.all)
+    found = leftovers(args.work, studies, code, others=args.all)
     if args.delete:
         found = remove(args.work, found)
     if not found:

@@ -143,13 +143,13 @@ def _source_name(cell: Cell) -> str:
 
 
 def _link(source: Mapping[str, Any], name: str) -> str:
-    return f"[{name}](https://huggingface.co/{name})" if "hub" in source else f"{name}"
+    return f"[{name}](https://huggingface.co/{name})" if "hub" in source else name
 
 
 def _use(name: str, pipeline: str, loaded_by: str) -> str:
     if pipeline == "feature-extraction":
         return (
-            f"from transformers import AutoModel, AutoTokenizer\n\n"
+            "from transformers import AutoModel, AutoTokenizer\n\n"
             f'tokenizer, model = (each.from_pretrained("{name}") for each in (AutoTokenizer, AutoModel))\n'
             'states = model(**tokenizer("A sentence.", return_tensors="pt")).last_hidden_state'
         )

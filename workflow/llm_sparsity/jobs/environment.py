@@ -16,9 +16,8 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
         device: the device that computes. For a GPU the peak is of its memory, for the CPU the resident set.
         processes: number of processes of the run.
     """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )  # Linux counts KiB
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts KiB
+    peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     names = ["torch", "transformers", "accelerate", *({"numba"} & sys.modules.keys())]  # numba compiles sparse layers

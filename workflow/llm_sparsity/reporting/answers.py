@@ -3,9 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import pandas as pd
 
 from llm_sparsity.reporting.contrasts import by_recipe, differ, widest
 from llm_sparsity.reporting.decisions import LATENCY, Decision, decisions, useless
@@ -256,11 +253,6 @@ def _recovery(pruned: Sequence[Option]) -> str:
     )
 
 
-def _variant(row: Any) -> str:
-    """A variant of the tables of sizes and speed, which no recipe trained."""
-    return f"{row.model}, {name_of(pd.Series({**row, 'recipe': UNTRAINED}))}"
-
-
 def _bytes(data: Tables) -> str:
     """The smallest file."""
     sizes = data["sizes"][data["sizes"].method != "dense"]
@@ -268,8 +260,9 @@ def _bytes(data: Tables) -> str:
         return ""
     row = sizes.loc[sizes.ratio.idxmin()]
     return (
-        f"The smallest file takes {percent(round(100 * row.ratio, 1) / 100)} of the dense model in the same container, "
-        f"{row.container_bytes / 1e6:,.1f} of {row.container_bytes / row.ratio / 1e6:,.1f} MB: {_variant(row)}."
+        f"The smallest file takes {percent(round(row.ratio, 3))} of the dense model in the same container, "
+        f"{row.container_bytes / 1e6:,.1f} of {row.container_bytes / row.ratio / 1e6:,.1f} MB: "
+        f"{row.model}, {name_of(row)}."
     )
 
 
@@ -284,7 +277,7 @@ def _seconds(data: Tables) -> str:
     row = faster.loc[faster.speedup.idxmax()]
     return (
         f"The fastest runs {times(row.speedup)} as fast as dense, by {row.execution} execution on {row.device}, "
-        f"batch {row.batch_size}{', decoding' * (row.phase == 'decode')}: {_variant(row)}."
+        f"batch {row.batch_size}{', decoding' * (row.phase == 'decode')}: {row.model}, {name_of(row)}."
     )
 
 

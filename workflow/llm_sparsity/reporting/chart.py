@@ -12,7 +12,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
 
 from llm_sparsity.reporting.figures.frontier import names
-from llm_sparsity.reporting.figures.style import ROOM, marker_of, plain, ticks, widened
+from llm_sparsity.reporting.figures.style import COLOURS, ROOM, marker_of, plain, ticks, widened
 from llm_sparsity.reporting.intervals import Estimate
 from llm_sparsity.reporting.options import Option, comparisons, front
 from llm_sparsity.reporting.tables import Tables, baseline
@@ -54,7 +54,7 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
         return round(100 * option.share / widest, 2), _position(option.value, low, high, metric)
 
     named = _fitting(names(list(dict.fromkeys([*best, *shown_options])), best), place)
-    colours = {model: number for number, model in enumerate(models)}
+    colours = {model: number % len(COLOURS) for number, model in enumerate(models)}
     return {
         "task": task,
         "metric": name_of_metric(metric),
@@ -65,13 +65,13 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
         "constant": constant_answer(metric),
         "lines": [
             {
-                "colour": colours[model] % 10,
+                "colour": colours[model],
                 "points": " ".join(f"{x},{100 - y:.2f}" for x, y in map(place, front(shown_options, model))),
             }
             for model in models
         ],
         "points": [
-            _point(option, changes[option], place(option), colours[option.model] % 10)
+            _point(option, changes[option], place(option), colours[option.model])
             | {"best": option in best, "name": named.get(option, "")}
             | {"whisker": [_position(min(max(end, low), high), low, high, metric) for end in intervals.get(option, ())]}
             for option in sorted(shown_options, key=lambda option: (option.share, option.value))
@@ -80,7 +80,7 @@ def chart(data: Tables, options: Sequence[Option], models: Sequence[str]) -> dic
             (method, marker_of(method))
             for method in dict.fromkeys(o.method.partition("+")[0] for o in shown_options if not o.is_dense)
         ],
-        "models": [(model, colours[model] % 10) for model in models if any(o.model == model for o in shown_options)],
+        "models": [(model, colours[model]) for model in models if any(o.model == model for o in shown_options)],
     }
 
 
@@ -90,7 +90,7 @@ def _point(option: Option, change: Estimate | None, place: tuple[float, float], 
     lines = [
         f"{name_of_metric(option.metric)} {shown(option.metric, option.value)}"
         + ("" if option.is_dense or change is None else f", {cost_of(option.metric, change)} {costs} dense"),
-        f"{size}, {percent(round(100 * option.share, 1) / 100)} of the dense bytes"
+        f"{size}, {percent(round(option.share, 3))} of the dense bytes"
         + ("" if math.isnan(option.speedup) or option.is_dense else f"; {times(option.speedup)} as fast"),
     ]
     return {

@@ -20,7 +20,6 @@ from llm_sparsity.reporting.paired import paired_error
 from llm_sparsity.reporting.tables import LIBRARIES, MACHINE, SECONDS, VERSIONS
 from llm_sparsity.storage.files import read_json, read_manifest, weight_bytes, write_manifest
 from llm_sparsity.study.cells import DENSE, Cells, Evaluation, Run, Variant, expand, results_folder, variant_folder
-from llm_sparsity.study.sparsity import Sparsity
 
 Row = dict[str, Any]
 
@@ -213,6 +212,6 @@ def _variant(model: str, variant: Variant) -> Row:
         "model": model,
         "method": variant.method,
         "scope": variant.scope,
-        "sparsity": Sparsity.of(variant.sparsity),
+        "sparsity": variant.sparsity,
         "calibration_seed": variant.calibration_seed,
     }

@@ -10,13 +10,7 @@ from llm_sparsity.reporting.tables import CELL, LIBRARIES, UNTRAINED, Tables, by
 from llm_sparsity.reporting.wording import in_points, name_of_metric, number_of, resolution, scope_name, shown
 from llm_sparsity.study.sparsity import ZERO
 
-MAIN = (
-    "accuracy",
-    "combined",
-    "perplexity",
-    "acc",
-    "acc_norm",
-)  # metrics that the page shows beside the score of a task
+MAIN = ("accuracy", "combined", "perplexity", "acc", "acc_norm")  # shown on the page beside the score of a task
 
 
 def results(data: Tables) -> list[dict[str, Any]]:
@@ -91,6 +85,6 @@ def versions(data: Tables) -> str:
             found.append(
                 ", ".join(f"{library} {version} ({number_of(number, 'run')})" for version, number in counts.items())
             )
-    return f"Results come from different versions, so they may differ for that reason: {'; '.join(found)}." * bool(
-        found
-    )
+    if not found:
+        return ""
+    return f"Results come from different versions, so they may differ for that reason: {'; '.join(found)}."

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from llm_sparsity.reporting.intervals import Estimate, Score, combined, margin
-from llm_sparsity.reporting.tables import Tables, by_seed, score_of
+from llm_sparsity.reporting.tables import Tables, by_seed, examples, score_of
 from llm_sparsity.reporting.wording import constant_answer, name_of_metric
 from llm_sparsity.study.sparsity import ZERO, Sparsity
 
@@ -70,7 +70,7 @@ class Cell:
     @property
     def examples(self) -> int:
         """Examples of the validation split."""
-        return int(self.rows("runs").validation_examples.iloc[0])
+        return examples(self.tables, self.task)
 
     def score(self, sparsity: Sparsity) -> Score:
         """The score that the task is judged by."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from llm_sparsity.reporting.intervals import Estimate, Score, quantile
-from llm_sparsity.reporting.tables import Tables, examples, judged
+from llm_sparsity.reporting.tables import UNTRAINED, Tables, examples, judged
 from llm_sparsity.study.sources import SCORES
 from llm_sparsity.study.sparsity import Sparsity
 
@@ -82,7 +82,8 @@ def name_of(row: Any) -> str:
         what = [row.method if row.scope in USUAL else f"{row.method} of {scope_name(row.scope)}"]
     else:
         what = [row.method, part_of(row.sparsity, scope_name(row.scope))]
-    return ", ".join([*what, *([row.recipe] if row.recipe not in ("kept", "") else [])])
+    recipe = getattr(row, "recipe", UNTRAINED)  # the tables of sizes and speed have none
+    return ", ".join([*what, *([recipe] if recipe not in ("kept", UNTRAINED) else [])])
 
 
 def short(sparsity: Sparsity) -> str:

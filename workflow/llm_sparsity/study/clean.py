@@ -11,6 +11,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,21 +31,13 @@ class Leftover(NamedTuple):
     reason: str
 
 
-def leftovers(
-    work: Path,
-    studies: Iterable[Config],
-    code: str,
-    versions: dict[str, str],
-    *,
-    others: bool = False,
-) -> list[Leftover]:
+def leftovers(work: Path, studies: Iterable[Config], code: str, *, others: bool = False) -> list[Leftover]:
     """The cached runs and tokens that nothing refers to.
 
     Args:
         work: the folder of caches; the folders of results and resources lie beside it.
         studies: the studies whose caches are kept.
         code: the hash of the code that fine-tunes.
-        versions: library -> version that a run would use today.
         others: list caches of studies that were not given, too.
     """
     studies, home = list(studies), work.absolute().parent
@@ -59,7 +52,7 @@ def leftovers(
         reason = None
         if not _is_locked(folder / "lock") and not any(source.is_relative_to(folder.resolve()) for source in sources):
             reasons = [
-                _reason(folder, {**cached, "output": output}, cells.get(output, []), code, versions, others)
+                _reason(folder, {**cached, "output": output}, cells.get(output, []), code, others)
                 for output in sorted({cached["output"], *made[folder.name]})
             ]
             reason = None if None in reasons else reasons[0]
@@ -122,19 +115,15 @@ def _sources(home: Path, studies: Iterable[Config]) -> list[Path]:
 
 
 def _reason(
-    folder: Path,
-    cached: dict[str, Any],
-    cells: list[tuple[Config, Run]],
-    code: str,
-    versions: dict[str, str],
-    others: bool,
+    folder: Path, cached: dict[str, Any], cells: list[tuple[Config, Run]], code: str, others: bool
 ) -> str | None:
     """Why nothing refers to a cached run; None if something does."""
     home = folder.absolute().parents[1]
     output = home / cached["output"]
     anew = _makers(output) - {folder.name}
     differences = [_difference(cached, study, run, code, home) for study, run in cells]
-    if None in differences and (not anew or cached.get("versions") == versions):
+    versions = cached.get("versions", {})
+    if None in differences and (not anew or versions == {name: version(name) for name in versions}):
         return None
     if not anew and not others and (output.exists() or not (cells or _is_finished(folder, cached))):
         return None

@@ -14,13 +14,12 @@ from pathlib import Path
 from llm_sparsity.storage.files import MANIFEST, read_manifest, weight_bytes
 from llm_sparsity.study.cells import DENSE, MODELS, Variant
 from llm_sparsity.study.config import Config
-from llm_sparsity.study.methods import TRAINING as TRAINING_STEPS
-from llm_sparsity.study.methods import is_calibrated
+from llm_sparsity.study.methods import TRAINING, is_calibrated
 from llm_sparsity.study.sparsity import Sparsity
 
 BASE = 125e6  # parameters of a model of unknown size
 FLOAT = 4  # bytes of a float32
-HALF = {"float16": 2, "bfloat16": 2}  # bytes of other dtypes
+HALF = {"float16": 2, "bfloat16": 2}  # bytes of a value; any other dtype counts as FLOAT
 MINIMUM_MB = 1000
 STEP_MB = 100  # requests are rounded up to a multiple of it
 
@@ -33,8 +32,8 @@ LARGEST_VOCABULARY = 262_144  # tokens, of Gemma 3: bounds the largest tensor of
 VOCABULARY = 152_000  # tokens, of Qwen2.5: bounds the logits
 HEAD = 64  # width / layers, about constant over models: 768 / 12, 2048 / 32, 4096 / 64
 # Bytes per token.
-TRAINING = 100  # activations kept for the backward pass, per unit of width and layer: 25 float32 values
-INFERENCE = 128  # activations of the layer at work, per unit of width: 32 float32 values
+BACKWARD = 100  # activations kept for the backward pass, per unit of width and layer: 25 float32 values
+FORWARD = 128  # activations of the layer at work, per unit of width: 32 float32 values
 LOGITS = 3 * FLOAT  # per token of the vocabulary: logits, their log-softmax, the gradient of one of them
 # Sizes of the stages' own making.
 LOGITS_AT_ONCE = 256  # tokens; `evaluate` holds no more logits
@@ -137,7 +136,7 @@ def mem_mb(
         case "download":
             gpu, needed = 0, size.largest
         case "prune" if is_calibrated(chain):
-            needed = _calibrated(config, size, trains=not set(TRAINING_STEPS).isdisjoint(chain.split("+")))
+            needed = _calibrated(config, size, trains=not set(TRAINING).isdisjoint(chain.split("+")))
         case "prune":
             gpu, needed = 0, 2 * size.largest + STRIPS  # a tensor as read, and its pruned copy
         case "weights":
@@ -148,7 +147,7 @@ def mem_mb(
             needed = _evaluate(config, size, task)
         case "zero_shot":
             tokens = int(config.evaluate_settings(task)["batch_size"]) * PROMPT_TOKENS
-            needed = _loaded(size) + tokens * (INFERENCE * size.width + LOGITS * VOCABULARY)
+            needed = _loaded(size) + tokens * (FORWARD * size.width + LOGITS * VOCABULARY)
         case "finetune":
             needed = _finetune(config, size, task, recipe)
         case _:
@@ -225,7 +224,7 @@ def _calibrated(config: Config, size: Size, *, trains: bool) -> float:
     samples, length = (drawn.samples, drawn.sequence_length) if drawn else (0, 0)
     block = 12 * size.width**2 * FLOAT
     hessians = 4 * (4 * size.width) ** 2 * FLOAT  # of the widest matrix: sum, damped, inverse and its factor
-    activations = 2 * samples * length * size.width * FLOAT + max(BLOCK_TOKENS, length) * size.width * INFERENCE
+    activations = 2 * samples * length * size.width * FLOAT + max(BLOCK_TOKENS, length) * size.width * FORWARD
     running = size.largest + 2 * block + activations
     return size.file + running + hessians + trains * (running + 4 * block)
 
@@ -240,14 +239,14 @@ def _measure(config: Config, size: Size, variant: Variant | None) -> float:
     kept = 1 - variant.sparsity.fraction if variant else 1.0
     copies = 3.0 if variant and variant.is_dense else 3.0 + 2 * min(2.0, 2 * kept + EMBEDDINGS)
     tokens = max(config.measure.batch_sizes) * config.measure.sequence_length
-    return copies * size.weights + tokens * INFERENCE * size.width
+    return copies * size.weights + tokens * FORWARD * size.width
 
 
 def _evaluate(config: Config, size: Size, task: str) -> float:
     """The weights, a batch's activations, and a few tokens' logits."""
     settings = config.evaluate_settings(task)
     tokens = int(settings["batch_size"]) * int(settings["sequence_length"])
-    return _loaded(size) + tokens * INFERENCE * size.width + LOGITS_AT_ONCE * LOGITS * VOCABULARY
+    return _loaded(size) + tokens * FORWARD * size.width + LOGITS_AT_ONCE * LOGITS * VOCABULARY
 
 
 def _finetune(config: Config, size: Size, task: str, recipe: str) -> float:
@@ -260,9 +259,9 @@ def _finetune(config: Config, size: Size, task: str, recipe: str) -> float:
     teacher, lora = settings["distill"] is not None, settings["lora"] is not None
     copies = (3 if lora else 4) + teacher + (settings["schedule"] is not None)
     tokens = int(settings["micro_batch_size"]) * int(settings["max_length"])
-    kept = TRAINING * size.width * size.layers
+    kept = BACKWARD * size.width * size.layers
     if settings["gradient_checkpointing"]:  # the inputs of all layers, and all of one
-        kept = FLOAT * size.width * size.layers + TRAINING * size.width
+        kept = FLOAT * size.width * size.layers + BACKWARD * size.width
     logits = LOGITS * VOCABULARY if config.tasks[task].kind == "language-model" else 0.0
     compared = FLOAT * size.width * size.layers if teacher else 0.0  # outputs of the teacher's layers
     return copies * size.weights + size.parameters + tokens * (kept + compared + (1 + teacher) * logits)

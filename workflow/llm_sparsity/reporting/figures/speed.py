@@ -11,7 +11,7 @@ from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.figures.by_sparsity import name_of_line
 from llm_sparsity.reporting.figures.drawing import SAVINGS, Drawn, Study
 from llm_sparsity.reporting.figures.labels import Point, Points, legible, name_points, thinned
-from llm_sparsity.reporting.tables import UNTRAINED, are_masked, are_patterns, fractions
+from llm_sparsity.reporting.tables import are_masked, are_patterns, fractions
 from llm_sparsity.reporting.wording import name_of, number_of, scope_name, span, times
 
 EXECUTIONS = ("dense", "sparse", "2of4")
@@ -67,7 +67,7 @@ def _title(rows: pd.DataFrame, batch: int, decodes: bool) -> str:
     faster = found[found.speedup_low > 1]
     shown = found if faster.empty else faster
     fastest: Any = shown.loc[shown.speedup.idxmax()]
-    name = f"{fastest.model}, {name_of(pd.Series({**fastest, 'recipe': UNTRAINED}))}, {fastest.execution} execution"
+    name = f"{fastest.model}, {name_of(fastest)}, {fastest.execution} execution"
     if faster.empty:
         nearest = f"the nearest ({fastest.speedup:.2f} times) is {name}"
         return f"Nothing is measurably faster than the dense model {at}; {nearest}"

@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, the machine in words, and BENCHMARKS.md, of which each owns a block."""
+"""What the benchmarks share: arguments, a tokenizer, the machine in words, and BENCHMARKS.md: each owns a block."""
 
 import argparse
 import os
@@ -13,6 +13,16 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
     return parser
+
+
+def word_tokenizer(folder: Path, words: Iterable[str]) -> None:
+    """Add a tokenizer of whole words, whose end is `<s>`, to a model folder."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(["<s>", *words])}, "<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<s>").save_pretrained(folder)
 
 
 def machine(threads: int) -> str:
