@@ -84,7 +84,7 @@ def test_verdicts(accuracies: dict[str, list[float]], verdict: str) -> None:
 def counted(share: float, examples: int) -> float:
     """The variance of one example, by Agresti and Coull."""
     share = (share * examples + 2) / (examples + 4)
-    return share * (1 - share)
+    return share * (1 - share) * examples / (examples + 4)
 
 
 def test_a_margin_by_hand() -> None:

@@ -135,7 +135,7 @@ def test_a_score_without_an_error_has_an_interval_if_it_is_a_share() -> None:
     )
     cells = cells.assign(stderr=math.nan, paired=math.nan, seeded=True)
     assert math.isnan(Score.of(cells, "matthews_correlation", 100).variance)
-    assert Score.of(cells.assign(value=0.9), "accuracy", 100).variance == pytest.approx(92 / 104 * 12 / 104)
+    assert Score.of(cells.assign(value=0.9), "accuracy", 100).variance == pytest.approx(100 * 92 / 104 * 12 / 104 / 104)
     assert Score.of(cells.assign(value=1.0), "accuracy", 20).variance > 0, "twenty right answers prove no perfect model"
     found = combined([(1, Score.of(cells, "matthews_correlation", 100))], 100)
     assert found and math.isnan(found.margin)
@@ -143,6 +143,8 @@ def test_a_score_without_an_error_has_an_interval_if_it_is_a_share() -> None:
 
 def test_draws_that_share_a_seed_of_fine_tuning_are_one_value() -> None:
     """Nine runs of three seeds and three draws are three values."""
-    cells = pd.DataFrame([{"value": s + c / 10, "seed": s, "calibration_seed": c} for s in range(3) for c in range(3)])
+    cells = pd.DataFrame(
+        [{"value": s / 10 + c / 100, "seed": s, "calibration_seed": c} for s in range(3) for c in range(3)]
+    )
     cells = cells.assign(stderr=math.nan, paired=math.nan, recipe="kept", method="wanda", seeded=True)
-    assert Score.of(cells, "accuracy", 100).values.tolist() == pytest.approx([0.1, 1.1, 2.1])
+    assert Score.of(cells, "accuracy", 100).values.tolist() == pytest.approx([0.01, 0.11, 0.21])

@@ -111,8 +111,7 @@ def _scores(cell: Cell, task: str, own: Path, seeds: Sequence[Path], dense: Sequ
 def _margin(metric: str, value: float, error: float | None, examples: int | None) -> float:
     """Half the width of the 95 % interval over examples; NaN if it is not known."""
     if error is None and metric in PROPORTIONS and examples:
-        share = (value * examples + 2) / (examples + 4)  # Agresti and Coull: also of 0 and 1 there is an interval
-        error = math.sqrt(share * (1 - share) / (examples + 4))
+        error = intervals.share_error(value, examples)
     return math.nan if error is None else intervals.quantile() * error
 
 

@@ -62,6 +62,16 @@ def sampled_margin(values: "pd.Series[float]", errors: "pd.Series[float]") -> fl
     return math.hypot(spread, sampling)
 
 
+def share_error(share: float, examples: int) -> float:
+    """The standard error of a share of examples, such as accuracy.
+
+    Two of each outcome are added, so that a perfect score has an error too (Agresti & Coull 1998,
+    doi:10.1080/00031305.1998.10480550).
+    """
+    adjusted = (share * examples + 2) / (examples + 4)
+    return math.sqrt(adjusted * (1 - adjusted) / (examples + 4))
+
+
 @dataclass(frozen=True)
 class Score:
     """A score of one cell.
@@ -83,12 +93,12 @@ class Score:
     def of(cls, rows: pd.DataFrame, metric: str, examples: int) -> "Score":
         """The score of the rows of a cell, see `tables.judged`."""
         seeded, drawn = bool(rows.seeded.any()), any(map(is_calibrated, rows.method.unique()))
-        values, error = by_seed(rows if seeded else rows.drop(columns="seed")), float((rows.stderr**2).mean())
-        # Two of each outcome are added, so that of a perfect score a variance is left (Agresti & Coull 1998,
-        # doi:10.1080/00031305.1998.10480550).
-        share = (float(values.mean()) * examples + 2) / (examples + 4)
-        variance = share * (1 - share) if math.isnan(error) and metric == "accuracy" else error * examples
-        return cls(values, "fine-tuning" if seeded else "calibration" * drawn, variance, float(rows.paired.mean()))
+        values, squared = by_seed(rows if seeded else rows.drop(columns="seed")), float((rows.stderr**2).mean())
+        if math.isnan(squared) and metric == "accuracy":
+            squared = share_error(float(values.mean()), examples) ** 2
+        return cls(
+            values, "fine-tuning" if seeded else "calibration" * drawn, squared * examples, float(rows.paired.mean())
+        )
 
 
 def combined(
