@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,18 @@ def test_generate_says_how_fast(variant: Variant) -> None:
         assert found.prefill > 0 and found.decode > 0 and found.seconds > 0
         assert (found.layers > 0) == (execution == "sparse")
     assert texts[0] == texts[1] and texts[0].startswith(" w1 w2 w3")
+
+
+def test_the_speed_of_a_prompt_includes_the_encoder(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = variant("0.5", kind="bart")
+    (folder.path / "config.json").write_text(
+        json.dumps(folder.config | {"architectures": ["BartForConditionalGeneration"]})
+    )
+    encoder = transformers.models.bart.modeling_bart.BartEncoder
+    forward = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda *args, **kwargs: time.sleep(0.2) or forward(*args, **kwargs))
+    found = generate(ModelFolder(folder.path), "dense", "w1 w2 w3", 4, io.StringIO())
+    assert 0 < found.prefill < 5 / 0.2  # three words between <s> and </s>
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ WARM_UP = 2  # tokens that are generated first, while kernels are compiled and t
 class Speed(NamedTuple):
     """How fast one execution was.
 
-    prefill: tokens of the prompt in a second.
+    prefill: tokens of the prompt in a second, an encoder included.
     decode: tokens generated in a second, after the first.
     bytes: of its weights in memory.
     seconds: to load it.
@@ -74,15 +74,16 @@ def generate(folder: ModelFolder, execution: str, prompt: str, tokens: int, out:
 
 
 class Clock(TextStreamer):
-    """Streams text to a file and notes when each token came, after the prompt."""
+    """Streams text to a file, and notes the time when it is made, before the prompt is read, and that of each token."""
 
     def __init__(self, tokenizer: Any, out: TextIO) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.out, self.times = out, list[float]()
+        self.out, self.times = out, [time.perf_counter()]  # an encoder reads the prompt before `put` gets one
 
     def put(self, value: Any) -> None:
         """Called with the prompt, then with each token."""
-        self.times.append(time.perf_counter())
+        if not self.next_tokens_are_prompt:
+            self.times.append(time.perf_counter())
         super().put(value)  # type: ignore[no-untyped-call]
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
