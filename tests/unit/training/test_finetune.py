@@ -283,16 +283,24 @@ def test_a_sparse_language_model_recovers_and_keeps_its_mask(
     assert result["baseline"] == {}
 
 
-def test_updates_train_a_classifiers_new_head_too(variant: Make, task: TaskFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooled", [True, False])
+def test_updates_train_a_classifiers_new_head_too(
+    pooled: bool, variant: Make, task: TaskFolder, tmp_path: Path
+) -> None:
+    """The head is the classifier, and the pooler if the folder holds none, as one of BertForMaskedLM."""
     model = variant("bert")
+    if not pooled:
+        held = {name: weight for name, weight in weights.load(model.path).items() if "pooler" not in name}
+        weights.save(model.path, held)
     result = run(model, task, tmp_path, lora=LORA, learning_rate=0.05, epochs=8)
     assert result["metrics"]["accuracy"] > 0.9
     assert result["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
     saved, pruned = weights.load(result["weights"]), weights.load(model.path)
     norm = next(name for name in pruned if name.endswith("LayerNorm.weight"))
     assert torch.equal(after(result, norm), pruned[norm])
-    fresh = load_classifier(model, labels=2, seed=0).classifier.weight
-    assert not torch.equal(saved["classifier.weight"], fresh)
+    fresh = load_classifier(model, labels=2, seed=0)
+    assert not torch.equal(saved["classifier.weight"], fresh.classifier.weight)
+    assert torch.equal(saved["bert.pooler.dense.weight"], fresh.bert.pooler.dense.weight) == pooled
 
 
 @pytest.mark.parametrize("lora", [slow(None), LORA])

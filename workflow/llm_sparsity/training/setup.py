@@ -10,6 +10,7 @@ from accelerate.utils import ProjectConfiguration
 from torch.nn import Module
 
 from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.models.classes import drawn_parameters
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.training import lora, tracking
 from llm_sparsity.training.distillation import Teacher, disable_dropout
@@ -96,9 +97,10 @@ def set_trainable(net: Any, model: ModelFolder, objective: Objective, settings: 
     if settings.lora:
         known = {name: model.structure.matrix(name) for name, _ in net.named_parameters()}
         matrices = [name for name, matrix in known.items() if matrix and matrix.is_linear]  # no packed experts
+        drawn = drawn_parameters(net, model)  # a new pooler too
         lora.attach(net, matrices, seed=settings.derived_seed("lora"), **settings.lora)
         for name, weight in net.named_parameters():
-            if objective.is_new(net, name):
+            if objective.is_new(net, name) or name in drawn:
                 weight.requires_grad_()
     net.train()
 
