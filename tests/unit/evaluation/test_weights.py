@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from llm_sparsity.evaluation.weights import COLUMNS, GRID, QUANTILES, THRESHOLDS, weights
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
-from llm_sparsity.storage.files import write_manifest
+from llm_sparsity.pruning.prune import prune
+from llm_sparsity.storage.files import read_json, write_manifest
+from llm_sparsity.study.sparsity import Sparsity
 from tests.tiny import model_of, query
-from tests.weights import load
+from tests.weights import load, save
 
 
 def table_of(model: ModelFolder, output: Path) -> pd.DataFrame:
@@ -130,6 +132,20 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"tensor {query(0)} has NaN or infinite weights"):
             weights(ModelFolder(model), tmp_path)
     assert not (tmp_path / "weights.parquet").exists()
+
+
+def test_the_bytes_of_tied_tensors_count_once_as_in_a_variant(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model("bart"), tmp_path / "model")
+    tensors = load(tmp_path / "model")
+    copies = {f"{stack}.embed_tokens.weight": tensors["shared.weight"] for stack in ("encoder", "decoder")}
+    save(tmp_path / "model", tensors | copies, sparse=False)
+    model = ModelFolder(tmp_path / "model")
+    prune(model, {Sparsity("0"): tmp_path / "variant"}, method="magnitude", scope="linear")
+    weights(model, tmp_path)
+    variant = tmp_path / "variant/model/model.safetensors"
+    assert read_json(tmp_path / "sizes.json")["container_bytes"] == variant.stat().st_size
 
 
 def test_the_real_bart(shared: Path, tmp_path: Path) -> None:

@@ -112,6 +112,15 @@ def test_bytes(variant: Variant, dense: Dense, tmp_path: Path) -> None:
     assert cost["bound_bytes"] < cost["bytes"] == cost["container_bytes"] < cost["plain_bytes"]
 
 
+def test_the_bytes_of_tied_tensors_count_once(dense: Dense, tmp_path: Path) -> None:
+    plain = dense("bart")
+    shutil.copytree(plain.path, tmp_path / "m")
+    tensors = load(plain.path)
+    save(tmp_path / "m", tensors | {"encoder.embed_tokens.weight": tensors["shared.weight"]}, sparse=False)
+    measure(ModelFolder(tmp_path / "m"), plain, tmp_path, batch_sizes=[1], sequence_length=8, repeats=1)
+    assert read_json(tmp_path / "cost.json")["plain_bytes"] == sum(tensor.nbytes for tensor in tensors.values())
+
+
 def test_a_structured_variant_is_dense_and_smaller(variant: Variant, dense: Dense, tmp_path: Path) -> None:
     measure(variant("0.5", "structured"), dense("bert"), tmp_path, **SETTINGS)
     cost = read_json(tmp_path / "cost.json")

@@ -19,7 +19,7 @@ from tests.weights import load, save
 
 def sizes_of(folder: ModelFolder) -> dict[str, int]:
     with folder.open() as reader:
-        return weight_sizes(reader, folder)
+        return weight_sizes(reader, reader.names, folder)
 
 
 def test_the_bound_of_known_weights(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def weights(model: ModelFolder, output: Path) -> None:
         tensors = _tally_tensors(model, reader)
         overall, layers = _merged(tensors)
         histogram = _histogram(reader, list(tensors), overall)
-        sizes = weight_sizes(reader, model)
+        sizes = weight_sizes(reader, model.structure.without_copies(reader.names), model)
     rows = [*overall.rows("overall", ""), *histogram]
     for (stack, layer), tally in sorted(layers.items()):
         rows += tally.rows("layer", f"{stack} {layer}" if layer >= 0 else f"{stack} embeddings")

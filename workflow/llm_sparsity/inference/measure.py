@@ -62,7 +62,7 @@ def measure(
     model.check_length("measure.sequence_length", sequence_length)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with model.open() as reader:
-        sizes = weight_sizes(reader, model)
+        sizes = weight_sizes(reader, model.structure.without_copies(reader.names), model)
     keep_freed_memory()
     dtype = dtype_of(model, device)
     loads = timing.take_turns([lambda: load_base(model, dtype)], LOADS)

@@ -1,5 +1,7 @@
 """How many bytes a model's weights take: plain, in the sparse container, and at the bound of an ideal coder."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -10,11 +12,12 @@ from llm_sparsity.storage.encoder import Encoder
 from llm_sparsity.storage.quantized import Quantized
 
 
-def weight_sizes(reader: Reader, where: object) -> dict[str, int]:
+def weight_sizes(reader: Reader, names: Iterable[str], where: object) -> dict[str, int]:
     """The bytes of a model's weights in three forms. One tensor is in memory at a time, and nothing is written.
 
     Args:
         reader: of the weights.
+        names: of the tensors that count: a pruned model holds tied ones once.
         where: they are from, for the message.
 
     Returns:
@@ -29,7 +32,7 @@ def weight_sizes(reader: Reader, where: object) -> dict[str, int]:
         UserError: a weight is NaN or infinite; the message names the tensor.
     """
     plain, bits, container = 0, 0.0, Encoder(_Nowhere())
-    for name in reader.names:
+    for name in names:
         stored = reader.stored(name)
         if isinstance(stored, Quantized):
             tensor, coded = stored.values(), [stored.scales, stored.codes]
