@@ -16,7 +16,8 @@ from llm_sparsity.storage.files import sha256
 from llm_sparsity.study.settings import RECIPES
 from llm_sparsity.study.sparsity import Sparsity
 from llm_sparsity.training.mask import Mask
-from tests.unit.training.helpers import removed, run
+from tests import weights, zoo
+from tests.unit.training.helpers import WINDOWS, removed, run
 
 SCHEDULE = {"begin": 0.0, "end": 0.7, "scores": "magnitude"}
 DISTILL = {"labels": 1.0, "logits": 1.0, "hidden": 10.0, "temperature": 2.0}
@@ -58,6 +59,20 @@ def test_a_schedule_leaves_as_many_zeros_in_each_tensor_as_the_variant_has(
     }
     assert any(not torch.equal(found[name], wanted[name]) for name in wanted)  # chosen anew
     assert result["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_a_schedule_takes_as_many_weights_of_each_expert(
+    tiny_model: Callable[[str], Path], text: TaskFolder, tmp_path: Path
+) -> None:
+    """Their files hold a tensor for each expert, of which `uniform` takes half; models pack them."""
+    model = ModelFolder(zoo.save("mixtral", tmp_path / "dense", tiny_model("llama")))
+    prune(model, {Sparsity("0.5"): tmp_path / "0.5"}, method="uniform", scope="mlp")
+    run(model, text, tmp_path / "first", evaluation=WINDOWS, epochs=1)
+    variant, dense = ModelFolder(tmp_path / "0.5/model"), ModelFolder(tmp_path / "first/out/model")
+    result = run(variant, text, tmp_path, evaluation=WINDOWS, dense=dense, schedule=SCHEDULE, epochs=1)
+    packed = {name: weight for name, weight in weights.load(result["weights"]).items() if weight.dim() == 3}
+    assert len(packed) == 4
+    assert all((weight == 0).flatten(1).sum(1).tolist() == [weight[0].numel() // 2] * 4 for weight in packed.values())
 
 
 def test_the_recipe_gradual_removes_all_in_the_first_third_of_the_steps(trained: Trained) -> None:

@@ -1,13 +1,13 @@
 """Gradual pruning: weights are removed during training, along a cubic curve (Zhu and Gupta 2017, arXiv:1710.01878).
 
 Training starts from the dense model, fine-tuned on the same task with the same seed. It ends when each tensor has as
-many removed weights as in the variant: those of the smallest magnitude at that time, or of the smallest movement (Sanh
-et al. 2020, arXiv:2005.07683), the sum over all steps so far of -weight x gradient. Movement is large where training
-moves a weight away from zero. Removed weights stay removed.
+many removed weights as in the variant, and so has each expert: those of the smallest magnitude at that time, or of the
+smallest movement (Sanh et al. 2020, arXiv:2005.07683), the sum over all steps so far of -weight x gradient. Movement is
+large where training moves a weight away from zero. Removed weights stay removed.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class GradualSchedule:
 
     Args:
         weights: name -> parameter of the scope, float, not sharded.
-        counts: name -> number of weights to remove.
+        counts: name -> number of weights to remove in each of the equal parts of a tensor, along its first dimension.
         steps: optimizer steps of the whole run.
         begin, end: fractions of all steps after which the first and the last weights are removed.
         scores: "magnitude" or "movement".
@@ -38,7 +38,7 @@ class GradualSchedule:
     def __init__(
         self,
         weights: Mapping[str, Parameter],
-        counts: Mapping[str, int],
+        counts: Mapping[str, Sequence[int]],
         steps: int,
         *,
         begin: float,
@@ -79,7 +79,8 @@ class GradualSchedule:
         found = {}
         for name, weight in self._weights.items():
             scores = self._movement.get(name, weight.abs()).masked_fill(weight == 0, -math.inf)
-            count = round((1 - left**3) * self._counts[name])
-            chosen = lowest(scores.flatten(), max(count, int((weight == 0).sum())))
-            found[name] = chosen.view_as(scores)
+            counts = [round((1 - left**3) * count) for count in self._counts[name]]
+            parts = zip(scores.reshape(len(counts), -1), counts, strict=True)
+            chosen = [lowest(part, max(count, int((part == -math.inf).sum()))) for part, count in parts]
+            found[name] = torch.stack(chosen).view_as(scores)
         return found

@@ -55,7 +55,7 @@ def initial_model(
     settings: FinetuneSettings,
     scope: PrunedScope,
     accelerator: Accelerator,
-) -> tuple[Any, dict[str, int], Teacher | None]:
+) -> tuple[Any, dict[str, list[int]], Teacher | None]:
     """The model that training starts from.
 
     It is the variant. With a schedule or a teacher, unless it was fine-tuned before it was pruned, it is the fine-tuned
@@ -63,12 +63,18 @@ def initial_model(
     process reads them and hands each other one its shards, but all hold a teacher.
 
     Returns:
-        The model on the CPU; the number of removed weights in each tensor of the variant's scope; the teacher.
+        The model on the CPU; the number of removed weights in each tensor of the variant's scope, of experts that
+        transformers packs in each; the teacher.
     """
     values = accelerator.is_main_process or getattr(accelerator.state, "fsdp_plugin", None) is None
     net = objective.load(model, settings.seed, values=values)
     removed = zeros(scope.parameters(net))
-    counts = {name: int(gone.sum()) for name, gone in removed.items()}
+    with model.open() as reader:
+        fused = {model.structure.body_name(name) for name in reader.names if model.structure.is_fused(name)}
+    counts = {}
+    for name, gone in removed.items():
+        experts = len(gone) if gone.dim() == 3 and model.structure.body_name(name) in fused else 1
+        counts[name] = gone.reshape(experts, -1).sum(1).tolist()
     if dense is None:
         return net, counts, None
     finetuned, teacher = objective.load(dense, settings.seed, values=values or settings.distill is not None), None
