@@ -56,3 +56,4 @@ def test_decoding_needs_a_cache_that_gives_up_a_token(kind: str, values: dict[st
         expected, step = batch(model)[:, -1:], decode(batch)
         for _ in range(3):
             torch.testing.assert_close(step(model), expected)
+        assert batch.cached_bytes(model) == 0 < step.cached_bytes(model)

@@ -144,7 +144,7 @@ def _measured(
                 "tokens_per_second": workload.ids.numel() / took["seconds"],
                 **_reading(reference, models["dense"], execution, workload, took["seconds"]),
                 "error": errors[name],
-                "memory_bytes": memory[name],
+                "memory_bytes": None if (used := memory[name]) is None else used + workload.cached_bytes(models[name]),
                 "sparse_layers": len(execution.layers),
                 "layers": execution.layers,
             }

@@ -44,6 +44,12 @@ class Workload:
                 cache.crop(-1)  # without the token that was computed
         return outputs
 
+    def cached_bytes(self, model: Module) -> int:
+        """Bytes of the keys and values that a model continues from, once it has run; 0 in prefill."""
+        layers = self._caches[model].layers if self.before is not None else []
+        cached = (getattr(layer, kind, None) for layer in layers for kind in ("keys", "values"))
+        return sum(tensor.nbytes for tensor in cached if tensor is not None)
+
     def _cache(self, model: Module, before: Tensor) -> Any:
         if model not in self._caches:
             cache = model(input_ids=before, use_cache=True).past_key_values
