@@ -107,7 +107,7 @@ def _typed(name: str, values: Any) -> Any:
     values = np.where(pd.isna(values), "", values)
     if name in TEXT:
         return pd.Series(values, dtype=object).astype(str).array
-    numbers = np.where(values == "", None, values)
+    numbers: Any = np.where(values == "", None, values)
     return pd.array(pd.to_numeric(numbers), "Int64") if name in INTEGERS else numbers.astype(float)
 
 
