@@ -1,7 +1,9 @@
 """Exact selection: counts, ties, thresholds and minimum densities."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -130,3 +132,28 @@ def test_the_size_of_strips_does_not_matter(
     for level in levels:
         whole, parts = (load(tmp_path / way / level / "model") for way in ("whole", "parts"))
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("level", ["0.5", "2of4"])
+def test_a_method_of_ones_own_scores_whole_matrices_in_any_dtype(
+    level: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ModuleType("llm_sparsity.pruning.methods.own")
+    own.GRANULARITY, own.COMPARISON = (1, 1), "tensor"  # type: ignore[attr-defined]
+    own.score = lambda weight, _: weight.abs() / weight.abs().sum(0)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, own.__name__, own)
+    monkeypatch.setattr("llm_sparsity.study.methods.METHODS", ("own",))
+    monkeypatch.setattr(scores, "STRIP", 16)
+    weight = (torch.rand(16, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 17)[:, None]).to(dtype)
+    prune(model_of({query(0): weight}, tmp_path / "dense"), {level: tmp_path}, method="own", scope="linear")
+    share = own.score(weight, None).float()
+    groups = share.reshape((-1, 4) if level == "2of4" else (1, -1))
+    expected = lowest(groups, groups.shape[1] // 2).reshape(weight.shape)
+    assert torch.equal(load(tmp_path / "model")[query(0)] == 0, expected)
+
+
+def test_single_weights_that_are_few_are_called_no_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = model_of({query(0): torch.ones(1, 3)}, tmp_path / "dense")
+    prune(model, {"0.5": tmp_path}, method="uniform", scope="linear")
+    assert capsys.readouterr().out == "sparsity 0.5: 0.6667 reached\n"

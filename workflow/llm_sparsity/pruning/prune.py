@@ -2,8 +2,8 @@
 
 A method may be followed by steps (`methods.Chain`). Each step is a pass over the checkpoint that the one before it has
 left, and replaces it. All sparsities share the passes that score the weights. The peak of memory is one tensor and a
-strip of its scores, whatever the number of sparsities; calibrated methods and steps also hold a transformer block and
-the activations of the calibration sequences.
+strip of its scores, or all of them for a method without `STRIPS`, whatever the number of sparsities; calibrated methods
+and steps also hold a transformer block and the activations of the calibration sequences.
 """
 
 import importlib
@@ -224,5 +224,6 @@ def _counts(tensors: ScoredTensors, sparsity: Sparsity, rows: Sequence[Row]) -> 
     size, removed, zeros = (sum(row[key] for row in rows) for key in ("size", "removed", "zeros"))
     if not sparsity.is_pattern and abs(removed / size - sparsity.fraction) > 0.0005:
         units = "blocks" if tensors.granularity else "heads and neurons"
-        print(f"sparsity {sparsity}: {removed / size:.4f} reached, because only whole {units} are removed")
+        why = "" if tensors.granularity == (1, 1) else f", because only whole {units} are removed"
+        print(f"sparsity {sparsity}: {removed / size:.4f} reached{why}")
     return {"size": size, "removed": removed, "measured_sparsity": zeros / size}

@@ -1,7 +1,7 @@
 """The tensors of a scope and their scores, read and scored in strips of rows."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -51,9 +51,12 @@ class ScoredTensors:
 
     def strips(self, weight: Tensor) -> Sequence[Tensor]:
         """Split a tensor of the scope into strips of its rows."""
-        rows = max(STRIP // weight[0].numel() // self.row_multiple, 1) * self.row_multiple
-        strips: Sequence[Tensor] = weight.split(rows)
+        strips: Sequence[Tensor] = weight.split(self._rows(weight))
         return strips
+
+    def _rows(self, weight: Tensor) -> int:
+        """The number of rows in a strip."""
+        return max(STRIP // weight[0].numel() // self.row_multiple, 1) * self.row_multiple
 
     def scores(self, name: str) -> Iterator[Tensor]:
         """The scores of each strip of a tensor, float32.
@@ -62,8 +65,15 @@ class ScoredTensors:
         """
         digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        for strip in self.strips(self.reader.tensor(name)):
-            yield self.method.score(strip, generator).contiguous()
+        weight, score = self.reader.tensor(name), self.method.score
+        if getattr(self.method, "STRIPS", False):
+            found: Iterable[Tensor] = (score(strip, generator) for strip in self.strips(weight))
+        else:
+            packed = weight.dim() == 3  # experts, a matrix each
+            whole = torch.stack([score(each, generator) for each in weight]) if packed else score(weight, generator)
+            found = whole.split(self._rows(weight) // (self.granularity or (1, 1))[0])
+        for scores in found:
+            yield scores.float().contiguous()
 
     def bits(self, name: str) -> Iterator[NDArray[np.uint32]]:
         """The scores of each strip, flat, as the integers with the same bits: non-negative float32 sort like these."""

@@ -8,8 +8,12 @@ A method that scores weights has three names:
                  heads and feed-forward neurons are removed
     COMPARISON   the group within which scores are compared: "scope" (all tensors of the scope), "tensor", or "layer"
                  (the heads, or the neurons, of one layer)
-    score        (weight, generator) -> non-negative float32 scores, one for each group of `GRANULARITY`; the lowest are
+    score        (weight, generator) -> non-negative scores, one for each group of `GRANULARITY`; the lowest are
                  removed. With GRANULARITY None: (weight,) -> float64, see `structured`
+
+`STRIPS = True` says that `score` may get some rows of a tensor at a time, which takes less memory, as the scores of a
+row, or of a row of blocks, do not depend on the others. Without it, `score` gets whole tensors, as they are stored:
+matrices (packed experts one by one) and, with scope `all`, the weights of norms, which are vectors.
 
 A calibrated method, which needs the inputs of the matrices, has four; all tensors are float32:
 

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 COMPARISON = "scope"
 GRANULARITY = (16, 16)
+STRIPS = True
 
 
 def score(weight: Tensor, generator: Generator) -> Tensor:

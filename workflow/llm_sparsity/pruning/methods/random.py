@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 
 COMPARISON = "scope"
 GRANULARITY = (1, 1)
+STRIPS = True
 
 
 def score(weight: Tensor, generator: Generator) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 COMPARISON = "tensor"
 GRANULARITY = (1, 1)
+STRIPS = True
 
 
 def score(weight: Tensor, generator: Generator) -> Tensor:
