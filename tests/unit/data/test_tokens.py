@@ -302,6 +302,14 @@ def test_a_special_token_in_a_text_is_text(kind: str, tiny_model: Callable[[str]
     assert len(counts) == 1
 
 
+def test_a_special_token_that_was_added_is_a_marker(tiny_model: Callable[[str], Path]) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model("bert"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[E1]", "[/E1]"]})
+    [row] = tokens._encode(tokenizer, Examples(["the [E1] film [/E1] [SEP] was good"], None, [0]), 30)["input_ids"]
+    assert row[1:5] == tokenizer.convert_tokens_to_ids(["the", "[E1]", "film", "[/E1]"])
+    assert row.count(tokenizer.sep_token_id) == 1
+
+
 @pytest.mark.parametrize("tokenizer_class", [transformers.MBartTokenizer, transformers.XLMRobertaTokenizer])
 def test_a_special_token_that_is_a_piece_of_the_vocabulary_is_text_too(tokenizer_class: type) -> None:
     """The unigram model of sentencepiece finds `</s>` in a text although special tokens are split."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation")
 UNLABELLED = -100  # the class of a sentence without a label, which cross_entropy ignores; of a regression task, NaN
 STRETCH = 32  # batches whose sequences are sorted by length together
+RESERVED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # tokens of the tokenizer's own
 PIECE = 32  # tokens at the start of a window that are looked for in a training text
 PART = 1 << 20  # tokens of the training text that are searched at a time
 
@@ -305,24 +306,16 @@ def _sentence_splits(
 def _encode(tokenizer: Any, examples: Examples, max_length: int) -> Any:
     """Token ids of sentences or pairs, truncated to `max_length`.
 
-    A special token that a text spells is text, as in scraped web pages: `</s>` within a sentence does not end it.
+    A token that the tokenizer itself puts around texts is text where a text spells it, as in scraped web pages: `</s>`
+    within a sentence does not end it. Other special tokens, which a user has added as markers, are meant.
     """
-    texts, pairs, special = examples.texts, examples.pairs, [*filter(None, tokenizer.all_special_tokens)]
-    options = {"truncation": True, "max_length": max_length}
-    if not any(token in text for text in [*texts, *(pairs or [])] for token in special):
-        return tokenizer(texts, pairs, **options)
-    options |= {"split_special_tokens": True, "return_special_tokens_mask": True}
-    found = tokenizer(texts, pairs, **options)
-    reserved = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    rows = zip(found["input_ids"], found["special_tokens_mask"], strict=True)
-    if any(token in reserved and not added for row in rows for token, added in zip(*row, strict=True)):
-        # Vocabularies of whole words, and those of sentencepiece, hold special tokens as ordinary pieces too.
-        for token in special:
+    texts, pairs = examples.texts, examples.pairs
+    for token in filter(None, [getattr(tokenizer, f"{role}_token", None) for role in RESERVED]):
+        if any(token in text for text in [*texts, *(pairs or [])]):
             apart = f"{token[0]} {token[1:]}"
             texts = [text.replace(token, apart) for text in texts]
             pairs = pairs and [text.replace(token, apart) for text in pairs]
-        found = tokenizer(texts, pairs, **options)
-    return found
+    return tokenizer(texts, pairs, truncation=True, max_length=max_length)
 
 
 def _checked(task: TaskFolder, split: str) -> Examples:
