@@ -53,7 +53,6 @@ def download(folder: Path, target: Path, head: TaskFolder | None) -> dict[str, A
     [
         (["LABEL_0", "LABEL_1"], ["negative", "positive"]),
         (["NEGATIVE", "POSITIVE"], ["negative", "positive"]),
-        (["NEGATIVE", "POSITIVE"], ["0", "1"]),
         (["0", "1", "2"], MNLI),
         (["LABEL_0"], None),
     ],
@@ -82,6 +81,8 @@ def test_a_head_is_kept_with_its_task(
             r'"entailment"\]` in the task\'s entry if its column holds names, `labels: \["2", "1", "0"\]` if it holds',
         ),
         (["good", "Bad"], ["bad", "good"], r'write `labels: \["good", "bad"\]`'),
+        (MNLI, ["0", "1", "2"], "its labels entailment, neutral, contradiction, mood 0, 1, 2, so their order cannot"),
+        (["NEGATIVE", "POSITIVE"], ["bad", "good"], "NEGATIVE, POSITIVE, mood bad, good, so their order cannot be"),
         (["b", "c", "a"], ["a", "b", "c"], r'labels: \["b", "c", "a"\]` in .*, `labels: \["1", "2", "0"\]` if'),
     ],
 )  # fmt: skip

@@ -161,6 +161,13 @@ def check_head(model: ModelFolder, task: TaskFolder) -> None:
             f"head: {model} has the labels of {task.name} in another order, {', '.join(names)}; write `labels: "
             f"{ordered}` in the task's entry if its column holds names, `labels: {numbered}` if it holds numbers"
         )
+    numbers = all(re.fullmatch(r"(label_)?\d+", name) for name in theirs)
+    if len(theirs) > 1 and sorted(known) != sorted(theirs) and not numbers:
+        raise UserError(
+            f"head: {model} names its labels {', '.join(names)}, {task.name} {', '.join(task.facts['labels'])}, so "
+            "their order cannot be compared; if the task's column holds numbers, write these names of the model as "
+            "`labels` in its entry, in the order of the numbers; if it holds names, rename them as the model does"
+        )
 
 
 def copy_model(model: ModelFolder, target: Path, *, link: bool, head: bool) -> None:
