@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_model
 from llm_sparsity.pruning import calibration
@@ -216,3 +217,16 @@ def test_a_model_in_float16_stays_so(tiny_model: Callable[[str], Path], text: Pa
     save(tmp_path, halves, sparse=False)
     after = calibrated(tmp_path, text, tmp_path / "out", "0.5", "sparsegpt")
     assert {weight.dtype for weight in after.values()} == {torch.float16}
+
+
+@pytest.mark.parametrize(("part", "function"), [("methods.wanda", "prune"), ("steps.swaps", "repair")])
+def test_a_method_or_a_step_that_keeps_too_many_weights_is_refused(
+    part: str, function: str, tiny_model: Callable[[str], Path], text: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(f"llm_sparsity.pruning.{part}.{function}", lambda dense, *_: dense)
+    word = part.partition(".")[2]
+    said = rf"^method {word}: sets 0 weights of \S+ to zero, expected \d+; correct its `{function}`$"
+    with pytest.raises(UserError, match=said):
+        calibrated(tiny_model("llama"), text, tmp_path, "0.5", "wanda+swaps")
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -66,7 +66,8 @@ class CalibratedPruner(Pruner):
         """Yield every tensor at every sparsity: first the tensors outside the scope, then block after block.
 
         Raises:
-            UserError: OWL would remove too much of a layer, or a matrix has no inputs, or ones that are not finite.
+            UserError: OWL would remove too much of a layer, a matrix has no inputs, or ones that are not finite, or the
+                method or the step keeps too many weights of it.
         """
         layers = self._layer_sparsities() if self._layerwise == "owl" else {}
         for sparsity in self._sparsities:
@@ -135,7 +136,16 @@ class CalibratedPruner(Pruner):
     def _changed(self, name: str, dense: Tensor, prepared: Any, sparsity: Sparsity) -> Tensor:
         """The new weight of a matrix, (out, in), float32; `dense` has the same shape."""
         pruned: Tensor = self._tensors.method.prune(dense, prepared, sparsity)
+        self._check_zeros(name, pruned, sparsity.count(pruned.numel()), "prune")
         return pruned
+
+    def _check_zeros(self, name: str, weight: Tensor, expected: int, function: str) -> None:
+        """Refuse the new weight of a matrix if a function of the method, or of the step, has kept too many weights."""
+        if (found := int((weight == 0).sum())) < expected:
+            word = self._tensors.method.__name__.rpartition(".")[2]
+            raise UserError(
+                f"method {word}: sets {found} weights of {name} to zero, expected {expected}; correct its `{function}`"
+            )
 
     def _oriented(self, name: str, module: Any) -> Tensor:
         """The weight of a matrix as (out, in)."""
@@ -186,6 +196,7 @@ class RepairPruner(CalibratedPruner):
         if self._tensors.model.structure.is_transposed(name):
             pruned = pruned.t()
         repaired: Tensor = self._tensors.method.repair(dense, pruned, prepared, sparsity)
+        self._check_zeros(name, repaired, int((pruned == 0).sum()), "repair")
         return repaired
 
 
