@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -103,16 +104,27 @@ def test_sequences_fit_the_positions_of_the_model(kind: str, models: Path, tmp_p
         assert study.finetune.max_length == 64
 
 
-def test_a_repository_of_the_hub_is_pinned_to_its_newest_commit(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(models / "llama", tmp_path / COMMIT)
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of the newest commit of owner/name on a hub."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with serving(Hub({COMMIT: tmp_path / COMMIT}, [])) as address:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        path = init("owner/name", output=tmp_path / "name.yaml")
+        yield tmp_path / COMMIT
+
+
+def test_an_adapter_of_the_hub_is_refused(hub: Path, tmp_path: Path) -> None:
+    hub.mkdir()
+    (hub / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^owner/name at revision main: has no config.json; an adapter or a GGUF"):
+        init("owner/name", output=tmp_path / "name.yaml")
+
+
+def test_a_repository_of_the_hub_is_pinned_to_its_newest_commit(models: Path, hub: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "llama", hub)
+    path = init("owner/name", output=tmp_path / "name.yaml")
     source = load(yaml.safe_load(path.read_text())).models["name"].source
     assert (source.hub, source.revision) == ("owner/name", COMMIT)
     fetched = [file.name for file in (tmp_path / "cache").rglob("snapshots/*/*")]

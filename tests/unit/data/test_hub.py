@@ -18,7 +18,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from llm_sparsity.data.download import download_model, download_task
 from llm_sparsity.data.hub import CONVERTER, card_licence, missing_offline
@@ -187,9 +187,18 @@ class Refused(Exception):
         self.response = SimpleNamespace(status_code=status)
 
 
+def caused(kind: type[Exception], status: int) -> Exception:
+    """An error of huggingface_hub, raised from one of its HTTP library."""
+    error = kind.__new__(kind)
+    error.__cause__ = Refused(status)
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
+        (caused(RepositoryNotFoundError, 401), "the hub has no such repository, or it is private; correct the source"),
+        (caused(GatedRepoError, 401), "accept its licence there and set HF_TOKEN"),
         (Refused(403), "accept its licence there and set HF_TOKEN"),
         (Refused(404), "the hub has no such revision; correct the source"),
         (Refused(503), r"the hub cannot be reached \(Refused\); run once where the network is"),

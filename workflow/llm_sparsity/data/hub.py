@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, metadata_load, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from llm_sparsity.data.model_files import has_tokenizer, matching
 from llm_sparsity.jobs.errors import UserError, storage_message
@@ -189,12 +195,16 @@ def _commit(source: Source) -> str:
 def _unreachable(source: Source, error: Exception) -> str:
     """The message for a hub source that is not available: cause and fix."""
     name = f"{source['hub']} at revision {source['revision'][:12]}"
+    causes = (error, error.__cause__)  # the library raises some of its errors from that of its HTTP library
     cause = error.__cause__ or error
     status = getattr(getattr(cause, "response", None), "status_code", None)
-    if isinstance(cause, RepositoryNotFoundError):  # the hub answers 401 in both cases
+    gated = any(isinstance(each, GatedRepoError) for each in causes)  # which is also the class below
+    if not gated and any(isinstance(each, RepositoryNotFoundError) for each in causes):  # 401 in both cases
         return f"{name}: the hub has no such repository, or it is private; correct the source, or set HF_TOKEN"
     if status in (401, 403):
         return f"{name}: the hub asks for permission; accept its licence there and set HF_TOKEN"
+    if any(isinstance(each, RemoteEntryNotFoundError) for each in causes):  # of `newest` alone, which names a file
+        return f"{name}: has no config.json; an adapter or a GGUF file alone is no model, name the model itself"
     if status == 404:
         return f"{name}: the hub has no such revision; correct the source"
     why = f"the hub cannot be reached ({type(cause).__name__})"
