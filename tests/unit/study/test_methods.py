@@ -1,3 +1,9 @@
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -118,3 +124,45 @@ def test_quantised_models_are_not_trained() -> None:
     grid = {"models": ["gpt2"], "methods": ["magnitude+int8"], "scopes": ["linear"], "sparsities": [0.5]}
     with pytest.raises(config.UserError, match=r"magnitude\+int8 stores whole numbers.* task text is; give .* a grid"):
         config.load({**VALUES, "tasks": {"text": text}, "study": [{**grid, "tasks": ["text"]}]})
+
+
+@pytest.fixture
+def own(root: Path, tmp_path: Path) -> Callable[[str, str], ModuleType]:
+    """`own(name, source)` -> this module, in a library that has such a method too."""
+
+    def read(name: str, source: str) -> ModuleType:
+        for folder in ("methods", "steps"):
+            shutil.copytree(root / "workflow/llm_sparsity/pruning" / folder, tmp_path / "pruning" / folder)
+        (tmp_path / f"pruning/methods/{name}.py").write_text(source)
+        (tmp_path / "study").mkdir()
+        copy = shutil.copy(root / "workflow/llm_sparsity/study/methods.py", tmp_path / "study")
+        spec = importlib.util.spec_from_file_location("methods_with_own", copy)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules["methods_with_own"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from llm_sparsity.pruning.methods.wanda import observe, prepare\nGRANULARITY = (1,1)\nUPDATES: bool = True\n",
+        "from .wanda import inputs as observe\nGRANULARITY: tuple[int, int] = (1, 1)\nUPDATES=True  # all\n",
+        "def observe (inputs): ...\nGRANULARITY = 1, 1\nUPDATES = (True)\n",
+        "observe = len\nGRANULARITY  = (1, 1)\nUPDATES = True",
+    ],
+)
+def test_what_a_method_is_does_not_depend_on_how_it_is_written(
+    source: str, own: Callable[[str, str], ModuleType]
+) -> None:
+    found = own("mine_2", source)
+    assert found.Chain("mine_2+swaps").method == "mine_2"
+    assert "mine_2" in set(found.CALIBRATED) & set(found.UPDATING) & set(found.SINGLE)
+
+
+@pytest.mark.parametrize("name", ["my-method", "RIA", "2nd", "größe"])
+def test_a_method_is_named_as_a_part_of_a_folder(name: str, own: Callable[[str, str], ModuleType]) -> None:
+    with pytest.raises(ValueError, match=rf"^found '{name}', which becomes a part .* rename {name}.py: a small letter"):
+        own(name, "GRANULARITY = (1, 1)\n").Chain(name)

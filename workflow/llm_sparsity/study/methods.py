@@ -4,6 +4,8 @@ The files are parsed, not imported: importing a method imports torch, which a la
 """
 
 import ast
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,28 +13,46 @@ from llm_sparsity.jobs.errors import guess
 
 _PRUNING = Path(__file__).parents[1] / "pruning"
 _METHODS, _STEPS = (
-    {path.stem: path.read_text(encoding="utf-8") for path in sorted((_PRUNING / folder).glob("[a-z]*.py"))}
+    {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((_PRUNING / folder).glob("[!_.]*.py"))}
     for folder in ("methods", "steps")
 )
 
 
-def _with(line: str) -> tuple[str, ...]:
-    """The methods and steps whose source has a line that begins so."""
-    return tuple(name for name, source in (_METHODS | _STEPS).items() if f"\n{line}" in source)
+def _names(module: ast.Module) -> Iterator[tuple[str, str]]:
+    """The names that a module defines or imports; of a variable with the text of its value, else with ""."""
+    for node in module.body:
+        match node:
+            case ast.FunctionDef(name=name):
+                yield name, ""
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                yield from ((each.asname or each.name, "") for each in names)
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=value)
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+            ):
+                yield name, ast.unparse(value)
+
+
+_NAMES = {name: dict(_names(module)) for name, module in (_METHODS | _STEPS).items()}
+
+
+def _with(name: str, value: str | None = None) -> tuple[str, ...]:
+    """The methods and steps that have a name, with any value or with this one."""
+    return tuple(part for part, names in _NAMES.items() if name in names and value in (None, names[name]))
 
 
 METHODS, STEPS = tuple(_METHODS), tuple(_STEPS)
-REPAIRING, TRAINING, QUANTISING = (_with(f"def {name}(") for name in ("repair", "train", "quantize"))  # steps
-EXCHANGING = _with("EXCHANGES = True")  # steps that move single weights
+REPAIRING, TRAINING, QUANTISING = map(_with, ("repair", "train", "quantize"))  # steps
+EXCHANGING = _with("EXCHANGES", "True")  # steps that move single weights
 KINDS = {"calibrated": REPAIRING, "reconstruction": TRAINING, "quantization": QUANTISING}  # module -> its steps
-CALIBRATED = (*_with("def observe("), *TRAINING)  # methods and steps that need calibration text
-UPDATING = (*_with("UPDATES = True"), *TRAINING)  # change the weights that are kept, too
-SINGLE = _with("GRANULARITY = (1, 1)")  # remove single weights
-WITHOUT_MASK = _with("GRANULARITY = None")  # shrink tensors
+CALIBRATED = (*_with("observe"), *TRAINING)  # methods and steps that need calibration text
+UPDATING = (*_with("UPDATES", "True"), *TRAINING)  # change the weights that are kept, too
+SINGLE = _with("GRANULARITY", "(1, 1)")  # remove single weights
+WITHOUT_MASK = _with("GRANULARITY", "None")  # shrink tensors
 SCHEDULED = ("magnitude", "uniform")  # methods whose choice a training schedule can make as well
 NOTES = {  # the first paragraph of a docstring: what a method or a step does, and its paper
-    name: " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
-    for name, source in (_METHODS | _STEPS).items()
+    name: " ".join((ast.get_docstring(module) or "").split("\n\n")[0].split())
+    for name, module in (_METHODS | _STEPS).items()
 }
 
 
@@ -64,6 +84,11 @@ class Chain:
                 raise ValueError(f"{self}: {name} repairs what a method leaves; put one before it, as in wanda+{name}")
             if name not in known:
                 raise ValueError(f"found {name!r}, which is not defined{guess(name, known)}")
+            if not re.fullmatch(r"[a-z]\w*", name, re.ASCII):  # as rules/common.smk finds it in a folder's name
+                raise ValueError(
+                    f"found {name!r}, which becomes a part of a folder's name; rename {name}.py: a small letter first, "
+                    "then letters, digits and _"
+                )
         for name in self.steps:
             if self.steps.count(name) > 1:
                 raise ValueError(f"{self}: {name} is given twice; remove one")
