@@ -15,7 +15,7 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.container import copy_companions
 from llm_sparsity.study.config import load
 from llm_sparsity.study.document import parsed, read_document
-from tests import weights
+from tests import weights, zoo
 from tests.standin_hub import Hub, serving
 from tests.tiny import ARCHITECTURE, save_tiny_model
 
@@ -48,6 +48,19 @@ def test_a_folder_becomes_a_study_that_is_valid(kind: str, models: Path, tmp_pat
     assert {"linear", "attention", "mlp"} <= scopes
     layers = {layer for scope in scopes for layer in scope.split(".")[1:]}
     assert layers <= {"0", "1"}, "layers that there are"
+
+
+def test_no_method_is_proposed_that_cannot_run_the_layers(models: Path, tmp_path: Path) -> None:
+    """A mixture of experts, whose matrices are packed."""
+    text = init(
+        str(zoo.save("mixtral", tmp_path / "mixtral", models / "llama")), output=tmp_path / "a.yaml"
+    ).read_text()
+    assert "layers.0.mlp.experts.gate_up_proj: it is not the weight of a linear layer\n" in text
+    study = load(parsed(text, "a.yaml"))
+    assert study.calibration is None
+    assert {variant.method for _, variant in study.cells().variants} == {
+        "dense", "magnitude", "uniform", "random", "int8", "int4",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "bart"])

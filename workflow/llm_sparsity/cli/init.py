@@ -65,7 +65,9 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
         raise UserError(f"{output}: exists; remove it, or name another file by --output")
     folder, source, parameters = _local(Path(model)) if Path(model).is_dir() else _of_hub(model)
     architecture = folder.structure.architecture
-    layers = 1 + max(role.layer for role in folder.structure.roles.values())
+    roles = folder.structure.roles
+    layers = 1 + max(role.layer for role in roles.values())
+    unobserved = [f"{name}: {why}" for name in roles if roles[name].is_matrix and (why := folder.why_unobserved(name))]
     is_classifier = folder.class_name.endswith("ForSequenceClassification")
     if is_classifier:  # with its head and epochs: 0 nothing trains: more seeds and `gradual` would be refused
         source += "\n    # head: reviews # if it was trained on the task below; with epochs: 0 (docs/howto.md)"
@@ -83,6 +85,11 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
         thirds=_thirds(layers),
         seeds="[0] # [0, 1, 2] if it is trained" if is_classifier else "[0, 1, 2]",
         trains="# " if is_classifier else "",
+        methods="[magnitude, uniform, random] # calibrated ones, such as wanda, cannot run its layers:"
+        f"\n    # {unobserved[0]}"
+        if unobserved
+        else "[magnitude, uniform, wanda, sparsegpt] # also: admm (best, slowest), random (a control)",
+        observes="# " if unobserved else "",
         untrained=" # with `head`: 0, so that the classifier is scored as it came, and pruned" if is_classifier else "",
         **{name: min(length, folder.max_length or length) for name, length in LENGTHS.items()},
     )

@@ -154,6 +154,25 @@ class ModelFolder:
         unique = self.structure.without_copies(names)
         return {name: role for name in unique if (role := self.role(name)) and role.in_scope(scope)}
 
+    def why_unobserved(self, name: str, names: Iterable[str] = ()) -> str:
+        """Why the layer of a matrix cannot run by itself, so that its inputs are observed; "" if it can.
+
+        Args:
+            name: of a tensor.
+            names: of the checkpoint's tensors.
+        """
+        structure = self.structure
+        if structure.repeats > 1:
+            return f"its layer runs {structure.repeats} times, with other inputs each time"
+        if not structure.is_chain:
+            return "the layers are not one list that runs in order"
+        if getattr(self.model_config, "num_kv_shared_layers", 0):
+            return "the last layers use keys and values of earlier ones, and cannot run without them"
+        if fused := next((other for other in names if structure.is_fused(other)), None):
+            return f"{fused} is fused with others when the model is loaded"
+        matrix = structure.matrix(name)
+        return "" if matrix and matrix.is_linear else "it is not the weight of a linear layer"
+
     @property
     def max_length(self) -> int | None:
         """The longest sequence that the model has positions for, in tokens; None if it sets no limit."""

@@ -71,7 +71,7 @@ def _check_shape(tensors: ScoredTensors, name: str, sparsities: Sequence[Sparsit
             f"method {method}: heads or neurons of {name} cannot be told apart: {matrix.why_whole}; "
             "choose another scope, or another method"
         )
-    if tensors.is_calibrated and (reason := _why_unobserved(tensors, name)):
+    if tensors.is_calibrated and (reason := tensors.model.why_unobserved(name, tensors.reader.names)):
         raise UserError(f"method {method}: the inputs of {name} are not observed: {reason}; choose another method")
     rows, columns = tensors.granularity or (1, 1)
     if rows * columns > 1 and (len(shape) != 2 or shape[0] % rows or shape[1] % columns):
@@ -87,21 +87,6 @@ def _check_shape(tensors: ScoredTensors, name: str, sparsities: Sequence[Sparsit
                     f"sparsity {sparsity}: {group} does not divide the input dimension of tensor {name}, which is "
                     f"{size}; choose scope linear, or another pattern"
                 )
-
-
-def _why_unobserved(tensors: ScoredTensors, name: str) -> str:
-    """Why a calibrated method cannot run the layer of a matrix; "" if it can."""
-    structure = tensors.model.structure
-    if structure.repeats > 1:
-        return f"its layer runs {structure.repeats} times, with other inputs each time"
-    if not structure.is_chain:
-        return "the layers are not one list that runs in order"
-    if getattr(tensors.model.model_config, "num_kv_shared_layers", 0):
-        return "the last layers use keys and values of earlier ones, and cannot run without them"
-    if fused := next((other for other in tensors.reader.names if structure.is_fused(other)), None):
-        return f"{fused} is fused with others when the model is loaded"
-    matrix = structure.matrix(name)
-    return "" if matrix and matrix.is_linear else "it is not the weight of a linear layer"
 
 
 def _check_density(tensors: ScoredTensors, name: str, sparsities: Sequence[Sparsity], min_density: float) -> None:
