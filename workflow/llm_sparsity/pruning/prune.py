@@ -9,7 +9,7 @@ and steps also hold a transformer block and the activations of the calibration s
 import importlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from llm_sparsity.pruning.structured import StructuredPruner
 from llm_sparsity.pruning.unstructured import UnstructuredPruner
 from llm_sparsity.storage.container import WEIGHTS, Reader, copy_companions, writing
 from llm_sparsity.storage.files import MANIFEST, write_csv, write_json, write_manifest
+from llm_sparsity.study.fields import scope_of
 from llm_sparsity.study.methods import KINDS, STEPS, Chain
 from llm_sparsity.study.sparsity import Sparsity
 
@@ -44,7 +45,7 @@ def prune(
     outputs: Mapping[Any, Path | str],
     *,
     method: str,
-    scope: str,
+    scope: str | list[int],
     seed: int = 0,
     min_density: float = 0.0,
     layerwise: str = "uniform",
@@ -63,7 +64,7 @@ def prune(
         model: a dense model, pretrained or fine-tuned.
         outputs: sparsity, or its text or number -> output folder.
         method: the name of a module in `llm_sparsity.pruning.methods`, and the steps after it, see `methods.Chain`.
-        scope: see `TensorRole.in_scope`.
+        scope: as in a config, a word or a list of layers; see `TensorRole.in_scope`.
         seed: of methods that draw random numbers.
         min_density: the fraction of every tensor that is kept, whatever its scores.
         layerwise: for calibrated methods: "uniform" removes the same fraction of every layer, "owl" less of layers
@@ -72,17 +73,19 @@ def prune(
         text: for calibrated methods and steps: a task with a train split, of sentences or running text.
 
     Raises:
-        UserError: names that are no chain, the scope or a layer that it lists has no tensors, no method can rank the
-            weights, a pattern or a block does not divide a matrix, a sparsity would remove all heads or neurons of a
-            layer or contradicts `min_density`, the text is too short, or a matrix of the scope does not run on it.
+        UserError: names that are no chain, no sparsity or no scope, the scope or a layer that it lists has no tensors,
+            no method can rank the weights, a pattern or a block does not divide a matrix, a sparsity would remove all
+            heads or neurons of a layer or contradicts `min_density`, the text is too short, or a matrix of the scope
+            does not run on it.
     """
-    model, folders = ModelFolder.of(model), {Sparsity.of(each): Path(output) for each, output in outputs.items()}
+    model, part = ModelFolder.of(model), str(_read("scope", scope, scope_of))
+    folders = {_read("outputs", each, Sparsity.of): Path(output) for each, output in outputs.items()}
     chain = _chain(method, list(folders), can_calibrate=calibration is not None and text is not None)
     sampling = {"text": text, "calibration": calibration}
     rows: dict[Sparsity, Rows] = {sparsity: {} for sparsity in folders}
     configs: dict[Sparsity, dict[str, Any] | None] = dict.fromkeys(folders)
     with model.open() as reader:
-        parts = {name: _scored_tensors(model, reader, list(folders), name, scope, seed) for name in chain.parts}
+        parts = {name: _scored_tensors(model, reader, list(folders), name, part, seed) for name in chain.parts}
         for name, tensors in parts.items():
             own = name == chain.method
             check(
@@ -103,7 +106,7 @@ def prune(
             for output in folders.values():
                 (output / "model" / WEIGHTS).unlink(missing_ok=True)
             raise
-    settings: dict[str, Any] = {"method": method, "scope": scope, "seed": seed, "min_density": min_density}
+    settings: dict[str, Any] = {"method": method, "scope": part, "seed": seed, "min_density": min_density}
     if chain.is_calibrated and text:
         settings |= {"layerwise": layerwise, "calibration": {"task": text.name, **(calibration or {})}}
     for sparsity, output in folders.items():
@@ -114,6 +117,14 @@ def prune(
         write_csv(output / "sparsity.csv", listed, COLUMNS)
         counts = _counts(parts[chain.parts[0]], sparsity, listed)
         write_manifest(output / "model", **model.facts, pruned={"sparsity": str(sparsity), **settings, **counts})
+
+
+def _read(key: str, value: Any, read: Callable[[Any], Any]) -> Any:
+    """What a function makes of an argument; its ValueError as a message about the argument."""
+    try:
+        return read(value)
+    except ValueError as error:
+        raise UserError(f"{key}: found {value!r}; {error}") from None
 
 
 def _chain(text: str, sparsities: Sequence[Sparsity], *, can_calibrate: bool) -> Chain:

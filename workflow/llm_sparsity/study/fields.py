@@ -49,7 +49,7 @@ def _pattern(value: str) -> str:
     return value
 
 
-def _scope(value: Any) -> str:
+def scope_of(value: Any) -> str:
     """The canonical spelling of a scope: its word, or layers.0.3 for a list of layers."""
     if re.fullmatch(r"layers(\.\d+)+", str(value)):
         value = [int(layer) for layer in value.split(".")[1:]]
@@ -68,7 +68,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator takes
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 ScopeName = Annotated[
     str,
-    BeforeValidator(_scope),
+    BeforeValidator(scope_of),
     WithJsonSchema({"anyOf": [{"enum": list(SCOPES)}, {"type": "array", "items": {"type": "integer", "minimum": 0}}]}),
 ]
 SparsityValue = Annotated[
