@@ -127,7 +127,7 @@ class ModelFolder:
     @property
     def pruned(self) -> dict[str, Any] | None:
         """What the manifest says about removed weights; None for a dense model."""
-        return self.manifest.get("pruned")
+        return self.facts.get("pruned")
 
     @property
     def weight_bytes(self) -> int:
