@@ -227,6 +227,8 @@ def test_companions_of_an_earlier_model_are_removed(tmp_path: Path) -> None:
         for name in names:
             (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / name).write_text(folder)
+    for name in ("pytorch_model.bin", "optimizer.pt", "model.gguf"):
+        (tmp_path / "new" / name).write_text("weights of the dense model")
     container.copy_companions(tmp_path / "new", tmp_path / "out")
     found = {str(path.relative_to(tmp_path / "out")): path.read_text() for path in tmp_path.glob("out/**/*.*")}
     kept = ("model.safetensors", "manifest.json", ".nfs01", "notes/a.txt")

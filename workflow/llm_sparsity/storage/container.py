@@ -235,4 +235,5 @@ def copy_companions(folder: Path, output: Path) -> None:
 
 
 def _is_companion(path: Path) -> bool:
-    return path.is_file() and "safetensors" not in path.name and path.name != MANIFEST
+    others = path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack")  # weights in other formats
+    return path.is_file() and "safetensors" not in path.name and path.name != MANIFEST and not others
