@@ -288,6 +288,17 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_at_download(
     assert "\n" not in str(error.value)
 
 
+def test_all_files_of_a_tokenizer_are_copied(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(tiny_model("roberta"), mine, ignore=shutil.ignore_patterns("token*", "manifest.json"))
+    (mine / "vocab.txt").write_text("the 9\nfilm 9\nf@@ 9\n")
+    (mine / "bpe.codes").write_text("t h 5\nth e</w> 5\nf i 4\nfi l 4\nfil m</w> 4\n")
+    expected = transformers.PhobertTokenizer(str(mine / "vocab.txt"), str(mine / "bpe.codes"))("the film")["input_ids"]
+    (mine / "tokenizer_config.json").write_text('{"tokenizer_class": "PhobertTokenizer"}')
+    download_model(tmp_path / "model", source={"folder": str(mine)}, architecture="encoder")
+    assert ModelFolder(tmp_path / "model").tokenizer("the film")["input_ids"] == expected
+
+
 def test_a_tokenizer_of_bytes_has_no_vocabulary(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     save_zoo("t5", tmp_path / "m", tiny_model("bert"), vocab_size=384, eos_token_id=1)
     for path in (tmp_path / "m").glob("*token*"):

@@ -75,13 +75,14 @@ def download_model(folder: Path, *, source: Source, architecture: str, head: Tas
                 f"({model.model_type}); correct the model's entry"
             )
         check_weights(found)
-        check_tokenizer(model, check_checkpoint(model))
+        check_tokenizer(model, embeddings := check_checkpoint(model))
         if head:
             check_head(model, head)
             check_classifier(model, head.num_labels)
         own = _is_own(found)  # such as an epoch of a run
         # Users edit their folders, nobody edits the hub's cache.
         copy_model(model, fresh, link="folder" not in source, head=own or head is not None)
+        check_tokenizer(ModelFolder(fresh), embeddings)  # it may need a file that is not copied
         with ModelFolder(fresh).open() as reader:
             parameters = count_parameters(reader, model.structure)
         facts: dict[str, Any] = {}

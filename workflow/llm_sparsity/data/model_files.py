@@ -19,7 +19,8 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 BYTES = "ByT5Tokenizer"  # the class of a tokenizer without such a file: its tokens are bytes
 COMPANIONS = (
     "config.json", "generation_config.json", *TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "merges.txt", "chat_template.jinja", "README.md", "LICENSE*",
+    "added_tokens.json", "merges.txt", "bpe.codes", "dict.txt", "entity_vocab.json", "chat_template.jinja",
+    "README.md", "LICENSE*",
 )  # fmt: skip
 MODEL_FILES = (*COMPANIONS, "*.safetensors", "*.safetensors.index.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
