@@ -21,6 +21,7 @@ from llm_sparsity.inference.load import load
 from llm_sparsity.inference.sparse_layers import SparseLinear
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import load_model
 from llm_sparsity.pruning.prune import prune
 from llm_sparsity.storage.files import write_manifest
 from llm_sparsity.study.sparsity import Sparsity
@@ -77,6 +78,8 @@ def test_it_generates_as_its_folder_says(execution: str, variant: Variant, tmp_p
     found = load(tmp_path / "model", execution).generate(ids)
     assert torch.equal(found, expected)
     assert found.shape[1] <= 15
+    model = load_model(transformers.AutoModelForCausalLM, tmp_path / "model")
+    assert model.generation_config.eos_token_id == [5, 7]
     (tmp_path / "model/generation_config.json").write_text("{")
     with pytest.raises(UserError, match=r"generation_config\.json: .*; correct or remove it"):
         load(tmp_path / "model", execution)

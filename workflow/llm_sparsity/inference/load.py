@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from llm_sparsity.inference.sparse_layers import has_zeros, is_prunable, replace_layers, sparse_layers
 from llm_sparsity.jobs.errors import UserError
@@ -16,7 +15,6 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_model
 
 EXECUTIONS = ("dense", "sparse")
-GENERATION = "generation_config.json"
 
 
 def load(folder: Path | str | ModelFolder, execution: str = "sparse", *, dtype: torch.dtype | None = None) -> Any:
@@ -44,18 +42,7 @@ def load(folder: Path | str | ModelFolder, execution: str = "sparse", *, dtype: 
     if dtype is None:
         dtype = torch.bfloat16 if stored_dtype(folder) == torch.bfloat16 else torch.float32
     made = held_class(folder, [named_class(folder)])
-    model = load_model(made, folder, dtype=dtype) if execution == "dense" else _load_sparse(made, folder, dtype)
-    if model.can_generate() and (folder.path / GENERATION).exists():
-        model.generation_config = _generation_config(folder)
-    return model
-
-
-def _generation_config(folder: ModelFolder) -> GenerationConfig:
-    """How the model generates text unless the caller says otherwise: end tokens, penalties, sampling."""
-    try:
-        return GenerationConfig.from_pretrained(folder.path)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}/{GENERATION}: {' '.join(str(error).split())}; correct or remove it") from None
+    return load_model(made, folder, dtype=dtype) if execution == "dense" else _load_sparse(made, folder, dtype)
 
 
 def _load_sparse(made: Any, folder: ModelFolder, dtype: torch.dtype) -> Any:

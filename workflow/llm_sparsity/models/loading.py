@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # whatever config.json says
 # Types of encoder-decoders that make the decoder's inputs from the encoder's by themselves, each in its own way.
 SHIFTING = {"bart", "mbart"}
+GENERATION = "generation_config.json"
 
 
 class StoredTensor:
@@ -76,7 +77,8 @@ def load_model(
         generator.
 
     Raises:
-        UserError: the folder's tensors are not those of the model, see `checkpoint.check`.
+        UserError: the folder's tensors are not those of the model, see `checkpoint.check`; or its
+            generation_config.json is damaged.
     """
     import torch
 
@@ -104,7 +106,19 @@ def load_model(
         fitted: Any = type(model_class.__name__, (model_class,), members)
         model = fitted.from_pretrained(None, config=empty.config, state_dict=tensors, dtype=dtype)
     model.__class__ = model_class
+    if model.can_generate() and (folder.path / GENERATION).exists():
+        model.generation_config = _generation_config(folder)
     return model
+
+
+def _generation_config(folder: ModelFolder) -> Any:
+    """How the model generates text unless the caller says otherwise: end tokens, penalties, sampling."""
+    import transformers
+
+    try:
+        return transformers.GenerationConfig.from_pretrained(folder.path)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}/{GENERATION}: {' '.join(str(error).split())}; correct or remove it") from None
 
 
 def check_checkpoint(folder: ModelFolder) -> int:
