@@ -172,6 +172,7 @@ def test_lines_of_running_text(tmp_path: Path) -> None:
         (both("sentence\tlabel\na\tgood\n", "tsv"), {}, "column 'label' holds 'good'; expected 0, 1"),
         (both([{"sentence": "a", "label": 1}]), {}, "train: all rows have the same label"),
         (both([{"sentence": {"a": "b"}, "label": 0}]), {}, "column 'sentence' holds a dict, expected text"),
+        (both([{"sentence": "a", "label": ["x"]}]), {}, "a list, expected text; a row has one label, so write"),
         (both("sentence\tlabel\na\t1_1\n", "tsv"), {}, "column 'label' holds '1_1'; expected 0, 1"),
         (both([{"sentence": "a", "label": n} for n in (1, 3)]), {}, "train: no row has label 0, but labels go up to 3"),
         (both("sentence\tlabel\na\tbad\n", "tsv"), {"binarize": {}}, "holds 'bad'; expected a number, as `binarize`"),

@@ -99,6 +99,7 @@ def test_compressed_table(tmp_path: Path) -> None:
             None,
             "train.csv: not readable as csv (row 3: ',' expected after '\"'); correct the file, in which a",
         ),
+        ("train.csv", b"text;label\na, b;1\n", None, "train.csv: its columns are parted by `;`; save it with"),
         ("train.csv", b"a,b,a\n1,2,3\n", None, "train.csv: has 2 columns 'a'; rename them"),
         (
             "train.csv.gz",

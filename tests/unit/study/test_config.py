@@ -130,6 +130,10 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
         (lambda v: v["tasks"]["sst2"].update(finetune={"epoch": 1}), "tasks.sst2.finetune.epoch: unknown key"),
         (lambda v: v["tasks"]["sst2"].pop("label"), "tasks.sst2: label: missing"),
         (lambda v: v["tasks"]["sst2"].pop("files"), "tasks.sst2.files: missing"),
+        (
+            lambda v: v["tasks"]["sst2"]["files"].update(train=["a", "b"]),
+            "tasks.sst2.files: train has a list; a split is one file, so join the shards into one",
+        ),
         (lambda v: v["tasks"]["sst2"]["files"].pop("train"), "files: expected train and validation, found validation"),
         (lambda v: v["tasks"].update(model=v["tasks"]["sst2"]), "tasks.model: this name is taken"),
         (lambda v: v["models"]["gpt2"]["source"].pop("revision"), "`hub` needs `revision` too"),

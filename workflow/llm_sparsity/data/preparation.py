@@ -179,7 +179,7 @@ def _examples(table: Table, settings: TaskSettings) -> list[Row]:
     """The labelled examples of a table, without rows that have no text or a rating inside the margin."""
     assert settings.label is not None, "config.py refuses a classification task without a label"
     texts = {key: table.texts(column) for key, column in settings.texts.items()}
-    values = table.texts(settings.label)
+    values = table.texts(settings.label, "a row has one label, so write a task for each of several, or name another")
     known: dict[str, float | str | None] = {}  # by value: there are few, and a group takes time to match
     examples = []
     for position, value in enumerate(_composed(value.strip()) for value in values):

@@ -51,8 +51,12 @@ class Table:
         """The start of a message about a value: file, row and column."""
         return f"{self.name}: row {self.first + position}: column {column!r}"
 
-    def texts(self, column: str) -> list[str]:
+    def texts(self, column: str, fix: str = "name another") -> list[str]:
         """A column as text; the empty string for a missing value.
+
+        Args:
+            column: its name.
+            fix: what to do if a value is no text, for the message.
 
         Raises:
             UserError: a value is a list, a dictionary or bytes.
@@ -60,9 +64,7 @@ class Table:
         found = [row.get(column) for row in self.rows]
         for position, value in enumerate(found):
             if isinstance(value, list | dict | bytes):
-                raise UserError(
-                    f"{self.where(position, column)} holds a {type(value).__name__}, expected text; name another"
-                )
+                raise UserError(f"{self.where(position, column)} holds a {type(value).__name__}, expected text; {fix}")
         return ["" if value is None or _is_nan(value) else str(value) for value in found]
 
 
@@ -168,6 +170,8 @@ def _separated(path: Path, text: str, format: str, columns: Sequence[str] | None
     for number, values in enumerate(lines, start=1):
         if names is None:
             names = values if any(values) else None
+            if format == "csv" and len(values) == 1 and ";" in values[0]:
+                raise UserError(f"{path.name}: its columns are parted by `;`; save it with commas, or as tsv")
             continue
         if not values and len(names) > 1:
             continue

@@ -138,7 +138,8 @@ class Task(Section):
         "that are scored too",
     )
     format: Literal["parquet", "jsonl", "csv", "tsv", "text"] | None = Field(
-        None, description="of the files; default: by their names"
+        None,
+        description="of the files; default: by their names. Quotation marks in tsv are ordinary characters, as in GLUE",
     )
     columns: list[str] | None = Field(None, description="column names, for files without a header line")
     harness: str | None = Field(None, description="name of a zero-shot task in lm-evaluation-harness")
@@ -167,6 +168,15 @@ class Task(Section):
         "by the teacher's answers; labels that they may have are not read",
     )
     evaluate: dict[str, Any] = Field({}, description="overrides of the config's `evaluate`")
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_file_each(cls, value: Any) -> Any:
+        """Refuse lists of files, as the shards of a large table are given elsewhere."""
+        for split, files in value.items() if isinstance(value, dict) else ():
+            if isinstance(files, list):
+                raise ValueError(f"{split} has a list; a split is one file, so join the shards into one")
+        return value
 
     @field_validator("labels", mode="before")
     @classmethod
