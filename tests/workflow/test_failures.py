@@ -102,6 +102,21 @@ def test_the_reason_of_a_failed_job_is_the_last_line(fault: str, arguments: tupl
     assert not left.exists(), "it tells nothing of a job that has not started"
 
 
+def test_jobs_in_another_process_read_the_config_that_the_run_started_with(small: Project) -> None:
+    """A rule with `run:` is read again by a process of its own, as all are on nodes."""
+    small.folder = small.folder.rename(small.folder.with_name("plain"))  # Snakemake quotes no other for such a process
+    (small.folder / "own.smk").write_text(
+        'include: "Snakefile"\n'
+        'rule edit:\n    output: "edited"\n    shell: "sed -i s/0.5/0.6/ config.yaml; touch {output}"\n'
+        'rule seen:\n    input: "edited"\n    output: "seen"\n'
+        "    run: Path(output[0]).write_text(f'{STUDY.study[0].sparsities[0]} {STUDY.name}')\n"
+    )
+    done = small.snakemake("--snakefile", "own.smk", "--cores", "1", "--config", "name=other", "--", "seen")
+    assert done.returncode == 0, said(done)[-4000:]
+    assert "0.6" in (small.folder / "config.yaml").read_text()
+    assert (small.folder / "seen").read_text() == "0.5 other"
+
+
 @pytest.mark.slow
 def test_after_a_kill_the_same_command_goes_on(small: Project) -> None:
     small.edit(

@@ -226,10 +226,15 @@ def settings(**values):
     text = re.sub(r"\{(?=\s*\w)", r"\\u007b", text)  # "{name}" in a value is no wildcard; JSON reads the same text
     if len(quoted(text)) <= LONGEST:
         return text
+    return f"@{stored(text)}"
+
+
+def stored(text):
+    """The path of a file that holds a JSON text, named by its hash."""
     path = Path(".snakemake/settings") / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
     if not path.exists():
         write_text(path, text)
-    return f"@{path}"
+    return path
 
 
 @functools.cache
@@ -404,6 +409,14 @@ def show_failures():
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
     lines = "\n".join(f"{red}{line}{plain}" for line in sorted(failures.failures(jobs)))
     atexit.register(print, lines, file=sys.stderr)
+
+
+# --- jobs on nodes ---
+
+# They read the config again. Its file may have been edited since; the driver records the settings that it has read. The
+# config of a module is not Snakemake's.
+if workflow.is_main_process and workflow.modifier.parent_modifier is None:
+    workflow.overwrite_configfiles[:] = [stored(json.dumps(config)).absolute()]
 
 
 # --- locks ---
