@@ -343,7 +343,6 @@ def check_before_start():
     Then clear what a killed driver has left in Slurm and what earlier runs have logged, and show what the study takes.
     """
     driver.record()
-    driver.spare_others(workflow.persistence)
     check_environment()
     check_named_files()
     jobs = list(workflow.dag.needrun_jobs())
@@ -422,6 +421,7 @@ if workflow.is_main_process and workflow.modifier.parent_modifier is None:
 # --- locks ---
 
 if workflow.is_main_process:
+    driver.spare_others()
     driver.unlock()
     # `./run` says in one line what Snakemake says in five, with the advice to remove the locks.
     slots = workflow.resource_settings.cores or workflow.resource_settings.nodes  # nothing else than jobs needs them

@@ -112,17 +112,19 @@ def test_without_locks_nothing_happens(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_driver_that_ends_spares_the_locks_of_others(tmp_path: Path) -> None:
-    """By the class of Snakemake that keeps locks in files."""
-    made = [FilePersistence(dag=None, path=tmp_path) for _ in range(2)]
+def test_a_driver_that_ends_spares_the_locks_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the class of Snakemake that keeps locks in files. The last one has found nothing to do."""
+    for name in ("_delete_locks", "cleanup_locks"):  # restored at the end
+        monkeypatch.setattr(FilePersistence, name, None)
     locks = tmp_path / "locks"
-    for each in made:
+    driver.spare_others(locks)
+    first, other, idle = (FilePersistence(dag=None, path=tmp_path) for _ in range(3))
+    for each in (first, other):
         each._write_locks("output", ["results/a"])
     driver.record(locks)
     (locks / "owner-1").write_text("another")
-    driver.spare_others(made[0], locks)
-    made[0].unlock()
+    first.unlock()
+    idle.unlock()
     assert {path.name for path in locks.iterdir()} == {"1.output.lock", "owner-1"}
-    made[1].unlock()
-    assert not locks.exists(), "as Snakemake does by itself"
-    driver.spare_others(object(), locks)
+    idle.cleanup_locks()  # --unlock
+    assert not locks.exists()

@@ -5,6 +5,7 @@ driver adds `owner-{pid}`, which it removes with its locks. Those of a killed dr
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -25,26 +26,21 @@ def record(locks: Path = LOCKS) -> None:
         new.rename(locks / f"owner-{os.getpid()}")  # whole or absent
 
 
-def spare_others(persistence: Any, locks: Path = LOCKS) -> None:
-    """Let this driver remove its own locks alone when it ends.
+def spare_others(locks: Path = LOCKS) -> None:
+    """Let this process remove its own locks alone when it ends, also if it has none; `--unlock` removes all.
 
     Snakemake 9 removes the folder, with the locks of drivers that still run, whose files a third one could then write.
-    The two names that are used here are not public; without them Snakemake does as it does.
-
-    Args:
-        persistence: `workflow.persistence`, once it holds the locks.
-        locks: the folder.
+    Some names that are used here are not public.
     """
-    own = getattr(persistence, "_lockfile", None)
-    if not isinstance(own, dict) or not hasattr(persistence, "_delete_locks"):
-        return
+    from snakemake.persistence.file import FilePersistence
 
-    def delete() -> None:
-        for file in [*own.values(), locks / f"owner-{os.getpid()}"]:
+    def delete(persistence: Any) -> None:
+        for file in [*persistence._lockfile.values(), locks / f"owner-{os.getpid()}"]:
             Path(file).unlink(missing_ok=True)
-        own.clear()
+        persistence._lockfile.clear()
 
-    persistence._delete_locks = delete
+    FilePersistence._delete_locks = delete
+    FilePersistence.cleanup_locks = lambda _: shutil.rmtree(locks)
 
 
 def unlock(locks: Path = LOCKS) -> None:
