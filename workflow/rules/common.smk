@@ -343,6 +343,8 @@ def check_before_start():
     Then clear what a killed driver has left in Slurm and what earlier runs have logged, and show what the study takes.
     """
     driver.record()
+    if workflow.local_exec:
+        os.environ.update(LLM_SPARSITY_LEASE="1")  # jobs share the GPUs of this process, whatever these are
     check_environment()
     check_named_files()
     jobs = list(workflow.dag.needrun_jobs())

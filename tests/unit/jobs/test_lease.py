@@ -30,7 +30,7 @@ def start(
     root: Path, tmp_path: Path, count: int, program: str = JOB, visible: str | None = "0,1,GPU-abc"
 ) -> subprocess.Popen[str]:
     environment = {"PYTHONPATH": str(root / "workflow"), "TMPDIR": str(tmp_path)}
-    environment |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    environment |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible, "LLM_SPARSITY_LEASE": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", program, str(count)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -90,13 +90,16 @@ lease.DRIVER = Path("gpus")
 """
 
 
-@pytest.mark.parametrize(("devices", "asked"), [(1, 1), (1, 4), (2, 2)])
-def test_jobs_that_ask_for_all_devices_of_a_machine_take_turns(
-    devices: int, asked: int, root: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("devices", "asked", "confined"), [(1, 1, False), (1, 4, False), (2, 2, False), (1, 1, True), (2, 4, True)]
+)
+def test_jobs_that_ask_for_all_devices_of_a_machine_or_of_a_confined_driver_take_turns(
+    devices: int, asked: int, confined: bool, root: Path, tmp_path: Path
 ) -> None:
     for number in range(devices):
         (tmp_path / f"gpus/{number}").mkdir(parents=True)
-    jobs = [start(root, tmp_path, asked, ON_A_WORKSTATION + JOB, visible=None) for _ in range(3)]
+    visible = ",".join(map(str, range(devices))) if confined else None
+    jobs = [start(root, tmp_path, asked, ON_A_WORKSTATION + JOB, visible) for _ in range(3)]
     for _ in jobs:
         wait(lambda: list(tmp_path.glob("held-*")))
         (file,) = tmp_path.glob("held-*")

@@ -1,6 +1,7 @@
 """GPU leases: jobs on one machine reserve GPUs by file locks, which the kernel releases when the process ends.
 
-A job that a batch system or a pilot has confined, by CUDA_VISIBLE_DEVICES, to the GPUs it asks for takes no lease.
+A job that a batch system or a pilot has confined, by CUDA_VISIBLE_DEVICES, to the GPUs it asks for takes no lease, unless a
+driver that runs several jobs on this machine is confined likewise: it sets LLM_SPARSITY_LEASE.
 """
 
 import fcntl
@@ -24,7 +25,8 @@ def lease(count: int) -> int:
         The number of GPUs reserved: 0 on a machine without GPUs.
     """
     visible = devices()
-    if count >= len(visible) and "CUDA_VISIBLE_DEVICES" in os.environ:
+    confined = "CUDA_VISIBLE_DEVICES" in os.environ and "LLM_SPARSITY_LEASE" not in os.environ
+    if count >= len(visible) and confined:
         return len(visible)
     count = min(count, len(visible))
     if count == 0:
