@@ -38,7 +38,6 @@ def test_the_size_of_a_model_comes_from_its_config_until_it_is_downloaded(study:
     folder.mkdir(parents=True)
     files = {"model.safetensors": {"bytes": 500}, "vocab.json": {"bytes": 7}}
     (folder / "manifest.json").write_text(json.dumps({"files": files, "parameters": 250}))
-    footprint._model_size.cache_clear()
     assert footprint.model_size(large, "gpt2") == (250, 500)
 
 

@@ -62,15 +62,14 @@ def stored(sparsity: Sparsity) -> float:
 
 def model_size(config: Config, model: str) -> tuple[float, float]:
     """Parameters and bytes of a model: of its manifest, or until it has been downloaded of its config, or assumed."""
-    found, entry = _model_size(MODELS / model / MANIFEST), config.models[model]
+    manifest, entry = MODELS / model / MANIFEST, config.models[model]
+    found = _model_size(manifest) if manifest.exists() else None
     parameters = entry.parameters or BASE
     return found or (parameters, HALF.get(entry.source.dtype or "", FLOAT) * parameters)
 
 
 @cache
-def _model_size(manifest: Path) -> tuple[float, float] | None:
-    if not manifest.exists():
-        return None
+def _model_size(manifest: Path) -> tuple[float, float]:
     found = read_manifest(manifest.parent)
     return found["parameters"], weight_bytes(found)
 
