@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llm_sparsity.jobs.driver import record
 from tests.marks import slow_but
 
 from .conftest import COPIED, Project
@@ -135,7 +136,7 @@ def test_after_a_kill_the_same_command_goes_on(small: Project) -> None:
             assert refused.returncode != 0
             assert re.findall("^error: .*|^.*LockException.*", said(refused), re.MULTILINE) == [
                 f"error: process {driver.pid} on {os.uname().nodename} computes in this folder; "
-                "wait for it or stop it (if it ended unseen: ./run --unlock)"
+                "wait for it or stop it (if it ended unseen: the same command with --unlock)"
             ]
             assert small.snakemake("-n", *command, LLM_SPARSITY_RUN="1").returncode == 0
             assert "LockException" in said(small.snakemake(*command))
@@ -148,6 +149,15 @@ def test_after_a_kill_the_same_command_goes_on(small: Project) -> None:
     assert done.returncode == 0, said(done)[-4000:]
     assert f"unlocked: process {driver.pid} of an earlier run" in done.stderr
     assert json.loads((small.folder / DOWNLOAD).read_text())["kind"] == "model"
+
+
+def test_the_same_command_with_unlock_removes_the_locks(small: Project) -> None:
+    locks = small.folder / ".snakemake/locks"
+    locks.mkdir(parents=True)
+    record(locks)  # of this process, which lives
+    done = small.snakemake("--configfile", "config.yaml", "--cores", "1", "--unlock", LLM_SPARSITY_RUN="1")
+    assert done.returncode == 0, said(done)
+    assert not locks.exists()
 
 
 def until(condition: Callable[[], object]) -> None:

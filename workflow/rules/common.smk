@@ -427,10 +427,11 @@ if workflow.is_main_process:
     driver.unlock()
     # `./run` says in one line what Snakemake says in five, with the advice to remove the locks.
     slots = workflow.resource_settings.cores or workflow.resource_settings.nodes  # nothing else than jobs needs them
-    alone = "LLM_SPARSITY_RUN" in os.environ and slots and not workflow.output_settings.dryrun
-    if alone and (holder := driver.holder()):
+    computes = slots and not workflow.output_settings.dryrun and "--unlock" not in sys.argv
+    if "LLM_SPARSITY_RUN" in os.environ and computes and (holder := driver.holder()):
         sys.exit(
-            f"error: {holder} computes in this folder; wait for it or stop it (if it ended unseen: ./run --unlock)"
+            f"error: {holder} computes in this folder; wait for it or stop it "
+            "(if it ended unseen: the same command with --unlock)"
         )
     if any(RESULTS.glob("*/*")) and not any(Path(".snakemake/metadata").glob("*")):
         print(
