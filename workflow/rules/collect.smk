@@ -27,8 +27,8 @@ rule collect:
     log:
         f"logs/collect/{STUDY.name}.log",
     resources:
-        mem_mb=memory("collect"),
-        disk_mb=disk("collect"),
+        mem_mb=megabytes(footprint.mem_mb, "collect"),
+        disk_mb=megabytes(footprint.disk_mb, "collect"),
     params:
         settings=settings(study=STUDY.name, grids=STUDY.grids(), stages=STUDY.stages(), scores=STUDY.scores()),
         code=code("collect", files=[Path(methods.__file__).parents[1] / "reporting/dictionary.csv"]),

@@ -283,22 +283,6 @@ def evaluate_settings(wildcards):
 # --- resources: they shape no result, so a change makes nothing run again ---
 
 
-def finetune_gpus(wildcards):
-    return STUDY.models[wildcards.model].gpus
-
-
-def accelerate(wildcards):
-    return STUDY.models[wildcards.model].accelerate
-
-
-def save_minutes(wildcards):
-    return STUDY.finetune_settings(wildcards.task, wildcards.recipe)["save_minutes"]
-
-
-def prune_gpus(wildcards):
-    return int(pruned_variant(wildcards).is_calibrated)
-
-
 def axes(wildcards):
     """The task, recipe and variant of a job, as far as it has them."""
     names = {"task": "task", "recipe": "recipe", "variant": "variant", "pruned": "variant"}
@@ -317,21 +301,9 @@ def runtime(stage):
     return minutes
 
 
-def space(estimate, stage):
+def megabytes(estimate, stage):
     """Megabytes that a job may take, of memory or disk, from its model and variant."""
-
-    def megabytes(wildcards):
-        return estimate(STUDY, stage, wildcards.get("model", ""), **axes(wildcards))
-
-    return megabytes
-
-
-def memory(stage):
-    return space(footprint.mem_mb, stage)
-
-
-def disk(stage):
-    return space(footprint.disk_mb, stage)
+    return lambda wildcards: estimate(STUDY, stage, wildcards.get("model", ""), **axes(wildcards))
 
 
 # --- before the first job, and after the last ---

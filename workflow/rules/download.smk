@@ -24,8 +24,8 @@ rule download_model:
     log:
         "logs/download/models/{model}.log",
     resources:
-        mem_mb=memory("download"),
-        disk_mb=disk("download"),
+        mem_mb=megabytes(footprint.mem_mb, "download"),
+        disk_mb=megabytes(footprint.disk_mb, "download"),
     params:
         settings=lambda wildcards: settings(**STUDY.download_settings("model", wildcards.model)),
         folder=lambda wildcards: folder_content("model", wildcards.model),
@@ -43,8 +43,8 @@ rule download_task:
     log:
         "logs/download/tasks/{task}.log",
     resources:
-        mem_mb=memory("download"),
-        disk_mb=disk("download"),
+        mem_mb=megabytes(footprint.mem_mb, "download"),
+        disk_mb=megabytes(footprint.disk_mb, "download"),
     params:
         settings=lambda wildcards: settings(**STUDY.download_settings("task", wildcards.task)),
         folder=lambda wildcards: folder_content("task", wildcards.task),
@@ -60,8 +60,8 @@ rule download_harness:
     log:
         "logs/download/harness.log",
     resources:
-        mem_mb=memory("download"),
-        disk_mb=disk("download"),
+        mem_mb=megabytes(footprint.mem_mb, "download"),
+        disk_mb=megabytes(footprint.disk_mb, "download"),
     params:
         settings=settings(),
         code=code("download"),

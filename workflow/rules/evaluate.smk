@@ -21,8 +21,8 @@ rule evaluate:
     resources:
         gpu=1,
         runtime=runtime("evaluate"),
-        mem_mb=memory("evaluate"),
-        disk_mb=disk("evaluate"),
+        mem_mb=megabytes(footprint.mem_mb, "evaluate"),
+        disk_mb=megabytes(footprint.disk_mb, "evaluate"),
     params:
         settings=evaluate_settings,
         code=code("evaluate"),

@@ -35,13 +35,13 @@ rule finetune:
     priority: 1
     threads: 1
     resources:
-        save_minutes=save_minutes,
-        gpu=finetune_gpus,
-        accelerate=accelerate,
+        save_minutes=lambda wildcards: STUDY.finetune_settings(wildcards.task, wildcards.recipe)["save_minutes"],
+        gpu=lambda wildcards: STUDY.models[wildcards.model].gpus,
+        accelerate=lambda wildcards: STUDY.models[wildcards.model].accelerate,
         tracker=STUDY.tracker or "none",
         runtime=runtime("finetune"),
-        mem_mb=memory("finetune"),
-        disk_mb=disk("finetune"),
+        mem_mb=megabytes(footprint.mem_mb, "finetune"),
+        disk_mb=megabytes(footprint.disk_mb, "finetune"),
     params:
         settings=finetune_settings,
         code=code("finetune"),

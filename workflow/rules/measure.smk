@@ -20,8 +20,8 @@ rule measure:
     resources:
         gpu=1,
         runtime=runtime("measure"),
-        mem_mb=memory("measure"),
-        disk_mb=disk("measure"),
+        mem_mb=megabytes(footprint.mem_mb, "measure"),
+        disk_mb=megabytes(footprint.disk_mb, "measure"),
     params:
         settings=settings(**STUDY.measure.model_dump()),
         code=code("measure"),

@@ -31,8 +31,8 @@ rule plot:
     log:
         f"logs/plot/{STUDY.name}.log",
     resources:
-        mem_mb=memory("plot"),
-        disk_mb=disk("plot"),
+        mem_mb=megabytes(footprint.mem_mb, "plot"),
+        disk_mb=megabytes(footprint.disk_mb, "plot"),
     params:
         settings=settings(
             config=STUDY.model_dump(

@@ -23,10 +23,10 @@ rule prune:
         "logs/prune/{model}/{pruned}.log",
     threads: 1
     resources:
-        gpu=prune_gpus,
+        gpu=lambda wildcards: int(pruned_variant(wildcards).is_calibrated),
         runtime=runtime("prune"),
-        mem_mb=memory("prune"),
-        disk_mb=disk("prune"),
+        mem_mb=megabytes(footprint.mem_mb, "prune"),
+        disk_mb=megabytes(footprint.disk_mb, "prune"),
     params:
         settings=prune_settings,
         code=prune_code,

@@ -15,8 +15,8 @@ rule weights:
         "logs/weights/{model}/{variant}.log",
     resources:
         runtime=runtime("weights"),
-        mem_mb=memory("weights"),
-        disk_mb=disk("weights"),
+        mem_mb=megabytes(footprint.mem_mb, "weights"),
+        disk_mb=megabytes(footprint.disk_mb, "weights"),
     params:
         settings=settings(),
         code=code("weights"),

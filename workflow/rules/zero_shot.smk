@@ -22,8 +22,8 @@ rule zero_shot:
     resources:
         gpu=1,
         runtime=runtime("zero_shot"),
-        mem_mb=memory("zero_shot"),
-        disk_mb=disk("zero_shot"),
+        mem_mb=megabytes(footprint.mem_mb, "zero_shot"),
+        disk_mb=megabytes(footprint.disk_mb, "zero_shot"),
     params:
         settings=evaluate_settings,
         code=code("zero_shot"),
