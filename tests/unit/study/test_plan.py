@@ -64,6 +64,20 @@ def test_rows_of_a_task_that_has_not_been_downloaded(name: str, keys: dict[str, 
     assert plan.sentences(config.load(values), name) == rows
 
 
+def test_scoring_takes_time_too(study: config.Config) -> None:
+    """All splits beside train, after each epoch, and once without epochs."""
+    untrained = study.model_copy(update={"finetune": study.finetune.model_copy(update={"epochs": 0})})
+    folder = Path("resources/tasks/sst2")
+    folder.mkdir(parents=True)
+    rows = {"train": 9, "validation": 30_000, "test": 10_000}
+    (folder / "manifest.json").write_text(json.dumps({"rows": rows}))
+    scoring = 40_000 / 3 / plan.SAMPLES_PER_SECOND / 60
+    assert plan.minutes(untrained, "finetune", "gpt2", task="sst2")[0] == pytest.approx(plan.SETUP_MINUTES + scoring)
+    assert plan.minutes(study, "finetune", "gpt2", task="sst2")[0] == pytest.approx(
+        plan.SETUP_MINUTES + 3 * scoring, abs=0.1
+    )
+
+
 def test_minutes_measured_on_a_gpu_replace_assumptions(study: config.Config) -> None:
     folder = Path("results/gpt2/dense/sst2/kept/seed-0")
     folder.mkdir(parents=True)

@@ -43,6 +43,8 @@ ROWS = {  # of GLUE's training splits
     "rte": 2_490, "wnli": 635,
 }  # fmt: skip
 UNKNOWN_ROWS = 20_000
+VALIDATION_ROWS = 1_000  # of a task whose entry gives no number
+SCORED = 1 / 3  # minutes of a sentence that is scored, relative to one that is trained on
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,16 @@ def _sentences(config: Config, source: str, *, lines: bool = False) -> float:
     return float(size / TOKEN_BYTES / SENTENCE_TOKENS)
 
 
+def _scored(config: Config, task: str) -> float:
+    """Sentences that a run is scored on after each epoch, of all splits beside train; assumed likewise."""
+    manifest, entry = TASKS / task / MANIFEST, config.tasks[task]
+    found = read_manifest(manifest.parent).get("rows", {}) if manifest.exists() else {}
+    rows = sum(count for split, count in found.items() if split != "train")
+    given = [part.validation for part in (entry.limit, entry.pairs, entry.split) if part and part.validation]
+    rows = rows or min(given, default=VALIDATION_ROWS)
+    return rows * ROW_BYTES / TOKEN_BYTES / SENTENCE_TOKENS if entry.kind == "language-model" else float(rows)
+
+
 def _expected_rows(name: str, task: Task) -> int:
     """Training rows of a task that has not been downloaded, as `preparation` will make them."""
     limit = task.limit.train if task.limit else None
@@ -135,7 +147,8 @@ def minutes(
             return found, True
     size = max(1.0, model_size(config, model)[0] / BASE)
     if stage == "finetune":
-        passes = sentences(config, task, recipe) * config.finetune_settings(task, recipe)["epochs"]
+        epochs = config.finetune_settings(task, recipe)["epochs"]
+        passes = sentences(config, task, recipe) * epochs + SCORED * _scored(config, task) * max(1, epochs)
         return SETUP_MINUTES + size * passes / SAMPLES_PER_SECOND / 60 / config.models[model].gpus, False
     chain = Variant.parse(variant).method if stage == "prune" and variant else ""
     passes = sum(map(is_calibrated, chain.split("+")))
