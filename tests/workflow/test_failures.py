@@ -108,7 +108,8 @@ def test_jobs_in_another_process_read_the_config_that_the_run_started_with(small
     small.folder = small.folder.rename(small.folder.with_name("plain"))  # Snakemake quotes no other for such a process
     (small.folder / "own.smk").write_text(
         'include: "Snakefile"\n'
-        'rule edit:\n    output: "edited"\n    shell: "sed -i s/0.5/0.6/ config.yaml; printenv LLM_SPARSITY_LEASE > {output}"\n'
+        'rule edit:\n    output: "edited"\n'
+        '    shell: "sed -i s/0.5/0.6/ config.yaml; printenv LLM_SPARSITY_LEASE > {output}"\n'
         'rule seen:\n    input: "edited"\n    output: "seen"\n'
         "    run: Path(output[0]).write_text(f'{STUDY.study[0].sparsities[0]} {STUDY.name}')\n"
     )

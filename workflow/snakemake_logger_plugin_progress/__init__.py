@@ -33,6 +33,7 @@ CHATTER = (
 # What it says of a failed job besides JOB_ERROR: the whole command, and that a job has failed.
 REPEATED = ("CalledProcessError in file", "At least one job did not complete successfully")
 QUIET = {Quietness.PROGRESS, Quietness.RULES, Quietness.REASON, Quietness.HOST}
+POINTER = "For further error details"  # how an executor's words about a failed job end
 TAIL = 20  # lines of a failed job's log that are shown
 
 
@@ -121,11 +122,13 @@ class LogHandler(LogHandlerBase):
         return self._progress.line(self._progress.left())
 
     def _failure(self, fields: dict[str, Any]) -> None:
-        """Show the end of the log of a failed job. Its reason comes last of all, from the workflow."""
+        """Show what the executor says of a failed job, and the end of its log. The workflow gives its reason, later."""
         job = self._progress.running.get(fields["jobid"]) if self._progress else None
         if self._progress and job:
             self._progress.end(fields["jobid"], None)
         lines = [f"failed: {fields['rule_name']} {job.cell if job else ''}".rstrip()]
+        if verdict := (fields.get("rule_msg") or "").partition(POINTER)[0].strip():
+            lines.append(f"  {verdict}")
         if self.common_settings.show_failed_logs:
             for log in map(Path, fields["log"]):
                 text = log.read_text(errors="replace") if log.is_file() else ""

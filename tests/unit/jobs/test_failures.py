@@ -24,6 +24,7 @@ KILLED = "it ended without a message"
         (TRACEBACK.format(last="A: 1") + TRACEBACK.format(last="B: 2") + "bye\n", "B: 2"),
         (TRACEBACK.format(last="A: 1") + "error: then\n", "then"),
         ("error: then\n" + TRACEBACK.format(last="A: 1"), "A: 1"),
+        ("10%|#\rSIGTERM: all is saved\n", "SIGTERM: all is saved"),
         ("10%|#\r20%|##", KILLED),
         ("", KILLED),
         ("x" * 50_000 + "\nerror: at the end", "at the end"),

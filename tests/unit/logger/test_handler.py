@@ -78,9 +78,10 @@ def run(to: LogHandler) -> None:
     job(to, 2, model="minilm", pruned="magnitude-linear-0.9")
 
 
-def fail(to: LogHandler, log: Path) -> None:
+def fail(to: LogHandler, log: Path, verdict: str | None = None) -> None:
     say(to, "RuleException:\nCalledProcessError in file x\n python ...", logging.ERROR, event=LogEvent.ERROR)
-    say(to, "Error in rule", logging.ERROR, event=LogEvent.JOB_ERROR, jobid=2, rule_name="prune", log=[str(log)])
+    job = {"jobid": 2, "rule_name": "prune", "log": [str(log)], "rule_msg": verdict}
+    say(to, "Error in rule", logging.ERROR, event=LogEvent.JOB_ERROR, **job)
     say(to, "WorkflowError:\nAt least one job did not complete successfully.", logging.ERROR, event=LogEvent.ERROR)
 
 
@@ -166,6 +167,23 @@ def test_a_missing_log_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run(to)
     fail(to, tmp_path / "none")
     assert "failed: prune" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("verdict", "shown"),
+    [
+        ("SLURM status is: 'TIMEOUT'.For further error details see the", ["  SLURM status is: 'TIMEOUT'."]),
+        ("For further error details see the", []),
+    ],
+)
+def test_what_an_executor_says_of_a_failed_job_is_shown(
+    verdict: str, shown: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    to = handler(stream, monkeypatch)
+    run(to)
+    fail(to, tmp_path / "none", verdict)
+    assert stream.getvalue().splitlines()[-1 - len(shown) :] == ["failed: prune minilm/magnitude-linear-0.9", *shown]
 
 
 def test_what_is_not_known_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 SAID = re.compile(
     r"^(?:\S+\.py: )?error: (?P<error>.+)$"
+    r"|^(?P<ended>SIGTERM: .+)$"
     r"|^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*(?P<exception>\S.*)$",
     re.MULTILINE,
 )
@@ -22,13 +23,13 @@ def failures(jobs: Iterable[tuple[str, list[str]]]) -> list[str]:
 
 
 def _reason(logs: list[Path]) -> str:
-    """The last error message in logs, else the last exception, else that there is none."""
+    """The last error message, exception or word about SIGTERM in logs, else that there is none."""
     text = "\n".join(map(_tail, logs))
     if said := list(SAID.finditer(text)):
-        return said[-1]["error"] or said[-1]["exception"]
+        return str(said[-1][said[-1].lastgroup or 0])
     if not any(log.exists() for log in logs):
         return "it did not start, or its results are missing; Snakemake's message is above"
-    return "it ended without a message, as a process does that is killed, for example because memory ran out"
+    return "it ended without a message, as a process does that is killed, such as when memory or its time ran out"
 
 
 def _tail(log: Path) -> str:

@@ -1,7 +1,7 @@
 """GPU leases: jobs on one machine reserve GPUs by file locks, which the kernel releases when the process ends.
 
-A job that a batch system or a pilot has confined, by CUDA_VISIBLE_DEVICES, to the GPUs it asks for takes no lease, unless a
-driver that runs several jobs on this machine is confined likewise: it sets LLM_SPARSITY_LEASE.
+A job that a batch system or a pilot has confined, by CUDA_VISIBLE_DEVICES, to the GPUs it asks for takes no lease. One
+that a driver runs on its own machine does, also if the driver is confined: it sets LLM_SPARSITY_LEASE.
 """
 
 import fcntl
