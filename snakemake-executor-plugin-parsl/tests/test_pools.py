@@ -112,7 +112,7 @@ def test_tasks_of_a_pilot_that_has_ended_start_again_at_once(running: Pools, exe
     assert one.again_at <= pools.time.monotonic()
     assert running.said[-1] == "parsl: job: lost with node-1 (preempted); restart 1 of at most 1"
     one.again_at = None
-    with pytest.raises(LostError, match="for the 2th time"):
+    with pytest.raises(LostError, match="2 times; raise parsl-minutes, or parsl-again "):
         running.outcome(one)
 
 

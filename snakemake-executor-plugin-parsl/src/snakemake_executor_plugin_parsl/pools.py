@@ -163,7 +163,8 @@ class Pools:
         reason = self._verdict(task.label, block)
         loss = f"lost with {getattr(error, 'hostname', 'its node')}" + (f" ({reason})" if reason else "")
         if task.lost > self.again:
-            raise LostError(f"{loss}, for the {task.lost}th time")
+            fix = "raise parsl-minutes, or parsl-again for a job that resumes"
+            raise LostError(f"{loss}, {task.lost} times; {fix}")
         self.say(f"parsl: {task.name}: {loss}; restart {task.lost} of at most {self.again}")
         has_ended = (task.label, block) in self._ended
         task.again_at = time.monotonic() + (0 if has_ended else self.executors[task.label].heartbeat_period)
