@@ -13,4 +13,5 @@ cd "$PBS_O_WORKDIR" || exit 1
 source .venv/bin/activate
 export TMPDIR=/tmp HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 umask 022
-exec snakemake --profile profiles/node "$@"
+# SIGTERM to Snakemake and all its jobs before PBS kills them: fine-tunings save, no lock stays. Change it with the walltime.
+exec timeout 55m snakemake --profile profiles/node "$@"

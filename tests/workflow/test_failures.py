@@ -152,6 +152,22 @@ def test_after_a_kill_the_same_command_goes_on(small: Project) -> None:
     assert json.loads((small.folder / DOWNLOAD).read_text())["kind"] == "model"
 
 
+@pytest.mark.slow
+def test_a_batch_job_on_one_node_ends_before_its_walltime_and_leaves_no_lock(small: Project) -> None:
+    small.edit(
+        "scripts/download.py", lambda source: source.replace("def main() -> None:\n", f"def main() -> None:\n{WAIT}")
+    )
+    small.edit("profiles/node/job.sh", lambda script: script.replace(" 55m ", " 30s "))
+    done = subprocess.run(
+        ["bash", "profiles/node/job.sh"], cwd=small.folder,
+        env=os.environ | {"PBS_O_WORKDIR": str(small.folder), "PATH": f"{Path(sys.executable).parent}:{os.defpath}"},
+        text=True, capture_output=True, check=False, start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == 124, said(done)
+    assert (small.folder / "logs/download/models/m.log").exists()
+    assert not list((small.folder / ".snakemake/locks").glob("*"))
+
+
 def test_the_same_command_with_unlock_removes_the_locks(small: Project) -> None:
     locks = small.folder / ".snakemake/locks"
     locks.mkdir(parents=True)
