@@ -1,10 +1,14 @@
 """What Slurm is asked."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from llm_sparsity.site import slurm
+from llm_sparsity.site import slurm, submit
+from llm_sparsity.site.place import place
+from llm_sparsity.study import config
+from tests.tiny import MOOD_STUDY
 
 
 def test_a_user_without_a_name_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -12,3 +16,18 @@ def test_a_user_without_a_name_has_a_number(monkeypatch: pytest.MonkeyPatch) -> 
     assert not slurm._user().isdecimal()
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
     assert slurm._user() == str(2**31 - 7)
+
+
+def test_the_job_of_five_minutes_is_submitted_as_those_of_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "sbatch").write_text('#!/bin/sh\necho "$@" >&2\nexit 1\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    (tmp_path / "config.yaml").write_text(
+        "executor: slurm\ndefault-resources:\n  slurm_account: a\n  slurm_partition: p\n  qos: q\n  constraint: c\n"
+        "  slurm_extra: \"'--reservation=r --gres=gpu:1'\"\n"
+    )
+    said = submit._job(place(config.load(MOOD_STUDY), tmp_path), "true")
+    assert " --account=a --partition=p --qos=q --constraint=c --reservation=r --gres=gpu:1 --wrap=true" in said
