@@ -159,6 +159,10 @@ def test_the_machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.tool("lfs", f"[ $4 = {os.getuid()} ] && echo '      . 52428000* 0 52428800 - 1 0 0 -'")
     assert "0 GB left of your quota" in machine.disk(here).found
     assert machine.disk(here).state == "TO DO"
+    used = '[ "$1 $2 $3 $4" = "quota -q -p 7" ] && echo "      . 2048 0 1048576 - 1 0 0 -"'
+    site.tool("lfs", f'[ "$*" = "project -d ." ] && echo "    7 P ." || ({used})')
+    assert "1 GB left of the project's quota" in machine.disk(here).found
+    assert "GB for each run at work" in machine.disk(here).found
     locks = site.folder / ".snakemake/locks"
     locks.mkdir(parents=True)
     (locks / f"owner-{os.getpid()}").write_text(this_process())

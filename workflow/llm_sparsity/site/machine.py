@@ -13,6 +13,7 @@ from llm_sparsity.jobs import driver
 from llm_sparsity.jobs.lease import devices
 from llm_sparsity.site.check import Line, ask
 from llm_sparsity.site.place import Place
+from llm_sparsity.study.footprint import FLOAT, WORK, model_size
 from llm_sparsity.study.project import project
 
 IMPORTED = "import torch, transformers, snakemake; print('torch', torch.__version__)"
@@ -92,17 +93,23 @@ def _file_system(path: Path, mounts: str) -> tuple[str, str]:
 
 
 def disk(place: Place) -> Line:
-    """Whether what is left of the study fits the disk, and the user's quota where the file system tells it."""
+    """Whether what is left of the study fits the disk, and the quotas of the user and the project that Lustre tells."""
     needed = sum(job.bytes for job in place.left)
     free, source = shutil.disk_usage(".").free, "free"
-    quota = ask("lfs", "quota", "-q", "-u", str(os.getuid()), ".")
-    if numbers := re.search(r"^\s*\S+\s+(\d+)\*?\s+\d+\s+(\d+)", quota.output):
-        used, limit = (1024 * int(number) for number in numbers.groups())
-        if limit and limit - used < free:  # 0: no limit
-            free, source = max(0, limit - used), "left of your quota"
-    text = f"{needed / 1e9:.1f} GB to come, {free / 1e9:.0f} GB {source}"
+    number = re.match(r"\s*(\d+)", ask("lfs", "project", "-d", ".").output)
+    owners = {"your": ["-u", str(os.getuid())]} | ({"the project's": ["-p", number[1]]} if number else {})
+    for whose, owner in owners.items():
+        quota = ask("lfs", "quota", "-q", *owner, ".").output
+        if numbers := re.search(r"^\s*\S+\s+(\d+)\*?\s+\d+\s+(\d+)", quota):
+            used, limit = (1024 * int(number) for number in numbers.groups())
+            if limit and limit - used < free:  # 0: no limit
+                free, source = max(0, limit - used), f"left of {whose} quota"
+    runs = (run for run in place.study.cells().runs if not (run.folder / "metrics.json").exists())
+    work = WORK * FLOAT * max((model_size(place.study, run.model)[0] for run in runs), default=0)
+    at_work = f", and up to {work / 1e9:.1f} GB for each run at work" if work else ""
+    text = f"{needed / 1e9:.1f} GB to come{at_work}, {free / 1e9:.0f} GB {source}"
     fix = "make room, or work elsewhere; llm-sparsity clean lists caches that no study needs"
-    return Line("disk", text, "" if needed < free else fix)
+    return Line("disk", text, "" if needed + work < free else fix)
 
 
 def threads(place: Place) -> Line:

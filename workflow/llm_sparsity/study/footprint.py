@@ -20,6 +20,7 @@ from llm_sparsity.study.sparsity import Sparsity
 BASE = 125e6  # parameters of a model of unknown size
 FLOAT = 4  # bytes of a float32
 HALF = {"float16": 2, "bfloat16": 2}  # bytes of a value; any other dtype counts as FLOAT
+WORK = 6  # weights that a fine-tuning keeps until it is finished, or while it saves
 MINIMUM_MB = 1000
 STEP_MB = 100  # requests are rounded up to a multiple of it
 
@@ -178,7 +179,7 @@ def disk_mb(
     if stage == "prune":  # the tensors, then the file that they are assembled to
         return _mb(2 * variant_bytes(config, model, known))
     # Until a run is finished, both moments are kept. While an epoch is saved, its tensors and moments exist twice.
-    return _mb(run_bytes(config, model, known, task, recipe) + 6 * size.weights)
+    return _mb(run_bytes(config, model, known, task, recipe) + WORK * size.weights)
 
 
 def variant_bytes(config: Config, model: str, variant: Variant) -> float:
