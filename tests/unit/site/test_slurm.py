@@ -31,3 +31,14 @@ def test_the_job_of_five_minutes_is_submitted_as_those_of_the_study(
     )
     said = submit._job(place(config.load(MOOD_STUDY), tmp_path), "true")
     assert " --account=a --partition=p --qos=q --constraint=c --reservation=r --gres=gpu:1 --wrap=true" in said
+
+
+@pytest.mark.parametrize("caps", ["", "set-resources: {finetune: {mem_mb: 400}}\n"])
+def test_a_profile_may_ask_for_less_than_the_plan(caps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm, "_partitions", lambda: [slurm.Partition("p", True, "up", 60, 1, 8, 64, 500)])
+    (tmp_path / "config.yaml").write_text(f"executor: slurm\n{caps}")
+    line = slurm.partition(place(config.load(MOOD_STUDY), tmp_path))
+    assert line is not None
+    assert "p has 500 " in line.found
+    assert line.state == ("--" if caps else "TO DO")

@@ -127,7 +127,11 @@ def partition(place: Place) -> Line | None:
     needs = _needs(place)
     lacks = [each.lacks(needs) for each in found]
     if all(lacks):
-        return Line("partition", f"{found[0].name} {lacks[0]}", f"choose another {setting}, or change the study")
+        # The profile may ask for less than the plan, in expressions.
+        less = "set-resources" in place.settings and not place.pools
+        fix = "" if less else f"choose another {setting}, or change the study"
+        unless = ", unless set-resources of the profile says less" if less else ""
+        return Line("partition", f"{found[0].name} {lacks[0]}{unless}", fix, known=not less)
     fits = next(each for each, lack in zip(found, lacks, strict=True) if not lack)
     return Line(
         "partition",
