@@ -18,7 +18,10 @@ class STUDY:
     class measure:
         model_dump = dict
 model_manifest = model_weights = "Snakefile"
-runtime = memory = disk = lambda stage: 1
+class footprint:
+    mem_mb = disk_mb = None
+runtime = lambda stage: 1
+megabytes = lambda estimate, stage: 1
 code = lambda stage: ""
 settings = lambda: ""
 include: "{rules}/measure.smk"

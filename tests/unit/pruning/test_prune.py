@@ -455,7 +455,7 @@ def test_a_list_of_layers_is_a_scope(tiny_model: Callable[[str], Path], tmp_path
     assert any(name.startswith("encoder") for name in changed) and any(name.startswith("decoder") for name in changed)
 
 
-@pytest.mark.parametrize(("scope", "layer"), [("layers.1.2", 2), ("layers.7", 7), ("layers.0.1.12.3", 12)])
+@pytest.mark.parametrize(("scope", "layer"), [("layers.1.2", 2), ("layers.7", 7), ("layers.0.1.12.30", 12)])
 def test_a_layer_beyond_the_depth_is_refused(
     scope: str, layer: int, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -409,7 +409,7 @@ def test_a_caption_is_true_for_every_model(tmp_path: Path) -> None:
     assert (
         "1 to 3 seeds: small points; line and band are their mean and its 95 % t-interval; one seed has no" in caption
     )
-    assert "near the dense accuracy of 0.56 to 0.96, their number alone leaves ±2.0 to 4.9 points" in caption
+    assert "near the dense accuracy of 0.56 to 0.96, their number alone leaves ±2.0 to 4.8 points" in caption
 
 
 def test_the_fastest_is_one_that_is_drawn_and_not_noise(tmp_path: Path) -> None:
