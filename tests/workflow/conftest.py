@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from llm_sparsity.jobs.lock import locked
+from tests.once import once
 from tests.tiny import WORDS
 
 COPIED = ["Snakefile", "config.yaml", "workflow", "scripts", "studies", "envs", "profiles"]
@@ -100,30 +100,10 @@ def _glue(root: Path) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def _once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], None]) -> Path:
-    """A folder that one of the parallel test processes makes, for all of them; if that fails, each says so."""
-    base = factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, failed = base / name, base / f"{name}.failed"
-    with locked(base / f"{name}.lock"):
-        if not folder.exists() and not failed.exists():
-            half = base / f"{name}.half"
-            half.mkdir()
-            try:
-                make(half)
-            except BaseException as error:
-                failed.write_text(str(error))
-                raise
-            half.rename(folder)
-    if failed.exists():
-        pytest.fail(f"another test process could not make {name}: {failed.read_text()[-3000:]}")
-    return folder
-
-
 @pytest.fixture(scope="session")
 def hub(root: Path, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hub cache as huggingface_hub lays it out: tiny models under the report's ids, and GLUE."""
-    return _once("hub", tmp_path_factory, lambda cache: _fill_hub(cache, root, tiny_model))
+    return once("hub", tmp_path_factory, lambda cache: _fill_hub(cache, root, tiny_model))
 
 
 def _fill_hub(cache: Path, root: Path, tiny_model: Callable[[str], Path]) -> None:
@@ -156,13 +136,13 @@ def finished(root: Path, hub: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def whole(finished: Project, root: Path, hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The tiny study with all cells, for slow tests."""
+    """The tiny study with all cells, for exhaustive tests."""
     return _own("whole", hub, tmp_path_factory, lambda folder: _run_whole(folder, finished, root, hub))
 
 
 def _own(name: str, hub: Path, factory: pytest.TempPathFactory, make: Callable[[Path], None]) -> Project:
     """A copy of a finished project for this test process, as a run locks its folder. Tests that edit copy it again."""
-    made = _once(name, factory, make)
+    made = once(name, factory, make)
     own = factory.mktemp("project") / name
     shutil.copytree(made, own)
     project = Project(own, hub)

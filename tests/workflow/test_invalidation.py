@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import slow_but
+
 from .conftest import Project, copied
 
 END = ["collect", "plot"]
@@ -370,17 +372,16 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
 
 # One of each kind: no change, a setting, a new cell, the code of a stage.
 FAST = ("nothing", "learning rate of one task", "new scope", "code of finetune")
-# And of those that need the whole study; the others are left to `./run test --exhaustive`.
+# More of them. All, with the whole study, are left to `./run test --exhaustive`.
 SLOW = (
-    "nothing", "comment in a library module", "touched files", "rows of a task edited in place",
-    "revision of one model", "seed of pruning", "code of a calibrated method", "code of evaluate", "older claims",
-    "new task", "removed model",
+    "comment in a library module", "touched files", "rows of a task edited in place", "seed of pruning",
+    "code of a calibrated method", "code of evaluate", "older claims",
 )  # fmt: skip
 # Cells of the whole study that `finished` is without.
 LEFT_OUT = re.compile("bart-base|sst2|-all-|released|structured|int8|task=text|gpt2 .*wanda")
 
 
-@pytest.mark.parametrize("case", FAST)
+@pytest.mark.parametrize("case", slow_but(FAST, [*FAST, *SLOW]))
 def test_exactly_these_jobs_are_pending(case: str, finished: Project, tmp_path: Path) -> None:
     change, expected = CASES[case]
     project = copied(finished, tmp_path / "project")
@@ -388,10 +389,8 @@ def test_exactly_these_jobs_are_pending(case: str, finished: Project, tmp_path: 
     assert project.pending() == sorted(job for job in expected if not LEFT_OUT.search(job))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "case", [case if case in SLOW else pytest.param(case, marks=pytest.mark.exhaustive) for case in CASES]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("case", CASES)
 def test_exactly_these_jobs_of_the_whole_study_are_pending(case: str, whole: Project, tmp_path: Path) -> None:
     change, expected = CASES[case]
     project = copied(whole, tmp_path / "project")

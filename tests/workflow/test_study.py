@@ -1,4 +1,4 @@
-"""The real Snakemake runs a tiny study from a hub cache, offline; all three architectures in slow tests."""
+"""The real Snakemake runs a tiny study from a hub cache, offline; all three architectures in exhaustive tests."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def test_the_study_runs_from_download_to_report(finished: Project) -> None:
     assert "report.html" in finished.log  # the run's last lines say where to look
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_more_cells_run_alone_and_are_reported_beside_the_others(whole: Project) -> None:
     report = whole.folder / "reports/tiny"
     metrics = pd.read_csv(report / "tables/metrics.csv")
@@ -52,7 +52,7 @@ def test_the_page_needs_no_network(finished: Project) -> None:
     assert "@import" not in page
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_kept_mask_is_in_the_measured_sparsity(whole: Project) -> None:
     folder = whole.folder / "results/roberta-base/magnitude-linear-0.5/mrpc"
     kept = json.loads((folder / "kept/seed-0/metrics.json").read_text())["measured_sparsity"]
@@ -70,7 +70,7 @@ def test_a_recipe_starts_from_the_dense_run_and_ends_at_the_variants_sparsity(fi
     assert set(runs[runs.recipe == "brief"]["mask"]) == {"kept"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_low_rank_updates_of_a_language_model_keep_its_mask(whole: Project) -> None:
     wanda = whole.folder / "results/gpt2/wanda-linear-0.5"
     pruned = json.loads((wanda / "model/manifest.json").read_text())["pruned"]["measured_sparsity"]

@@ -10,6 +10,7 @@ import pytest
 
 from llm_sparsity.reporting.plot import plot
 from llm_sparsity.reporting.tables import COLUMNS
+from tests.once import once
 from tests.tables import CLAIMS, write_tables
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -48,15 +49,17 @@ class Page(html.parser.HTMLParser):
 pytestmark = pytest.mark.slow  # all draw the figures of a study, and most open them in a browser
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with what a page can have: three models, methods, seeds, recipes, perplexity, claims."""
-    folder = tmp_path_factory.mktemp("page")
+    return once("page", tmp_path_factory, _make) / "report.html"
+
+
+def _make(folder: Path) -> None:
     models = ["roberta-base", "gpt2", "bart-base"]
     recipes = ("kept", "released", "gradual")
     config = write_tables(folder / "tables", models, ["magnitude", "uniform"], 3, recipes=recipes, judged=True)
     plot(folder / "tables", folder, config=config, methods=NOTES, claims=CLAIMS)
-    return folder / "report.html"
 
 
 def test_the_page_is_one_file_that_says_what_it_shows(page: Path) -> None:

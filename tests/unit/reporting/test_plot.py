@@ -77,7 +77,7 @@ def texts_of(figure: Drawn, panel: int = 0) -> list[str]:
         (["minilm"], ["magnitude"], 1, ("kept",)),
         pytest.param(
             ["roberta-base", "gpt2", "bart-base"], ["magnitude", "uniform"], 3, ("kept", "released", "gradual"),
-            marks=pytest.mark.slow,
+            marks=pytest.mark.exhaustive,
         ),
     ],
 )  # fmt: skip
