@@ -67,7 +67,8 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
     architecture = folder.structure.architecture
     roles = folder.structure.roles
     layers = 1 + max(role.layer for role in roles.values())
-    unobserved = [f"{name}: {why}" for name in roles if roles[name].is_matrix and (why := folder.why_unobserved(name))]
+    reasons = (f"{name}: {why}" for name in roles if roles[name].is_matrix and (why := folder.why_unobserved(name)))
+    unobserved = next(reasons, "")
     is_classifier = folder.class_name.endswith("ForSequenceClassification")
     if is_classifier:  # with its head and epochs: 0 nothing trains: more seeds and `gradual` would be refused
         source += "\n    # head: reviews # if it was trained on the task below; with epochs: 0 (docs/howto.md)"
@@ -86,7 +87,7 @@ def init(model: str, *, name: str | None = None, output: Path | None = None) -> 
         seeds="[0] # [0, 1, 2] if it is trained" if is_classifier else "[0, 1, 2]",
         trains="# " if is_classifier else "",
         methods="[magnitude, uniform, random] # calibrated ones, such as wanda, cannot run its layers:"
-        f"\n    # {unobserved[0]}"
+        f"\n    # {unobserved}"
         if unobserved
         else "[magnitude, uniform, wanda, sparsegpt] # also: admm (best, slowest), random (a control)",
         observes="# " if unobserved else "",

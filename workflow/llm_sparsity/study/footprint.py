@@ -64,9 +64,10 @@ def stored(sparsity: Sparsity) -> float:
 def model_size(config: Config, model: str) -> tuple[float, float]:
     """Parameters and bytes of a model: of its manifest, or until it has been downloaded of its config, or assumed."""
     manifest, entry = MODELS / model / MANIFEST, config.models[model]
-    found = _model_size(manifest) if manifest.exists() else None
+    if manifest.exists():
+        return _model_size(manifest)
     parameters = entry.parameters or BASE
-    return found or (parameters, HALF.get(entry.source.dtype or "", FLOAT) * parameters)
+    return parameters, HALF.get(entry.source.dtype or "", FLOAT) * parameters
 
 
 @cache
