@@ -69,7 +69,9 @@ def test_a_task_goes_only_where_enough_time_is_left(site: Site) -> None:
     site.manager(b"long", left=1000)
     site.task(1, 500, priority=-500)
     site.task(2, 90, priority=-90)
+    site.manager(b"unused", left=100)
     assert site.hand_out() == {b"short": [2], b"long": [1]}
+    assert [manager["used"] for manager in site.interchange._answer("MANAGERS")] == [True, True, False]
 
 
 def test_an_idle_manager_that_no_task_fits_ends_and_a_busy_one_goes_on(site: Site) -> None:

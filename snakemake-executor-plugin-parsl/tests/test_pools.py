@@ -10,6 +10,7 @@ from parsl.jobs.states import JobState, JobStatus
 
 from snakemake_executor_plugin_parsl import pools
 from snakemake_executor_plugin_parsl.pools import LostError, Node, PoolError, Pools, Task
+from snakemake_executor_plugin_parsl.task import Outcome
 
 
 class Executor:
@@ -36,10 +37,12 @@ class Executor:
         self.commands.append(command)
         return self.managers if command == "MANAGERS" else None
 
-    def manager(self, name: str = "m", tasks: int = 0, running: tuple[int, ...] = (), unfit: int = 0) -> None:
+    def manager(
+        self, name: str = "m", tasks: int = 0, running: tuple[int, ...] = (), unfit: int = 0, used: bool = False
+    ) -> None:
         self.managers.append(
             {"manager": name, "block_id": "0", "worker_count": 2, "tasks": tasks, "running": list(running),
-             "unfit": unfit, "hostname": "node-1"}
+             "unfit": unfit, "hostname": "node-1", "used": used}
         )  # fmt: skip
 
 
@@ -114,6 +117,26 @@ def test_tasks_of_a_pilot_that_has_ended_start_again_at_once(running: Pools, exe
     one.again_at = None
     with pytest.raises(LostError, match="2 times; raise parsl-minutes, or parsl-again "):
         running.outcome(one)
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_node_whose_results_are_on_the_way_is_one_that_works(
+    running: Pools, executor: Executor, monkeypatch: pytest.MonkeyPatch, used: bool
+) -> None:
+    """The first jobs of the good node have ended, and the driver has not read it: failures of the other still move."""
+    started: list[Task] = []
+    monkeypatch.setattr(Pools, "start", lambda _, task: started.append(task))
+    executor.manager("good", tasks=0, used=used)
+    executor.manager("bad", tasks=0, used=True)
+    tasks = [task(1), task(2)]
+    for one in tasks:
+        one.future.done, one.future.result = (
+            lambda: True,
+            lambda: Outcome(code=9, host="node-1", manager="bad", seconds=1.0),
+        )
+        assert running.outcome(one) is None
+    own = [one for one, _ in running.watch(tasks, 1.0)]
+    assert (started, own) == ((tasks, []) if used else ([], tasks))
 
 
 def test_the_pace_is_sent_when_it_changes(running: Pools, executor: Executor) -> None:

@@ -59,6 +59,7 @@ class Interchange(interchange.Interchange):  # type: ignore[misc]
             "manager": name, "block_id": m["block_id"], "worker_count": m["worker_count"], "tasks": len(m["tasks"]),
             "idle_duration": time.time() - (m["idle_since"] or time.time()), "active": m["active"],
             "draining": m["draining"], "running": list(m["tasks"]), "hostname": m["hostname"],
+            "used": m.get("used", False),
             "unfit": free if self.pending_task_queue and not self._fitting(m, 1) else 0,
         }  # fmt: skip
 
@@ -84,7 +85,7 @@ class Interchange(interchange.Interchange):  # type: ignore[misc]
                 self.manager_sock.send_multipart([manager_id, pickle.dumps(messages)])
                 self.count += len(tasks)
                 m["tasks"].extend(message["task_id"] for message in messages)
-                m["idle_since"] = None
+                m["idle_since"], m["used"] = None, True
             elif self.pending_task_queue and not m["tasks"] and time.time() > m["idle_since"] + IDLE:
                 interchange.logger.info(f"No waiting task fits the time left of manager {manager_id!r}: it ends")
                 m["draining"] = True

@@ -63,14 +63,15 @@ class Node:
     host: str = ""
     busy: int = 0
     slots: int = 0
-    good: bool = False
+    used: bool = False  # whether it was given a job
+    good: bool = False  # whether a job of it succeeded
     held: bool = False
     suspects: list[tuple[Task, Outcome, float]] = field(default_factory=list)
 
     @property
     def works(self) -> bool:
-        """Whether it is connected and runs jobs without failures."""
-        return bool(self.slots and (self.good or self.busy) and not self.held and not self.suspects)
+        """Whether it is connected and runs jobs without failures, or has run them and their outcomes are on the way."""
+        return bool(self.slots and self.used and not self.held and not self.suspects)
 
 
 class Pools:
@@ -197,6 +198,7 @@ class Pools:
                 node.label, node.block, node.host = label, manager["block_id"], manager["hostname"]
                 node.slots = manager["worker_count"]
                 node.busy = min(manager["tasks"], node.slots)
+                node.used = manager["used"]
                 numbers |= {(label, number) for number in manager["running"]}
                 if node.busy and not node.good:
                     self._refuse_dying_workers(executor, node, manager["manager"])
