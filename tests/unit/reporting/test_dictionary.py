@@ -1,5 +1,6 @@
 """All tables in one typed file, and the dictionary of their columns, of a MADE UP study."""
 
+import csv
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +46,11 @@ def test_columns_are_typed_and_say_what_they_mean(folder: Path) -> None:
     assert b"metrics: 0 to 1; correlations from -1; perplexity" in schema.field("value").metadata[b"unit"]
     assert schema.field("peak_memory_bytes").metadata[b"unit"] == b"runs: bytes"
     assert all(field.metadata[b"meaning"] for field in schema)
+
+
+def test_no_comma_cuts_a_meaning() -> None:
+    rows = list(csv.reader(Path(dictionary.__file__).with_suffix(".csv").open()))
+    assert {len(row) for row in rows} == {4}
 
 
 def test_every_column_of_every_table_has_a_row(folder: Path) -> None:

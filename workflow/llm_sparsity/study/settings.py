@@ -52,11 +52,13 @@ class Finetune(Section):
         description="passes over the training split; 0, for models whose `head` is of the task: they are evaluated as "
         "they are, dense and pruned",
     )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-5, description="highest, after the warm-up")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        2e-5, description="highest, after the warm-up; then it falls linearly to 0"
+    )
     batch_size: Positive = Field(128, description="sequences per optimizer step, over all processes")
     micro_batch_size: Positive = Field(32, description="sequences per forward pass and process")
     max_length: Positive = Field(128, description="tokens per sentence or pair; longer ones are truncated")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW, for matrices alone")
     warmup_ratio: Fraction = Field(0.0, description="fraction of all steps")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(
         1.0, description="gradients are clipped to this norm; a large one, such as 1e9, clips none"
