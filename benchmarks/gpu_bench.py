@@ -165,7 +165,7 @@ class Bench:
         """Arguments of a run that has an output and a cache of its own."""
         output = self.work / "runs" / name
         arguments = ["--model", model, "--task", self.sentences, "--output", output]
-        arguments += ["--work", output / "work", "--gpus", int(self.on_gpu)]
+        arguments += ["--work", output / "work", "--gpus", 0]  # no lease: some share the GPU
         return [*arguments, *(["--dense", dense / "model/manifest.json"] if dense else [])]
 
     def finetune(self, model: Path, name: str, *, gpu: bool = True, dense: Path | None = None, **changes: Any) -> Path:

@@ -60,6 +60,22 @@ def test_a_matrix_that_cannot_be_stored_says_why(shape: tuple[int, int]) -> None
         gpu_kernels.sparse_matrix(torch.zeros(shape, dtype=torch.float16))
 
 
+def test_weights_of_other_dtypes_say_why() -> None:
+    """T5's output layers stay in float32 in a model of float16."""
+    with pytest.raises(ValueError, match="weights of float32, where 16 bits can be stored"):
+        gpu_kernels.sparse_matrix(torch.zeros(4, 8))
+
+
+def test_what_triton_needs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    assert gpu_kernels.unsupported_reason(torch.device("cpu")) is None
+    monkeypatch.setattr(gpu_kernels, "multiply", fails)
+    found = gpu_kernels.unsupported_reason(torch.device("cpu"))
+    assert found is not None and "Failed to find C compiler); install a C compiler and Python's headers" in found
+
+
 def test_a_full_row_of_odd_length_says_why() -> None:
     with pytest.raises(ValueError, match="too few zeros"):
         gpu_kernels.sparse_matrix(torch.ones(2, 7, dtype=torch.float16))

@@ -98,6 +98,14 @@ def test_a_storage_error_is_one_line(
     assert json.loads(path.read_text()) == {"kept": True}
 
 
+def test_a_full_gpu_is_one_line() -> None:
+    def main() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    with pytest.raises(SystemExit, match=r"error: the GPU's memory is full; lower .*Tried to allocate 2 GiB"):
+        run(main)
+
+
 def test_other_errors_keep_their_traceback() -> None:
     assert storage_message(OSError(errno.ECONNRESET, "reset")) is None
     with pytest.raises(ZeroDivisionError):

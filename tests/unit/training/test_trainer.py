@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +58,24 @@ def test_training_uses_autocast_and_evaluation_float32(
         evaluate(ModelFolder(result["weights"]), text, tmp_path / "after", **WINDOWS, batch_size=4)
         after = read_json(tmp_path / "after/metrics.json")["metrics"]["perplexity"]
         assert result["metrics"]["perplexity"] == pytest.approx(after, rel=1e-6)
+
+
+def test_what_torch_cannot_compute_deterministically_is_said_and_trained(
+    dense: Make, task: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a GPU, where torch refuses `cumsum` of float32; a stand-in, as a CPU refuses nothing."""
+    attention, refused = torch.nn.functional.scaled_dot_product_attention, []
+
+    def refuses(*arguments: Any, **options: Any) -> torch.Tensor:
+        if not refused:
+            refused.append(torch.get_deterministic_debug_mode())
+            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set 'error'")
+        return attention(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", refuses)
+    assert run(dense("bert"), task, tmp_path, epochs=1)["metrics"]
+    said = "cumsum_cuda_kernel does not have a deterministic implementation: two equal runs may differ by rounding\n"
+    assert refused and said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rate", [1e20, 1e30, 1e38])

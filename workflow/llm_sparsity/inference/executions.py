@@ -66,9 +66,12 @@ class Executions:
         names = layers_with_zeros(self._variant, structure)
         if self._device.type == "cpu":
             return dict(sparse_layers(self._variant, structure, names))
-        from llm_sparsity.inference.gpu_layers import gpu_layers  # Triton comes with torch's builds for GPUs
+        from llm_sparsity.inference import gpu_kernels, gpu_layers  # Triton comes with torch's builds for GPUs
 
-        layers, refused = gpu_layers(self._variant, names)
+        if names and (reason := gpu_kernels.unsupported_reason(self._device)):
+            self.notes.append(reason)
+            return {}
+        layers, refused = gpu_layers.gpu_layers(self._variant, names)
         self._note("sparse", layers, refused)
         return layers
 
@@ -123,9 +126,9 @@ def speedups(model: Module, layers: Mapping[str, Module], shapes: Mapping[str, t
         partial(layer, inputs[shapes[name]]) for side in both for name, layer in zip(layers, side, strict=True)
     ]
     with torch.inference_mode():
-        calls = [on_device(call, like.device) for call in calls]
-        seconds = take_turns(calls, LAYER_REPEATS).min(axis=0).reshape(2, -1)  # of calls that nothing interrupted
-    return dict(zip(layers, (seconds[0] / seconds[1]).tolist(), strict=True))
+        seconds = take_turns(on_device(calls, like.device), LAYER_REPEATS)
+    dense, sparse = seconds.min(axis=0).reshape(2, -1)  # of calls that nothing interrupted
+    return dict(zip(layers, (dense / sparse).tolist(), strict=True))
 
 
 def _input_shapes(model: Module, names: Iterable[str], workload: Workload) -> dict[str, tuple[int, ...]]:

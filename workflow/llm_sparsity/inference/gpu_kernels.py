@@ -7,6 +7,7 @@ thread decodes four weights; a scan over the threads of a warp gives their colum
 On a machine without a GPU, Triton's interpreter runs the kernels: `TRITON_INTERPRET=1`.
 """
 
+import subprocess
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,19 @@ class SparseMatrix(NamedTuple):
     ends: Tensor
 
 
+def unsupported_reason(device: torch.device) -> str | None:
+    """Why the kernels cannot be compiled here, tried on a small matrix; None if they can."""
+    matrix = torch.eye(QUAD, dtype=torch.float16, device=device)
+    try:
+        multiply(sparse_matrix(matrix), matrix[:1])
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        return (
+            f"sparse: left out, as Triton cannot compile ({error}); install a C compiler and Python's headers (Debian: "
+            "gcc, python3-dev)"
+        )
+    return None
+
+
 def sparse_matrix(weight: Tensor) -> SparseMatrix:
     """Store a matrix.
 
@@ -46,9 +60,11 @@ def sparse_matrix(weight: Tensor) -> SparseMatrix:
         weight: (rows, columns), float16 or bfloat16.
 
     Raises:
-        ValueError: the matrix has fewer than 4 columns, or 65,536 or more; a row has too few zeros to fill up its last
-            quad.
+        ValueError: the weights are of another dtype; the matrix has fewer than 4 columns, or 65,536 or more; a row has
+            too few zeros to fill up its last quad.
     """
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"weights of {str(weight.dtype).removeprefix('torch.')}, where 16 bits can be stored")
     rows, columns = weight.shape
     if not QUAD <= columns < COLUMNS:
         raise ValueError(f"{columns:,} columns, where {QUAD} to {COLUMNS - 1:,} can be stored")

@@ -128,7 +128,7 @@ def _measured(
     models, device = {name: execution.model for name, execution in executions.items()}, workload.ids.device
     errors = {name: outputs.error(name, executed, models["dense"], workload) for name, executed in models.items()}
     memory = {name: inference_bytes(executed, workload, device) for name, executed in models.items()}
-    calls = [timing.on_device(partial(workload, each), device) for each in (reference, *models.values())]
+    calls = timing.on_device([partial(workload, each) for each in (reference, *models.values())], device)
     seconds = timing.take_turns(calls, repeats)
     rows = []
     for number, (name, execution) in enumerate(executions.items(), 1):

@@ -49,7 +49,7 @@ def check_finite(model: Module, folder: ModelFolder, run: Run) -> None:
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     raise UserError(
         f"{folder}: the outputs of {f'layer {found[0]}' if found else 'the model'} are NaN or infinite in {dtype}; "
-        "use a checkpoint whose activations are finite"
+        "use a checkpoint whose activations are finite, or leave speed out: `measure: false`"
     )
 
 

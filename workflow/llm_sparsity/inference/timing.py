@@ -2,7 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,30 +26,40 @@ def take_turns(functions: Sequence[Callable[[], Any]], repeats: int) -> NDArray[
     return seconds[1:]
 
 
-def on_device(function: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    """A function to be timed, so that its time is that of the device.
+def on_device(functions: Iterable[Callable[[], Any]], device: torch.device) -> list[Callable[[], Any]]:
+    """Functions to be timed in turns, so that their times are those of the device.
 
-    On a GPU its kernels are recorded as a CUDA graph: starting them one by one from Python takes longer than the
-    kernels of a small model. A function that cannot be recorded is called, and a warning says so.
+    On a GPU the kernels of each are recorded as a CUDA graph: starting them one by one from Python takes longer than
+    the kernels of a small model. If one cannot be recorded, all are called, as the ratio of a call to a graph would be
+    that of Python, and a warning says so. The graphs share their memory: nothing reads their outputs.
+
+    Raises:
+        torch.OutOfMemoryError: the GPU's memory is full.
     """
+    functions = list(functions)
     if device.type != "cuda":
-        return function
-    for _ in range(2):  # kernels are compiled and chosen at first use
-        function()
-    torch.cuda.synchronize(device)
-    run, graph = function, torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
+        return functions
+    for function in functions:
+        for _ in range(2):  # kernels are compiled and chosen at first use
             function()
-        run = graph.replay
+    torch.cuda.synchronize(device)
+    graphs, pool = [torch.cuda.CUDAGraph() for _ in functions], torch.cuda.graph_pool_handle()
+    runs: list[Callable[[], Any]] = [graph.replay for graph in graphs]
+    try:
+        for graph, function in zip(graphs, functions, strict=True):
+            with torch.cuda.graph(graph, pool=pool):
+                function()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        warnings.warn(f"timed without a CUDA graph: {error}", stacklevel=2)
+        warnings.warn(f"timed without CUDA graphs: {error}", stacklevel=2)
+        runs = functions
+    return [partial(_finished, run, device) for run in runs]
 
-    def finished() -> None:
-        run()
-        torch.cuda.synchronize(device)
 
-    return finished
+def _finished(run: Callable[[], Any], device: torch.device) -> None:
+    run()
+    torch.cuda.synchronize(device)
 
 
 def quartiles(name: str, values: NDArray[np.float64]) -> dict[str, float]:

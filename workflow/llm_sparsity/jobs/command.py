@@ -60,6 +60,14 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this job may not have imported
+            raise
+        reason = " ".join(str(error).split())
+        sys.exit(
+            "error: the GPU's memory is full; lower batch_size, batch_sizes or sequence_length of this stage, or use a "
+            f"larger GPU ({reason})"
+        )
     except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

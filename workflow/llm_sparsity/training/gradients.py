@@ -1,8 +1,10 @@
 """The gradients of a batch, over micro-batches and processes."""
 
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,12 +57,27 @@ def accumulate_gradients(
             nullcontext() if last else accelerator.no_sync(net),
         ):
             inputs, labels = device_batch(objective, split, piece, accelerator.device)
-            loss = teacher.loss(net, inputs, labels) if teacher else summed_loss(net(**inputs).logits, labels)
+            if teacher:
+                loss = _computed(partial(teacher.loss, net, inputs, labels))
+            else:
+                loss = summed_loss(_computed(partial(net, **inputs)).logits, labels)
             loss = loss * share / len(batch)
             accelerator.backward(loss * accelerator.num_processes)  # processes are averaged, this is a sum
         total[0] += loss.detach()
     found, *counts = accelerator.reduce(total, "sum").tolist()
     return found, [count > 0 for count in counts]
+
+
+def _computed(forward: Callable[[], Any]) -> Any:
+    """A forward pass. On a GPU torch has no deterministic form of some operations, as of Mamba-2's; that is said."""
+    try:
+        return forward()
+    except RuntimeError as error:
+        if "deterministic implementation" not in str(error):
+            raise
+        torch.set_deterministic_debug_mode("warn")
+        print(f"{str(error).partition(',')[0]}: two equal runs may differ by rounding", file=sys.stderr)
+        return forward()
 
 
 def device_batch(

@@ -2,11 +2,14 @@
 
 import copy
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 from torch.nn import Module
 
 from llm_sparsity.jobs.errors import UserError
@@ -18,6 +21,8 @@ from llm_sparsity.training.mask import zeros
 from llm_sparsity.training.objective import Objective
 from llm_sparsity.training.scope import PrunedScope
 from llm_sparsity.training.settings import FinetuneSettings
+
+WAIT = timedelta(hours=2)  # for the first process, which tokenises, and writes tens of GB for the largest models
 
 
 def is_main_process() -> bool:
@@ -33,7 +38,12 @@ def make_accelerator(tracker: str | None = None) -> Accelerator:
     on_gpu = torch.cuda.is_available()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS is not deterministic
     project = ProjectConfiguration(logging_dir=str(tracking.FOLDER))
-    accelerator = Accelerator(mixed_precision="no", cpu=not on_gpu, log_with=tracker, project_config=project)
+    # Otherwise DDP orders the gradients anew after a process's first step, and with them the sums over three or more
+    # processes: a run that was resumed would differ from one that was not.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=WAIT)]
+    accelerator = Accelerator(
+        mixed_precision="no", cpu=not on_gpu, log_with=tracker, project_config=project, kwargs_handlers=handlers
+    )
     # torch.use_deterministic_algorithms would import the whole compiler, which takes a second. On a GPU, kernels of
     # attention are deterministic under "error" only.
     torch.set_deterministic_debug_mode("error" if on_gpu else "warn")
@@ -44,7 +54,7 @@ def make_accelerator(tracker: str | None = None) -> Accelerator:
 
 def autocast(device: torch.device) -> torch.autocast:
     """The precision of a training step: bfloat16 autocast on a GPU that supports it, else float32."""
-    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
@@ -118,3 +128,19 @@ def layer_classes(net: Module) -> list[str]:
     """
     lists = (module for module in net.modules() if type(module) is torch.nn.ModuleList)  # not LoRA's subclass of it
     return sorted({type(layer).__name__ for layers in lists for layer in layers})
+
+
+@contextmanager
+def whole_embeddings(net: Any) -> Iterator[None]:
+    """Keep accelerate from sharding embeddings apart from others that share their weights: the stacks' of BART and T5.
+
+    torch refuses a parameter in two groups. Those that the output layer alone shares, accelerate puts into one.
+    """
+    weight, head = net.get_input_embeddings().weight, net.get_output_embeddings()
+    holders = sum(other is weight for _, other in net.named_parameters(remove_duplicate=False))
+    if holders > 1 and (head is None or head.weight is not weight):
+        net.get_input_embeddings = lambda: None
+    try:
+        yield
+    finally:
+        vars(net).pop("get_input_embeddings", None)

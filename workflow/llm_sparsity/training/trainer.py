@@ -10,6 +10,7 @@ as `evaluate` does before training: a difference of the two is an effect of trai
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,8 @@ class Trainer:
         optimizer = adamw(net, settings.learning_rate, settings.weight_decay)
         if sharding := getattr(accelerator.state, "fsdp_plugin", None):
             sharding.transformer_cls_names_to_wrap = setup.layer_classes(net)
-        self.wrapped, self.prepared_optimizer = accelerator.prepare(net, optimizer)
+        with setup.whole_embeddings(net) if sharding else nullcontext():
+            self.wrapped, self.prepared_optimizer = accelerator.prepare(net, optimizer)
 
         net = accelerator.unwrap_model(self.wrapped)
         scoped = scope.parameters(net)
