@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -388,6 +389,27 @@ def test_two_processes_do_what_one_does(kind: str, variant: Make, task: TaskFold
     same_but_for_rounding(one, tmp_path, removed(model))
 
 
+@pytest.mark.exhaustive
+def test_three_processes_that_go_on_leave_the_same_bytes(
+    variant: Make, task: TaskFolder, tmp_path: Path, root: Path
+) -> None:
+    """From three processes on the order of their sums matters."""
+    command = [root / "scripts/finetune.py", "--model", variant("bert").path, "--task", task.path, "--processes", 3]
+    command += ["--settings", json.dumps(SETTINGS | {"epochs": 9, "batch_size": 15, "micro_batch_size": 5})]
+    whole, stopped = (["--output", f"{name}/out", "--work", f"{name}/work"] for name in ("whole", "stopped"))
+    assert start(*command, *whole, folder=tmp_path, root=root).returncode == 0
+    with subprocess.Popen([sys.executable, *map(str, [*command, *stopped])], cwd=tmp_path) as process:
+        while not list(tmp_path.glob("stopped/work/*/progress.json")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+    done = start(*command, *stopped, folder=tmp_path, root=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "going on after" in done.stderr
+    first, second = (next(tmp_path.glob(f"{name}/work/*/epoch-9")) for name in ("whole", "stopped"))
+    assert sha256(first / "model.safetensors") == sha256(second / "model.safetensors")
+
+
 @pytest.mark.slow
 def test_two_machines_do_what_one_does(variant: Make, task: TaskFolder, tmp_path: Path, root: Path) -> None:
     """Two `accelerate launch` that know each other's port alone leave the bytes of one with two processes."""
@@ -433,6 +455,7 @@ def same_but_for_rounding(one: dict[str, Any], folder: Path, gone: dict[str, tor
     ("kind", "lora"),
     [
         pytest.param("bert", None, id="bert"),
+        pytest.param("bart", None, id="bart", marks=pytest.mark.exhaustive),
         pytest.param("llama", LORA, id="llama-lora", marks=pytest.mark.exhaustive),
         pytest.param("llama", None, id="llama", marks=pytest.mark.exhaustive),
     ],
