@@ -81,8 +81,10 @@ from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
 from parsl.launchers import SimpleLauncher, SingleNodeLauncher
 from parsl.providers import LocalProvider
+from snakemake_executor_plugin_parsl import pools
 from snakemake_executor_plugin_parsl.pbs import PBSProvider
 
+pools.LEAVE = pools.FAST = pools.PATIENCE = {hangs}  # a busy machine takes its time
 config = Config(
     executors=[
         HighThroughputExecutor(
@@ -149,19 +151,24 @@ class Site:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        shutil.rmtree(self.temporary)
+        shutil.rmtree(self.temporary, ignore_errors=True)  # some of them end meanwhile, and remove theirs
 
     def pools(
         self, provider: str, *, pilots: int = 1, slots: int = 2, worker_init: str = "", seconds: int | None = None,
-        affinity: str = "none", threshold: int = 6,
+        affinity: str = "none", threshold: int = 10 * HANGS,
     ) -> None:  # fmt: skip
-        """Write a configuration file. Jobs start only where they fit into `seconds` of a pilot; None: always."""
+        """Write a configuration file. Jobs start only where they fit into `seconds` of a pilot; None: always.
+
+        A pilot is lost after `threshold` seconds without a heartbeat; by default never, as a busy machine misses some.
+        """
         setup = (
             f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={SOURCES} TMPDIR={self.temporary}\numask 022"
         )
         chosen = provider.format(pilots=pilots, worker_init=f"{setup}\n{worker_init}")
         (self.folder / "pools.py").write_text(
-            POOLS.format(slots=slots, provider=chosen, seconds=seconds, affinity=affinity, threshold=threshold)
+            POOLS.format(
+                slots=slots, provider=chosen, seconds=seconds, affinity=affinity, threshold=threshold, hangs=HANGS
+            )
         )
 
     def start(self, jobs: str, *arguments: str, after: str = "") -> subprocess.Popen[str]:

@@ -8,7 +8,7 @@ Its state is the folder $STANDIN_PBS, with a file `N.json` per job, and files by
     limit          maximum number of jobs
     queue-seconds  seconds for which jobs are queued
     never-N        job N stays queued
-    walltime       seconds after which jobs are killed, whatever they requested
+    walltime-N     seconds after which job N is killed, whatever it requested
     broken-json    qstat escapes nothing
     stuck          jobs that are deleted do not end while this file exists
     comment-N      comment of job N while it is queued
@@ -33,7 +33,7 @@ from pathlib import Path
 
 STATE = Path(os.environ["STANDIN_PBS"])
 SERVER = "polaris-pbs-01.lab.test"
-KILL = 10  # seconds from SIGTERM to SIGKILL
+KILL = 60  # seconds from SIGTERM to SIGKILL; a real server waits ten, in which a busy machine does not end a pilot
 RAN = "Job run at Tue Nov 24 at 04:08 on (x3001c0s1b0n0:ncpus=64)"
 
 
@@ -60,13 +60,17 @@ def load(number: int) -> dict:
     return json.loads((STATE / f"{number}.json").read_text())
 
 
+def save(number: int, record: dict) -> None:
+    """Replace a job's file as a whole: it is read without the lock."""
+    new = STATE / f"{number}.new"
+    new.write_text(json.dumps(record))
+    new.replace(STATE / f"{number}.json")
+
+
 def change(number: int, **fields: object) -> None:
     with locked():
         record = load(number) | fields
-        record = {key: value for key, value in record.items() if value is not None}
-        temporary = STATE / f"{number}.new"
-        temporary.write_text(json.dumps(record))
-        temporary.replace(STATE / f"{number}.json")
+        save(number, {key: value for key, value in record.items() if value is not None})
 
 
 def fail(code: int, message: str) -> None:
@@ -134,7 +138,7 @@ def qsub(arguments: list[str]) -> None:
                 "comment": "Not Running: Not enough free nodes available",
                 "Variable_List": {"PBS_O_PATH": "/usr/bin", "BASH_FUNC_module%%": "() { eval `x` }"},
             }  # fmt: skip
-            (STATE / f"{number}.json").write_text(json.dumps(record))
+            save(number, record)
     if fits:
         subprocess.Popen(
             [sys.executable, __file__, "mom", str(number)],
@@ -181,7 +185,7 @@ def run(number: int, record: dict) -> str:
     while job.poll() is None:
         time.sleep(0.1)
         now = load(number)
-        limit = float(setting("walltime", "1e9"))
+        limit = float(setting(f"walltime-{number}", "1e9"))
         if now.get("delete"):
             reason = f"terminated by {now['delete']}@{SERVER}"
             change(number, comment=f"{RAN} and {reason}")  # still in state R for a while

@@ -11,14 +11,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from batch_site import HANGS, ON_THIS_MACHINE, UNDER_PBS, Site
+from batch_site import ON_THIS_MACHINE, UNDER_PBS, Site
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ends processes by a call of Linux")
 
 
 def called(words: str, pids: Iterable[int]) -> list[int]:
     """The processes whose command has these words."""
-    return [pid for pid in pids if words.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has just ended
+            if words.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 @pytest.mark.slow
@@ -45,11 +50,8 @@ def test_jobs_fill_devices_longest_first_and_a_failure_leaves_others_alone(site:
 
 @pytest.mark.slow
 def test_pilots_that_pbs_takes_away_are_replaced_and_their_runs_go_on(site: Site) -> None:
-    """At first the queue is full and JSON invalid; then one pilot is preempted, the next exceeds its walltime.
-
-    PBS says that a pilot has ended long before its heartbeats are missed.
-    """
-    site.pools(UNDER_PBS, threshold=10 * HANGS)
+    """At first the queue is full and JSON invalid; then one pilot is preempted, the next exceeds its walltime."""
+    site.pools(UNDER_PBS)
     (site.state / "limit").write_text("0")
     (site.state / "broken-json").touch()
     driver = site.start("long-3+ok-1")
@@ -63,13 +65,11 @@ def test_pilots_that_pbs_takes_away_are_replaced_and_their_runs_go_on(site: Site
     site.wait(lambda: [job for job, *_ in site.events("begin")].count("long-3") == 2)
     assert "preempted" in site.said()
     assert "restart 1 of at most 5" in site.said()
-    (site.state / "walltime").write_text("1")
-    site.wait(lambda: len(site.jobs()) == 3)
-    (site.state / "walltime").unlink()
+    (site.state / f"walltime-{max(site.jobs())}").write_text("1")
+    site.wait(lambda: [job for job, *_ in site.events("begin")].count("long-3") == 3)
     (site.folder / "short").touch()
     assert site.end(driver) == 0, site.said()
     assert "its walltime is exceeded" in site.said()
-    assert [job for job, *_ in site.events("begin")].count("long-3") == 3
     assert [job for job, *_ in site.events("end")].count("long-3") == 1
     assert oct((site.folder / "out/ok-1").stat().st_mode)[-3:] == "644"
     assert {job["job_state"] for job in site.jobs().values()} == {"F"}
@@ -171,14 +171,13 @@ def test_a_signal_that_the_kernel_hands_to_another_thread_ends_the_run(site: Sit
 
 @pytest.mark.slow
 def test_a_second_signal_waits_for_no_pilot_and_the_next_driver_sees_to_them(site: Site) -> None:
-    site.pools(UNDER_PBS, slots=1, threshold=10 * HANGS)
+    site.pools(UNDER_PBS, slots=1)
     (site.state / "stuck").touch()
     driver = site.start("save-3")
     site.wait(lambda: site.events("begin"))
     os.killpg(driver.pid, signal.SIGINT)
     site.wait((site.folder / "saved").exists)
-    with contextlib.suppress(ProcessLookupError):  # on a slow machine it has given up waiting
-        os.killpg(driver.pid, signal.SIGINT)
+    os.killpg(driver.pid, signal.SIGINT)
     site.end(driver)
     assert "pilots that have not ended yet: 64000" in site.said()
     assert any(name.startswith("driver-") for name in site.leftovers())
@@ -230,12 +229,12 @@ def test_a_killed_driver_leaves_nothing_and_the_next_one_finds_no_second_writer(
 
 @pytest.mark.slow
 def test_a_job_that_does_not_fit_what_is_left_of_a_pilot_waits_for_a_new_one(site: Site) -> None:
-    """A pilot has 64 seconds for jobs. A minute is planned for each; whichever is first takes 45, the other none."""
+    """A pilot has 64 seconds for jobs. A minute is planned for each; whichever is first takes ten of them."""
     site.pools(UNDER_PBS, slots=1, seconds=64)
     driver = site.start("long-1+long-1-again")
     site.wait(lambda: site.events("begin"))
     (first,) = site.events("begin")
-    site.wait(lambda: time.time() > float(first[3]) + 45)  # of the pilot's time
+    site.wait(lambda: time.time() > float(first[3]) + 10)  # of the pilot's time: nine tenths are no longer left
     (site.folder / "short").touch()
     assert site.end(driver) == 0, site.said()
     assert [slot[0] for _, slot, *_ in site.events("begin")] == ["0", "1"]
@@ -254,11 +253,12 @@ def test_workers_that_cannot_start_end_the_run_with_their_last_words(site: Site)
 @pytest.mark.slow
 def test_a_pilot_killed_outright_loses_no_job(site: Site) -> None:
     """Its manager cannot report anything, as when a node goes down."""
-    site.pools(ON_THIS_MACHINE, slots=1)
+    site.pools(ON_THIS_MACHINE, slots=1, threshold=6)
     driver = site.start("long-2")
     site.wait(lambda: site.events("begin"))
     for pid in called("process_worker_pool", site.processes()):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # workers end with their manager
+            os.kill(pid, signal.SIGKILL)
     (site.folder / "short").touch()
     assert site.end(driver) == 0, site.said()
     assert "restart 1 of at most 5" in site.said()
