@@ -37,6 +37,10 @@ class TestWorkflows(snakemake.common.tests.TestWorkflowsLocalStorageBase):
         self.file = tmp_path / "pools.py"
         self.file.write_text(POOLS.format(folder=str(tmp_path / "pilots")))
 
+    @pytest.mark.exhaustive
+    def test_group_workflow(self, tmp_path: Path) -> None:
+        super().test_group_workflow(tmp_path)
+
     def get_executor(self) -> str:
         return "parsl"
 
