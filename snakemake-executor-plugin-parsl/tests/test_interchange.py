@@ -110,7 +110,7 @@ def test_a_task_longer_than_a_pilot_starts_in_a_fresh_one(site: Site) -> None:
 
 def test_a_task_of_unknown_duration_and_a_pilot_without_end_always_fit(site: Site) -> None:
     site.task(1, 0)
-    site.manager(b"ending", left=1)
+    site.manager(b"ending", left=10)
     assert site.hand_out() == {b"ending": [1]}
     site.task(2, 1e9)
     site.manager(b"endless", left=float("inf"), whole=float("inf"))
