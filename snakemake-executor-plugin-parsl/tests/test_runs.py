@@ -124,7 +124,11 @@ def test_a_pilot_that_waits_says_why_and_ctrl_c_deletes_all(site: Site) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "after"),
-    [(signal.SIGINT, "2>&1 | tee log"), (signal.SIGTERM, ""), (signal.SIGHUP, "")],
+    [
+        (signal.SIGINT, "2>&1 | tee log"),
+        (signal.SIGTERM, ""),
+        pytest.param(signal.SIGHUP, "", marks=pytest.mark.exhaustive),
+    ],
     ids=["Ctrl-C, with its output in a pipe that ends first", "SIGTERM", "SIGHUP, of a lost connection"],
 )
 def test_a_driver_that_is_told_to_end_lets_jobs_save_and_leaves_nothing(
@@ -191,33 +195,23 @@ def test_a_second_signal_waits_for_no_pilot_and_the_next_driver_sees_to_them(sit
 
 
 @pytest.mark.slow
-def test_a_second_driver_is_refused_while_the_first_lives_even_after_unlock(site: Site) -> None:
-    site.pools(UNDER_PBS, slots=1)
-    first = site.start("long-3")
-    site.wait(lambda: site.events("begin"))
-    site.unlock()
-    said = site.run("ok-1", code=1)
-    assert f"process {first.pid} on " in said
-    assert "runs jobs of this folder; wait until it has ended" in said
-    assert [job["job_state"] for job in site.jobs().values()] == ["R"], "the first one's pilot runs on, and no other"
-    (site.folder / "short").touch()
-    assert site.end(first) == 0
-    assert not site.leftovers()
-
-
-@pytest.mark.slow
-def test_a_killed_driver_leaves_nothing_and_the_next_one_finds_no_second_writer(site: Site) -> None:
+def test_a_second_driver_is_refused_and_once_the_first_is_killed_finds_no_second_writer(site: Site) -> None:
     site.pools(UNDER_PBS, slots=1)
     driver = site.start("long-3+ok-1")
     site.wait(lambda: site.events("begin"))
+    site.unlock()
+    said = site.run("ok-1", code=1)
+    assert f"process {driver.pid} on " in said
+    assert "runs jobs of this folder; wait until it has ended" in said
+    assert [job["job_state"] for job in site.jobs().values()] == ["R"], "the first one's pilot runs on, and no other"
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     (first,) = site.jobs()
-    site.unlock()
     next_one = site.start("long-3+ok-1")
     site.wait(lambda: site.jobs()[first]["job_state"] == "F")
     (site.folder / "short").touch()
-    assert site.end(next_one) == 0, site.said()  # that it waits is said only if the pilot lives on until then
+    assert site.end(next_one) == 0, site.said()
+    assert "was killed; waiting until its pilots have ended" in site.said()
     begun = [(name, int(pid), float(when)) for name, _, pid, when in site.events("begin")]
     assert [name for name, *_ in begun].count("long-3") == 2
     assert [name for name, *_ in begun].count("ok-1") == 1, "a job that the first driver had not started ran once"
@@ -266,7 +260,7 @@ def test_a_pilot_killed_outright_loses_no_job(site: Site) -> None:
     assert not Path(f"/proc/{writer}").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_pilots_that_end_at_once_are_given_up(site: Site) -> None:
     site.pools(ON_THIS_MACHINE, worker_init="echo no such module >&2; exit 1")
     said = site.run("ok-1", code=1)
