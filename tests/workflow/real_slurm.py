@@ -18,7 +18,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
 NODES = ("n1", "n2")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom")  # its GPUs: character devices that every machine has
-ANSWERS = 60  # seconds in which daemons must have started
+ANSWERS = 300  # seconds in which daemons must have started
 CONFIG = """
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
@@ -26,7 +26,7 @@ SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire=20
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -46,7 +46,10 @@ SelectTypeParameters=CR_Core_Memory
 MpiDefault=none
 ReturnToService=2
 KillWait=5
-MinJobAge=300
+MinJobAge=3600
+# of a busy machine
+MessageTimeout=60
+BatchStartTimeout=300
 GresTypes=gpu
 {nodes}
 PartitionName=gpus Nodes={names} Default=YES MaxTime=01:00:00 State=UP
@@ -130,7 +133,7 @@ class Slurm:
         """The output of a command; empty if it fails or does not answer."""
         try:
             done = subprocess.run(
-                words, env=self.environment, capture_output=True, text=True, timeout=20, check=False
+                words, env=self.environment, capture_output=True, text=True, timeout=60, check=False
             )  # a node that is drained lets clients wait for ever
         except subprocess.TimeoutExpired:
             return ""
