@@ -13,7 +13,6 @@ from llm_sparsity.reporting.claims import load
 from llm_sparsity.reporting.figures.drawing import SECTIONS
 from llm_sparsity.reporting.numbers import results, versions
 from llm_sparsity.reporting.page import page
-from llm_sparsity.reporting.plot import plot
 from llm_sparsity.reporting.summary import summary
 from llm_sparsity.reporting.tables import frame, read
 from llm_sparsity.reporting.wording import resolution, scope_name
@@ -25,9 +24,9 @@ def summary_of(folder: Path) -> str:
     return summary(read(folder / "tables"), folder, load(CLAIMS)).replace("\n  ", " ")
 
 
-def page_of(folder: Path, config: Mapping[str, Any]) -> str:
+def page_of(folder: Path, config: Mapping[str, Any], claims: Path | None = CLAIMS) -> str:
     """The page without figures, which take most of the time."""
-    return page(read(folder / "tables"), config, {}, {name: [] for name in SECTIONS}, load(CLAIMS))
+    return page(read(folder / "tables"), config, {}, {name: [] for name in SECTIONS}, load(claims) if claims else None)
 
 
 def told(folder: Path) -> list[str]:
@@ -65,15 +64,19 @@ def test_the_answer_is_made_from_the_tables(tmp_path: Path) -> None:
     assert f"{claims}: 1 do not hold, 4 are undecided." in told
 
 
-@pytest.mark.slow
 def test_a_study_without_claims_says_nothing_of_them(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["roberta-base"], ["magnitude"])
-    plot(tmp_path / "tables", tmp_path, config=config, methods={})
-    shown = (tmp_path / "report.html").read_text()
+    shown = page_of(tmp_path, config, claims=None)
     assert 'id="claims"' not in shown
     assert "#claims" not in shown
-    assert "crosses" not in shown
-    assert "Claims" not in (tmp_path / "summary.txt").read_text()
+    assert "Claims" not in summary(read(tmp_path / "tables"), tmp_path)
+
+
+def test_a_study_with_a_hostile_name_is_shown_not_run(tmp_path: Path) -> None:
+    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], text=False)
+    shown = page_of(tmp_path, config | {"name": "<script>alert(1)</script>"})
+    assert "&lt;script&gt;alert" in shown
+    assert "<script>alert" not in shown
 
 
 def test_the_method_matters_at_one_sparsity(tmp_path: Path) -> None:
