@@ -116,8 +116,8 @@ def test_a_closed_pipe_ends_a_script_quietly(root: Path) -> None:
     """`llm-sparsity plan STUDY | head -1`"""
     code = "from llm_sparsity.jobs.command import run; run(lambda: [print('line ' * 50) for _ in range(2000)])"
     done = subprocess.run(
-        ["sh", "-c", f'{sys.executable} -c "{code}" | head -1'], env={"PYTHONPATH": str(root / "workflow")},
-        capture_output=True, text=True, check=True,
+        ["sh", "-c", f'{shlex.quote(sys.executable)} -c "{code}" | head -1'],
+        env={"PYTHONPATH": str(root / "workflow")}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == ""

@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import pty
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,13 @@ def handler(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, **settings: ob
     for name, value in {"printshellcmds": False, **settings}.items():
         setattr(common, name, value)
     return LogHandler(common, None)
+
+
+def until_shown(stream: io.StringIO, text: str) -> None:
+    deadline = time.monotonic() + 300
+    while text not in stream.getvalue():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def say(to: LogHandler, message: str | None, level: int = logging.INFO, **extra: object) -> None:
@@ -115,8 +123,7 @@ def test_a_file_gets_a_line_of_progress_now_and_then(monkeypatch: pytest.MonkeyP
     stream = io.StringIO()
     to = handler(stream, monkeypatch)
     run(to)
-    while "minilm/magnitude-linear-0.9" not in stream.getvalue():
-        pass
+    until_shown(stream, "minilm/magnitude-linear-0.9")
     to.close()
     assert "1 of 2 jobs" in stream.getvalue()
     assert "\033" not in stream.getvalue()
@@ -127,8 +134,7 @@ def test_a_terminal_has_one_line_of_progress_within_its_width(monkeypatch: pytes
     stream = Terminal()
     to = handler(stream, monkeypatch)
     run(to)
-    while "minilm" not in stream.getvalue():
-        pass
+    until_shown(stream, "minilm")
     say(to, "a warning", logging.WARNING)
     to.close()
     text = stream.getvalue()
@@ -208,8 +214,7 @@ def test_an_executor_that_knows_more_is_quoted(monkeypatch: pytest.MonkeyPatch) 
     live = handler(terminal, monkeypatch)
     run(live)
     say(live, "parsl: 3 queued", status="parsl: 3 queued")
-    while "parsl: 3 queued\r" not in terminal.getvalue():
-        pass
+    until_shown(terminal, "parsl: 3 queued\r")
     live.close()
     to.close()
 

@@ -29,6 +29,7 @@ def test_the_count_is_decimal_arithmetic(size: int, sparsity: str, count: int) -
     assert Sparsity(sparsity).count(size) == count
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1000), max_size=20), st.integers(0, 99))
 def test_shares_add_up_to_the_count_of_the_whole(sizes: list[int], level: int) -> None:
     sparsity = Sparsity(f"0.{level:02d}")

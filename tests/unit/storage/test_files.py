@@ -147,7 +147,7 @@ def test_a_full_disk_of_no_name() -> None:
 def _replace(folder: Path, name: str, entered: "multiprocessing.synchronize.Event", go: object) -> None:
     with replacing(folder, ("*.jsonl",)) as fresh:
         entered.set()
-        assert go is None or go.wait(20)  # type: ignore[attr-defined]
+        assert go is None or go.wait(300)  # type: ignore[attr-defined]
         (fresh / "train.jsonl").write_text(name)
         write_manifest(fresh, kind="task", name=name)
 
@@ -157,13 +157,13 @@ def test_two_processes_replace_the_files_of_one_folder(tmp_path: Path) -> None:
     begun, going, other = context.Event(), context.Event(), context.Event()
     first = context.Process(target=_replace, args=(tmp_path / "task", "first", begun, going))
     first.start()
-    assert begun.wait(20)
+    assert begun.wait(300)
     second = context.Process(target=_replace, args=(tmp_path / "task", "second", other, None))
     second.start()
     assert not other.wait(1.5)  # it waits
     going.set()
     for process in (first, second):
-        process.join(20)
+        process.join(300)
         assert process.exitcode == 0
     manifest = read_manifest(tmp_path / "task")
     assert manifest["name"] == "second"
@@ -176,7 +176,7 @@ def test_a_killed_replacement_leaves_nothing(tmp_path: Path) -> None:
     begun, never = context.Event(), context.Event()
     first = context.Process(target=_replace, args=(tmp_path / "task", "first", begun, never))
     first.start()
-    assert begun.wait(20)
+    assert begun.wait(300)
     (tmp_path / "task/.fresh/half").touch()
     first.kill()
     first.join()

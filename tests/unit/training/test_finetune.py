@@ -368,7 +368,7 @@ def without_dropout(model: ModelFolder) -> ModelFolder:
 def start(*command: Any, folder: Path, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     environment |= {"PYTHONPATH": f"{root / 'workflow'}:{root}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=folder, text=True, capture_output=True, check=False, timeout=200,
+        [sys.executable, *map(str, command)], cwd=folder, text=True, capture_output=True, check=False, timeout=900,
         env=environment,
     )  # fmt: skip
 

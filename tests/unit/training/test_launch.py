@@ -1,5 +1,6 @@
 """Where the processes of a run listen, and what they send each other."""
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -38,12 +39,10 @@ def listening(*command: Any, folder: Path, root: Path, **environment: str) -> tu
     with (folder / "stderr").open("w") as stderr:
         process = subprocess.Popen([sys.executable, *map(str, command)], cwd=folder, stderr=stderr, env=environment)
         while process.poll() is None:
-            try:
-                for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):  # it has ended
                     sockets = one.net_connections(kind="tcp")
                     found |= {(entry.laddr.ip, entry.laddr.port) for entry in sockets if entry.status == "LISTEN"}
-            except psutil.Error:
-                pass  # a process has ended
             time.sleep(0.05)
     said = (folder / "stderr").read_text()
     assert process.returncode == 0, said[-3000:]
