@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 from llm_sparsity.storage.files import sha256
 
 COMMIT = "[0-9a-f]{40}"
@@ -65,8 +67,8 @@ class Hub:
 
 
 @contextmanager
-def serving(hub: Hub) -> Iterator[str]:
-    """Serve a hub until the block ends; yields its address."""
+def serving(hub: Hub, cache: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Serve a hub until the block ends, as the one that huggingface_hub asks in this process."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -96,7 +98,13 @@ def serving(hub: Hub) -> Iterator[str]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            address = f"http://127.0.0.1:{server.server_port}"
+            patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+            patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # another test may have had it imported so
+            patch.setattr("huggingface_hub.constants.ENDPOINT", address)
+            template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+            patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+            yield
         finally:
             server.shutdown()
             thread.join()

@@ -120,12 +120,7 @@ def test_sequences_fit_the_positions_of_the_model(kind: str, models: Path, tmp_p
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of the newest commit of owner/name on a hub."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # another test may have had it imported so
-    with serving(Hub({COMMIT: tmp_path / COMMIT}, [])) as address:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with serving(Hub({COMMIT: tmp_path / COMMIT}, []), tmp_path / "cache", monkeypatch):
         yield tmp_path / COMMIT
 
 

@@ -3,11 +3,7 @@
 import errno
 import hashlib
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,17 +249,6 @@ def test_pickles_are_refused(hub: Path, tmp_path: Path) -> None:
         download_model(tmp_path / "model", source=source("old/model"), architecture="encoder")
 
 
-def run_download(endpoint: str, source: dict[str, Any], target: Path) -> subprocess.CompletedProcess[str]:
-    """Run scripts/download.py with the stand-in hub as its endpoint."""
-    environment = {
-        **os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(target.parent / "home"),
-        "PYTHONPATH": str(ROOT / "workflow"),
-    }  # fmt: skip
-    command = [sys.executable, str(ROOT / "scripts/download.py"), "model", "--output", str(target), "--settings"]
-    settings = json.dumps({"architecture": "encoder", "source": source})
-    return subprocess.run([*command, settings], env=environment, text=True, capture_output=True, check=False)
-
-
 @pytest.fixture
 def pickled(tiny_model: Callable[[str], Path], tmp_path: Path) -> dict[str, Path]:
     """Two commits: a model with a pickle only, and its child commit, which adds safetensors."""
@@ -275,16 +260,13 @@ def pickled(tiny_model: Callable[[str], Path], tmp_path: Path) -> dict[str, Path
     return commits
 
 
-@pytest.mark.slow
-def test_converted_safetensors(pickled: dict[str, Path], tmp_path: Path) -> None:
+def test_converted_safetensors(pickled: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the proposal of the hub's own account on top of the pinned commit is downloaded, and no pickle."""
     old, new = pickled
     hub = Hub(pickled, [("stranger", ["c" * 40, old]), (CONVERTER, ["d" * 40, "e" * 40]), (CONVERTER, [new, old])])
-    with serving(hub) as endpoint:
-        done = run_download(
-            endpoint, source := {"hub": "owner/name", "revision": old, "converted": True}, tmp_path / "m"
-        )
-    assert done.returncode == 0, done.stderr
+    source = {"hub": "owner/name", "revision": old, "converted": True}
+    with serving(hub, tmp_path / "cache", monkeypatch):
+        download_model(tmp_path / "m", source=source, architecture="encoder")
     manifest = read_manifest(tmp_path / "m")
     assert (manifest["source"], manifest["conversion"]) == (source, new)
     assert sha256(tmp_path / "m/model.safetensors") == sha256(pickled[new] / "model.safetensors")
@@ -298,10 +280,13 @@ def test_converted_safetensors(pickled: dict[str, Path], tmp_path: Path) -> None
         ({"converted": True}, "SFconvertbot has proposed no safetensors for revision aaaaaaaaaaaa; choose"),
     ],
 )
-def test_no_conversion(source: dict[str, Any], message: str, pickled: dict[str, Path], tmp_path: Path) -> None:
-    with serving(Hub(pickled, [("stranger", ["b" * 40, "a" * 40])])) as endpoint:
-        done = run_download(endpoint, {"hub": "owner/name", "revision": "a" * 40} | source, tmp_path / "m")
-    assert done.returncode == 1 and re.search(message, done.stderr.splitlines()[-1])
+def test_no_conversion(
+    source: dict[str, Any], message: str, pickled: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"hub": "owner/name", "revision": "a" * 40} | source
+    hub = Hub(pickled, [("stranger", ["b" * 40, "a" * 40])])
+    with serving(hub, tmp_path / "cache", monkeypatch), pytest.raises(UserError, match=message):
+        download_model(tmp_path / "m", source=source, architecture="encoder")
     assert not (tmp_path / "m").exists()
 
 

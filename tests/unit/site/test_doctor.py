@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llm_sparsity.cli.main import main
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.jobs.process import this_process
 from llm_sparsity.site import doctor, machine, pools, slurm
@@ -190,7 +191,7 @@ def test_a_job_of_five_minutes(site: Site) -> None:
     assert "would exceed" in site.lines(submits=True)["job"].found
 
 
-def test_a_laptop_without_a_profile(site: Site, root: Path) -> None:
+def test_a_laptop_without_a_profile(site: Site, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the command: its screen without colours, and its exit status."""
     environment = os.environ | {"PYTHONPATH": str(root / "workflow"), "PATH": os.environ["PATH"]}
     words = [sys.executable, "-m", "llm_sparsity", "doctor"]
@@ -200,9 +201,9 @@ def test_a_laptop_without_a_profile(site: Site, root: Path) -> None:
     assert "\033" not in done.stdout
     assert done.returncode == (0 if done.stdout.endswith("Nothing to do.\n") else 1), done.stderr
     (site.folder / "task").rmdir()
-    done = subprocess.run(words, env=environment, cwd=site.folder, text=True, capture_output=True, check=False)
-    assert "which is no folder" in done.stdout
-    assert done.returncode == 1
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["doctor"])
+    assert "which is no folder" in capsys.readouterr().out
 
 
 def test_a_profile_that_is_none(tmp_path: Path) -> None:
