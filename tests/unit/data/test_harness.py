@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm_sparsity.data import harness
+from llm_sparsity.data.download import download_task
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.files import sha256
 
@@ -129,6 +130,15 @@ def test_task_without_given_answers_is_refused(task: str, packages: Path) -> Non
         UserError, match=rf"harness: {task} has output_type (generate_until|loglikelihood_rolling), but"
     ):
         harness.task_facts(packages, task)
+
+
+@pytest.mark.usefixtures("known")
+def test_another_split_than_that_of_the_task_is_refused(packages: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"files: openbookqa is scored on its test split, found validation; give"):
+        download_task(
+            tmp_path / "task", source={"folder": str(tmp_path)}, files={"validation": "rows.jsonl"}, kind="zero-shot",
+            harness="openbookqa", packages=packages,
+        )  # fmt: skip
 
 
 def test_setup_of_a_package_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

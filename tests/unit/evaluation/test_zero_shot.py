@@ -13,7 +13,6 @@ import torch
 from tokenizers import Tokenizer, processors
 
 from llm_sparsity.data import harness
-from llm_sparsity.data.download import download_task
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.evaluation.zero_shot import zero_shot
 from llm_sparsity.jobs.errors import UserError
@@ -138,16 +137,6 @@ def test_code_beside_the_harness_task_file_is_found(
     row |= {"endings": ["is good", "is dull", "was bad", "was fine"]}
     zero_shot(decoder("llama"), prepared("hellaswag", [row, row]), tmp_path / "out", batch_size=1, packages=packages)
     assert read_json(tmp_path / "out/metrics.json")["metrics"].keys() >= {"acc", "acc_norm"}
-
-
-def test_the_prompt_of_the_harness_is_scored_on_the_split_given(
-    prepared: Prepared, packages: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=r"files: openbookqa is scored on its test split, found validation; give"):
-        download_task(
-            tmp_path / "task", source={"folder": str(tmp_path)}, files={"validation": "rows.jsonl"}, kind="zero-shot",
-            harness="openbookqa", packages=packages,
-        )  # fmt: skip
 
 
 def test_weights_that_are_not_finite(decoder: Decoder, prepared: Prepared, packages: Path, tmp_path: Path) -> None:
