@@ -68,7 +68,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     outputs=st.integers(1, 40) | st.sampled_from([64, 129]),
     inputs=st.integers(1, 140) | st.sampled_from([64, 128, 320]),

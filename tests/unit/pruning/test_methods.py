@@ -90,7 +90,7 @@ def test_scores_follow_the_contract(method: str) -> None:
         assert bool((scores[0] >= 0).all()) and torch.equal(*scores) and torch.equal(weight, before)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     method=st.sampled_from(SINGLE),
     shapes=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=4),

@@ -30,7 +30,7 @@ def pruned(model: Path, sparsity: str, output: Path, method: str = "magnitude", 
     return load(output / "model")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     rows=st.lists(st.integers(1, 30), min_size=1, max_size=3),
     sparsity=st.integers(1, 99),

@@ -62,7 +62,7 @@ def unchanged_output(kind: str, scope: str, folder: Path) -> None:
     assert sum(p.numel() for p in dense.parameters()) - sum(p.numel() for p in cut.parameters()) >= pruned["removed"]
 
 
-@pytest.mark.parametrize("scope", ["linear", "attention", "mlp", "layers.1"])
+@pytest.mark.parametrize("scope", ["linear", "layers.1"])
 @pytest.mark.parametrize("kind", KNOWN)
 def test_removing_units_without_effect_keeps_the_output(kind: str, scope: str, tmp_path: Path) -> None:
     unchanged_output(kind, scope, tmp_path)

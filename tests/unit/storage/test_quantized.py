@@ -34,7 +34,7 @@ def test_values_by_hand() -> None:
     assert Quantized(codes, scales, 4, 2, torch.float16).values().dtype == torch.float16
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple), bits=st.sampled_from([4, 8]),
     group=st.sampled_from([1, 7, 32, 1000]), density=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
