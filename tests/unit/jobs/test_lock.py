@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -13,7 +14,6 @@ import pytest
 
 from llm_sparsity.jobs import lock, process
 from llm_sparsity.jobs.lock import locked
-from tests.marks import slow_but
 
 HOLD = """
 import sys, time
@@ -137,8 +137,14 @@ def test_a_process_that_is_hidden_may_live(monkeypatch: pytest.MonkeyPatch) -> N
     assert process.runs(2**22 + 1)
 
 
-@pytest.mark.parametrize("stage", slow_but(["weights"], ["weights", "prune", "evaluate", "measure", "zero_shot"]))
-def test_a_job_waits_for_one_that_writes_the_same_results(stage: str, tmp_path: Path, root: Path) -> None:
+class WaitsError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["weights", "prune", "evaluate", "measure", "zero_shot"])
+def test_a_job_waits_for_one_that_writes_the_same_results(
+    stage: str, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As that of a killed driver may, which would replace the results of this one."""
     folders = {
         "weights": (),
@@ -148,11 +154,15 @@ def test_a_job_waits_for_one_that_writes_the_same_results(stage: str, tmp_path: 
         "zero_shot": ("task", "harness"),
     }
     options = [text for name in ("model", "output", *folders[stage]) for text in (f"--{name}", str(tmp_path))]
-    with locked(tmp_path / f".{stage}.lock"):
-        job = subprocess.Popen(
-            [sys.executable, root / f"scripts/{stage}.py", *options, "--settings", '{"sparsity": 0.5}'],
-            env=os.environ | {"PYTHONPATH": str(root / "workflow")}, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert job.stderr
-        assert "waiting for it to end" in job.stderr.readline()
-    assert "error: " in job.communicate()[1], "there is no model"
+    monkeypatch.setattr(sys, "argv", [stage, *options, "--settings", '{"sparsity": 0.5}'])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def waits(now: float) -> None:
+        raise WaitsError
+
+    napping(monkeypatch, waits)
+    with locked(tmp_path / f".{stage}.lock"), pytest.raises(WaitsError):
+        runpy.run_path(str(root / f"scripts/{stage}.py"), run_name="__main__")
+    assert "waiting for it to end" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"^error: "):  # there is no model
+        runpy.run_path(str(root / f"scripts/{stage}.py"), run_name="__main__")
