@@ -11,7 +11,6 @@ import pytest
 
 from llm_sparsity.study import fingerprint
 from llm_sparsity.study.methods import Chain
-from tests.marks import slow_but
 
 F = "def f():\n    return g()\n\ndef g():\n    return 1\n\ndef other():\n    return 2\n"
 
@@ -382,12 +381,12 @@ SILENT_EDITS = {
 }
 
 
-FAST = ("docstrings of functions", "a new method")
-
-
-@pytest.mark.parametrize("case", slow_but(FAST, SILENT_EDITS))
-def test_edits_that_change_no_stage(before: dict[str, str], copy: Project, case: str) -> None:
-    SILENT_EDITS[case](copy)
+@pytest.mark.parametrize(
+    "edits", [[*SILENT_EDITS], *(pytest.param([e], marks=pytest.mark.exhaustive) for e in SILENT_EDITS)]
+)
+def test_edits_that_change_no_stage(before: dict[str, str], copy: Project, edits: list[str]) -> None:
+    for edit in edits:
+        SILENT_EDITS[edit](copy)
     assert changed(before, copy) == set()
 
 
