@@ -112,7 +112,7 @@ def test_another_length_task_model_or_code_is_tokenised_anew(
     assert len(keys) == 5
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_processes_that_tokenise_at_once_leave_one_whole_folder(
     model: ModelFolder, task: TaskFolder, tmp_path: Path, root: Path
 ) -> None:

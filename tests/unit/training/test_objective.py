@@ -15,7 +15,6 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal
 from llm_sparsity.storage.files import read_json, write_manifest
 from llm_sparsity.training.objective import Labels, NextTokens, divergence, objective, summed_loss
-from tests.marks import slow
 from tests.tiny import save_mood_task, save_text_task
 
 from .helpers import run
@@ -116,7 +115,7 @@ def test_a_number_is_learned_from_a_teacher(
     assert result["metrics"]["pearsonr"] > 0.9
 
 
-@pytest.mark.parametrize("kind", ["sentences", slow("lines")])
+@pytest.mark.parametrize("kind", ["sentences", pytest.param("lines", marks=pytest.mark.exhaustive)])
 def test_sentences_without_labels_are_learned_from_a_teacher(
     kind: str,
     dense: Callable[[str], ModelFolder],
@@ -143,7 +142,7 @@ def test_sentences_without_labels_are_learned_from_a_teacher(
     assert more["baseline"] == alone["baseline"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_numbers_without_labels_are_learned_from_a_teacher(
     dense: Callable[[str], ModelFolder], variant: Callable[[str], ModelFolder], stars: TaskFolder, tmp_path: Path
 ) -> None:
