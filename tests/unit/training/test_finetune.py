@@ -25,7 +25,7 @@ from llm_sparsity.training.run_cache import RunCache
 from tests import weights
 from tests.kill import SETTINGS, kill
 from tests.marks import slow
-from tests.unit.training.helpers import LORA, WINDOWS, after, removed, run
+from tests.unit.training.helpers import LORA, WINDOWS, after, removed, run, same_but_for_rounding, without_dropout
 
 Make = Callable[[str], ModelFolder]
 
@@ -358,35 +358,12 @@ def test_a_sequence_longer_than_the_model_allows(dense: Make, task: TaskFolder, 
         run(dense("bert"), task, tmp_path, max_length=65)
 
 
-def without_dropout(model: ModelFolder) -> ModelFolder:
-    """The model with dropout off, whose draws would differ between processes."""
-    path = model.path / "config.json"
-    write_json(path, {key: 0.0 if "drop" in key else value for key, value in read_json(path).items()})
-    return ModelFolder(model.path)
-
-
 def start(*command: Any, folder: Path, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     environment |= {"PYTHONPATH": f"{root / 'workflow'}:{root}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *map(str, command)], cwd=folder, text=True, capture_output=True, check=False, timeout=900,
         env=environment,
     )  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_two_processes_do_what_one_does(kind: str, variant: Make, task: TaskFolder, tmp_path: Path, root: Path) -> None:
-    """Two CPU processes over gloo: the same global batch, so the same weights but for rounding."""
-    model = without_dropout(variant(kind))
-    settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 7}
-    one = run(model, task, tmp_path / "1", **settings)
-    done = start(
-        root / "scripts/finetune.py", "--model", model.path, "--task", task.path, "--output", "out", "--processes", 2,
-        "--settings", json.dumps(settings), folder=tmp_path, root=root,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert read_json(tmp_path / "out/runtime.json")["processes"] == 2
-    same_but_for_rounding(one, tmp_path, removed(model))
 
 
 @pytest.mark.exhaustive
@@ -410,26 +387,6 @@ def test_three_processes_that_go_on_leave_the_same_bytes(
     assert sha256(first / "model.safetensors") == sha256(second / "model.safetensors")
 
 
-@pytest.mark.slow
-def test_two_machines_do_what_one_does(variant: Make, task: TaskFolder, tmp_path: Path, root: Path) -> None:
-    """Two `accelerate launch` that know each other's port alone leave the bytes of one with two processes."""
-    model = without_dropout(variant("bert"))
-    settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 7}
-    command = [root / "scripts/finetune.py", "--model", model.path, "--task", task.path, "--processes", 2]
-    command += ["--settings", json.dumps(settings)]
-    each = f"{sys.executable} {root / 'tests/standin_mpiexec.py'} --envall -n 2 --ppn 1 --cpu-bind none"
-    for name, environment in (("machine", {}), ("machines", {"ON_EACH_NODE": each})):
-        where = ["--output", f"{name}/out", "--work", f"{name}/work"]
-        done = start(*command, *where, folder=tmp_path, root=root, **environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert read_json(tmp_path / name / "out/runtime.json")["processes"] == 2
-        assert ("2 machines" in done.stderr) == (name == "machines")
-    for file in ("out/metrics.json", "out/history.csv"):
-        assert (tmp_path / "machine" / file).read_bytes() == (tmp_path / "machines" / file).read_bytes()
-    one, other = (next((tmp_path / name / "work").glob("*/epoch-1")) for name in ("machine", "machines"))
-    assert sha256(one / "model.safetensors") == sha256(other / "model.safetensors")
-
-
 def test_a_run_over_several_machines_uses_all_of_each(root: Path, tmp_path: Path) -> None:
     (tmp_path / "any").mkdir()
     command = [root / "scripts/finetune.py", "--model", "any", "--task", "any", "--output", "out", "--settings", "{}"]
@@ -437,17 +394,6 @@ def test_a_run_over_several_machines_uses_all_of_each(root: Path, tmp_path: Path
     done = start(*command, "--gpus", 6, folder=tmp_path, root=root, **machine)
     assert done.returncode == 1
     assert done.stderr == "error: gpus: found 6, but a machine has 4, and a run over several uses all of each\n"
-
-
-def same_but_for_rounding(one: dict[str, Any], folder: Path, gone: dict[str, torch.Tensor]) -> None:
-    found = weights.load(next((folder / "work").glob("*/epoch-1")))
-    expected = weights.load(one["weights"])
-    assert found.keys() == expected.keys()
-    assert all(torch.allclose(expected[name], found[name], atol=1e-5) for name in found)
-    for name, where in gone.items():
-        assert not next(w for key, w in found.items() if key.endswith(name))[where].any()
-    metrics = read_json(folder / "out/metrics.json")["metrics"]
-    assert metrics == (pytest.approx(one["metrics"], rel=1e-5) if "perplexity" in metrics else one["metrics"])
 
 
 @pytest.mark.slow

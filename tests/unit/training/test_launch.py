@@ -1,4 +1,4 @@
-"""Where the processes of a run listen, and what they send each other."""
+"""What the processes of a run compute together, where they listen, and what they send each other."""
 
 import contextlib
 import json
@@ -16,8 +16,10 @@ import pytest
 from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.storage.files import read_json, sha256
 from llm_sparsity.training.launch import Rendezvous, interface
 from tests.kill import SETTINGS
+from tests.unit.training.helpers import removed, run, same_but_for_rounding, without_dropout
 
 Make = Callable[[str], ModelFolder]
 # Runs a script whose process may not unpickle what another process has sent.
@@ -49,26 +51,33 @@ def listening(*command: Any, folder: Path, root: Path, **environment: str) -> tu
     return found, said
 
 
+RUN = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 7}
+
+
 def finetuning(model: ModelFolder, task: TaskFolder) -> list[Any]:
-    settings = SETTINGS | {"epochs": 1, "batch_size": 15, "micro_batch_size": 4}
     arguments = ["--model", model.path, "--task", task.path, "--output", "out", "--processes", 2]
-    return [*arguments, "--settings", json.dumps(settings)]
+    return [*arguments, "--settings", json.dumps(RUN)]
 
 
 @pytest.mark.slow
-def test_processes_of_one_machine_listen_on_loopback_alone_and_send_no_pickle(
+def test_two_processes_do_what_one_does_listen_on_loopback_alone_and_send_no_pickle(
     variant: Make, task: TaskFolder, tmp_path: Path, root: Path
 ) -> None:
+    """Two CPU processes over gloo: the same global batch, so the same weights but for rounding."""
+    model = without_dropout(variant("gpt2"))
+    one = run(model, task, tmp_path / "1", **RUN)
     (tmp_path / "no_pickle.py").write_text(NO_PICKLE)
     command = ["-m", "llm_sparsity.training.launch", "--config", root / "profiles/accelerate/cpu.yaml"]
     command += ["--processes", 2, tmp_path / "no_pickle.py", root / "scripts/finetune.py"]
-    found, _ = listening(*command, *finetuning(variant("bert"), task), folder=tmp_path, root=root)
+    found, _ = listening(*command, *finetuning(model, task), folder=tmp_path, root=root)
     assert len(found) >= 3  # the store, and two processes
     assert {address for address, _ in found} <= {"127.0.0.1", "::1"}
+    assert read_json(tmp_path / "out/runtime.json")["processes"] == 2
+    same_but_for_rounding(one, tmp_path, removed(model))
 
 
 @pytest.mark.slow
-def test_processes_of_several_machines_listen_on_the_interface_of_the_given_address(
+def test_two_machines_do_what_one_does_and_listen_on_the_interface_of_the_given_address(
     variant: Make, task: TaskFolder, tmp_path: Path, root: Path
 ) -> None:
     """Two stand-ins for machines; the address is one that a listener on loopback's own would not have."""
@@ -76,13 +85,22 @@ def test_processes_of_several_machines_listen_on_the_interface_of_the_given_addr
              if name != interface("127.0.0.1") and entry.family == socket.AF_INET]  # fmt: skip
     address = next(iter(outer), "127.0.0.2")
     each = f"{sys.executable} {root / 'tests/standin_mpiexec.py'} --envall -n 2 --ppn 1 --cpu-bind none"
-    command = [root / "scripts/finetune.py", *finetuning(variant("bert"), task)]
-    environment = {"ON_EACH_NODE": each, "MASTER_ADDR": address}
-    found, said = listening(*command, folder=tmp_path, root=root, **environment)
-    assert "2 machines, 2 processes" in said
+    model = without_dropout(variant("bert"))
+    one = run(model, task, tmp_path / "1", **RUN)
+    command = [root / "scripts/finetune.py", *finetuning(model, task)]
+    for name, environment in (("machine", {}), ("machines", {"ON_EACH_NODE": each, "MASTER_ADDR": address})):
+        (tmp_path / name).mkdir()
+        found, said = listening(*command, folder=tmp_path / name, root=root, **environment)
+        assert ("2 machines, 2 processes" in said) == (name == "machines")
+        assert read_json(tmp_path / name / "out/runtime.json")["processes"] == 2
     allowed = {entry.address for entry in psutil.net_if_addrs()[interface(address)]}
     assert address in {where for where, _ in found}
     assert {where for where, _ in found} <= allowed | {address}
+    same_but_for_rounding(one, tmp_path / "machine", removed(model))
+    for file in ("out/metrics.json", "out/history.csv"):
+        assert (tmp_path / "machine" / file).read_bytes() == (tmp_path / "machines" / file).read_bytes()
+    saved, other = (next((tmp_path / name / "work").glob("*/epoch-1")) for name in ("machine", "machines"))
+    assert sha256(saved / "model.safetensors") == sha256(other / "model.safetensors")
 
 
 def test_the_first_to_listen_is_the_first_machine() -> None:
