@@ -13,6 +13,7 @@ from llm_sparsity.study.sparsity import Sparsity
 from llm_sparsity.training.finetune import finetune
 from llm_sparsity.training.settings import FinetuneSettings
 from tests.kill import SETTINGS
+from tests.once import once
 from tests.tiny import save_mood_task, save_text_task, save_tiny_model
 
 KINDS = ("bert", "gpt2", "llama", "bart")
@@ -35,8 +36,11 @@ def add_run(study: Path, model: str, variant: str, task: str, seed: int, **chang
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the study, with results/ and resources/."""
-    root = tmp_path_factory.mktemp("study")
+    """The folder of the study, with results/ and resources/, which tests only read."""
+    return once("study", tmp_path_factory, _make)
+
+
+def _make(root: Path) -> None:
     for kind in KINDS:
         folder = save_tiny_model(kind, root / "resources/models" / kind)
         for method, scope, sparsity in VARIANTS:
@@ -63,4 +67,3 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         found = {"metrics": {"perplexity": perplexity, "nll": 3.0}, "tokens": 1000, "settings": {}}
         (place / "metrics.json").write_text(json.dumps(found))
-    return root
