@@ -198,7 +198,7 @@ print(peak() - before)
 
 @pytest.mark.slow
 def test_loading_never_holds_the_dense_matrices(variant: Variant, tmp_path: Path) -> None:
-    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 8}
+    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 8}
     config = transformers.LlamaConfig(vocab_size=100, **shape)
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "dense")
     write_manifest(tmp_path / "dense", kind="model", architecture="decoder", model_type="llama")
