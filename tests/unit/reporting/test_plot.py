@@ -37,9 +37,11 @@ from llm_sparsity.reporting.figures.style import marker_of, swept
 from llm_sparsity.reporting.numbers import results
 from llm_sparsity.reporting.plot import KINDS, plot
 from llm_sparsity.reporting.references import PUBLISHED as COLUMNS
+from llm_sparsity.reporting.references import read_numbers
 from llm_sparsity.reporting.summary import summary
 from llm_sparsity.reporting.tables import dense, read
 from llm_sparsity.study.sparsity import Sparsity
+from tests.once import once
 from tests.tables import CLAIMS, PUBLISHED, write_tables
 
 
@@ -71,48 +73,54 @@ def texts_of(figure: Drawn, panel: int = 0) -> list[str]:
     return [text.get_text() for text in figure.figure.axes[panel].texts]
 
 
-@pytest.mark.parametrize(
-    ("models", "methods", "seeds", "recipes"),
-    [
-        (["minilm"], ["magnitude"], 1, ("kept",)),
-        pytest.param(
-            ["roberta-base", "gpt2", "bart-base"], ["magnitude", "uniform"], 3, ("kept", "released", "gradual"),
-            marks=pytest.mark.exhaustive,
-        ),
-    ],
-)  # fmt: skip
-def test_figures_and_page(
-    models: list[str], methods: list[str], seeds: int, recipes: tuple[str, ...], tmp_path: Path
-) -> None:
-    config = write_tables(tmp_path / "tables", models, methods, seeds, recipes=recipes)
-    plot(tmp_path / "tables", tmp_path, config=config, methods={})
-    names = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
-    expected = {f"{metric}-sst2" for metric in ("accuracy", "f1", "combined", "train-time")} | {
-        "perplexity-text", "size", "frontier-sst2", "frontier-text",
+@pytest.fixture(scope="session")
+def plotted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tables of a small study, its figures and its page; tests only read it."""
+    return once("plotted", tmp_path_factory, _plot)
+
+
+def _plot(folder: Path) -> None:
+    config = write_tables(folder / "tables", ["minilm"], ["magnitude"], recipes=("kept", "released"))
+    plot(folder / "tables", folder, config=config, methods={})
+
+
+def test_figures_and_page(plotted: Path) -> None:
+    names = {path.stem for path in (plotted / "figures").glob("*.svg")}
+    assert names == {f"{metric}-sst2" for metric in ("accuracy", "f1", "combined", "train-time")} | {
+        "perplexity-text", "regrowth-sst2", "size", "frontier-sst2", "frontier-text", "weights-minilm", "layers-minilm",
     }  # fmt: skip
-    expected |= {f"{kind}-{model}" for kind in ("weights", "layers") for model in models}
-    assert names == expected | ({"regrowth-sst2"} if "released" in recipes else set())
-    assert names == {path.stem for path in (tmp_path / "figures").glob("*.png")}
-    summary = (tmp_path / "summary.txt").read_text()
+    assert names == {path.stem for path in (plotted / "figures").glob("*.png")}
+    summary = (plotted / "summary.txt").read_text()
+    assert "minilm" in summary
     assert "on sst2: accuracy" in summary
-    assert all(model in summary for model in models)
 
 
 @pytest.mark.slow
-def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
-    config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 2)
-    for name in ("1", "2"):
-        plot(tmp_path / "tables", tmp_path / name, config=config, methods={})
-    for path in sorted((tmp_path / "1/figures").iterdir()):
-        assert path.read_bytes() == (tmp_path / "2/figures" / path.name).read_bytes(), path.name
+def test_the_same_tables_give_the_same_bytes_and_many_rows_a_small_page(
+    plotted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "ROWS", 1)
+    monkeypatch.setattr(pages, "FIGURES", 1e4)
+    _plot(tmp_path)
+    for path in sorted((plotted / "figures").iterdir()):
+        assert path.read_bytes() == (tmp_path / "figures" / path.name).read_bytes(), path.name
+    page, whole = (html.unescape((folder / "report.html").read_text()) for folder in (tmp_path, plotted))
+    assert "runs (the first 1 of 5 rows)" in page
+    assert "The first 1 of 2 rows." in page
+    assert page.count("<tr>") < 0.7 * whole.count("<tr>")
+    assert "data:image" in whole
+    assert "data:image" not in page
+    for source in re.findall(r'src="(figures/[^"]+)"', page):
+        assert (tmp_path / source).is_file()
+    assert 'src="figures/accuracy-sst2.png"' in page
 
 
-@pytest.mark.slow
-def test_a_study_without_training_has_a_page_too(tmp_path: Path) -> None:
+def test_a_study_without_training_has_figures_too(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude"], seeds=0)
-    plot(tmp_path / "tables", tmp_path, config=config, methods={})
-    assert (tmp_path / "figures/perplexity-text.svg").exists()
-    assert not (tmp_path / "figures/accuracy-sst2.svg").exists()
+    study = study_of(tmp_path, config)
+    names = {figure.name for kind in KINDS for figure in kind.draw(study)}
+    assert "perplexity-text" in names
+    assert "accuracy-sst2" not in names
 
 
 def test_recovered_perplexity_starts_at_a_dense_model_that_was_trained_too(tmp_path: Path) -> None:
@@ -148,7 +156,6 @@ def test_five_hundred_runs_are_drawn_in_seconds(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 20e6
 
 
-@pytest.mark.slow
 def test_zero_shot_tasks_have_a_figure_of_their_mean(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["smollm2"], ["magnitude", "wanda"], seeds=0)
     metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str)
@@ -156,11 +163,10 @@ def test_zero_shot_tasks_have_a_figure_of_their_mean(tmp_path: Path) -> None:
     errors = scored.assign(metric="acc_stderr", value="0.01")
     tables = [metrics, *(rows.assign(task=task) for task in ("boolq", "rte") for rows in (scored, errors))]
     pd.concat(tables).to_csv(tmp_path / "tables/metrics.csv", index=False)
-    plot(tmp_path / "tables", tmp_path, config=config, methods={})
-    assert (tmp_path / "figures/zero-shot.svg").exists()
-    page = (tmp_path / "report.html").read_text()
-    assert "Mean over boolq, rte" in page
-    assert "Acc_stderr" not in page
+    study = study_of(tmp_path, config)
+    assert "Mean over boolq, rte" in drawn(zero_shot, study, "zero-shot").caption
+    assert not any("stderr" in figure.name for figure in by_sparsity.draw(study))
+    assert "acc_stderr" not in {table["metric"] for table in results(study.tables)}
 
 
 def test_the_error_of_zero_shot_accuracy_is_drawn(tmp_path: Path) -> None:
@@ -215,28 +221,11 @@ def test_sizes_are_drawn_like_for_like(tmp_path: Path) -> None:
     assert "in the same compressed file format" in alike.caption
 
 
-@pytest.mark.slow
-def test_a_large_study_has_a_small_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = write_tables(tmp_path / "tables", ["a", "b", "c"], ["magnitude", "wanda"], 3, text=False)
-    monkeypatch.setattr(pages, "ROWS", 4)
-    monkeypatch.setattr(pages, "FIGURES", 1e4)
-    plot(tmp_path / "tables", tmp_path, config=config, methods={})
-    page = html.unescape((tmp_path / "report.html").read_text())
-    assert "runs (the first 4 of 15 rows)" in page  # 45 runs, three seeds each
-    assert "The first 4 of 6 rows." in page
-    assert page.count("<tr>") < 50
-    assert "data:image" not in page
-    for source in re.findall(r'src="(figures/[^"]+)"', page):
-        assert (tmp_path / source).is_file()
-    assert 'src="figures/accuracy-sst2.png"' in page
-
-
-@pytest.mark.slow
-def test_a_study_whose_masks_are_all_released_has_a_page_and_nothing_to_pick(tmp_path: Path) -> None:
+def test_a_study_whose_masks_are_all_released_has_nothing_to_pick(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], recipes=("released",), text=False)
-    plot(tmp_path / "tables", tmp_path, config=config, methods={})
-    assert (tmp_path / "figures/accuracy-sst2.svg").exists()
-    assert not (tmp_path / "figures/frontier-sst2.svg").exists()
+    study = study_of(tmp_path, config)
+    assert "accuracy-sst2" in {figure.name for figure in by_sparsity.draw(study)}
+    assert "frontier-sst2" not in {figure.name for figure in frontier.draw(study)}
 
 
 def test_errors_are_drawn_where_a_method_tells_them(tmp_path: Path) -> None:
@@ -247,7 +236,6 @@ def test_errors_are_drawn_where_a_method_tells_them(tmp_path: Path) -> None:
     assert "magnitude" not in texts
 
 
-@pytest.mark.slow
 def test_perplexity_says_how_it_was_measured_and_what_was_published(tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["opt-1.3b"], ["magnitude", "sparsegpt"], seeds=0)
     metrics = pd.read_csv(tmp_path / "tables/metrics.csv", dtype=str).replace({"task": {"text": "wikitext2"}})
@@ -257,13 +245,14 @@ def test_perplexity_says_how_it_was_measured_and_what_was_published(tmp_path: Pa
     pd.concat([metrics, pattern]).to_csv(tmp_path / "tables/metrics.csv", index=False)
     (tmp_path / "tables/tasks.csv").write_text("task,score\nwikitext2,perplexity\n")
     settings = {"evaluate": {"sequence_length": 2048, "max_tokens": None}}
-    plot(tmp_path / "tables", tmp_path, config=config | settings, methods={}, published=PUBLISHED)
-    page = html.unescape((tmp_path / "report.html").read_text())
-    assert "Measured on the whole text, in windows of 2,048 tokens that do not overlap." in page
-    assert "Crosses are published values: Frantar & Alistarh 2023, arXiv:2301.00774 (opt-1.3b)." in page
-    figure = (tmp_path / "figures/perplexity-wikitext2.svg").read_text()
-    assert "2of4" in figure  # a mark of its own: 999 is no seed of 0.5
-    assert "FillBetweenPolyCollection" not in figure and "PolyCollection" not in figure
+    study = study_of(tmp_path, config | settings)
+    figure = drawn(
+        perplexity, dataclasses.replace(study, published=read_numbers(PUBLISHED, COLUMNS)), "perplexity-wikitext2"
+    )
+    assert "Measured on the whole text, in windows of 2,048 tokens that do not overlap." in figure.caption
+    assert "Crosses are published values: Frantar & Alistarh 2023, arXiv:2301.00774 (opt-1.3b)." in figure.caption
+    assert "2of4, sparsegpt" in texts_of(figure)  # a mark of its own: 999 is no seed of 0.5
+    assert not figure.figure.axes[0].collections, "no band"
 
 
 def test_the_earlier_study_is_drawn_as_faint_crosses_where_its_claims_are_given(tmp_path: Path) -> None:
