@@ -1,7 +1,9 @@
 """What several tests need: tiny models with random weights (said so), a real tokenizer for them, the shared data."""
 
 import os
+import re
 from collections.abc import Callable
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
@@ -13,17 +15,31 @@ os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.hookimpl(trylast=True)  # once the tests that are not to run are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first, as many for each process, then the others file by file.
+    """Tests of executors for the first process, slow ones for the others, and fast ones file by file after them.
 
-    xdist gives each process a run of the list; one that has none left takes some of another's. The last slow tests, of
-    executors and workflows, wait most of their time, so they come first of all.
+    Tests of executors wait for batch jobs most of their time: where several processes wait at once, cores are idle, and
+    all compete for them later. xdist gives each process a run of the list, all of as many tests; one that has none left
+    takes some of the end of another's.
     """
-    slow = [item for item in reversed(items) if item.get_closest_marker("slow")]
-    rest = [item for item in items if not item.get_closest_marker("slow")]
+
+    def waits(item: pytest.Item) -> bool:
+        return bool(re.search(r"snakemake-executor-plugin-parsl/|workflow/test_(slurm|polaris)", item.nodeid))
+
+    def slow(item: pytest.Item) -> bool:
+        return any(item.get_closest_marker(name) for name in ("slow", "exhaustive"))
+
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    shares = [rest[len(rest) * n // processes : len(rest) * (n + 1) // processes] for n in range(processes)]
-    items[:] = [item for n in range(processes) for item in (*slow[n::processes], *shares[n])]
+    shares: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    shares[0] = sorted(filter(waits, items), key=slow, reverse=True)
+    others = [item for item in items if not waits(item)]
+    for n, item in enumerate(filter(slow, reversed(others))):
+        shares[-1 - n % max(1, processes - 1)].append(item)
+    fast = (item for item in others if not slow(item))
+    for n, share in enumerate(shares):
+        share.extend(islice(fast, max(0, (len(items) + n) // processes - len(share))))
+    items[:] = [*chain(*shares), *fast]
 
 
 @pytest.fixture(scope="session")
