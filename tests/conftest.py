@@ -11,6 +11,12 @@ import pytest
 os.environ["TRITON_INTERPRET"] = "1"  # kernels for GPUs run on the CPU; read when Triton is imported
 # Threads of several test processes on few cores wait for each other: three times the CPU time. Read with torch.
 os.environ["OMP_NUM_THREADS"] = "1"
+# The user's settings would lead tests to other caches, hubs, profiles, devices, or through a proxy to this machine.
+for name in (
+    "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_ENDPOINT", "SNAKEMAKE_PROFILE",
+):  # fmt: skip
+    os.environ.pop(name, None)
+os.environ |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", "CUDA_VISIBLE_DEVICES": ""}
 
 ROOT = Path(__file__).parent.parent
 

@@ -100,7 +100,7 @@ def test_dry_run_of_every_shipped_study_without_torch(study: str, root: Path, hu
     project = Project(root, tmp_path / "empty cache")
     done = project.snakemake("-n", "--configfile", study, "--nolock", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "jobs would run:" in done.stdout + done.stderr
+    assert re.search("jobs? would run:|Nothing to be done", done.stdout + done.stderr)  # which a finished study says
 
 
 def test_lint_is_clean(root: Path) -> None:
@@ -108,4 +108,4 @@ def test_lint_is_clean(root: Path) -> None:
         [sys.executable, "-m", "snakemake", "--lint"], cwd=root, text=True, capture_output=True, check=False
     )
     said = re.findall(r"^    \* (.*)$", done.stdout + done.stderr, re.MULTILINE)
-    assert {line.split(" (")[0] for line in said} <= {"Specify a conda environment or container for each rule.:"}, said
+    assert {line.split(" (")[0] for line in said} == {"Specify a conda environment or container for each rule.:"}, said
