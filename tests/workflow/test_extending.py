@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from .conftest import COPIED, Project
+from .conftest import Project, checkout
 
 
 def blocks(page: str) -> Iterator[tuple[str, str, str]]:
@@ -21,11 +21,7 @@ def blocks(page: str) -> Iterator[tuple[str, str, str]]:
 @pytest.fixture
 def fresh(root: Path, tiny_model: Callable[[str], Path], tmp_path: Path) -> Project:
     """A checkout with a model in mine/model."""
-    for name in COPIED:
-        if (root / name).is_dir():
-            shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(root / name, tmp_path / name)
+    checkout(root, tmp_path)
     (tmp_path / "tests/unit/pruning").mkdir(parents=True)
     shutil.copytree(tiny_model("bert"), tmp_path / "mine/model", ignore=shutil.ignore_patterns("manifest.json"))
     return Project(tmp_path, tmp_path / "empty hub")

@@ -9,17 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
 from llm_sparsity.jobs.driver import record
-from tests.marks import slow_but
+from tests.marks import slow
 
-from .conftest import COPIED, Project
+from .conftest import ODD, Project, checkout
 
-ODD = 'it\'s {odd} $HOME `x` "y" ü;&'
 DOWNLOAD = "resources/models/m/manifest.json"
 WAIT = "    import time; time.sleep(3600)\n"
 
@@ -29,11 +29,7 @@ def small(root: Path, hub: Path, tiny_model: Callable[[str], Path], tmp_path: Pa
     """A study of one tiny model with RANDOM weights, which lies in a folder of this machine; nothing has run yet."""
     folder = tmp_path / ODD
     folder.mkdir()
-    for name in COPIED:
-        if (root / name).is_dir():
-            shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(root / name, folder / name)
+    checkout(root, folder)
     shutil.copytree(tiny_model("roberta"), folder / "mine" / ODD)
     project = Project(folder, hub)
     study = {
@@ -50,36 +46,16 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.slow
-def test_a_whole_study_with_odd_names(small: Project, tmp_path: Path) -> None:
-    (tmp_path / f"{ODD} temporary").mkdir()
-    (small.folder / f"-{ODD}").mkdir()
-    for file, target in (
-        ("report/claims.yaml", "-claims.yaml"),
-        ("report/numbers.csv", "-{numbers.csv"),
-        ("published.csv", "-p.csv"),
-    ):
-        shutil.copy(small.folder / "studies" / file, small.folder / f"-{ODD}" / target)
-    small.edit(f"-{ODD}/-claims.yaml", lambda text: text.replace("numbers: numbers.csv", "numbers: '-{numbers.csv'"))
-    small.configure(lambda values: values.update(claims=f"-{ODD}/-claims.yaml", published=f"-{ODD}/-p.csv"))
-    done = small.snakemake("--cores", "2", TMPDIR=str(tmp_path / f"{ODD} temporary"))
-    assert done.returncode == 0, said(done)[-5000:]
-    assert small.pending() == []
-    assert "Removing 10 % costs nothing" in (small.folder / "reports/small/tables/claims.csv").read_text()
-    numbers = small.folder / f"-{ODD}/-{{numbers.csv"
-    numbers.write_text(numbers.read_text() + "\n")
-    assert small.pending() == ["collect", "plot"]
-
-
 @pytest.mark.parametrize(
-    "arguments",
+    ("fault", "arguments"),
     [
-        ("--cores", "1"),
-        pytest.param(("--cores", "1", "--quiet", "rules"), marks=pytest.mark.exhaustive),
-        pytest.param(("--profile", "profiles/node"), marks=pytest.mark.slow),
+        ("message", ("--cores", "1")),
+        slow("traceback", ("--cores", "1")),
+        slow("killed", ("--cores", "1")),
+        slow("message", ("--profile", "profiles/node")),
+        pytest.param("message", ("--cores", "1", "--quiet", "rules"), marks=pytest.mark.exhaustive),
     ],
 )
-@pytest.mark.parametrize("fault", slow_but(["message"], ["message", "traceback", "killed"]))
 def test_the_reason_of_a_failed_job_is_the_last_line(fault: str, arguments: tuple[str, ...], small: Project) -> None:
     code, reason = {
         "message": (
@@ -139,8 +115,6 @@ def test_after_a_kill_the_same_command_goes_on(small: Project) -> None:
                 f"error: process {driver.pid} on {os.uname().nodename} computes in this folder; "
                 "wait for it or stop it (if it ended unseen: the same command with --unlock)"
             ]
-            assert small.snakemake("-n", *command, LLM_SPARSITY_RUN="1").returncode == 0
-            assert "LockException" in said(small.snakemake(*command))
         finally:
             os.killpg(driver.pid, signal.SIGKILL)
     small.edit("scripts/download.py", lambda source: source.replace(WAIT, ""))
@@ -157,14 +131,19 @@ def test_a_batch_job_on_one_node_ends_before_its_walltime_and_leaves_no_lock(sma
     small.edit(
         "scripts/download.py", lambda source: source.replace("def main() -> None:\n", f"def main() -> None:\n{WAIT}")
     )
-    small.edit("profiles/node/job.sh", lambda script: script.replace(" 55m ", " 30s "))
-    done = subprocess.run(
+    with subprocess.Popen(
         ["bash", "profiles/node/job.sh"], cwd=small.folder,
         env=os.environ | {"PBS_O_WORKDIR": str(small.folder), "PATH": f"{Path(sys.executable).parent}:{os.defpath}"},
-        text=True, capture_output=True, check=False, start_new_session=True,
-    )  # fmt: skip
-    assert done.returncode == 124, said(done)
-    assert (small.folder / "logs/download/models/m.log").exists()
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as job:  # fmt: skip
+        try:
+            until((small.folder / "logs/download/models/m.log").exists)
+            job.send_signal(signal.SIGALRM)  # as the timer of `timeout` does, which the script has become
+            output, _ = job.communicate(timeout=900)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode == 124, output
     assert not list((small.folder / ".snakemake/locks").glob("*"))
 
 
@@ -214,7 +193,6 @@ def test_a_folder_that_is_gone_ends_before_any_job(small: Project) -> None:
     assert done.returncode != 0
     reason = f"models.m.source.folder: found {f'mine/{ODD}'!r}, which is no folder"
     assert f"error: {reason}" in said(done)
-    assert f"warning: {reason}" in said(small.snakemake("--configfile", "config.yaml", "-n"))
     assert not (small.folder / "logs").exists()
 
 
@@ -238,8 +216,11 @@ def test_results_of_earlier_runs_are_not_taken_for_those_of_this_one(small: Proj
     (small.folder / "results/m/dense").mkdir(parents=True)
     (small.folder / "reports/small").mkdir(parents=True)
     (small.folder / "reports/small/summary.txt").write_text("An earlier answer")
+    (small.folder / "own.smk").write_text(
+        'include: "Snakefile"\nrule quick:\n    output: "quick"\n    shell: "touch {output}"\n'
+    )
     for warned in (True, False):
-        done = small.snakemake("--configfile", "config.yaml", "--cores", "1", "--forceall", "--until", "download_model")
+        done = small.snakemake("--snakefile", "own.smk", "--cores", "1", "--forceall", "--", "quick")
         assert done.returncode == 0, said(done)[-4000:]
         assert ("results/ came without .snakemake/" in said(done)) == warned
         assert "An earlier answer" not in said(done)

@@ -9,8 +9,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.marks import slow_but
-
 from .conftest import Project
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +22,7 @@ def test_the_study_runs_from_download_to_report(finished: Project) -> None:
     perplexity = metrics[metrics.metric == "perplexity"]
     assert list(perplexity.task) == ["lines", "lines"]
     assert (report / "report.html").stat().st_size > 10_000
+    assert "Removing 10 % costs nothing" in (report / "tables/claims.csv").read_text()
     assert "report.html" in finished.log  # the run's last lines say where to look
 
 
@@ -88,10 +87,14 @@ def test_snakemakes_own_report_works(finished: Project, tmp_path: Path) -> None:
 
 
 SHIPPED = ["config.yaml", *(f"studies/{path.name}" for path in sorted((ROOT / "studies").glob("*.yaml")))]
-FAST = {"studies/embedded.yaml"}
+MARKS = {
+    "studies/embedded.yaml": (), "studies/glue.yaml": pytest.mark.slow, "studies/recovery-text.yaml": pytest.mark.slow,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("study", slow_but(FAST, SHIPPED))
+@pytest.mark.parametrize(
+    "study", [pytest.param(name, marks=MARKS.get(name, pytest.mark.exhaustive)) for name in SHIPPED]
+)
 def test_dry_run_of_every_shipped_study_without_torch(study: str, root: Path, hub: Path, tmp_path: Path) -> None:
     """A laptop without torch and network is stood in for by packages that refuse to be imported."""
     for package in ("torch", "transformers", "datasets", "huggingface_hub", "matplotlib"):
