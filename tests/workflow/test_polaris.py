@@ -17,7 +17,7 @@ from parsl.jobs.strategy import Strategy
 from llm_sparsity.study import advice
 from snakemake_executor_plugin_parsl import ExecutorSettings, config
 
-from .conftest import Project
+from .conftest import Project, checkout
 
 Load = Callable[..., dict[str, HighThroughputExecutor]]
 
@@ -137,15 +137,13 @@ def test_parsl_asks_for_a_block_per_job_where_a_worker_has_all_nodes(polaris: Lo
     assert asked == [0, 3]
 
 
-def run_study(site: Site, hub: Path, root: Path, gpus: int, nodes: int) -> str:
-    """Run the dense and a pruned model of the tiny study with the profile for Polaris, from download to report."""
+def run_study(site: Site, hub: Path, root: Path, sparsity: float, gpus: int, nodes: int, *targets: str) -> str:
+    """Run a model of the tiny study with the profile for Polaris, from download to report or to the targets."""
     folder = site.folder / "study"
-    for name in ("workflow", "scripts", "envs", "profiles", "studies"):
-        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(root / "Snakefile", folder)
+    folder.mkdir()
+    checkout(root, folder)
     values = yaml.safe_load((root / "tests/config.yaml").read_text())
-    sparsities = [0, 0.9] if gpus == 1 else [0]
-    values["study"] = [{"models": ["roberta-base"], "sparsities": sparsities, "tasks": ["sst2"], "measure": False}]
+    values["study"] = [{"models": ["roberta-base"], "sparsities": [sparsity], "tasks": ["sst2"], "measure": False}]
     values["models"]["roberta-base"] |= {"gpus": gpus, "accelerate": "fsdp"}
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     pools = folder / "profiles/polaris/pools.py"
@@ -159,11 +157,10 @@ def run_study(site: Site, hub: Path, root: Path, gpus: int, nodes: int) -> str:
     environment = site.environment | {"PYTHONPATH": f"{folder / 'workflow'}:{SOURCES}"}
     done = Project(folder, hub).snakemake(
         "--profile", "profiles/polaris", "--set-threads", "finetune=1", "--parsl-account", "p",
-        "--parsl-queue", "debug", "--parsl-nodes", str(nodes), **environment,
+        "--parsl-queue", "debug", "--parsl-nodes", str(nodes), *targets, **environment,
     )  # fmt: skip
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
-    assert "Read reports/tiny/report.html" in said
     site.wait(lambda: {job["job_state"] for job in site.jobs().values()} == {"F"}, HANGS)
     return said
 
@@ -180,8 +177,10 @@ def site(root: Path, tmp_path: Path) -> Iterator[Site]:
 
 @pytest.mark.slow
 def test_the_profile_for_polaris_runs_a_study(site: Site, hub: Path, root: Path) -> None:
-    """Two runs of the tiny study in one pilot under the stand-in for PBS."""
-    said = run_study(site, hub, root, gpus=1, nodes=1)
+    """A run of the tiny study in one pilot under the stand-in for PBS."""
+    target = "results/roberta-base/magnitude-all-0.9/sst2/kept/seed-0/metrics.json"
+    said = run_study(site, hub, root, 0.9, 1, 1, target)
+    assert (site.folder / "study" / target).exists()
     assert "Plan of tiny" in said
     assert re.search(r"left: \d+ jobs in pools", said)
     assert len(site.jobs()) == 1
@@ -193,7 +192,7 @@ def test_a_run_over_two_nodes_by_config(site: Site, hub: Path, root: Path) -> No
 
     Four processes on each, as there are four GPUs; torch finds none here, so each uses a CPU.
     """
-    run_study(site, hub, root, gpus=8, nodes=2)
+    assert "Read reports/tiny/report.html" in run_study(site, hub, root, sparsity=0, gpus=8, nodes=2)
     scripts = {script.stem: script.read_text() for script in site.state.glob("*.sh")}
     (mine,) = [name for name, script in scripts.items() if "parsl.nodes" in script]
     assert "#PBS -l select=2:ncpus=64:system=polaris\n" in scripts[mine]
