@@ -19,7 +19,6 @@ from tests.tiny import WORDS
 
 COPIED = ["Snakefile", "config.yaml", "workflow", "scripts", "studies", "envs", "profiles"]
 ODD = 'it\'s {odd} $HOME `x` "y" ü;&'
-CLAIMS, NUMBERS, PUBLISHED = f"-{ODD}/-claims.yaml", f"-{ODD}/-{{numbers.csv", f"-{ODD}/-p.csv"  # of the tiny study
 
 
 def checkout(root: Path, folder: Path) -> None:
@@ -162,7 +161,7 @@ def _own(name: str, hub: Path, factory: pytest.TempPathFactory, make: Callable[[
 
 
 def _run_study(half: Path, root: Path, hub: Path) -> None:
-    """Run the study in a folder with an odd name, where other names are odd as well; then move its content here."""
+    """Run the study in a folder with an odd name, then move its content here."""
     folder, temporary = half / ODD, half / f"{ODD} temporary"
     folder.mkdir()
     temporary.mkdir()
@@ -171,32 +170,20 @@ def _run_study(half: Path, root: Path, hub: Path) -> None:
     trained, evaluated, one_shot = study["study"][:3]
     trained["recipes"], evaluated["methods"], one_shot["methods"] = ["kept", "brief"], ["uniform"], ["wanda"]
     study["study"] = [trained, evaluated, one_shot]
-    _write_study(study, folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     (folder / "inputs").mkdir()
     generator = random.Random(0)
     (folder / "inputs/lines.txt").write_text("".join(f"{_sentence(generator)[0]}\n" for _ in range(200)))
     (folder / "run.log").write_text(Project(folder, hub).run(TMPDIR=str(temporary)))
-    shutil.rmtree(folder / ".snakemake/folders")  # links to folders with odd names, by their absolute paths
     for path in folder.iterdir():
         path.rename(half / path.name)
     folder.rmdir()
     shutil.rmtree(temporary)
 
 
-def _write_study(study: dict, folder: Path) -> None:
-    """Write the config of the tiny study, whose claims and published values have odd names."""
-    (folder / CLAIMS).parent.mkdir(exist_ok=True)
-    claims = (folder / "studies/report/claims.yaml").read_text()
-    (folder / CLAIMS).write_text(claims.replace("numbers: numbers.csv", f"numbers: '{Path(NUMBERS).name}'"))
-    shutil.copy(folder / "studies/report/numbers.csv", folder / NUMBERS)
-    shutil.copy(folder / "studies/published.csv", folder / PUBLISHED)
-    study |= {"claims": CLAIMS, "published": PUBLISHED}
-    (folder / "config.yaml").write_text(yaml.safe_dump(study, sort_keys=False, allow_unicode=True))
-
-
 def _run_whole(folder: Path, finished: Project, root: Path, hub: Path) -> None:
     shutil.copytree(finished.folder, folder, dirs_exist_ok=True)
-    _write_study(yaml.safe_load((root / "tests/config.yaml").read_text()), folder)
+    shutil.copy(root / "tests/config.yaml", folder / "config.yaml")
     (folder / "run.log").write_text(Project(folder, hub).run())
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -12,7 +13,6 @@ import pandas as pd
 import pytest
 
 from llm_sparsity.cli.main import COMMANDS
-from tests.marks import slow_but
 
 from .conftest import Project
 
@@ -148,7 +148,10 @@ def test_run_explains_itself_and_names_a_missing_python(root: Path, tmp_path: Pa
     assert "error: no Python 3.11 or newer on PATH" in done.stderr
 
 
-@pytest.mark.parametrize("profile", slow_but({"polaris"}, ["polaris", "slurm", "slurm-nodes", "node"]))
+@pytest.mark.parametrize(
+    "profile",
+    ["polaris", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("slurm", "slurm-nodes", "node"))],
+)
 def test_a_profile_plans_on_any_machine_without_what_it_runs_with(profile: str, root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "snakemake", "--profile", f"profiles/{profile}", "-n", "--quiet"],
@@ -257,55 +260,78 @@ def commands(page: str) -> list[str]:
     return list(dict.fromkeys([*"".join(blocks).splitlines(), *inline]))
 
 
-def every_command() -> list[Any]:
-    """Each command once, though pages may have it as ./run or llm-sparsity. Runs of the README are not slow."""
-    found: dict[str, Any] = {}
-    for page in PAGES:
-        if page not in QUIET | OWN:
-            own = commands((ROOT / page).read_text())
-            assert own, page
-            for command in own:
-                fast = page == "README.md" and re.match(r"\./run (-n|embedded)", command)
-                marks = () if fast else pytest.mark.slow
-                found.setdefault(
-                    re.sub(r"^(\./run|llm-sparsity) ", "", command), pytest.param(command, marks=marks, id=command)
-                )
-    return [found[command] for command in found if not re.match(r"test\b", command)]  # that is this run
+CELL = "results/gpt2/uniform-linear-0.5"
 
 
-@pytest.mark.parametrize("command", every_command())
-def test_every_command_is_run(command: str, finished: Project, root: Path, tmp_path: Path) -> None:
-    """Studies are planned, scripts run on a finished study, benchmarks asked what they do.
-
-    The commands of docs/polaris.md, docs/slurm.md and docs/extending.md have tests of their own.
-    """
-    (tmp_path / "my.yaml").write_text((root / "studies/embedded.yaml").read_text())
+def translated(command: str) -> tuple[str, ...]:
+    """A command as it is run here: its folder, then its words."""
     ours = {
-        "my.yaml": str(tmp_path / "my.yaml"), "my-model.yaml": str(tmp_path / "my.yaml"), "RULE": "collect",
-        "plain": str(tmp_path / "plain"), "OUTPUT": str(tmp_path / "output"),
-        "FOLDER": "results/gpt2/uniform-linear-0.5/model", "CELL": "results/gpt2/uniform-linear-0.5",
-        "results/minilm/magnitude-linear-0.9": "results/roberta-base/magnitude-linear-0.5",
+        "my.yaml": "{tmp}/my.yaml", "my-model.yaml": "{tmp}/my.yaml", "RULE": "collect", "plain": "{tmp}/plain",
+        "OUTPUT": "{tmp}/output", "CELL": CELL, "results/minilm/magnitude-linear-0.9": CELL, "FOLDER": f"{CELL}/model",
     }  # fmt: skip
-    (tmp_path / "my-model").symlink_to(finished.folder / "resources/models/gpt2")
     program, *words = (ours.get(word, word) for word in command.split())
-    where = finished.folder
-    if program == "llm-sparsity" or words[0] in COMMANDS:
-        where = finished.folder if words[0] in ("export", "generate", "clean") else tmp_path
-        words = ["-m", "llm_sparsity", *words, *(["-n", "--nolock", "--quiet"] if words[0] == "run" else [])]
-    elif program in ("./run", "snakemake"):
-        if words[:1] == ["embedded"]:
-            words = ["--configfile", "studies/embedded.yaml", "--cores", "1"]
-        where = root if "--profile" in words else where
-        words = ["-m", "snakemake", *words, "-n", "--nolock", "--quiet"]
+    if words[0] in COMMANDS:
+        assert program in ("./run", "llm-sparsity"), command
+        where = "{finished}" if words[0] in ("export", "generate", "clean") else "{tmp}"
+        words = ["llm_sparsity", *words]
     else:
-        assert program in ("python", ".venv/bin/python"), command
-        where = root if words[0].startswith(("benchmarks/", "tests/")) else where
-        words = [words[0], "--help"] if words[0].startswith(("benchmarks/", "tests/")) else words
+        assert program in ("./run", "snakemake"), command
+        if words[0] == "embedded":
+            words = ["--configfile", "studies/embedded.yaml", "--cores", "1"]
+        where = "{root}" if "--profile" in words else "{finished}"
+        words = ["snakemake", *words]
+    if words[0] == "snakemake" or words[1] == "run":
+        words = [*(word for word in words if word != "-n"), "-n", "--nolock", "--quiet"]
+    return where, "-m", *words
+
+
+def every_command() -> list[str]:
+    """The commands of the pages, but those of this run and of pages with tests of their own."""
+    told = {page: commands((ROOT / page).read_text()) for page in PAGES if page not in QUIET | OWN}
+    assert all(told.values())
+    return [command for found in told.values() for command in found if command.split()[1] != "test"]
+
+
+def of_the_project() -> list[Any]:
+    """Each command once, though it is written in several ways. Runs of the README are not slow."""
+    found: dict[tuple[str, ...], Any] = {}
+    for command in every_command():
+        if not re.match(r"\S*python ", command):
+            marks = () if re.match(r"\./run (-n|embedded)", command) else pytest.mark.slow
+            if re.search(" (init|doctor|generate) ", command):  # other tests run it, installed or on other studies
+                marks = pytest.mark.exhaustive
+            found.setdefault(translated(command), pytest.param(command, marks=marks, id=command))
+    return list(found.values())
+
+
+@pytest.mark.parametrize("command", of_the_project())
+def test_every_command_is_run(command: str, finished: Project, root: Path, tmp_path: Path) -> None:
+    """Studies are planned, commands of a result run on a finished study."""
+    (tmp_path / "my.yaml").write_text((root / "studies/embedded.yaml").read_text())
+    (tmp_path / "my-model").symlink_to(finished.folder / "resources/models/gpt2")
+    folders = {"tmp": tmp_path, "finished": finished.folder, "root": root}
+    where, *words = (word.format(**folders) for word in translated(command))
     environment = {**os.environ, "PYTHONPATH": f"{root / 'workflow'}:{root}", "HF_HOME": str(finished.hub)}
     done = subprocess.run(
         [sys.executable, *words], cwd=where, env=environment, text=True, capture_output=True, check=False
     )
     assert done.returncode == 0, f"{done.stdout[-1500:]}{done.stderr[-1500:]}"
+
+
+@pytest.mark.slow
+def test_benchmarks_and_tools_have_the_options_that_pages_give_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are asked what they do, in this process, as a new one would import torch for each."""
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    asked = [command.split()[1:] for command in every_command() if re.match(r"\S*python ", command)]
+    assert len(asked) > 8
+    for script, *words in asked:
+        monkeypatch.setattr(sys, "argv", [script, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(root / script), run_name="__main__")
+        assert ended.value.code == 0, script
+        assert {word for word in words if word.startswith("-")} <= set(re.findall(r"-[\w-]+", capsys.readouterr().out))
 
 
 def test_figures_of_the_readme_are_measured(root: Path) -> None:

@@ -18,7 +18,7 @@ import yaml
 from llm_sparsity.jobs.driver import record
 from tests.marks import slow
 
-from .conftest import ODD, Project, checkout
+from .conftest import ODD, Project, checkout, copied
 
 DOWNLOAD = "resources/models/m/manifest.json"
 WAIT = "    import time; time.sleep(3600)\n"
@@ -44,6 +44,23 @@ def small(root: Path, hub: Path, tiny_model: Callable[[str], Path], tmp_path: Pa
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_claims_and_published_values_with_odd_names(finished: Project, tmp_path: Path) -> None:
+    project = copied(finished, tmp_path / ODD)
+    claims, numbers, published = f"-{ODD}/-claims.yaml", f"-{ODD}/-{{numbers.csv", f"-{ODD}/-p.csv"
+    (project.folder / claims).parent.mkdir()
+    for file, target in (("report/claims.yaml", claims), ("report/numbers.csv", numbers), ("published.csv", published)):
+        shutil.copy(project.folder / "studies" / file, project.folder / target)
+    project.edit(claims, lambda text: text.replace("numbers: numbers.csv", "numbers: '-{numbers.csv'"))
+    project.configure(lambda values: values.update(claims=claims, published=published))
+    (project.folder / "reports/tiny/tables/claims.csv").unlink()
+    project.run()
+    assert "Removing 10 % costs nothing" in (project.folder / "reports/tiny/tables/claims.csv").read_text()
+    assert project.pending() == []
+    project.edit(numbers, lambda text: text + "\n")
+    assert project.pending() == ["collect", "plot"]
 
 
 @pytest.mark.parametrize(

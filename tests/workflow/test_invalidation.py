@@ -10,7 +10,7 @@ import pytest
 
 from tests.marks import slow_but
 
-from .conftest import CLAIMS, NUMBERS, PUBLISHED, Project, copied
+from .conftest import Project, copied
 
 END = ["collect", "plot"]
 
@@ -346,12 +346,12 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
     "words that no structure tells": (
         replaced(f"{LIBRARY}models/roles.py", "attn|attention", "attention|attn"), [*DOWNLOADS, *STAGES, *END],
     ),
-    "claims of an earlier study": (appended(CLAIMS, "\n"), END),
-    "numbers of an earlier study": (appended(NUMBERS, "\n"), END),
-    "published values": (appended(PUBLISHED, "\n"), ["plot"]),
-    "older claims": (replaced_by_older(CLAIMS), END),
-    "older numbers": (replaced_by_older(NUMBERS), END),
-    "older published values": (replaced_by_older(PUBLISHED), ["plot"]),
+    "claims of an earlier study": (appended("studies/report/claims.yaml", "\n"), END),
+    "numbers of an earlier study": (appended("studies/report/numbers.csv", "\n"), END),
+    "published values": (appended("studies/published.csv", "\n"), ["plot"]),
+    "older claims": (replaced_by_older("studies/report/claims.yaml"), END),
+    "older numbers": (replaced_by_older("studies/report/numbers.csv"), END),
+    "older published values": (replaced_by_older("studies/published.csv"), ["plot"]),
     "rows of a task edited in place": (
         edited,
         [
@@ -375,7 +375,7 @@ FAST = ("nothing", "learning rate of one task", "new scope", "code of finetune")
 # More of them. All, with the whole study, are left to `./run test --exhaustive`.
 SLOW = (
     "comment in a library module", "touched files", "rows of a task edited in place", "seed of pruning",
-    "code of a calibrated method", "older numbers",
+    "code of a calibrated method", "older claims",
 )  # fmt: skip
 # Cells of the whole study that `finished` is without.
 LEFT_OUT = re.compile("bart-base|sst2|-all-|released|structured|int8|task=text|gpt2 .*wanda")

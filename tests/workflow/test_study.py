@@ -22,7 +22,6 @@ def test_the_study_runs_from_download_to_report(finished: Project) -> None:
     perplexity = metrics[metrics.metric == "perplexity"]
     assert list(perplexity.task) == ["lines", "lines"]
     assert (report / "report.html").stat().st_size > 10_000
-    assert "Removing 10 % costs nothing" in (report / "tables/claims.csv").read_text()
     assert "report.html" in finished.log  # the run's last lines say where to look
 
 
