@@ -155,15 +155,8 @@ def _turns(contestants: dict[str, list[Product]], x: Tensor, repeats: int) -> di
 
 def _models(sparsities: list[float], repeats: int) -> str:
     """A table of whole models for torch's number of threads."""
-    heads = [
-        "dtype",
-        "sparsity",
-        "dense, tokens/s",
-        "sparse, tokens/s",
-        "ratio",
-        "dense matrices, MB",
-        "sparse matrices, MB",
-    ]
+    heads = ["dtype", "sparsity", "dense, tokens/s", "sparse, tokens/s", "ratio"]
+    heads += ["dense matrices, MB", "sparse matrices, MB"]
     rows = [
         _model_row(dtype, sparsity, repeats) for dtype in (torch.bfloat16, torch.float32) for sparsity in sparsities
     ]

@@ -15,7 +15,7 @@ import yaml
 from tests.once import once
 from tests.tiny import MOOD_STUDY, save_mood_task
 
-from .conftest import COPIED
+from .conftest import checkout
 from .real_slurm import Slurm, missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
@@ -151,13 +151,8 @@ def test_a_job_that_fails_one_that_is_cancelled_and_one_that_is_requeued(
 def study(root: Path, tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
     """A copy of the project with the study."""
     folder = tmp_path / "study"
-    for name in COPIED:
-        source = root / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            folder.mkdir(exist_ok=True)
-            shutil.copy(source, folder / name)
+    folder.mkdir()
+    checkout(root, folder)
     (folder / "config.yaml").write_text(yaml.safe_dump(MOOD_STUDY))
     shutil.copytree(tiny_model("bert"), folder / "model", ignore=shutil.ignore_patterns("manifest.json"))
     save_mood_task(folder / "task")

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ def take_turns(functions: Sequence[Callable[[], Any]], repeats: int) -> NDArray[
     return seconds[1:]
 
 
-def on_device(functions: Iterable[Callable[[], Any]], device: torch.device) -> list[Callable[[], Any]]:
+def on_device(functions: list[Callable[[], Any]], device: torch.device) -> list[Callable[[], Any]]:
     """Functions to be timed in turns, so that their times are those of the device.
 
     On a GPU the kernels of each are recorded as a CUDA graph: starting them one by one from Python takes longer than
@@ -36,7 +36,6 @@ def on_device(functions: Iterable[Callable[[], Any]], device: torch.device) -> l
     Raises:
         torch.OutOfMemoryError: the GPU's memory is full.
     """
-    functions = list(functions)
     if device.type != "cuda":
         return functions
     for function in functions:
