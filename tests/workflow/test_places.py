@@ -68,11 +68,16 @@ def test_memory_and_disk_are_the_plans_under_default_resources(root: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_a_deleted_weight_file_is_pending_once_it_is_needed(finished: Project, tmp_path: Path) -> None:
+def test_a_deleted_weight_file_is_made_again_once_it_is_needed(finished: Project, tmp_path: Path) -> None:
     shutil.copytree(finished.folder, tmp_path / "project")
     project = Project(tmp_path / "project", finished.hub)
     weights = project.folder / "resources/models/gpt2/model.safetensors"
+    before = weights.read_bytes()
     weights.unlink()
     assert project.pending() == []  # no pending job needs it
     project.configure(lambda values: values["study"][1].update(sparsities=[0, 0.5, 0.6]))
     assert "download_model model=gpt2" in project.pending()
+    target = "results/gpt2/uniform-linear-0.6/sparsity.csv"
+    done = project.snakemake("--configfile", "config.yaml", "--cores", "2", "--show-failed-logs", target)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights.read_bytes() == before
