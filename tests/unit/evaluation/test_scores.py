@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llm_sparsity.evaluation.scores import FUNCTIONS, OF_NUMBERS, LocalMetric, baseline, metrics_of, scores
+from llm_sparsity.evaluation.scores import (
+    FUNCTIONS,
+    OF_NUMBERS,
+    LocalMetric,
+    baseline,
+    metrics_of,
+    scores,
+    standard_error,
+)
 from llm_sparsity.study.sources import SCORES, Score
 
 
@@ -52,7 +60,7 @@ def test_numbers_are_scored_by_correlations() -> None:
 
 @pytest.mark.parametrize("name", ["matthews_correlation", *OF_NUMBERS])
 def test_the_correlation_of_a_constant_is_0(name: str) -> None:
-    assert LocalMetric(name, 1).compute(predictions=[1, 1, 1], references=[0, 1, 2]) == {name: 0}
+    assert LocalMetric([name], 1).compute(predictions=[1, 1, 1], references=[0, 1, 2]) == {name: 0}
 
 
 def test_the_majority_class_of_mrpc() -> None:
@@ -81,9 +89,7 @@ def test_standard_errors_by_resampling_agree_with_formulas() -> None:
     truth = generator.integers(2, size=2000)
     guess = np.where(generator.random(2000) < 0.8, truth, 1 - truth)
     share = float((truth == guess).mean())
-    assert LocalMetric("accuracy").standard_error(guess, truth) == pytest.approx(
-        math.sqrt(share * (1 - share) / 2000), rel=0.2
-    )
+    assert standard_error("accuracy", guess, truth) == pytest.approx(math.sqrt(share * (1 - share) / 2000), rel=0.2)
     x = generator.standard_normal(2000)
     y = x + generator.standard_normal(2000)
     found = scores(y, x, labels=1, score="pearsonr", error=True)

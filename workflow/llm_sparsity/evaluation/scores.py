@@ -1,7 +1,7 @@
 """Scores of predicted labels, as GLUE reports them (Wang et al. 2018, arXiv:1804.07461).
 
-Classes are scored by accuracy, F1 and their mean, numbers by two correlations; a task may name another score. Each is a
-local module of the library evaluate: `evaluate.load` would download a script from the hub, and compute nodes have no
+Classes are scored by accuracy, F1 and their mean, numbers by two correlations; a task may name another score. They are
+a local module of the library evaluate: `evaluate.load` would download a script from the hub, and compute nodes have no
 network. The libraries that they need take a second to import: language models do without them.
 """
 
@@ -72,35 +72,38 @@ OF_CLASSES = ("accuracy", "f1", "combined")
 
 
 class LocalMetric(evaluate.Metric):  # type: ignore[misc]
-    """A metric of the library evaluate, kept in memory.
+    """The metrics of a task as one of the library evaluate, kept in memory.
 
     Args:
-        name: a key of `FUNCTIONS`, which is also the key of the result.
+        names: keys of `FUNCTIONS`, which are also the keys of the result.
         labels: number of labels of the task, whether they occur or not; 1: numbers.
     """
 
-    def __init__(self, name: str, labels: int = 2) -> None:
-        self._average = "binary" if labels == 2 else "macro"
-        super().__init__(name, keep_in_memory=True)
+    def __init__(self, names: list[str], labels: int = 2) -> None:
+        self._names = names
+        self._labels = labels
+        self.average = "binary" if labels == 2 else "macro"
+        super().__init__(keep_in_memory=True)
 
     def _build_data_dir(self) -> str:
         """No folder: evaluate would make an empty one in the home folder, which may not be writable."""
         return ""
 
     def _info(self) -> evaluate.MetricInfo:
-        kind = datasets.Value("float64" if self.config_name in OF_NUMBERS else "int32")
+        kind = datasets.Value("float64" if self._labels == 1 else "int32")
         features = datasets.Features({"predictions": kind, "references": kind})
         return evaluate.MetricInfo(description=self.__doc__, citation="", features=features)
 
     def _compute(self, *, predictions: Numbers, references: Numbers) -> dict[str, float]:
-        return {self.config_name: FUNCTIONS[self.config_name](references, predictions, self._average)}
+        return {name: FUNCTIONS[name](references, predictions, self.average) for name in self._names}
 
-    def standard_error(self, predictions: Numbers, references: Numbers) -> float:
-        """The standard error over examples, by the bootstrap (Efron 1979) with a fixed seed."""
-        generator, ours, theirs = np.random.default_rng(0), np.asarray(predictions), np.asarray(references)
-        draws = (generator.integers(len(ours), size=len(ours)) for _ in range(DRAWS))
-        values = [FUNCTIONS[self.config_name](theirs[draw], ours[draw], self._average) for draw in draws]
-        return float(np.std(values, ddof=1))
+
+def standard_error(name: str, predictions: Numbers, references: Numbers, average: str = "binary") -> float:
+    """The standard error of a metric over examples, by the bootstrap (Efron 1979) with a fixed seed."""
+    generator, ours, theirs = np.random.default_rng(0), np.asarray(predictions), np.asarray(references)
+    draws = (generator.integers(len(ours), size=len(ours)) for _ in range(DRAWS))
+    values = [FUNCTIONS[name](theirs[draw], ours[draw], average) for draw in draws]
+    return float(np.std(values, ddof=1))
 
 
 def metrics_of(labels: int, score: str) -> list[str]:
@@ -131,12 +134,10 @@ def scores(
     Returns:
         metric -> value, see `metrics_of`.
     """
-    modules = {name: LocalMetric(name, labels) for name in metrics_of(labels, score)}
-    found: dict[str, float] = evaluate.combine(list(modules.values())).compute(
-        predictions=predictions, references=references
-    )
+    metric = LocalMetric(metrics_of(labels, score), labels)
+    found: dict[str, float] = metric.compute(predictions=predictions, references=references)
     if error and score != "accuracy":
-        found[f"{score}_stderr"] = modules[score].standard_error(predictions, references)
+        found[f"{score}_stderr"] = standard_error(score, predictions, references, metric.average)
     return found
 
 

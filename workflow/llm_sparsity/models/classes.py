@@ -25,7 +25,8 @@ def auto_class(config: Any, model_class: str) -> Any:
     Returns:
         AutoModel for the model without a head, and for a class that transformers does not make of this configuration.
     """
-    others = (name for name in dir(transformers) if name.startswith("AutoModelFor"))
+    # Not `dir(transformers)`, which takes half a second.
+    others = sorted({name for name in transformers.__all__ if name.startswith("AutoModelFor")})
     for auto in (getattr(transformers, name) for name in (*FIRST, *others)):
         made = auto._model_mapping.get(type(config), None)  # one class, or several
         if getattr(made, "__name__", "") == model_class:
