@@ -23,7 +23,7 @@ WORKFLOW = Path(str(workflow.current_basedir)).resolve().parents[1]
 sys.path.insert(0, str(WORKFLOW / "workflow"))
 
 from llm_sparsity.data.model_files import MODEL_FILES, matching
-from llm_sparsity.jobs import driver, failures, lease
+from llm_sparsity.jobs import driver, failures, forkserver, lease
 from llm_sparsity.jobs.command import quoted, run as run_command
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.site import slurm, sources
@@ -45,6 +45,7 @@ if ":" in str(WORKFLOW):
 
 RULES = {"download": ("download_model", "download_task"), "prune": ("prune", "prune_finetuned")}  # of a stage
 LONGEST = 1 << 16  # bytes of a quoted string in a command, of which the kernel takes twice as many
+FEW = 4  # jobs, for which importing the libraries only once is not worth a process of its own
 LARGE = 1 << 28  # bytes of a file that is hashed at every start, in a fraction of a second
 
 try:
@@ -327,6 +328,8 @@ def check_before_start():
         slurm.cancel_left_over((job.name, list(job.wildcards or [])) for job in jobs)
     for log in (log for job in jobs for log in job.log):  # a job that fails before it starts is given no old reason
         Path(log).unlink(missing_ok=True)
+    if workflow.local_exec and len(jobs) > FEW:
+        forkserver.start()
     show_plan()
 
 
