@@ -13,6 +13,7 @@ from llm_sparsity.data import harness
 from llm_sparsity.data.download import download_task
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.files import sha256
+from tests.marks import slow
 
 
 @pytest.fixture
@@ -95,12 +96,12 @@ def known(packages: Path) -> None:
     ("task", "split", "file"),
     [
         ("boolq", "validation", "lm_eval/tasks/super_glue/boolq/default.yaml"),
-        ("rte", "validation", "lm_eval/tasks/glue/rte/default.yaml"),
-        ("hellaswag", "validation", "lm_eval/tasks/hellaswag/hellaswag.yaml"),
-        ("winogrande", "validation", "lm_eval/tasks/winogrande/default.yaml"),
-        ("arc_easy", "test", "lm_eval/tasks/arc/arc_easy.yaml"),
-        ("arc_challenge", "test", "lm_eval/tasks/arc/arc_challenge.yaml"),
-        ("openbookqa", "test", "lm_eval/tasks/openbookqa/openbookqa.yaml"),
+        slow("rte", "validation", "lm_eval/tasks/glue/rte/default.yaml"),
+        slow("hellaswag", "validation", "lm_eval/tasks/hellaswag/hellaswag.yaml"),
+        slow("winogrande", "validation", "lm_eval/tasks/winogrande/default.yaml"),
+        slow("arc_easy", "test", "lm_eval/tasks/arc/arc_easy.yaml"),
+        slow("arc_challenge", "test", "lm_eval/tasks/arc/arc_challenge.yaml"),
+        slow("openbookqa", "test", "lm_eval/tasks/openbookqa/openbookqa.yaml"),
     ],
 )
 def test_tasks_of_the_papers(task: str, split: str, file: str, packages: Path, root: Path) -> None:

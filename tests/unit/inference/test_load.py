@@ -26,6 +26,7 @@ from llm_sparsity.pruning.prune import prune
 from llm_sparsity.storage.files import write_manifest
 from llm_sparsity.study.sparsity import Sparsity
 from tests import weights
+from tests.marks import slow
 from tests.unit.inference.conftest import Variant
 
 ROOT = Path(__file__).parents[3]
@@ -35,7 +36,7 @@ def sparse_layers_of(model: Any) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, SparseLinear)]
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "bart"])
+@pytest.mark.parametrize("kind", [slow("bert"), "gpt2", slow("llama"), "bart"])
 @pytest.mark.parametrize("sparsity", ["0.3", "0.9"])
 def test_forward_gives_what_dense_does(kind: str, sparsity: str, variant: Variant) -> None:
     folder = variant(sparsity, kind=kind)

@@ -21,6 +21,7 @@ from llm_sparsity.pruning.prune import prune
 from llm_sparsity.storage.files import read_json, write_manifest
 from llm_sparsity.study.sparsity import Sparsity
 from tests import zoo
+from tests.marks import slow
 from tests.unit.inference.conftest import Variant
 from tests.weights import load, save, to_plain
 
@@ -192,7 +193,7 @@ def changed(folder: ModelFolder, output: Path, change: Callable[[str, torch.Tens
     return ModelFolder(output)
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "bart"])
+@pytest.mark.parametrize("kind", ["bert", slow("gpt2"), "llama", slow("bart")])
 def test_a_model_that_is_all_zero(kind: str, dense: Dense, tmp_path: Path) -> None:
     zero = changed(dense(kind), tmp_path / "zero", lambda _, tensor: torch.zeros_like(tensor))
     measure(zero, dense(kind), tmp_path, batch_sizes=[1], sequence_length=8, repeats=1)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import slow
+
 ROOT = Path(__file__).parents[3]
 SNAKEFILE = """
 rule all:
@@ -63,7 +65,7 @@ def snakemake(folder: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("options", [("--cores", "3"), ("--cores", "all", "--scheduler", "greedy")])
+@pytest.mark.parametrize("options", [("--cores", "3"), slow(("--cores", "all", "--scheduler", "greedy"))])
 def test_nothing_runs_beside_it(options: tuple[str, ...], tmp_path: Path) -> None:
     snakemake(tmp_path, *options)
     spans = {path: [float(number) for number in path.read_text().split()] for path in outputs(tmp_path)}
@@ -72,7 +74,7 @@ def test_nothing_runs_beside_it(options: tuple[str, ...], tmp_path: Path) -> Non
         assert end <= begin or stop <= start or "cost.json" not in (one.name, other.name), (one, other)
 
 
-@pytest.mark.parametrize("option", ["-n", "--summary", "--rulegraph"])
+@pytest.mark.parametrize("option", ["-n", slow("--summary"), slow("--rulegraph")])
 def test_to_look_needs_no_number_of_cores(option: str, tmp_path: Path) -> None:
     snakemake(tmp_path, option)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_sparsity.jobs import lease
+from tests.marks import slow
 
 # Holds its lease, and a file that names the devices, until a test removes the file.
 JOB = """
@@ -91,7 +92,8 @@ lease.DRIVER = Path("gpus")
 
 
 @pytest.mark.parametrize(
-    ("devices", "asked", "confined"), [(1, 1, False), (1, 4, False), (2, 2, False), (1, 1, True), (2, 4, True)]
+    ("devices", "asked", "confined"),
+    [(1, 1, False), slow(1, 4, False), slow(2, 2, False), slow(1, 1, True), (2, 4, True)],
 )
 def test_jobs_that_ask_for_all_devices_of_a_machine_or_of_a_confined_driver_take_turns(
     devices: int, asked: int, confined: bool, root: Path, tmp_path: Path

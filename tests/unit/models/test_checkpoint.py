@@ -19,6 +19,7 @@ from llm_sparsity.models.loading import check_checkpoint, load_base, load_causal
 from llm_sparsity.pruning.prune import prune
 from llm_sparsity.storage.files import read_manifest
 from llm_sparsity.study.sparsity import Sparsity
+from tests.marks import slow, slow_but
 from tests.tiny import save_text_task
 from tests.weights import load
 from tests.zoo import BART, WORDS, ZOO, make
@@ -162,7 +163,7 @@ def test_narrower_models_and_sparse_files_pass(kind: str, changed: Changed, tmp_
         check_checkpoint(ModelFolder(tmp_path / method / "model"))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ZOO if kind not in BIASED])
+@pytest.mark.parametrize("kind", slow_but(KINDS, [kind for kind in ZOO if kind not in BIASED]))
 def test_a_body_alone_passes(kind: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     """The file as transformers saves it without the head of pretraining."""
     body = make(kind, tie_word_embeddings=True).base_model
@@ -254,9 +255,9 @@ def test_old_names_of_norms_change_nothing(changed: Changed, tiny_model: Callabl
     ("kind", "tied"),
     [
         ("gpt2", ["transformer.wte", "lm_head"]),
-        ("llama", ["model.embed_tokens", "lm_head"]),
-        ("bert", ["embeddings.word_embeddings", "cls.predictions.decoder"]),
-        ("roberta", ["roberta.embeddings.word_embeddings", "lm_head.decoder"]),
+        slow("llama", ["model.embed_tokens", "lm_head"]),
+        slow("bert", ["embeddings.word_embeddings", "cls.predictions.decoder"]),
+        slow("roberta", ["roberta.embeddings.word_embeddings", "lm_head.decoder"]),
         ("bart", ["shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"]),
     ],
 )

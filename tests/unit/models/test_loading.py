@@ -15,6 +15,7 @@ from llm_sparsity.data.download import download_model
 from llm_sparsity.models.checkpoint import ModelReader
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import StoredTensor, load_base, load_causal, load_classifier, loading_dtype
+from tests.marks import slow
 
 
 def test_the_head_depends_on_the_seed_alone(tiny_model: Callable[[str], Path]) -> None:
@@ -69,7 +70,7 @@ def test_the_output_layer_of_a_causal_model_stays_tied(tiny_model: Callable[[str
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "gpt2", "llama", "bart"])
+@pytest.mark.parametrize("kind", ["bert", slow("roberta"), slow("distilbert"), "gpt2", slow("llama"), "bart"])
 @pytest.mark.parametrize("labels", [2, 3])
 def test_the_head_of_another_task_gives_way(
     labels: int, kind: str, tiny_model: Callable[[str], Path], tmp_path: Path

@@ -17,6 +17,7 @@ from llm_sparsity.pruning import calibration
 from llm_sparsity.storage.container import Reader
 from llm_sparsity.storage.files import read_manifest, write_manifest
 from llm_sparsity.study.sparsity import Sparsity
+from tests.marks import slow_but
 from tests.unit.pruning.helpers import DRAW, calibrated, drawn, prune, rows_of
 from tests.unit.pruning.references import SLOW, Array
 from tests.weights import load, save
@@ -56,7 +57,7 @@ def slow_model(folder: Path, tokens: torch.Tensor, level: str, method: str) -> d
     return pruned
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(("llama", "bart"), KINDS))
 @pytest.mark.parametrize(("method", "level"), [("wanda", "0.5"), ("wanda", "2of4"), ("sparsegpt", "0.3")])
 def test_block_by_block_is_the_same_as_the_whole_model_at_once(
     kind: str, method: str, level: str, tiny_model: Callable[[str], Path], text: Path, tmp_path: Path,

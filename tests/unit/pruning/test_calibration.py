@@ -15,6 +15,7 @@ from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning import calibration
 from llm_sparsity.storage.files import read_json, write_json, write_manifest
+from tests.marks import slow
 from tests.tiny import save_mood_task
 from tests.unit.pruning.helpers import calibrated, drawn, prune
 from tests.weights import load, save
@@ -133,7 +134,7 @@ def saved(kind: str, tokenizer: Path, folder: Path, **values: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["wanda", "magnitude+swaps", "magnitude+reconstruct"])
+@pytest.mark.parametrize("method", ["wanda", slow("magnitude+swaps"), slow("magnitude+reconstruct")])
 @pytest.mark.parametrize(
     ("kind", "tokenizer", "values", "message"),
     [

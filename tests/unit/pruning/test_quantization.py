@@ -16,6 +16,7 @@ from llm_sparsity.pruning.quantization import nearest
 from llm_sparsity.pruning.steps import int4, int8
 from llm_sparsity.storage.container import copy_companions
 from llm_sparsity.storage.files import read_manifest, weight_bytes, write_manifest
+from tests.marks import slow
 from tests.unit.pruning.helpers import prune, rows_of
 from tests.weights import load, save
 
@@ -56,7 +57,7 @@ def test_eight_bits_are_closer_than_four() -> None:
     assert errors[0] < 0.007 < errors[1] < 0.12
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "bart"])
+@pytest.mark.parametrize("kind", ["llama", slow("gpt2"), slow("bert"), "bart"])
 @pytest.mark.parametrize(
     ("method", "level"), [("int8", "0"), ("int4", "0"), ("magnitude+int4", "0.5"), ("magnitude+int8", "2of4")]
 )

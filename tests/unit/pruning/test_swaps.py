@@ -16,6 +16,7 @@ from llm_sparsity.pruning.selection import lowest
 from llm_sparsity.pruning.steps import swaps
 from llm_sparsity.storage.files import read_manifest
 from llm_sparsity.study.sparsity import Sparsity
+from tests.marks import slow
 from tests.unit.pruning.helpers import DRAW, calibrated, prune, rows_of
 from tests.weights import load
 
@@ -106,7 +107,7 @@ def test_a_dense_zero_is_never_restored() -> None:
     assert int((repaired != 0).sum()) == 1
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "bart"])
+@pytest.mark.parametrize("kind", ["llama", slow("gpt2"), slow("bert"), "bart"])
 @pytest.mark.parametrize(("method", "level"), [("wanda", "0.5"), ("magnitude", "0.5"), ("admm", "2of4")])
 def test_a_model_has_as_many_zeros_and_less_error(
     kind: str, method: str, level: str, tiny_model: Callable[[str], Path], text: Path, tmp_path: Path

@@ -35,6 +35,7 @@ from llm_sparsity.reporting.plot import KINDS
 from llm_sparsity.reporting.references import PUBLISHED
 from llm_sparsity.reporting.tables import read, scored
 from llm_sparsity.study.sparsity import Sparsity
+from tests.marks import slow, slow_but
 from tests.tables import write_tables
 
 Tables = dict[str, pd.DataFrame]
@@ -115,7 +116,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Tables], Any]]] = {
 }
 
 
-FAST = ("one cell of one seed", "every model diverged", "correlations of both signs", "quantised models alone")
+FAST = ("one cell of one seed", "every model diverged")
 MARKS = {case: pytest.mark.slow for case in CASES if case not in FAST} | {"forty methods": pytest.mark.exhaustive}
 
 
@@ -256,7 +257,9 @@ def scored_on(*sets: tuple[str, ...]) -> Callable[[Tables], None]:
 SUBJECTS = tuple(f"mmlu_subject_{number:02d}" for number in range(20))
 
 
-@pytest.mark.parametrize("sets", [(SUBJECTS, SUBJECTS[:19]), (("a", "b"), ("a-b",)), (("a-b", "c"), ("a", "b-c"))])
+@pytest.mark.parametrize(
+    "sets", [(("a", "b"), ("a-b",)), slow((SUBJECTS, SUBJECTS[:19])), slow((("a-b", "c"), ("a", "b-c")))]
+)
 def test_figures_of_zero_shot_tasks_have_files_of_their_own(sets: tuple[tuple[str, ...], ...], tmp_path: Path) -> None:
     write_tables(tmp_path / "tables", ["llama"], ["magnitude", "wanda"], seeds=0, sparsities=("0.5",))
     study = study_of(tmp_path / "tables", scored_on(*sets))
@@ -362,7 +365,7 @@ def test_parts_of_which_nothing_is_removed_are_not_drawn(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "kind",
-    [parts, layer_errors, weights, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (by_sparsity, speed))],
+    slow_but([parts], [parts, layer_errors, weights, by_sparsity, speed]),
 )
 def test_names_of_panels_stay_in_their_panel(kind: Any, tmp_path: Path) -> None:
     models = ["Llama-3.2-1B-Instruct-finetuned", "Llama-3.2-1B-Instruct-finetuned-on-a-task-of-the-last-decade"]

@@ -30,7 +30,7 @@ from tests.unit.training.helpers import LORA, WINDOWS, after, removed, run, same
 Make = Callable[[str], ModelFolder]
 
 
-@pytest.mark.parametrize("kind", ["bert", slow("roberta"), slow("distilbert"), "gpt2", slow("llama"), "bart"])
+@pytest.mark.parametrize("kind", ["bert", slow("roberta"), slow("distilbert"), slow("gpt2"), slow("llama"), "bart"])
 def test_the_kept_mask_is_exact_in_the_saved_file(kind: str, variant: Make, task: TaskFolder, tmp_path: Path) -> None:
     model = variant(kind)
     result = run(model, task, tmp_path, micro_batch_size=8)
@@ -284,7 +284,7 @@ def test_a_sparse_language_model_recovers_and_keeps_its_mask(
     assert result["baseline"] == {}
 
 
-@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("pooled", [True, slow(False)])
 def test_updates_train_a_classifiers_new_head_too(
     pooled: bool, variant: Make, task: TaskFolder, tmp_path: Path
 ) -> None:

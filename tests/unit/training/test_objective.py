@@ -105,6 +105,7 @@ def test_a_classifier_is_none_of_several_labels(
     assert net.config.problem_type == "single_label_classification"
 
 
+@pytest.mark.slow
 def test_a_number_is_learned_from_a_teacher(
     dense: Callable[[str], ModelFolder], variant: Callable[[str], ModelFolder], stars: TaskFolder, tmp_path: Path
 ) -> None:

@@ -76,7 +76,7 @@ def accuracy(model: ModelFolder, task: TaskFolder, folder: Path) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [("bert", "wanda+swaps"), ("gpt2", "sparsegpt"), ("bart", "wanda"), ("bert", "int8"),
+    [("bert", "wanda+swaps"), slow("gpt2", "sparsegpt"), slow("bart", "wanda"), ("bert", "int8"),
      slow("bert", "magnitude"), slow("bert", "structured"), slow("llama", "wanda+reconstruct"),
      slow("bert", "wanda+int4")],
 )  # fmt: skip
@@ -108,7 +108,7 @@ def test_a_repeated_evaluation_leaves_the_same_bytes(pruned: Pruned, task: TaskF
     assert (tmp_path / "out/metrics.json").read_bytes() == first
 
 
-@pytest.mark.parametrize("distill", [None, {"labels": 1.0, "logits": 1.0, "hidden": 1.0, "temperature": 2.0}])
+@pytest.mark.parametrize("distill", [slow(None), {"labels": 1.0, "logits": 1.0, "hidden": 1.0, "temperature": 2.0}])
 def test_training_goes_on_from_the_pruned_classifier(
     distill: dict[str, float] | None, learned: Callable[[str], ModelFolder], pruned: Pruned, task: TaskFolder,
     tmp_path: Path,

@@ -17,6 +17,7 @@ from llm_sparsity.study.settings import RECIPES
 from llm_sparsity.study.sparsity import Sparsity
 from llm_sparsity.training.mask import Mask
 from tests import weights, zoo
+from tests.marks import slow
 from tests.unit.training.helpers import WINDOWS, removed, run
 
 SCHEDULE = {"begin": 0.0, "end": 0.7, "scores": "magnitude"}
@@ -47,7 +48,7 @@ def zeros(folder: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("bert.").removeprefix("transformer."): where for name, where in scoped.items()}
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("kind", ["bert", slow("gpt2")])
 @pytest.mark.parametrize("scores", ["magnitude", "movement"])
 def test_a_schedule_leaves_as_many_zeros_in_each_tensor_as_the_variant_has(
     kind: str, scores: str, trained: Trained
@@ -104,7 +105,7 @@ def test_a_teacher_without_a_schedule_keeps_the_variants_mask(trained: Trained) 
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("scores", ["magnitude", "movement"])
+@pytest.mark.parametrize("scores", ["magnitude", slow("movement")])
 def test_an_interrupted_schedule_goes_on_and_leaves_the_same_bytes(
     scores: str, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
