@@ -23,7 +23,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,18 +136,18 @@ def _keep(client: socket.socket) -> None:
     job = Job(*json.loads(message))
     fork = multiprocessing.get_context("fork").Process(target=_run, args=(job, files, client))
     fork.start()
-    threading.Thread(target=_pass_on, args=(client, fork), daemon=True).start()
+    threading.Thread(target=_pass_on, args=(client, fork.pid), daemon=True).start()
     fork.join()
     with suppress(OSError):  # the client has ended
         client.sendall(str(fork.exitcode).encode())
 
 
-def _pass_on(client: socket.socket, fork: BaseProcess) -> None:
+def _pass_on(client: socket.socket, fork: int) -> None:
     """Send the signals that a client receives to its fork, and SIGKILL when the client is gone."""
-    while numbers := client.recv(1):
-        if fork.pid and fork.exitcode is None:
-            os.kill(fork.pid, numbers[0])
-    fork.kill()
+    with suppress(ProcessLookupError):  # it has ended
+        while numbers := client.recv(1):
+            os.kill(fork, numbers[0])
+        os.kill(fork, signal.SIGKILL)
 
 
 def _run(job: Job, files: list[int], client: socket.socket) -> None:
