@@ -2,15 +2,11 @@
 
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import chain, islice
 from pathlib import Path
 
 import pytest
-
-from llm_sparsity.jobs.lock import locked
 
 os.environ["TRITON_INTERPRET"] = "1"  # kernels for GPUs run on the CPU; read when Triton is imported
 # Threads of several test processes on few cores wait for each other: three times the CPU time. Read with torch.
@@ -69,11 +65,10 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def packages() -> Path:
     """The folder of lm-evaluation-harness, which the first test that needs it makes."""
+    from llm_sparsity.data import harness
+
     folder = ROOT / "resources/harness"
-    command = [ROOT / "scripts/download.py", "harness", "--lock", ROOT / "envs/requirements-zero-shot.txt"]
-    with locked(ROOT / "resources/.harness.lock"):
-        if not (folder / "manifest.json").exists():
-            subprocess.run([sys.executable, *command, "--output", folder], check=True)
+    harness.install(folder, lock=ROOT / "envs/requirements-zero-shot.txt")
     return folder
 
 
