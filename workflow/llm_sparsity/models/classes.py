@@ -25,8 +25,9 @@ def auto_class(config: Any, model_class: str) -> Any:
     Returns:
         AutoModel for the model without a head, and for a class that transformers does not make of this configuration.
     """
-    # Not `dir(transformers)`, which takes half a second.
-    others = sorted({name for name in transformers.__all__ if name.startswith("AutoModelFor")})
+    # Not `dir(transformers)`, which takes half a second. The list is made when the library is imported.
+    names: list[str] = transformers.__all__  # type: ignore[attr-defined]
+    others = sorted({name for name in names if name.startswith("AutoModelFor")})
     for auto in (getattr(transformers, name) for name in (*FIRST, *others)):
         made = auto._model_mapping.get(type(config), None)  # one class, or several
         if getattr(made, "__name__", "") == model_class:
