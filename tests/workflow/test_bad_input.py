@@ -46,6 +46,7 @@ def test_config_mistakes(change: Callable[[dict], None], said: str, fresh: Proje
     assert said in lines[0]
 
 
+@pytest.mark.slow
 def test_a_key_that_is_given_twice(fresh: Project) -> None:
     """Snakemake keeps the last of two equal keys without a word."""
     fresh.edit("config.yaml", lambda text: f"{text}\nfinetune: {{batch_size: 8}}\n")
@@ -54,6 +55,7 @@ def test_a_key_that_is_given_twice(fresh: Project) -> None:
     assert line.endswith(": finetune is given twice; remove one")
 
 
+@pytest.mark.slow
 def test_a_study_without_models_does_not_borrow_those_of_the_default_config(fresh: Project) -> None:
     (fresh.folder / "study.yaml").write_text("name: mine\nstudy: [{models: [gpt2], sparsities: [0]}]\n")
     done = fresh.snakemake("--configfile", "study.yaml", "-n")
@@ -61,11 +63,12 @@ def test_a_study_without_models_does_not_borrow_those_of_the_default_config(fres
     assert "error: config: models: missing; add it" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
         ("report/claims.yaml", "limit: 0.5", "limit: 0", "claims.8.limit: found 0; give a number above 0"),
-        slow("published.csv", "sparsity", "sparsty", "published.csv: column sparsity is missing"),
+        ("published.csv", "sparsity", "sparsty", "published.csv: column sparsity is missing"),
     ],
 )
 def test_files_that_the_last_stages_read(file: str, old: str, new: str, said: str, fresh: Project) -> None:
@@ -75,6 +78,7 @@ def test_files_that_the_last_stages_read(file: str, old: str, new: str, said: st
     assert said in line
 
 
+@pytest.mark.slow
 def test_offline_and_uncached_stops_before_any_job(fresh: Project, tmp_path: Path) -> None:
     fresh.hub = tmp_path / "empty"
     lines = errors(fresh)

@@ -30,6 +30,7 @@ def rulegraph(root: Path) -> str:
     return "\n".join(["```mermaid", "flowchart LR", *edges, "```"])
 
 
+@pytest.mark.slow
 def test_the_rule_graph_is_drawn_from_the_code(root: Path) -> None:
     drawn = re.search(
         r"<!-- rulegraph -->\n(.*?)\n<!-- /rulegraph -->", (root / "ARCHITECTURE.md").read_text(), re.DOTALL
@@ -297,7 +298,7 @@ def of_the_project() -> list[Any]:
     found: dict[tuple[str, ...], Any] = {}
     for command in every_command():
         if not re.match(r"\S*python ", command):
-            marks = () if re.match(r"\./run (-n|embedded)", command) else pytest.mark.slow
+            marks = () if command.startswith("./run -n") else pytest.mark.slow
             if re.search(" (init|doctor|generate) ", command):  # other tests run it, installed or on other studies
                 marks = pytest.mark.exhaustive
             found.setdefault(translated(command), pytest.param(command, marks=marks, id=command))

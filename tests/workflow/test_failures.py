@@ -96,6 +96,7 @@ def test_the_reason_of_a_failed_job_is_the_last_line(fault: str, arguments: tupl
     assert not left.exists(), "it tells nothing of a job that has not started"
 
 
+@pytest.mark.slow
 def test_jobs_in_another_process_read_the_config_that_the_run_started_with(small: Project) -> None:
     """A rule with `run:` is read again by a process of its own, as all are on nodes."""
     small.folder = small.folder.rename(small.folder.with_name("plain"))  # Snakemake quotes no other for such a process
@@ -164,6 +165,7 @@ def test_a_batch_job_on_one_node_ends_before_its_walltime_and_leaves_no_lock(sma
     assert not list((small.folder / ".snakemake/locks").glob("*"))
 
 
+@pytest.mark.slow
 def test_the_same_command_with_unlock_removes_the_locks(small: Project) -> None:
     locks = small.folder / ".snakemake/locks"
     locks.mkdir(parents=True)

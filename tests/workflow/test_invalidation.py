@@ -371,11 +371,10 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
 
 
 # One of each kind: no change, a setting, a new cell, the code of a stage.
-FAST = ("nothing", "learning rate of one task", "new scope", "code of finetune")
+FAST = ("learning rate of one task", "new scope", "code of finetune")
 # More of them. All, with the whole study, are left to `./run test --exhaustive`.
 SLOW = (
     "comment in a library module", "touched files", "rows of a task edited in place", "seed of pruning",
-    "code of a calibrated method", "older claims",
 )  # fmt: skip
 # Cells of the whole study that `finished` is without.
 LEFT_OUT = re.compile("bart-base|sst2|-all-|released|structured|int8|task=text|gpt2 .*wanda")

@@ -47,6 +47,7 @@ def test_it_runs_in_another_folder_also_as_a_module(elsewhere: Project) -> None:
         assert "Nothing to be done" in again.stdout + again.stderr
 
 
+@pytest.mark.slow
 def test_memory_and_disk_are_the_plans_under_default_resources(root: Path, tmp_path: Path) -> None:
     """An executor that enforces memory gets it from the plan, not from the size of manifests."""
     study = yaml.safe_load((root / "studies/one-billion.yaml").read_text())

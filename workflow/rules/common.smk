@@ -45,7 +45,8 @@ if ":" in str(WORKFLOW):
 
 RULES = {"download": ("download_model", "download_task"), "prune": ("prune", "prune_finetuned")}  # of a stage
 LONGEST = 1 << 16  # bytes of a quoted string in a command, of which the kernel takes twice as many
-FEW = 4  # jobs, for which importing the libraries only once is not worth a process of its own
+# Rules whose jobs import torch: of two jobs or more, one process imports it for all.
+FORKED = {"prune", "prune_finetuned", "weights", "finetune", "evaluate", "zero_shot"}
 LARGE = 1 << 28  # bytes of a file that is hashed at every start, in a fraction of a second
 
 try:
@@ -258,13 +259,13 @@ def folder_content(kind, name):
 
 
 def code(stage, modules=(), files=()):
-    """The hash of the code of a stage."""
-    return code_hash(WORKFLOW / "scripts" / f"{stage}.py", modules=tuple(modules), files=tuple(files))
+    """The hash of the code of a stage, as a function: a process that runs one job reads the code of its stage alone."""
+    return lambda wildcards: code_hash(WORKFLOW / "scripts" / f"{stage}.py", modules=modules, files=files)
 
 
 def prune_code(wildcards):
     """The hash of pruning, with the modules of the method and its steps alone: others affect no variant without them."""
-    return code("prune", methods.Chain(pruned_variant(wildcards).method).modules)
+    return code("prune", tuple(methods.Chain(pruned_variant(wildcards).method).modules))(wildcards)
 
 
 def prune_settings(wildcards):
@@ -328,7 +329,7 @@ def check_before_start():
         slurm.cancel_left_over((job.name, list(job.wildcards or [])) for job in jobs)
     for log in (log for job in jobs for log in job.log):  # a job that fails before it starts is given no old reason
         Path(log).unlink(missing_ok=True)
-    if workflow.local_exec and len(jobs) > FEW:
+    if workflow.local_exec and sum(job.name in FORKED for job in jobs) > 1:
         forkserver.start()
     show_plan()
 

@@ -13,7 +13,6 @@ from llm_sparsity.data import harness
 from llm_sparsity.data.download import download_task
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.files import sha256
-from tests.marks import slow
 
 
 @pytest.fixture
@@ -91,17 +90,18 @@ def known(packages: Path) -> None:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize(
     ("task", "split", "file"),
     [
         ("boolq", "validation", "lm_eval/tasks/super_glue/boolq/default.yaml"),
-        slow("rte", "validation", "lm_eval/tasks/glue/rte/default.yaml"),
-        slow("hellaswag", "validation", "lm_eval/tasks/hellaswag/hellaswag.yaml"),
-        slow("winogrande", "validation", "lm_eval/tasks/winogrande/default.yaml"),
-        slow("arc_easy", "test", "lm_eval/tasks/arc/arc_easy.yaml"),
-        slow("arc_challenge", "test", "lm_eval/tasks/arc/arc_challenge.yaml"),
-        slow("openbookqa", "test", "lm_eval/tasks/openbookqa/openbookqa.yaml"),
+        ("rte", "validation", "lm_eval/tasks/glue/rte/default.yaml"),
+        ("hellaswag", "validation", "lm_eval/tasks/hellaswag/hellaswag.yaml"),
+        ("winogrande", "validation", "lm_eval/tasks/winogrande/default.yaml"),
+        ("arc_easy", "test", "lm_eval/tasks/arc/arc_easy.yaml"),
+        ("arc_challenge", "test", "lm_eval/tasks/arc/arc_challenge.yaml"),
+        ("openbookqa", "test", "lm_eval/tasks/openbookqa/openbookqa.yaml"),
     ],
 )
 def test_tasks_of_the_papers(task: str, split: str, file: str, packages: Path, root: Path) -> None:
@@ -111,6 +111,7 @@ def test_tasks_of_the_papers(task: str, split: str, file: str, packages: Path, r
     assert f"lm-eval=={found['version']} " in (root / "envs/requirements-zero-shot.txt").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize(
     ("task", "message"),
@@ -124,6 +125,7 @@ def test_unknown_task_and_group(task: str, message: str, packages: Path) -> None
         harness.task_facts(packages, task)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("task", ["gsm8k", "triviaqa", "wikitext"])
 def test_task_without_given_answers_is_refused(task: str, packages: Path) -> None:
@@ -133,6 +135,7 @@ def test_task_without_given_answers_is_refused(task: str, packages: Path) -> Non
         harness.task_facts(packages, task)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("known")
 def test_another_split_than_that_of_the_task_is_refused(packages: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"files: openbookqa is scored on its test split, found validation; give"):

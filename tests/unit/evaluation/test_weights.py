@@ -84,6 +84,7 @@ def test_the_histogram_shows_the_bulk_and_its_middle_bin_is_zero(tmp_path: Path)
     assert np.array_equal(count[1:-1], np.histogram(bulk.double().numpy(), edges)[0][1:-1])
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),

@@ -219,6 +219,7 @@ def changed(study: Path, kind: str, folder: Path, **config: object) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_outputs_that_are_not_finite_are_no_equal_outputs(study: Path, tmp_path: Path) -> None:
     folder = changed(study, "bert", tmp_path / "model")
     tensors = {name: tensor.clone() for name, tensor in weights.load(folder).items()}

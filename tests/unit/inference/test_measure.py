@@ -136,6 +136,7 @@ def test_a_structured_variant_is_dense_and_smaller(variant: Variant, dense: Dens
     assert cost["plain_bytes"] < read_json(tmp_path / "dense" / "cost.json")["plain_bytes"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_why_an_execution_cannot_run_is_noted(variant: Variant, dense: Dense, tmp_path: Path) -> None:
     measure(variant("2of4"), dense("bert"), tmp_path, **SETTINGS)

@@ -65,7 +65,8 @@ def snakemake(folder: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("options", [("--cores", "3"), slow(("--cores", "all", "--scheduler", "greedy"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [("--cores", "3"), ("--cores", "all", "--scheduler", "greedy")])
 def test_nothing_runs_beside_it(options: tuple[str, ...], tmp_path: Path) -> None:
     snakemake(tmp_path, *options)
     spans = {path: [float(number) for number in path.read_text().split()] for path in outputs(tmp_path)}

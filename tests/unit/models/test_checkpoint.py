@@ -258,7 +258,7 @@ def test_old_names_of_norms_change_nothing(changed: Changed, tiny_model: Callabl
         slow("llama", ["model.embed_tokens", "lm_head"]),
         slow("bert", ["embeddings.word_embeddings", "cls.predictions.decoder"]),
         slow("roberta", ["roberta.embeddings.word_embeddings", "lm_head.decoder"]),
-        ("bart", ["shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"]),
+        slow("bart", ["shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"]),
     ],
 )
 def test_any_copy_of_tied_embeddings_may_be_the_one_in_the_file(

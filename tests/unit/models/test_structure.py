@@ -218,6 +218,7 @@ def test_a_model_without_layers_is_refused() -> None:
         derive(config)
 
 
+@pytest.mark.slow
 def test_the_table_of_types_is_made_from_the_code(root: Path) -> None:
     assert table() in (root / "docs/models.md").read_text(), "run PYTHONPATH=workflow python -m tests.zoo"
 

@@ -162,6 +162,7 @@ def test_matrices_that_the_text_does_not_run_are_refused(
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_an_expert_may_have_no_token_in_some_batches(
     tiny_model: Callable[[str], Path], text: Path, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def test_min_density_keeps_a_part_of_every_tensor(tmp_path: Path) -> None:
     assert after[query(1)].tolist() == [[0, 0, 103, 104, 105, 106, 107, 108]]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.lists(st.integers(1, 20), min_size=2, max_size=4),

@@ -284,6 +284,7 @@ def test_every_model_may_have_diverged(tmp_path: Path) -> None:
     assert "This study has nothing to recommend" in page_of(tmp_path, config)
 
 
+@pytest.mark.slow
 def test_what_training_on_text_brings_back_is_told_against_a_dense_model_that_was_trained_too(tmp_path: Path) -> None:
     write_tables(tmp_path / "tables", ["smollm2"], ["wanda"], seeds=0, recovered=("kept", "lora"))
     rows = [line for table in results(read(tmp_path / "tables")) for line in table["lines"]]

@@ -35,7 +35,6 @@ from llm_sparsity.reporting.plot import KINDS
 from llm_sparsity.reporting.references import PUBLISHED
 from llm_sparsity.reporting.tables import read, scored
 from llm_sparsity.study.sparsity import Sparsity
-from tests.marks import slow, slow_but
 from tests.tables import write_tables
 
 Tables = dict[str, pd.DataFrame]
@@ -116,11 +115,10 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Tables], Any]]] = {
 }
 
 
-FAST = ("one cell of one seed", "every model diverged")
-MARKS = {case: pytest.mark.slow for case in CASES if case not in FAST} | {"forty methods": pytest.mark.exhaustive}
+MARKS = dict.fromkeys(CASES, pytest.mark.slow) | {"one cell of one seed": (), "forty methods": pytest.mark.exhaustive}
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=MARKS.get(case, ())) for case in CASES])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=MARKS[case]) for case in CASES])
 def test_unusual_studies_are_drawn(case: str, tmp_path: Path) -> None:
     given, change = CASES[case]
     write_tables(
@@ -257,9 +255,8 @@ def scored_on(*sets: tuple[str, ...]) -> Callable[[Tables], None]:
 SUBJECTS = tuple(f"mmlu_subject_{number:02d}" for number in range(20))
 
 
-@pytest.mark.parametrize(
-    "sets", [(("a", "b"), ("a-b",)), slow((SUBJECTS, SUBJECTS[:19])), slow((("a-b", "c"), ("a", "b-c")))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sets", [(("a", "b"), ("a-b",)), (SUBJECTS, SUBJECTS[:19]), (("a-b", "c"), ("a", "b-c"))])
 def test_figures_of_zero_shot_tasks_have_files_of_their_own(sets: tuple[tuple[str, ...], ...], tmp_path: Path) -> None:
     write_tables(tmp_path / "tables", ["llama"], ["magnitude", "wanda"], seeds=0, sparsities=("0.5",))
     study = study_of(tmp_path / "tables", scored_on(*sets))
@@ -272,6 +269,7 @@ def test_figures_of_zero_shot_tasks_have_files_of_their_own(sets: tuple[tuple[st
     assert again == names
 
 
+@pytest.mark.slow
 def test_metrics_of_splits_have_figures_of_their_own(tmp_path: Path) -> None:
     """Split `a` of task `b-t` and split `a-b` of task `t`."""
     write_tables(tmp_path, ["llama"], ["magnitude"], sparsities=("0.5",), text=False)
@@ -363,10 +361,8 @@ def test_parts_of_which_nothing_is_removed_are_not_drawn(tmp_path: Path) -> None
     assert figure.title.endswith(", 50 % of one part removed")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    slow_but([parts], [parts, layer_errors, weights, by_sparsity, speed]),
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [parts, layer_errors, weights, by_sparsity, speed])
 def test_names_of_panels_stay_in_their_panel(kind: Any, tmp_path: Path) -> None:
     models = ["Llama-3.2-1B-Instruct-finetuned", "Llama-3.2-1B-Instruct-finetuned-on-a-task-of-the-last-decade"]
     write_tables(tmp_path, models, ["sparsegpt+reconstruct"], text=False, speed=True)
@@ -399,6 +395,7 @@ def test_weights_of_one_magnitude_are_drawn_on_the_whole_grid(tmp_path: Path) ->
     assert layers.figure.axes[0].get_xlim() == pytest.approx((1e-5, 10))
 
 
+@pytest.mark.slow
 def test_a_caption_is_true_for_every_model(tmp_path: Path) -> None:
     """One model has three seeds and accuracy 0.96, the other one seed and 0.56, each on 400 examples."""
     write_tables(tmp_path, ["llama", "opt"], ["magnitude"], 3, text=False)

@@ -41,7 +41,6 @@ from llm_sparsity.reporting.references import read_numbers
 from llm_sparsity.reporting.summary import summary
 from llm_sparsity.reporting.tables import dense, read
 from llm_sparsity.study.sparsity import Sparsity
-from tests.marks import slow, slow_but
 from tests.once import once
 from tests.tables import CLAIMS, PUBLISHED, write_tables
 
@@ -388,7 +387,8 @@ def test_parts_pruned_once_beside_a_swept_scope_are_left_to_their_figure() -> No
     assert set(swept(once).scope) == {"", "linear", "mlp", "attention"}
 
 
-@pytest.mark.parametrize("kind", slow_but([by_sparsity], [by_sparsity, perplexity, size, speed]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [by_sparsity, perplexity, size, speed])
 def test_two_points_are_not_joined_by_a_line(kind: ModuleType, tmp_path: Path) -> None:
     """The dense model and one fraction are two points; with another fraction they are a line."""
     for sparsities, joined in (("0.5",), False), (("0.5", "0.9"), True):
@@ -418,7 +418,8 @@ def test_a_model_has_one_colour_and_a_method_one_marker(tmp_path: Path) -> None:
     assert not seen["llama"] & seen["opt"]
 
 
-@pytest.mark.parametrize("recipes", [slow(("kept",)), ("kept", "released", "gradual")])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipes", [("kept",), ("kept", "released", "gradual")])
 def test_titles_say_what_is_seen(recipes: tuple[str, ...], tmp_path: Path) -> None:
     config = write_tables(tmp_path / "tables", ["llama", "opt"], ["wanda"], 2, recipes=recipes, speed=True)
     study = study_of(tmp_path, config)

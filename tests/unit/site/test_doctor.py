@@ -191,6 +191,7 @@ def test_a_job_of_five_minutes(site: Site) -> None:
     assert "would exceed" in site.lines(submits=True)["job"].found
 
 
+@pytest.mark.slow
 def test_a_laptop_without_a_profile(site: Site, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the command: its screen without colours, and its exit status."""
     environment = os.environ | {"PYTHONPATH": str(root / "workflow"), "PATH": os.environ["PATH"]}

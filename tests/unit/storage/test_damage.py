@@ -47,6 +47,7 @@ def test_every_flipped_bit_of_the_header_is_refused(tmp_path: Path) -> None:
     assert tally == {"refused": 8 * (8 + struct.unpack("<Q", whole[:8])[0])}
 
 
+@pytest.mark.slow
 def test_mutants_are_refused_or_identical(tmp_path: Path) -> None:
     tensors = fuzz.tiny_tensors(tmp_path)
     save(tmp_path, tensors)

@@ -107,6 +107,7 @@ def test_finished_and_local_jobs_are_ignored(site: list[Queue]) -> None:
     assert "parsl-queue: debug\nparsl-pilots: 1\nparsl-nodes: 2\nparsl-minutes: 15\n" in text
 
 
+@pytest.mark.slow
 def test_jobs_that_no_queue_can_finish(site: list[Queue]) -> None:
     every = advice.advise(work([1000.0] * 5000), site)
     assert every.endswith("choose preemptable or capacity or prod, and repeat the command for the rest.")

@@ -381,6 +381,7 @@ SILENT_EDITS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "edits", [[*SILENT_EDITS], *(pytest.param([e], marks=pytest.mark.exhaustive) for e in SILENT_EDITS)]
 )
@@ -390,6 +391,7 @@ def test_edits_that_change_no_stage(before: dict[str, str], copy: Project, edits
     assert changed(before, copy) == set()
 
 
+@pytest.mark.slow
 def test_the_code_that_writes_reaches_every_stage_that_writes(before: dict[str, str], copy: Project) -> None:
     computing("storage/files.py", "atomic")(copy)
     assert changed(before, copy) == set(STAGES)

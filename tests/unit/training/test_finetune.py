@@ -30,7 +30,9 @@ from tests.unit.training.helpers import LORA, WINDOWS, after, removed, run, same
 Make = Callable[[str], ModelFolder]
 
 
-@pytest.mark.parametrize("kind", ["bert", slow("roberta"), slow("distilbert"), slow("gpt2"), slow("llama"), "bart"])
+@pytest.mark.parametrize(
+    "kind", ["bert", slow("roberta"), slow("distilbert"), slow("gpt2"), slow("llama"), slow("bart")]
+)
 def test_the_kept_mask_is_exact_in_the_saved_file(kind: str, variant: Make, task: TaskFolder, tmp_path: Path) -> None:
     model = variant(kind)
     result = run(model, task, tmp_path, micro_batch_size=8)
@@ -145,7 +147,9 @@ def test_every_epoch_is_cached_and_no_optimizer_state_of_an_ended_run(
     assert list(Path(rows[0]["path"]).parent.glob("state-*")) == []
 
 
-@pytest.mark.parametrize("recipe", [{}, {"schedule": {"begin": 0.0, "end": 0.5, "scores": "movement"}}, {"lora": LORA}])
+@pytest.mark.parametrize(
+    "recipe", [{}, slow({"schedule": {"begin": 0.0, "end": 0.5, "scores": "movement"}}), slow({"lora": LORA})]
+)
 def test_results_that_are_gone_are_written_again_without_training(
     recipe: dict[str, Any],
     variant: Make,
@@ -207,6 +211,7 @@ def test_gradient_checkpointing_changes_memory_alone(dense: Make, task: TaskFold
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_saving_more_often_changes_nothing(variant: Make, task: TaskFolder, tmp_path: Path) -> None:
     model = variant("bert")
     seldom, often = (run(model, task, tmp_path / str(n), save_minutes=n)["weights"] for n in (15, 1e-9))
@@ -284,7 +289,8 @@ def test_a_sparse_language_model_recovers_and_keeps_its_mask(
     assert result["baseline"] == {}
 
 
-@pytest.mark.parametrize("pooled", [True, slow(False)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pooled", [True, False])
 def test_updates_train_a_classifiers_new_head_too(
     pooled: bool, variant: Make, task: TaskFolder, tmp_path: Path
 ) -> None:
@@ -387,6 +393,7 @@ def test_three_processes_that_go_on_leave_the_same_bytes(
     assert sha256(first / "model.safetensors") == sha256(second / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_over_several_machines_uses_all_of_each(root: Path, tmp_path: Path) -> None:
     (tmp_path / "any").mkdir()
     command = [root / "scripts/finetune.py", "--model", "any", "--task", "any", "--output", "out", "--settings", "{}"]

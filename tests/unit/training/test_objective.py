@@ -116,6 +116,7 @@ def test_a_number_is_learned_from_a_teacher(
     assert result["metrics"]["pearsonr"] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sentences", pytest.param("lines", marks=pytest.mark.exhaustive)])
 def test_sentences_without_labels_are_learned_from_a_teacher(
     kind: str,

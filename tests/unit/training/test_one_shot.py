@@ -76,7 +76,7 @@ def accuracy(model: ModelFolder, task: TaskFolder, folder: Path) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [("bert", "wanda+swaps"), slow("gpt2", "sparsegpt"), slow("bart", "wanda"), ("bert", "int8"),
+    [("bert", "wanda+swaps"), slow("gpt2", "sparsegpt"), slow("bart", "wanda"), slow("bert", "int8"),
      slow("bert", "magnitude"), slow("bert", "structured"), slow("llama", "wanda+reconstruct"),
      slow("bert", "wanda+int4")],
 )  # fmt: skip
@@ -93,6 +93,7 @@ def test_a_pruned_classifier_is_evaluated_as_it_is(
     assert (tmp_path / "out/history.csv").read_text().splitlines()[1].startswith("0,0,,")
 
 
+@pytest.mark.slow
 def test_without_sparsity_it_is_the_dense_run(
     learned: Callable[[str], ModelFolder], pruned: Pruned, task: TaskFolder, tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_without_sparsity_it_is_the_dense_run(
     assert evaluated(pruned("bert", "magnitude", "0.0001"), task, tmp_path)["metrics"] == first
 
 
+@pytest.mark.slow
 def test_a_repeated_evaluation_leaves_the_same_bytes(pruned: Pruned, task: TaskFolder, tmp_path: Path) -> None:
     model = pruned("bert", "wanda")
     evaluated(model, task, tmp_path)
@@ -140,6 +142,7 @@ def test_calibration_sequences_are_the_sentences_of_the_task(
         batches(model, task, **DRAW | {"samples": 65})
 
 
+@pytest.mark.slow
 def test_the_predictions_are_those_that_are_scored(
     learned: Callable[[str], ModelFolder], task: TaskFolder, text: TaskFolder, dense: Callable[[str], ModelFolder],
     tmp_path: Path,

@@ -25,7 +25,7 @@ from llm_sparsity.storage.files import read_json, sha256, write_json, write_mani
 from llm_sparsity.study.sparsity import Sparsity
 from llm_sparsity.training.finetune import finetune
 from llm_sparsity.training.settings import FinetuneSettings
-from tests.marks import slow_but
+from tests.marks import slow, slow_but
 from tests.tiny import ARCHITECTURE
 from tests.unit.training.helpers import SHORT
 
@@ -99,7 +99,7 @@ def scored(model: ModelFolder, task: TaskFolder, folder: Path, **changes: Any) -
         return [int(row["prediction"]) for row in csv.DictReader(file)], read_json(folder / "out/metrics.json")
 
 
-@pytest.mark.parametrize("kind", slow_but(("bert", "bart"), KINDS))
+@pytest.mark.parametrize("kind", slow_but(("bert",), KINDS))
 def test_the_dense_classifier_is_scored_as_it_came(
     kind: str, mine: Callable[[str], Path], brought: Callable[[str], ModelFolder], task: TaskFolder, tmp_path: Path
 ) -> None:
@@ -137,7 +137,7 @@ def test_a_classifier_with_old_names_in_several_files(mine: Callable[[str], Path
     torch.testing.assert_close(logits(own, model.path, texts), expected)
 
 
-@pytest.mark.parametrize("kind", slow_but(("bert", "bart"), KINDS))
+@pytest.mark.parametrize("kind", slow_but(("bert",), KINDS))
 def test_the_pruned_classifier_is_the_masked_one(
     kind: str, mine: Callable[[str], Path], brought: Callable[[str], ModelFolder], task: TaskFolder, tmp_path: Path
 ) -> None:
@@ -160,7 +160,7 @@ def test_the_pruned_classifier_is_the_masked_one(
     assert metrics["measured_sparsity"] == pytest.approx(0.5, abs=1e-3)
 
 
-@pytest.mark.parametrize(("kind", "method"), [("bert", "wanda"), ("gpt2", "structured"), ("bart", "int8")])
+@pytest.mark.parametrize(("kind", "method"), [("bert", "wanda"), slow("gpt2", "structured"), slow("bart", "int8")])
 def test_other_methods_keep_the_head(
     kind: str, method: str, brought: Callable[[str], ModelFolder], task: TaskFolder, tmp_path: Path
 ) -> None:

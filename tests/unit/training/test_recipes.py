@@ -105,7 +105,8 @@ def test_a_teacher_without_a_schedule_keeps_the_variants_mask(trained: Trained) 
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("scores", ["magnitude", slow("movement")])
+@pytest.mark.slow
+@pytest.mark.parametrize("scores", ["magnitude", "movement"])
 def test_an_interrupted_schedule_goes_on_and_leaves_the_same_bytes(
     scores: str, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +131,7 @@ def test_an_interrupted_schedule_goes_on_and_leaves_the_same_bytes(
         assert (whole.parents[2] / "out" / file).read_bytes() == (resumed.parents[2] / "out" / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_other_dense_weights_make_another_run(
     trained: Trained, dense: Callable[[str], ModelFolder], task: TaskFolder, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ Make = Callable[[str], ModelFolder]
 PERPLEXITY = importlib.import_module("llm_sparsity.evaluation.perplexity")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_training_uses_autocast_and_evaluation_float32(
     kind: str, dense: Make, task: TaskFolder, text: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
