@@ -26,8 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of executors for the first process, slow ones for the others, and fast ones file by file after them.
 
     Tests of executors wait for batch jobs most of their time: where several processes wait at once, cores are idle, and
-    all compete for them later. Then it runs the fast tests of the workflow, all of which need one finished study. xdist gives each process a run of the list, all of as many tests; one that has none left
-    takes some of the end of another's.
+    all compete for them later. Fast tests of the workflow come next, as most need one finished study, for which others
+    would wait. xdist gives each process a run of the list, all of as many tests; one that has none left takes some of
+    the end of another's.
     """
 
     def waits(item: pytest.Item) -> bool:
@@ -42,9 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     others = [item for item in items if not waits(item)]
     for n, item in enumerate(filter(slow, reversed(others))):
         shares[-1 - n % max(1, processes - 1)].append(item)
-    fast = iter(
-        sorted((item for item in others if not slow(item)), key=lambda item: "tests/workflow/" not in item.nodeid)
-    )
+    fast = [item for item in others if not slow(item)]
+    fast = iter(sorted(fast, key=lambda item: "tests/workflow/" not in item.nodeid))
     for n, share in enumerate(shares):
         share.extend(islice(fast, max(0, (len(items) + n) // processes - len(share))))
     items[:] = [*chain(*shares), *fast]
