@@ -21,6 +21,12 @@ os.environ |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localho
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tests of lm-evaluation-harness are slow: its packages take a minute to install."""
+    if "packages" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(trylast=True)  # once the tests that are not to run are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of executors for the first process, slow ones for the others, and fast ones file by file after them.

@@ -65,6 +65,7 @@ def run(project: Project, command: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_mistake_that_is_shown_is_told_so(fresh: Project, root: Path) -> None:
     page = (root / "docs/extending.md").read_text()
     study = next(text for _, name, text in blocks(page) if name == "mine/study.yaml")

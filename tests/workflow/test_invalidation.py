@@ -371,7 +371,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
 
 
 # One of each kind: no change, a setting, a new cell, the code of a stage.
-FAST = ("learning rate of one task", "new scope", "code of finetune")
+FAST = ("learning rate of one task", "code of finetune")
 # More of them. All, with the whole study, are left to `./run test --exhaustive`.
 SLOW = (
     "comment in a library module", "touched files", "rows of a task edited in place", "seed of pruning",

@@ -86,13 +86,12 @@ def test_snakemakes_own_report_works(finished: Project, tmp_path: Path) -> None:
 
 
 SHIPPED = ["config.yaml", *(f"studies/{path.name}" for path in sorted((ROOT / "studies").glob("*.yaml")))]
-MARKS = {
-    "studies/embedded.yaml": (), "studies/glue.yaml": pytest.mark.slow, "studies/recovery-text.yaml": pytest.mark.slow,
-}  # fmt: skip
+SLOW = ("studies/embedded.yaml", "studies/glue.yaml")
 
 
 @pytest.mark.parametrize(
-    "study", [pytest.param(name, marks=MARKS.get(name, pytest.mark.exhaustive)) for name in SHIPPED]
+    "study",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.exhaustive) for name in SHIPPED],
 )
 def test_dry_run_of_every_shipped_study_without_torch(study: str, root: Path, hub: Path, tmp_path: Path) -> None:
     """A laptop without torch and network is stood in for by packages that refuse to be imported."""

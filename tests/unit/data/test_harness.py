@@ -90,7 +90,6 @@ def known(packages: Path) -> None:
         yield
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize(
     ("task", "split", "file"),
@@ -111,7 +110,6 @@ def test_tasks_of_the_papers(task: str, split: str, file: str, packages: Path, r
     assert f"lm-eval=={found['version']} " in (root / "envs/requirements-zero-shot.txt").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize(
     ("task", "message"),
@@ -125,7 +123,6 @@ def test_unknown_task_and_group(task: str, message: str, packages: Path) -> None
         harness.task_facts(packages, task)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("task", ["gsm8k", "triviaqa", "wikitext"])
 def test_task_without_given_answers_is_refused(task: str, packages: Path) -> None:
@@ -135,7 +132,6 @@ def test_task_without_given_answers_is_refused(task: str, packages: Path) -> Non
         harness.task_facts(packages, task)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("known")
 def test_another_split_than_that_of_the_task_is_refused(packages: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"files: openbookqa is scored on its test split, found validation; give"):

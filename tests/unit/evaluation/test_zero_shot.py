@@ -20,7 +20,6 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal
 from llm_sparsity.storage.container import copy_companions
 from llm_sparsity.storage.files import read_json, write_manifest
-from tests.marks import slow
 from tests.tiny import WORDS
 from tests.weights import load, save
 
@@ -86,8 +85,8 @@ def likelihood(model: Any, tokenizer: Any, stem: str, answer: str) -> float:
     return sum(float(words[place - 1, tokens[0, place]]) for place in range(start, tokens.shape[1]))
 
 
-@pytest.mark.parametrize("pruned", [slow(False), True])
-@pytest.mark.parametrize("kind", ["llama", slow("gpt2")])
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_accuracy_is_that_of_the_likeliest_answers(
     kind: str,
     pruned: bool,

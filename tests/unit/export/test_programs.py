@@ -22,6 +22,7 @@ from llm_sparsity.training.finetune import finetune
 from llm_sparsity.training.settings import FinetuneSettings
 from tests import weights, zoo
 from tests.kill import SETTINGS
+from tests.marks import slow_but
 from tests.tiny import save_mood_task
 
 # What convert_hf_to_gguf.py of llama.cpp asks config.json for; of several names, any.
@@ -34,7 +35,7 @@ KEYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("kind", slow_but(["llama"], KEYS))
 def test_the_converter_of_llama_cpp_knows_every_name(kind: str, study: Path, tmp_path: Path) -> None:
     export(find_cell(study / "results" / kind / "magnitude-linear-0.5"), tmp_path / "out", check=False)
     config = json.loads((tmp_path / "out/config.json").read_text())

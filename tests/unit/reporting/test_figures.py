@@ -209,6 +209,7 @@ def test_times_of_several_machines_are_said_to_be(tmp_path: Path) -> None:
     assert "Measured on several machines" in captions[-1] and "NVIDIA A100" in captions[-1]
 
 
+@pytest.mark.slow
 def test_a_caption_names_only_strokes_that_are_drawn(tmp_path: Path) -> None:
     write_tables(tmp_path / "kept", ["llama"], ["magnitude"], text=False)
     write_tables(tmp_path / "all", ["llama"], ["magnitude"], recipes=("kept", "released", "gradual"), text=False)
