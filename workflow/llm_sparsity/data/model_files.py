@@ -12,6 +12,7 @@ from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.roles import CLASSIFIERS
+from llm_sparsity.storage.container import pickles_in
 from llm_sparsity.storage.files import read_json
 from llm_sparsity.storage.paths import inside
 
@@ -23,7 +24,6 @@ COMPANIONS = (
     "README.md", "LICENSE*",
 )  # fmt: skip
 MODEL_FILES = (*COMPANIONS, "*.safetensors", "*.safetensors.index.json")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -61,7 +61,7 @@ def check_files(folder: Path, name: str) -> None:
             "merge_and_unload()) and save that, or remove its files"
         )
     if not matching(folder, ("*.safetensors",)):
-        pickles = matching(folder, PICKLES)  # never downloaded from a hub, so the file may have another name there
+        pickles = pickles_in(folder)  # never downloaded from a hub, so the file may have another name there
         pickle = pickles[0].name if pickles else "a file such as pytorch_model.bin"
         raise UserError(
             f"{name}: has no safetensors; {pickle} is a pickle, which can run code when it is loaded, and is not "

@@ -35,7 +35,13 @@ from llm_sparsity.storage.quantized import Quantized, scales_shape
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLES = {".bin", ".pt", ".pth", ".ckpt"}  # suffixes; to load such a file can run code
 MAX_MAPPED = 1 << 28  # bytes read from a mapped file before it is mapped again, which frees its pages
+
+
+def pickles_in(folder: Path) -> list[Path]:
+    """The files of a folder that are pickles by their names, sorted."""
+    return sorted(path for path in folder.glob("*") if path.suffix in PICKLES and path.is_file())
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -63,7 +69,7 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: an adapter alone, and no {WEIGHTS}; merge it into its base model "
             "(peft: merge_and_unload()) and save that"
         )
-    if pickles := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
+    if pickles := pickles_in(folder):
         raise UserError(
             f"{folder}: {pickles[0].name} is a pickle, which can run code when loaded, and there is no {WEIGHTS}; "
             "choose a revision that has safetensors, or convert it where you trust it"
@@ -235,5 +241,5 @@ def copy_companions(folder: Path, output: Path) -> None:
 
 
 def _is_companion(path: Path) -> bool:
-    others = path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack")  # weights in other formats
+    others = path.suffix in PICKLES | {".gguf", ".h5", ".msgpack"}  # weights in other formats
     return path.is_file() and "safetensors" not in path.name and path.name != MANIFEST and not others
