@@ -71,6 +71,11 @@ def start(folder: str, tmp_path: Path) -> Start:
     return start
 
 
+def _state(process: int) -> str:
+    """As the kernel tells it: S for one that waits, T for one that is stopped."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         time.sleep(0.01)
@@ -123,6 +128,15 @@ def test_a_signal_is_passed_on(start: Start) -> None:
     job.terminate()
     job.communicate()
     assert job.returncode == 7
+
+
+def test_ctrl_z_stops_the_fork_too(start: Start) -> None:
+    job = start("time.sleep(1000)")
+    fork = _said(job)
+    for number, state in ((signal.SIGTSTP, "T"), (signal.SIGCONT, "S")):
+        job.send_signal(number)
+        _until(lambda state=state: all(_state(pid) == state for pid in (job.pid, fork)))
+    job.kill()
 
 
 def test_a_client_that_is_killed_takes_its_fork_along(start: Start) -> None:

@@ -97,6 +97,13 @@ def hand_over() -> None:
     for number in PASSED_ON:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda received, _: server.sendall(bytes([received])))
+
+    def stop(*_: object) -> None:  # Ctrl-Z
+        server.sendall(bytes([signal.SIGSTOP]))
+        os.kill(os.getpid(), signal.SIGSTOP)
+        server.sendall(bytes([signal.SIGCONT]))
+
+    signal.signal(signal.SIGTSTP, stop)
     status = server.recv(DIGITS)
     if not status:
         sys.exit("error: the process whose fork this job was has ended; repeat the snakemake command")
