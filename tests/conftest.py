@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)  # once the tests that are not to run are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of executors for the first process, slow ones for the others, and fast ones file by file after them.
+    """Tests of executors for the first process, slow ones for the others, and fast ones after them, all file by file.
 
     Tests of executors wait for batch jobs most of their time: where several processes wait at once, cores are idle, and
     all compete for them later. Fast tests of the workflow come next, as most need one finished study, for which others
@@ -47,8 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     shares: list[list[pytest.Item]] = [[] for _ in range(processes)]
     shares[0] = sorted(filter(waits, items), key=slow, reverse=True)
     others = [item for item in items if not waits(item)]
-    for n, item in enumerate(filter(slow, reversed(others))):
-        shares[-1 - n % max(1, processes - 1)].append(item)
+    files = groupby(filter(slow, reversed(others)), key=lambda item: item.path)
+    for n, (_, group) in enumerate(files):
+        shares[-1 - n % max(1, processes - 1)].extend(group)
     fast = [item for item in others if not slow(item)]
     fast = iter(sorted(fast, key=lambda item: "tests/workflow/" not in item.nodeid))
     for n, share in enumerate(shares):

@@ -294,12 +294,12 @@ def every_command() -> list[str]:
 
 
 def of_the_project() -> list[Any]:
-    """Each command once, though it is written in several ways. Runs of the README are not slow."""
+    """Each command once, though it is written in several ways. Only a plan is not slow."""
     found: dict[tuple[str, ...], Any] = {}
     for command in every_command():
         if not re.match(r"\S*python ", command):
             marks = () if command.startswith("./run -n") else pytest.mark.slow
-            if re.search(" (init|doctor|generate) ", command):  # other tests run it, installed or on other studies
+            if re.search(r" (init|doctor|generate|export|--unlock)\b", command):  # other tests do, elsewhere
                 marks = pytest.mark.exhaustive
             found.setdefault(translated(command), pytest.param(command, marks=marks, id=command))
     return list(found.values())

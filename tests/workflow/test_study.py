@@ -78,7 +78,7 @@ def test_low_rank_updates_of_a_language_model_keep_its_mask(whole: Project) -> N
         assert result["metrics"].keys() == {"perplexity"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_snakemakes_own_report_works(finished: Project, tmp_path: Path) -> None:
     done = finished.snakemake("--configfile", "config.yaml", "--report", str(tmp_path / "report.zip"))
     assert done.returncode == 0, done.stderr[-3000:]
