@@ -103,7 +103,8 @@ def hand_over() -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
         server.sendall(bytes([signal.SIGCONT]))
 
-    signal.signal(signal.SIGTSTP, stop)
+    if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGTSTP, stop)
     status = server.recv(DIGITS)
     if not status:
         sys.exit("error: the process whose fork this job was has ended; repeat the snakemake command")
