@@ -12,8 +12,7 @@ from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.roles import CLASSIFIERS
-from llm_sparsity.storage.container import pickles_in
-from llm_sparsity.storage.files import read_json
+from llm_sparsity.storage.files import pickles_in, read_json
 from llm_sparsity.storage.paths import inside
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")

@@ -28,20 +28,14 @@ from torch import Tensor
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.codec import decode, is_blob
 from llm_sparsity.storage.encoder import Encoder
-from llm_sparsity.storage.files import MANIFEST, atomic, read_json, temporary_path
+from llm_sparsity.storage.files import MANIFEST, PICKLES, atomic, pickles_in, read_json, temporary_path
 from llm_sparsity.storage.header import CODES, DTYPES, Blob, Entry, damaged, read_entries
 from llm_sparsity.storage.paths import inside
 from llm_sparsity.storage.quantized import Quantized, scales_shape
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PICKLES = {".bin", ".pt", ".pth", ".ckpt"}  # suffixes; to load such a file can run code
 MAX_MAPPED = 1 << 28  # bytes read from a mapped file before it is mapped again, which frees its pages
-
-
-def pickles_in(folder: Path) -> list[Path]:
-    """The files of a folder that are pickles by their names, sorted."""
-    return sorted(path for path in folder.glob("*") if path.suffix in PICKLES and path.is_file())
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from llm_sparsity.jobs.lock import locked
 from llm_sparsity.jobs.process import runs
 
 MANIFEST = "manifest.json"
+PICKLES = {".bin", ".pt", ".pth", ".ckpt"}  # suffixes; to load such a file can run code
 ABANDONED = 24 * 3600  # seconds without a write after which a temporary file of another host is removed
 
 
@@ -212,6 +213,11 @@ def write_manifest(folder: Path, **facts: Any) -> None:
     }
     total: int = sum(file["bytes"] for file in files.values())
     write_json(folder / MANIFEST, {**facts, "bytes": total, "files": files})
+
+
+def pickles_in(folder: Path) -> list[Path]:
+    """The files of a folder that are pickles by their names, sorted."""
+    return sorted(path for path in folder.glob("*") if path.suffix in PICKLES and path.is_file())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
