@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable
-from itertools import chain, groupby, islice
+from itertools import chain, filterfalse, groupby, islice
 from pathlib import Path
 
 import pytest
@@ -50,8 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     files = groupby(filter(slow, reversed(others)), key=lambda item: item.path)
     for n, (_, group) in enumerate(files):
         shares[-1 - n % max(1, processes - 1)].extend(group)
-    fast = [item for item in others if not slow(item)]
-    fast = iter(sorted(fast, key=lambda item: "tests/workflow/" not in item.nodeid))
+    fast = iter(sorted(filterfalse(slow, others), key=lambda item: "tests/workflow/" not in item.nodeid))
     for n, share in enumerate(shares):
         share.extend(islice(fast, max(0, (len(items) + n) // processes - len(share))))
     items[:] = [*chain(*shares), *fast]

@@ -31,7 +31,7 @@ rule collect:
         disk_mb=megabytes(footprint.disk_mb, "collect"),
     params:
         settings=settings(study=STUDY.name, grids=STUDY.grids(), stages=STUDY.stages(), scores=STUDY.scores()),
-        code=code("collect", files=(Path(methods.__file__).parents[1] / "reporting/dictionary.csv",)),
+        code=code("collect", files=[Path(methods.__file__).parents[1] / "reporting/dictionary.csv"]),
         named=contents(named_file("claims"), claims_numbers()),
     shell:
         'python "$LLM_SPARSITY/scripts/collect.py" --output "$(dirname {output.manifest:q})" --claims {input.claims:q}'

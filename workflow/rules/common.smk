@@ -45,8 +45,8 @@ if ":" in str(WORKFLOW):
 
 RULES = {"download": ("download_model", "download_task"), "prune": ("prune", "prune_finetuned")}  # of a stage
 LONGEST = 1 << 16  # bytes of a quoted string in a command, of which the kernel takes twice as many
-# Rules whose jobs import torch: of two jobs or more, one process imports it for all.
-FORKED = {"prune", "prune_finetuned", "weights", "finetune", "evaluate", "zero_shot"}
+# Rules of jobs that compute, except measure; for two such jobs or more, one process imports torch for all.
+FORKED = {*RULES["prune"], "weights", "finetune", "evaluate", "zero_shot"}
 LARGE = 1 << 28  # bytes of a file that is hashed at every start, in a fraction of a second
 
 try:
@@ -260,12 +260,12 @@ def folder_content(kind, name):
 
 def code(stage, modules=(), files=()):
     """The hash of the code of a stage, as a function: a process that runs one job reads the code of its stage alone."""
-    return lambda wildcards: code_hash(WORKFLOW / "scripts" / f"{stage}.py", modules=modules, files=files)
+    return lambda wildcards: code_hash(WORKFLOW / "scripts" / f"{stage}.py", modules=tuple(modules), files=tuple(files))
 
 
 def prune_code(wildcards):
     """The hash of pruning, with the modules of the method and its steps alone: others affect no variant without them."""
-    return code("prune", tuple(methods.Chain(pruned_variant(wildcards).method).modules))(wildcards)
+    return code("prune", methods.Chain(pruned_variant(wildcards).method).modules)(wildcards)
 
 
 def prune_settings(wildcards):

@@ -40,7 +40,7 @@ rule plot:
             ),
             methods={method: methods.NOTES[method] for method in METHODS},
         ),
-        code=code("plot", files=(Path(methods.__file__).parents[1] / "reporting/report.html.jinja",)),
+        code=code("plot", files=[Path(methods.__file__).parents[1] / "reporting/report.html.jinja"]),
         named=contents(named_file("claims"), claims_numbers(), named_file("published")),
     shell:
         'python "$LLM_SPARSITY/scripts/plot.py" --tables "$(dirname {input.manifest:q})"'

@@ -82,9 +82,8 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 def _runs(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
     try:
-        return stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return _state(pid) not in "ZX"
     except OSError:
         return False
 
@@ -137,6 +136,7 @@ def test_ctrl_z_stops_the_fork_too(start: Start) -> None:
         job.send_signal(number)
         _until(lambda state=state: all(_state(pid) == state for pid in (job.pid, fork)))
     job.kill()
+    job.communicate()
 
 
 def test_a_client_that_is_killed_takes_its_fork_along(start: Start) -> None:

@@ -24,15 +24,13 @@ from llm_sparsity.training.mask import Mask
 from llm_sparsity.training.run_cache import RunCache
 from tests import weights
 from tests.kill import SETTINGS, kill
-from tests.marks import slow
+from tests.marks import slow, slow_but
 from tests.unit.training.helpers import LORA, WINDOWS, after, removed, run, same_but_for_rounding, without_dropout
 
 Make = Callable[[str], ModelFolder]
 
 
-@pytest.mark.parametrize(
-    "kind", ["bert", slow("roberta"), slow("distilbert"), slow("gpt2"), slow("llama"), slow("bart")]
-)
+@pytest.mark.parametrize("kind", slow_but(["bert"], ["bert", "roberta", "distilbert", "gpt2", "llama", "bart"]))
 def test_the_kept_mask_is_exact_in_the_saved_file(kind: str, variant: Make, task: TaskFolder, tmp_path: Path) -> None:
     model = variant(kind)
     result = run(model, task, tmp_path, micro_batch_size=8)
