@@ -32,6 +32,7 @@ from llm_sparsity.models.loading import load_causal, loading_dtype
 from llm_sparsity.storage.files import write_csv, write_json
 
 CHUNK = 256  # tokens whose logits are computed at a time: 50 MB for a vocabulary of 49,000
+TRIED = 16  # tokens of which the model makes all logits itself, to find out how
 
 
 def evaluate(
@@ -94,7 +95,7 @@ def nll(net: Any, windows: Tensor, batch_size: int) -> list[list[float]]:
     Returns:
         For each window, the sums over `CHUNK` tokens.
     """
-    found, head = [], _logits_function(net, windows[:1, :CHUNK].to(net.device))
+    found, head = [], _logits_function(net, windows[:1, :TRIED].to(net.device))
     for batch in tqdm(windows.split(batch_size), desc="perplexity", unit="batch"):
         inputs = batch.to(net.device)
         outputs = net.base_model(input_ids=inputs, use_cache=False)[0]

@@ -78,9 +78,10 @@ class GradualSchedule:
         left = 1 - (step - self._first) / (self._last - self._first)
         found = {}
         for name, weight in self._weights.items():
-            scores = self._movement.get(name, weight.abs()).masked_fill(weight == 0, -math.inf)
+            gone = weight == 0
+            scores = self._movement[name].masked_fill(gone, -math.inf) if self._movement else weight.abs()
             counts = [round((1 - left**3) * count) for count in self._counts[name]]
-            parts = zip(scores.reshape(len(counts), -1), counts, strict=True)
-            chosen = [lowest(part, max(count, int((part == -math.inf).sum()))) for part, count in parts]
+            parts = zip(scores.reshape(len(counts), -1), gone.reshape(len(counts), -1), counts, strict=True)
+            chosen = [lowest(part, max(count, int(zeros.sum()))) for part, zeros, count in parts]
             found[name] = torch.stack(chosen).view_as(scores)
         return found
