@@ -105,8 +105,9 @@ class LogHandler(LogHandlerBase):
             self._display.write(f"{self._progress.total.total()} jobs: {counts}")
             self._display.start()
         elif event == LogEvent.JOB_INFO and progress and fields["rule_name"] != "all":
-            rule = fields["rule_name"]
-            progress.start(fields["jobid"], Job(rule, _cell(fields), fields["threads"], self._planned.get(rule, 0.0)))
+            rule, log = fields["rule_name"], next(map(Path, fields.get("log") or ()), None)
+            minutes = self._planned.get(rule, 0.0)
+            progress.start(fields["jobid"], Job(rule, _cell(fields), fields["threads"], minutes, log=log))
         elif event == LogEvent.JOB_FINISHED and progress and (job := progress.running.get(fields["job_id"])):
             progress.end(fields["job_id"], time.monotonic() - (job.begun or 0.0))
         elif event == LogEvent.JOB_ERROR:

@@ -1,13 +1,18 @@
 """Progress of a run: jobs of each rule, the cells that run now, and the estimated time of the end."""
 
+import os
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from statistics import fmean
 
 CELLS = 2  # running cells that a line names
+BAR = re.compile(rb"\d+%\|[^\r\n]*?<(?:(\d+):)?(\d+):(\d+)")  # of tqdm:  33%|###   | 115/345 [03:58<10:29, 2.74s/step]
+LAST = 4096  # bytes of a log in which the last bar is looked for
 
 
 @dataclass
@@ -20,6 +25,7 @@ class Job:
         threads: cores that it takes.
         minutes: planned duration; 0: unknown.
         begun: when it started, of `time.monotonic`; None: it may still wait in a queue.
+        log: what it writes, perhaps with progress bars of tqdm.
     """
 
     rule: str
@@ -27,6 +33,7 @@ class Job:
     threads: int = 1
     minutes: float = 0.0
     begun: float | None = field(default_factory=time.monotonic)
+    log: Path | None = None
 
     @property
     def kind(self) -> tuple[str, float]:
@@ -36,6 +43,21 @@ class Job:
     def spent(self) -> float:
         """Core-seconds so far."""
         return 0.0 if self.begun is None else (time.monotonic() - self.begun) * self.threads
+
+    def told(self) -> float | None:
+        """Core-seconds that its last progress bar says are left; None: it has none yet."""
+        if self.log is None or not self.log.is_file():
+            return None
+        with self.log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST))
+            bars = BAR.findall(file.read())
+        if not bars:
+            return None
+        hours, minutes, seconds = (int(number or 0) for number in bars[-1])
+        return float(3600 * hours + 60 * minutes + seconds) * self.threads
+
+
+Known = Mapping[tuple[str, float], list[float]]  # kind of job -> core-seconds of each
 
 
 class Progress:
@@ -59,7 +81,7 @@ class Progress:
         self.done: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.begun = time.monotonic()
-        self._spent: dict[tuple[str, float], list[float]] = {}  # kind -> core-seconds of each ended job
+        self._spent: dict[tuple[str, float], list[float]] = {}  # of ended jobs
 
     def start(self, number: int, job: Job) -> None:
         """Record that a job started, or was submitted."""
@@ -78,30 +100,35 @@ class Progress:
     def left(self, cores: float | None = None) -> float | None:
         """Seconds until the last job ends; None while nothing is known.
 
-        A job is expected to take as long as those of its kind, else its planned minutes, scaled by what ended jobs
-        took of theirs. If started jobs may wait, nobody knows which work and how many: planned minutes are expected to
-        end as fast as they did so far.
+        A job is expected to take as long as those of its kind that have ended, else as its progress bar or that of
+        another of its kind says, else its planned minutes, scaled by what others take of theirs. If started jobs may
+        wait, nobody knows which work and how many: planned minutes are expected to end as fast as they did so far.
 
         Args:
             cores: that work on jobs at a time; default: as many as did so far, on average.
         """
-        if not self._spent or cores == 0:
+        if cores == 0:
             return None
         if self.queued:
             ended = sum(count * self.planned.get(rule, 0.0) for rule, count in self.done.items())
-            rest = (self.total - self.done - self.failed).items()
-            minutes = sum(count * self.planned.get(rule, 0.0) for rule, count in rest)
+            others = (self.total - self.done - self.failed).items()
+            minutes = sum(count * self.planned.get(rule, 0.0) for rule, count in others)
             return (time.monotonic() - self.begun) * minutes / ended if ended else None
+        told = {number: job.told() for number, job in self.running.items()}
+        known = self._known(told)
+        if not known:
+            return None
         if cores is None:
             spent = sum(map(sum, self._spent.values())) + sum(job.spent() for job in self.running.values())
             cores = max(spent / max(time.monotonic() - self.begun, 1e-9), 1e-9)
-        running = [(self._rest(job), job.threads) for job in self.running.values()]
+        rest = {number: self._rest(job, told[number], known) for number, job in self.running.items()}
         waiting = sum(
-            (self.total[rule] - self._started(rule)) * self._expected((rule, self.planned.get(rule, 0.0)))
+            (self.total[rule] - self._started(rule)) * self._expected((rule, self.planned.get(rule, 0.0)), known)
             for rule in self.total
         )
-        longest = max((seconds / threads for seconds, threads in running), default=0.0)
-        return max((sum(seconds for seconds, _ in running) + waiting) / cores, longest / 2)
+        # One that does not tell may have done half.
+        alone = [rest[n] / job.threads / (2 if told[n] is None else 1) for n, job in self.running.items()]
+        return max((sum(rest.values()) + waiting) / cores, *alone, 0.0)
 
     def line(self, left: float | None) -> str:
         """One line: jobs that have ended, the end, and for each rule that runs its count and its cells.
@@ -122,22 +149,37 @@ class Progress:
         """Number of jobs of a rule that have started."""
         return self.done[rule] + self.failed[rule] + sum(job.rule == rule for job in self.running.values())
 
-    def _rest(self, job: Job) -> float:
-        """Core-seconds that a running job is expected to go on; a late one a tenth of what it has taken."""
-        return max(self._expected(job.kind) - job.spent(), job.spent() / 10)
+    def _known(self, told: Mapping[int, float | None]) -> Known:
+        """What ended jobs took, and where none of a kind has ended, what running ones take as far as they tell it.
 
-    def _expected(self, kind: tuple[str, float]) -> float:
+        Args:
+            told: running job -> core-seconds that its progress bar says are left.
+        """
+        known = {kind: list(spent) for kind, spent in self._spent.items()}
+        for number, job in self.running.items():
+            if job.kind not in self._spent and (rest := told[number]) is not None:
+                known.setdefault(job.kind, []).append(job.spent() + rest)
+        return known
+
+    def _rest(self, job: Job, told: float | None, known: Known) -> float:
+        """Core-seconds that a running job is expected to go on; a late one a tenth of what it has taken."""
+        expected = self._expected(job.kind, known) - job.spent()
+        if told is not None:
+            expected = max(expected, told) if job.kind in self._spent else told
+        return max(expected, job.spent() / 10)
+
+    def _expected(self, kind: tuple[str, float], known: Known) -> float:
         """Core-seconds that a job of a kind is expected to take."""
-        if found := self._spent.get(kind):
+        if found := known.get(kind):
             return fmean(found)
         rule, minutes = kind
         if not minutes and self.planned:
             return 0.0  # the plan leaves out what takes no time
-        known = {one: spent for one, spent in self._spent.items() if one[1] or not minutes}
-        known = {one: spent for one, spent in known.items() if one[0] == rule} or known or self._spent
-        jobs = sum(map(len, known.values()))
-        asked = sum(one[1] * len(spent) for one, spent in known.items())
-        return sum(map(sum, known.values())) * (minutes / asked if minutes and asked else 1 / jobs)
+        like: Known = {one: spent for one, spent in known.items() if one[1] or not minutes}
+        like = {one: spent for one, spent in like.items() if one[0] == rule} or like or known
+        jobs = sum(map(len, like.values()))
+        asked = sum(one[1] * len(spent) for one, spent in like.items())
+        return sum(map(sum, like.values())) * (minutes / asked if minutes and asked else 1 / jobs)
 
 
 def ending(left: float | None) -> str:

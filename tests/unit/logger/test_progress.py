@@ -1,6 +1,9 @@
 import math
+import time
+from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from snakemake_logger_plugin_progress.progress import Job, Progress, ending
 
@@ -44,6 +47,29 @@ def test_a_job_that_takes_two_cores_counts_twice() -> None:
     progress.start(0, queued("measure", threads=2))
     progress.end(0, 10.0)
     assert progress.left(2) == 20
+
+
+def test_a_running_job_tells_how_long_it_and_its_kind_take(tmp_path: Path) -> None:
+    """The first of two jobs of half an hour: the bar in its log knows, while no job has ended."""
+    (log := tmp_path / "job.log").write_text("loading\n  0%|          | 0/345 [00:00<?, ?step/s]")
+    progress = Progress({"prune": 1, "finetune": 2, "plot": 1}, {"prune": 1.0, "finetune": 2.0})
+    progress.start(0, Job("finetune", minutes=2.0, begun=time.monotonic() - 240, log=log))
+    assert progress.left(1) is None
+    with tqdm(total=345, initial=0, unit="step", file=(bar := log.open("a"))) as steps:
+        steps.start_t -= 240
+        steps.last_print_t -= 240
+        steps.update(115)
+        steps.refresh()
+        bar.flush()
+        one, both, pruned = 480, 480 + 720, 720 / 2
+        assert progress.left(1) == pytest.approx(both + pruned, rel=0.05)
+        progress.start(1, queued("prune", 1.0))
+        progress.end(1, 12.0)
+        assert progress.left(1) == pytest.approx(both, rel=0.05), "half a minute a minute of the plan, said pruning"
+        progress.start(2, Job("finetune", minutes=2.0))
+        progress.end(2, 100.0)
+        assert progress.left(1) == pytest.approx(one, rel=0.05), "this one takes longer than the one that has ended"
+    bar.close()
 
 
 def test_cores_are_those_that_worked_so_far() -> None:
