@@ -459,6 +459,39 @@ def test_modules_that_are_imported_by_a_computed_name_are_those_that_the_rules_n
     assert all(name.startswith("llm_sparsity.pruning.") for name in found), "name it in the rule, and here"
 
 
+def test_hashes_are_kept_for_exactly_these_files(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process parses nothing; after an edit, one that changes no hash as well, it parses again."""
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    first = project.hash()
+    (kept := project.library / fingerprint.KEPT).read_text()
+    monkeypatch.setattr(fingerprint, "parse", None)
+    assert project.hash() == first
+    for change in ({"first": F + "# a comment\n"}, {"script": "from llm_sparsity.first import f, g\n"}, {"second": ""}):
+        project.write(**change)
+        with pytest.raises(TypeError, match="not callable"):
+            project.hash()
+        project.write(script="from llm_sparsity.first import f\n\nf()\n", first=F)
+        (project.library / "second.py").unlink(missing_ok=True)
+        assert project.hash() == first
+    kept.write_text('{"library": 3}')
+    with pytest.raises(TypeError, match="not callable"):
+        project.hash()
+
+
+def test_hashes_of_a_library_that_is_edited_meanwhile_are_not_kept(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+
+    def edited(source: str, package: str) -> object:
+        project.write(first=F.replace("1", "3"))
+        return PARSED(source, package)
+
+    monkeypatch.setattr(fingerprint, "parse", edited)
+    project.hash()
+    assert not (project.library / fingerprint.KEPT).exists()
+
+
 def test_what_is_not_followed_exists() -> None:
     assert all(fingerprint._chosen_module(name) for name in fingerprint.IGNORED)
 

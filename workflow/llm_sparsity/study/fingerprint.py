@@ -9,20 +9,28 @@ carries `params.code`, a hash of the definitions (top-level functions, classes a
 
 Where syntax leaves a doubt, too much counts rather than too little: a local variable counts as a mention of the
 definition of the same name. Code that is looked up at run time has no name in the source, so the rule names it.
+
+Parsing takes a second or two, so hashes are kept beside the compiled modules, and are those of exactly these files.
 """
 
 import hashlib
+import json
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from llm_sparsity.storage.files import read_json, sha256, write_json
 from llm_sparsity.study.syntax import STATEMENTS, Definition, Module, parse
 
 PACKAGE = Path(__file__).parents[1]
 
 # What shapes no result: errors, command lines, leases, locks; trackers.
 IGNORED = {"llm_sparsity.jobs", "llm_sparsity.training.tracking"}
+
+KEPT = f"__pycache__/code-hashes.{sys.implementation.cache_tag}.json"
 
 EVERYTHING = "*"  # instead of the name of a definition: the whole module
 
@@ -52,6 +60,17 @@ def code_hash(script: Path, *, modules: tuple[str, ...] = (), files: tuple[Path,
     Raises:
         ValueError: a module does not exist.
     """
+    library, kept = _kept()
+    asked = json.dumps([script.stem, *map(sha256, (script, *files)), *modules])
+    if asked not in kept:
+        kept[asked] = _computed(script, modules, files)
+        if not sys.dont_write_bytecode and library == _library():  # nobody has edited it meanwhile
+            with suppress(OSError):  # it may be read-only, which Python bears as well
+                write_json(PACKAGE / KEPT, {"library": library, "hashes": kept})
+    return kept[asked]
+
+
+def _computed(script: Path, modules: tuple[str, ...], files: tuple[Path, ...]) -> str:
     waiting = [Symbol(script, EVERYTHING), *map(_chosen_module, modules)]
     reached: set[Symbol] = set()
     while waiting:
@@ -65,6 +84,23 @@ def code_hash(script: Path, *, modules: tuple[str, ...] = (), files: tuple[Path,
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+@cache
+def _kept() -> tuple[str, dict[str, str]]:
+    """A digest of the library, and the hashes that were computed of the same, by what was asked of `code_hash`."""
+    library = _library()
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        found = read_json(PACKAGE / KEPT)
+        if found["library"] == library:
+            return library, dict(found["hashes"])
+    return library, {}
+
+
+def _library() -> str:
+    """A digest of all files of the library, and of their names."""
+    files = [f"{file.relative_to(PACKAGE)} {sha256(file)}" for file in sorted(PACKAGE.rglob("*.py"))]
+    return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
 
 def _chosen_module(name: str) -> Symbol:
