@@ -31,6 +31,7 @@ from llm_sparsity.storage.files import MANIFEST, sha256, write_text
 from llm_sparsity.study import config as study_config
 from llm_sparsity.study import footprint, methods, plan
 from llm_sparsity.study.cells import RESULTS, TASKS, Run, Variant, results_folder, variant_folder
+from llm_sparsity.study.document import read_config
 from llm_sparsity.study.fingerprint import code_hash
 
 # Jobs run this Python with the library beside this file, so that the hashed code is the code that runs. The paths are
@@ -51,7 +52,7 @@ LARGE = 1 << 28  # bytes of a file that is hashed at every start, in a fraction 
 
 try:
     for file in workflow.configfiles if workflow.is_main_process else ():  # once, not in every job
-        study_config.parse(Path(file))  # Snakemake keeps the last of two equal keys
+        read_config(Path(file))  # Snakemake keeps the last of two equal keys
     STUDY = study_config.load(config)
 except UserError as error:
     sys.exit(f"error: {error}")

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from llm_sparsity.jobs.command import run
 from llm_sparsity.jobs.errors import UserError
-from llm_sparsity.site.place import settings_of
-from llm_sparsity.study import config
+from llm_sparsity.study.document import read_config
 from llm_sparsity.study.project import STUDY, project, study_file
 
 
@@ -29,7 +28,11 @@ def _profile_says(words: Sequence[str]) -> bool:
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("--profile", type=Path)
     profile = options.parse_known_args(words)[0].profile
-    return profile is not None and profile.is_dir() and "cores" in settings_of(profile)
+    if profile is None or not profile.is_dir():
+        return False
+    from llm_sparsity.site.place import settings_of  # takes half a second to import
+
+    return "cores" in settings_of(profile)
 
 
 def snakemake(words: Sequence[str]) -> None:
@@ -44,7 +47,7 @@ def snakemake(words: Sequence[str]) -> None:
     options = argparse.ArgumentParser(prog="snakemake", add_help=False, allow_abbrev=False)
     options.add_argument("--configfile", "--configfiles", nargs="+", type=Path, default=[])
     for file in options.parse_known_args(words)[0].configfile:
-        config.parse(file)
+        read_config(file)
     _check_cache()
     sys.stdout.flush()
     os.environ["LLM_SPARSITY_RUN"] = "1"

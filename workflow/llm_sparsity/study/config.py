@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.study import checks
 from llm_sparsity.study.cells import Cells, Run, expand, variant_folder
-from llm_sparsity.study.document import read_document
+from llm_sparsity.study.document import read_config
 from llm_sparsity.study.fields import (
     Name,
     ScopeName,
@@ -209,22 +208,7 @@ def read(file: Path) -> Config:
     Raises:
         UserError: the file is no YAML of a config; or one line for each fault, with key, value and fix.
     """
-    return load(parse(file))
-
-
-def parse(file: Path) -> Mapping[str, Any]:
-    """The keys and values of a config, not validated.
-
-    Raises:
-        UserError: the file is no YAML of a config.
-    """
-    try:
-        values = read_document(file)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: no config of a study: {' '.join(str(error).split())}") from None
-    if not isinstance(values, Mapping):
-        raise UserError(f"{file}: no config of a study: it has no keys such as `models:`")
-    return values
+    return load(read_config(file))
 
 
 def load(values: Mapping[str, Any] | Path | str) -> Config:

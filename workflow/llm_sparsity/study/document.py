@@ -7,6 +7,7 @@ colons, which it reads in base sixty.
 
 import json
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,21 @@ def read_document(path: Path) -> Any:
         ValueError, RecursionError, yaml.YAMLError, UserError: see `parsed`.
     """
     return parsed(path.read_text(encoding="utf-8"), str(path))
+
+
+def read_config(file: Path) -> Mapping[str, Any]:
+    """The keys and values of a config, not validated.
+
+    Raises:
+        UserError: the file is no YAML of a config.
+    """
+    try:
+        values = read_document(file)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: no config of a study: {' '.join(str(error).split())}") from None
+    if not isinstance(values, Mapping):
+        raise UserError(f"{file}: no config of a study: it has no keys such as `models:`")
+    return values
 
 
 def parsed(text: str, name: str) -> Any:
