@@ -370,12 +370,12 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
 }  # fmt: skip
 
 
-# A setting and the code of a stage.
-FAST = ("learning rate of one task", "code of finetune")
+# The code of a stage.
+FAST = ("code of finetune",)
 # More of them. All, with the whole study, are left to `./run test --exhaustive`.
 SLOW = (
-    "nothing", "new scope", "comment in a library module", "touched files", "rows of a task edited in place",
-    "seed of pruning",
+    "learning rate of one task", "nothing", "new scope", "comment in a library module", "touched files",
+    "rows of a task edited in place", "seed of pruning",
 )  # fmt: skip
 # Cells of the whole study that `finished` is without.
 LEFT_OUT = re.compile("bart-base|sst2|-all-|released|structured|int8|task=text|gpt2 .*wanda")

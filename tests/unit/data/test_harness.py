@@ -48,6 +48,7 @@ def test_lock_is_installed_once(wheel: Path, tmp_path: Path) -> None:
     assert (tmp_path / "made/manifest.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_another_lock_is_installed_again(wheel: Path, tmp_path: Path) -> None:
     harness.install(tmp_path / "made", lock=lock(tmp_path, sha256(wheel)))
     (tmp_path / "made/site-packages/old.py").touch()

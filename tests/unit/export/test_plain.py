@@ -13,12 +13,13 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_base
 from llm_sparsity.pruning.prune import prune
 from llm_sparsity.study.sparsity import Sparsity
+from tests.marks import slow
 from tests.weights import to_plain
 
 KINDS = ("bert", "roberta", "distilbert", "gpt2", "llama", "bart")
 
 
-@pytest.mark.parametrize("scope", ["attention", "mlp", "linear", "layers.0"])
+@pytest.mark.parametrize("scope", [slow("attention"), slow("mlp"), "linear", "layers.0"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_passes_is_what_transformers_reads(
     kind: str, scope: str, tiny_model: Callable[[str], Path], tmp_path: Path

@@ -71,7 +71,7 @@ def test_the_output_layer_of_a_causal_model_stays_tied(tiny_model: Callable[[str
 
 
 @pytest.mark.parametrize("kind", ["bert", slow("roberta"), slow("distilbert"), "gpt2", slow("llama"), "bart"])
-@pytest.mark.parametrize("labels", [2, 3])
+@pytest.mark.parametrize("labels", [slow(2), 3])
 def test_the_head_of_another_task_gives_way(
     labels: int, kind: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -102,7 +102,7 @@ OTHERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("kind", slow_but(("electra", "mbart"), OTHERS))
 def test_every_other_family_runs_block_by_block_too(
     kind: str, tiny_model: Callable[[str], Path], text: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from llm_sparsity.models.loading import load_causal, load_model
 from llm_sparsity.pruning import unstructured
 from llm_sparsity.storage.files import read_json, read_manifest, write_manifest
 from llm_sparsity.study.sparsity import Sparsity
+from tests.marks import slow
 from tests.tiny import model_of, query
 from tests.unit.pruning.helpers import prune, rows_of
 from tests.weights import load, save
@@ -70,8 +71,8 @@ def test_the_removed_count_is_the_count_asked_for(
         assert size - sum(kept.values()) == max(Sparsity(level).count(size), size - sum(before.values()))
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "llama", "bart"])
-@pytest.mark.parametrize("sparsity", ["0.1", "0.9", "0.99"])
+@pytest.mark.parametrize("kind", ["bert", slow("roberta"), "gpt2", slow("llama"), "bart"])
+@pytest.mark.parametrize("sparsity", ["0.1", "0.9", slow("0.99")])
 def test_the_mask_is_that_of_torch(kind: str, sparsity: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     folder = tiny_model(kind)
     after = pruned(folder, sparsity, tmp_path, scope="all")

@@ -18,6 +18,7 @@ from llm_sparsity.storage import codec, container, header
 from llm_sparsity.storage.container import Reader
 from llm_sparsity.storage.quantized import Quantized
 from tests import fuzz
+from tests.marks import slow
 from tests.weights import load, save
 
 Change = Callable[[dict[str, Any], dict[str, Any]], object]  # of the header's tensors, and of the entries
@@ -169,7 +170,7 @@ def test_bytes_bound_the_values(tmp_path: Path) -> None:
         Reader(tmp_path)
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.03, 0.5, 0.87, 0.88, 0.99])
+@pytest.mark.parametrize("sparsity", [slow(0.0), 0.03, 0.5, slow(0.87), 0.88, slow(0.99)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1 << 20, 3 << 20])
 def test_reading_takes_at_most_twice_the_tensor(size: int, sparsity: float, dtype: torch.dtype, tmp_path: Path) -> None:

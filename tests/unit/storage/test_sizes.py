@@ -13,6 +13,7 @@ from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.pruning.prune import prune
 from llm_sparsity.storage.sizes import weight_sizes
 from llm_sparsity.study.sparsity import Sparsity
+from tests.marks import slow
 from tests.tiny import model_of, query
 from tests.weights import load, save
 
@@ -30,7 +31,7 @@ def test_the_bound_of_known_weights(tmp_path: Path) -> None:
     assert (sizes["plain_bytes"], sizes["bound_bytes"]) == (32, round((positions + 2) / 8))
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "bart"])
+@pytest.mark.parametrize("kind", ["bert", slow("gpt2"), slow("llama"), "bart"])
 @pytest.mark.parametrize(
     ("method", "sparsity"),
     [("magnitude", "0.9"), ("magnitude", "2of4"), ("structured", "0.5"), ("int8", "0"), ("magnitude+int4", "0.5")],

@@ -397,6 +397,7 @@ def test_the_code_that_writes_reaches_every_stage_that_writes(before: dict[str, 
     assert changed(before, copy) == set(STAGES)
 
 
+@pytest.mark.slow
 def test_the_mask_reaches_training_alone(before: dict[str, str], copy: Project) -> None:
     computing("training/mask.py", "Mask")(copy)
     assert changed(before, copy) == {"finetune"}
