@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from llm_sparsity.reporting.tables import frame
-from llm_sparsity.reporting.wording import name_of, resolution, span, times
+from llm_sparsity.reporting.wording import name_of, resolution, span, times, wrapped
 from llm_sparsity.study.sparsity import Sparsity
 
 
@@ -52,3 +52,9 @@ def test_a_span_of_equal_values_is_one_value() -> None:
 @pytest.mark.parametrize(("ratio", "said"), [(1.04, "1.04 times"), (1.96, "1.96 times"), (5.0, "5.0 times")])
 def test_a_small_gain_is_told_from_none(ratio: float, said: str) -> None:
     assert times(ratio) == said
+
+
+def test_a_number_stays_with_its_percent_sign_and_hyphens_join_words() -> None:
+    assert wrapped("90 % of linear, 4 %", 7) == ["90 % of", "linear,", "4 %"]
+    assert wrapped("int8, one-shot", 10) == ["int8,", "one-shot"]
+    assert wrapped("a" * 12, 10) == ["a" * 10, "aa"]

@@ -76,6 +76,8 @@ def measure(
             outputs.check_finite(variant, model, workload)
             for row in _measured(reference, executions.of(workload), workload, repeats):
                 rows.append(row | {"copy_bytes_per_second": copied})
+    where = environment(device)
+    del where["peak_memory_bytes"]  # each execution's `memory_bytes` was measured, which resets the peak
     write_json(
         output / "cost.json",
         {
@@ -85,7 +87,7 @@ def measure(
             "dtype": str(variant.dtype).removeprefix("torch."),
             "speed": rows,
             "notes": list(dict.fromkeys(executions.notes)),
-            **environment(device),
+            **where,
         },
     )
 

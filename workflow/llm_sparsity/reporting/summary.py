@@ -1,7 +1,6 @@
 """The summary that ends a run: the finding, what to take, and where to read more."""
 
 import math
-import textwrap
 from pathlib import Path
 
 from llm_sparsity.reporting.answers import NAMED, Question, answers, questions, ranked, title
@@ -9,7 +8,7 @@ from llm_sparsity.reporting.claims import Claims
 from llm_sparsity.reporting.decisions import nothing
 from llm_sparsity.reporting.numbers import versions
 from llm_sparsity.reporting.tables import Tables
-from llm_sparsity.reporting.wording import cost_of, name_of, name_of_metric, percent, shown
+from llm_sparsity.reporting.wording import cost_of, name_of, name_of_metric, percent, shown, wrapped
 
 VERDICTS = {"holds": "hold", "does not hold": "do not hold", "undecided": "are undecided"}
 WIDTH = 100  # columns of a sentence
@@ -43,9 +42,7 @@ def summary(data: Tables, output: Path, claims: Claims | None = None) -> str:
 
 
 def _wrapped(text: str, bullet: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=bullet, subsequent_indent=" " * len(bullet), break_long_words=False
-    )
+    return wrapped(text, WIDTH, initial_indent=bullet, subsequent_indent=" " * len(bullet), break_long_words=False)
 
 
 def _decisions(question: Question) -> list[str]:

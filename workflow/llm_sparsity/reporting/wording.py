@@ -1,6 +1,7 @@
 """Names and numbers as text, for sentences, tables and figures."""
 
 import math
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -58,6 +59,16 @@ def shown(metric: str, value: float) -> str:
 def percent(share: float) -> str:
     """A share as text: 0.152 is "15.2 %"."""
     return f"{100 * share:g} %"
+
+
+def wrapped(text: str, width: int, **options: Any) -> list[str]:
+    """A text as lines of at most `width` letters. A number stays with its `%`, and a word with hyphens whole.
+
+    Args:
+        options: of `textwrap.wrap`.
+    """
+    lines = textwrap.wrap(text.replace(" %", "\N{NO-BREAK SPACE}%"), width, break_on_hyphens=False, **options)
+    return [line.replace("\N{NO-BREAK SPACE}%", " %") for line in lines]
 
 
 def part_of(sparsity: Sparsity, whole: str) -> str:

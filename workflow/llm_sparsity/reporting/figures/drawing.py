@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from llm_sparsity.reporting.claims import Claims
 from llm_sparsity.reporting.figures import style
 from llm_sparsity.reporting.tables import Tables, scored
+from llm_sparsity.reporting.wording import wrapped
 from llm_sparsity.storage.files import atomic
 
 LONGEST = 120  # letters of a file name; file systems allow 255, and a temporary name is longer
@@ -111,7 +111,7 @@ def save(drawn: Drawn, folder: Path) -> dict[str, str]:
     figure, name, untitled = drawn.figure, _file_name(drawn.name), io.StringIO()
     figure.savefig(untitled, format="svg", metadata=METADATA["svg"])
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap(drawn.title, int(width * 10.2))
+    lines = wrapped(drawn.title, int(width * 10.2))
     figure.set_size_inches(width, height + 0.22 * len(lines))
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, fontweight="bold")
     for suffix, metadata in METADATA.items():
