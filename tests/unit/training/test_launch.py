@@ -45,7 +45,7 @@ def listening(*command: Any, folder: Path, root: Path, **environment: str) -> tu
                 with contextlib.suppress(psutil.Error):  # it has ended
                     sockets = one.net_connections(kind="tcp")
                     found |= {(entry.laddr.ip, entry.laddr.port) for entry in sockets if entry.status == "LISTEN"}
-            time.sleep(0.05)
+            time.sleep(0.25)  # a look takes milliseconds, and they listen for seconds
     said = (folder / "stderr").read_text()
     assert process.returncode == 0, said[-3000:]
     return found, said
