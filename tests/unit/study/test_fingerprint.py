@@ -464,7 +464,7 @@ def test_hashes_are_kept_for_exactly_these_files(project: Project, monkeypatch: 
     """Another process parses nothing; after an edit, one that changes no hash as well, it parses again."""
     monkeypatch.setattr("sys.dont_write_bytecode", False)
     first = project.hash()
-    (kept := project.library / fingerprint.KEPT).read_text()
+    (kept := fingerprint._file()).read_text()
     monkeypatch.setattr(fingerprint, "parse", None)
     assert project.hash() == first
     for change in ({"first": F + "# a comment\n"}, {"script": "from llm_sparsity.first import f, g\n"}, {"second": ""}):
@@ -490,7 +490,7 @@ def test_hashes_of_a_library_that_is_edited_meanwhile_are_not_kept(
 
     monkeypatch.setattr(fingerprint, "parse", edited)
     project.hash()
-    assert not (project.library / fingerprint.KEPT).exists()
+    assert not fingerprint._file().exists()
 
 
 def test_what_is_not_followed_exists() -> None:

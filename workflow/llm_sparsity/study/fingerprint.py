@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,8 +30,6 @@ PACKAGE = Path(__file__).parents[1]
 
 # What shapes no result: errors, command lines, leases, locks; trackers.
 IGNORED = {"llm_sparsity.jobs", "llm_sparsity.training.tracking"}
-
-KEPT = f"__pycache__/code-hashes.{sys.implementation.cache_tag}.json"
 
 EVERYTHING = "*"  # instead of the name of a definition: the whole module
 
@@ -66,7 +65,7 @@ def code_hash(script: Path, *, modules: tuple[str, ...] = (), files: tuple[Path,
         kept[asked] = _computed(script, modules, files)
         if not sys.dont_write_bytecode and library == _library():  # nobody has edited it meanwhile
             with suppress(OSError):  # it may be read-only, which Python bears as well
-                write_json(PACKAGE / KEPT, {"library": library, "hashes": kept})
+                write_json(_file(), {"library": library, "hashes": kept})
     return kept[asked]
 
 
@@ -91,10 +90,15 @@ def _kept() -> tuple[str, dict[str, str]]:
     """A digest of the library, and the hashes that were computed of the same, by what was asked of `code_hash`."""
     library = _library()
     with suppress(OSError, ValueError, LookupError, TypeError):
-        found = read_json(PACKAGE / KEPT)
+        found = read_json(_file())
         if found["library"] == library:
             return library, dict(found["hashes"])
     return library, {}
+
+
+def _file() -> Path:
+    """Where hashes are kept: where Python keeps a compiled module."""
+    return Path(cache_from_source(str(PACKAGE / "code-hashes.py"))).with_suffix(".json")
 
 
 def _library() -> str:
