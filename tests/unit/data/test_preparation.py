@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import pytest
 
@@ -203,8 +204,8 @@ def test_lines_of_running_text(tmp_path: Path) -> None:
             "pairs.group: found '(', no regular expression",
         ),
         (
-            {"train.parquet": ROWS},
-            {"split": {"validation": 4}, "pairs": {"train": 4, "validation": 4, "group": "(?=.)"}},
+            {"train.parquet": [{"sentence": str(n), "label": f"x{n % 2}"} for n in range(9)]},
+            {"split": {"validation": 4}, "pairs": {"train": 4, "validation": 4, "group": "x"}},
             "split.validation: found 4, but whole groups leave no row for train",
         ),
         (both("sentence\tlabel\na\thigh\n", "tsv"), REGRESSION, "column 'label' holds 'high'; expected a number"),
@@ -220,9 +221,26 @@ def test_lines_of_running_text(tmp_path: Path) -> None:
         (
             both([{"sentence": "a", "label": n} for n in (1, 2)]),
             {"labels": ["bad", "good"]},
-            "labels: 2 names given, of the labels 0 to 1, but the rows count from 1 to 2; number the rows from 0, or",
+            "labels: 2 names given, of the labels 0 to 1, but the rows count from 1 to 2, and none is 'bad'; number",
         ),
         ({"train.parquet": ROWS}, {"split": {"validation": 20}}, "split.validation: found 20, but there are 20 rows"),
+        (  # there may be a 4, which these rows lack
+            both([{"sentence": "a", "label": n} for n in (1, 2, 3)]),
+            {"labels": ["World", "Sports", "Business", "Sci"]},
+            "but the rows count from 1 to 3, and none is 'World'; number",
+        ),
+        (
+            both([{"sentence": str(n), "label": f"{'x' * (n % 2)}{n}"} for n in range(9)]),
+            {"pairs": {"train": 4, "validation": 4, "group": "x*"}},
+            "row 1: column 'label' holds '0', in which pairs.group 'x*' finds nothing",
+        ),
+        (
+            both('{"sentence": "a", "label": 1}\n\n\n{"sentence": "b", "label": "x"}\n', "jsonl"),
+            {},
+            "jsonl: row 4: column",
+        ),
+        (both("sentence,label\n\na,1\n\nb,x\n", "csv"), {}, "csv: row 5: column"),
+        (both([{"sentence": "a", "label": 1e39}]), REGRESSION, "holds '1e+39'; expected a number below 1e+18 in size"),
     ],
 )
 def test_faulty_rows_are_one_line(
@@ -362,3 +380,51 @@ def test_dates_of_a_zero_shot_task_are_text(tmp_path: Path) -> None:
     pd.DataFrame({"image": [b"x"]}).to_parquet(tmp_path / "test.parquet")
     with pytest.raises(UserError, match="a column holds bytes, which is no text; leave it out of the file"):
         prepare({"test": tmp_path / "test.parquet"}, tmp_path / "out", TaskSettings(kind="zero-shot"))
+
+
+def test_numbers_that_the_file_itself_names(tmp_path: Path) -> None:
+    """A file of the library datasets says what its numbers stand for; `labels` may have another order, and case."""
+    named = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "maybe", "yes"])}
+    )
+    rows = {"sentence": ["a", "b", "c"], "label": [0, 1, 2]}
+    datasets.Dataset.from_dict(rows, features=named).to_parquet(tmp_path / "rows.parquet")
+    tables = both((tmp_path / "rows.parquet").read_bytes())
+    for labels, expected in (
+        (["Yes", "no", "maybe"], [1, 2, 0]),
+        (["no", "maybe", "yes"], [0, 1, 2]),
+        (None, [0, 1, 2]),
+    ):
+        facts = prepared(tmp_path, tables, labels=labels)
+        assert TaskFolder(tmp_path / "out").examples("train").labels == expected
+        assert facts["labels"] == (labels or ["0", "1", "2"])
+    prepared(tmp_path, tables, labels=["bad", "fair", "good"])  # other words for the same numbers
+    assert TaskFolder(tmp_path / "out").examples("train").labels == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "expected"),
+    [
+        (["true", "false"], [0, 1], [0, 1]),  # the numbers of these names
+        (["true", "false"], ["true", "false"], [0, 1]),
+        (["true", "false"], [True, False], [0, 1]),
+        (["False", "True"], ["true", "false"], [1, 0]),
+        (["false", "mixture", "true"], [0, 1, 2], [0, 1, 2]),
+        (["no", "yes"], [True, False], [1, 0]),
+        (["0", "1"], [True, False], [1, 0]),
+    ],
+)
+def test_true_and_false(labels: list[str], values: list[Any], expected: list[int], tmp_path: Path) -> None:
+    rows = [{"sentence": str(number), "label": value} for number, value in enumerate(values)]
+    prepared(tmp_path, both(rows), labels=labels)
+    assert TaskFolder(tmp_path / "out").examples("train").labels == expected
+
+
+def test_rows_of_a_pair_have_a_label_in_common_as_it_is_written(tmp_path: Path) -> None:
+    rows = "sentence\tlabel\na\t007\nb\t7\nc\t007\nd\tx\n"
+    prepared(tmp_path, both(rows, "tsv"), pairs={"train": 40, "validation": 40})
+    found = TaskFolder(tmp_path / "out").examples("train")
+    equal = {
+        frozenset(pair) for *pair, label in zip(found.texts, found.pairs or [], found.labels, strict=True) if label
+    }
+    assert equal == {frozenset("ac")}

@@ -99,6 +99,18 @@ def test_compressed_table(tmp_path: Path) -> None:
             None,
             "train.csv: not readable as csv (row 3: ',' expected after '\"'); correct the file, in which a",
         ),
+        ("train.csv", b"text,label\n\n\ngood\n", None, "train.csv: row 4 has 1 values"),
+        ("train.csv", b"text,label\na,1\n", ["text", "label"], "its first row holds the names in `columns`; remove"),
+        ("train.txt", "good film\n".encode("utf-16-le"), None, "train.txt: holds zero bytes, as UTF-16 does; save the"),
+        ("train.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", None, "is a pointer of Git LFS"),
+        (
+            "train.csv",
+            gzip.compress(b"a,b\n", mtime=0),
+            None,
+            "train.csv: is compressed by gzip; give it a name that ends in",
+        ),
+        ("train.csv", b"PK\3\4\x14\0\6\0", None, "train.csv: is a zip archive or a spreadsheet; unpack it, or save"),
+        ("train.xlsx", b"PK\3\4\x14\0\6\0", None, "train.xlsx: is a spreadsheet; save it as csv"),
         ("train.csv", b"text;label\na, b;1\n", None, "train.csv: its columns are parted by `;`; save it with"),
         ("train.csv", b"a,b,a\n1,2,3\n", None, "train.csv: has 2 columns 'a'; rename them"),
         (
@@ -193,3 +205,9 @@ def test_messages_are_short(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no column 'text'; it has 'column 0', ") as error:
         read_table(tmp_path / "wide.csv", used=["text"])
     assert len(str(error.value)) < 1000
+
+
+def test_lines_that_end_as_on_old_macs(tmp_path: Path) -> None:
+    for name in ("train.tsv", "train.csv"):
+        parted = b"text\tlabel\rgood\t1\r" if name == "train.tsv" else b"text,label\rgood,1\r"
+        assert rows_of(tmp_path, name, parted) == [{"text": "good", "label": "1"}]

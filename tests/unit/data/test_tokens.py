@@ -203,9 +203,30 @@ def test_a_long_pair_keeps_its_separator(tiny_model: Callable[[str], Path], tmp_
     task = pair_task(tmp_path / "task", "the film was good " * 9, "the film was bad", separator=" very ")
     between = model.tokenizer("very", add_special_tokens=False)["input_ids"]
     for length in (8, 64):
-        ids = tokens.sentences(model, task, "train", length)["input_ids"][0]
-        assert len(ids) <= length
-        assert between[0] in ids
+        for side in ("left", "right"):
+            model.tokenizer.truncation_side = side
+            ids = tokens.sentences(model, task, "train", length)["input_ids"][0]
+            assert len(ids) <= length
+            assert between[0] in ids
+
+
+def test_a_separator_may_be_a_token_of_the_tokenizers_own(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model = ModelFolder(tiny_model("gpt2"))
+    end = model.tokenizer.eos_token
+    task = pair_task(tmp_path / "task", f"good {end}", "bad", separator=end)
+    without = pair_task(tmp_path / "without", f"good {end}", "bad")
+    counts = [
+        tokens.sentences(model, each, "train", 64)["input_ids"][0].count(model.tokenizer.eos_token_id)
+        for each in (task, without)
+    ]
+    assert counts[0] == counts[1] + 1, "within a text it is text"
+
+
+def test_a_mark_of_one_letter_stays_whole(tiny_model: Callable[[str], Path]) -> None:
+    tokenizer = ModelFolder(tiny_model("gpt2")).tokenizer
+    tokenizer.add_special_tokens({"pad_token": "!"})
+    [row] = tokens._encode(tokenizer, Examples(["good! film"], None, [0]), 30)["input_ids"]
+    assert row == tokenizer("good! film")["input_ids"]
 
 
 def test_an_encoder_and_a_decoder_of_one_tokenizer_have_tokens_of_their_own(
@@ -280,10 +301,21 @@ def test_token_types_are_for_models_that_have_them(tiny_model: Callable[[str], P
         (tmp_path / f"{name}.jsonl").write_text('{"text": "good film", "text_pair": "bad", "label": 0}\n')
     write_manifest(tmp_path, kind="task", task="classification", labels=["no", "yes"])
     for kind in ("gpt2", "distilbert", "bart", "bert"):
-        model = ModelFolder(tiny_model(kind))
-        model.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-        inputs, _ = tokenize(model, TaskFolder(tmp_path), tmp_path, max_length=9, code="").train.batch(np.array([0]))
-        assert ("token_type_ids" in inputs) == (kind == "bert")
+        for types in ("token_type_ids", ""):  # ALBERT's tokenizer makes them, but does not name them
+            model = ModelFolder(tiny_model(kind))
+            model.tokenizer.model_input_names = [*filter(None, ["input_ids", types]), "attention_mask"]
+            train = tokenize(model, TaskFolder(tmp_path), tmp_path, max_length=9, code=types).train
+            assert ("token_type_ids" in train.batch(np.array([0]))[0]) == (kind == "bert")
+
+
+def test_types_that_no_configuration_counts(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """XLNet compares types, of which its configuration says nothing; BigBird has some, and is never given any."""
+    task = pair_task(tmp_path / "task", "good film", "bad")
+    for config, given in ((transformers.XLNetConfig(), True), (transformers.BigBirdConfig(), False)):
+        model = ModelFolder(tiny_model("bert"))
+        vars(model)["model_config"] = config
+        model.tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        assert ("token_type_ids" in tokens.sentences(model, task, "train", 9)) == given
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "bart"])

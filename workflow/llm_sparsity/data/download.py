@@ -138,6 +138,8 @@ def download_task(
     with fetched(source, "task", (*files.values(), "README.md")) as (found, licence):
         paths = {split: inside(found, file, f"files.{split}") for split, file in files.items()}
         for split, path in paths.items():
+            if path.is_dir():
+                raise UserError(f"files.{split}: {files[split]} is a folder; a split is one file, so join its parts")
             if not path.is_file():
                 raise UserError(f"files.{split}: {files[split]} is not in {_name(source)}; correct the path")
         with replacing(folder, ("*.jsonl",)) as fresh:

@@ -22,6 +22,8 @@ from llm_sparsity.data.tables import Row, Table, plain, read_table, shown
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.storage.files import write_text
 
+BOOLEANS = {"true": "1", "false": "0"}
+LARGEST = 1e18  # of a number to be learned: float32 holds the square of an error of ten times this
 SECONDS = 1.0  # after which a match of `pairs.group` counts as endless
 Splits = dict[str, list[Row]]
 
@@ -82,8 +84,12 @@ class TaskSettings:
     def positions(self) -> dict[str | Decimal, int]:
         """Name -> label; a name that is a number also counts as this number, so that "1" is "1.0"."""
         names = [_composed(name) for name in self.labels or ()]
-        found: dict[str | Decimal, int] = {name: label for label, name in enumerate(names)}
-        return found | {number: label for label, name in enumerate(names) if (number := _number(name)) is not None}
+        found: dict[str | Decimal, int] = {
+            name.lower(): label for label, name in enumerate(names) if name.lower() in BOOLEANS
+        }
+        found.update({name: label for label, name in enumerate(names)})
+        numbers = {_number(name): label for label, name in enumerate(names) if name.lower() not in BOOLEANS}
+        return found | {number: label for number, label in numbers.items() if number is not None}
 
 
 def prepare(
@@ -148,6 +154,8 @@ def _lines(tables: Mapping[str, Table], settings: TaskSettings) -> Splits:
 def _labelled(tables: Mapping[str, Table], settings: TaskSettings) -> tuple[Splits, dict[str, Any]]:
     """Labelled examples, and the facts about their labels."""
     splits = {split: _examples(table, settings) for split, table in tables.items()}
+    if settings.kind == "classification" and settings.labels:
+        _check_start(splits, tables, settings)
     dropped = sum(len(table.rows) - len(splits[split]) for split, table in tables.items())
     if settings.split:
         splits = _carved(splits["train"], **settings.split, whole_groups=bool(settings.group))
@@ -180,6 +188,7 @@ def _examples(table: Table, settings: TaskSettings) -> list[Row]:
     assert settings.label is not None, "config.py refuses a classification task without a label"
     texts = {key: table.texts(column) for key, column in settings.texts.items()}
     values = table.texts(settings.label, "a row has one label, so write a task for each of several, or name another")
+    names = _class_names(table, settings)
     known: dict[str, float | str | None] = {}  # by value: there are few, and a group takes time to match
     examples = []
     for position, value in enumerate(_composed(value.strip()) for value in values):
@@ -189,7 +198,8 @@ def _examples(table: Table, settings: TaskSettings) -> list[Row]:
         if not value:
             raise UserError(f"{table.where(position, settings.label)} is empty; every row needs a label")
         if value not in known:
-            known[value] = _label(value, settings, f"{table.where(position, settings.label)} holds {shown(value)}")
+            found = f"{table.where(position, settings.label)} holds {shown(value)}"
+            known[value] = _label(names.get(value, value), settings, found)
         if (label := known[value]) is not None:
             examples.append({**example, "label": label})
     if len(known) == 1 < len(examples) and (settings.kind == "regression" or settings.binarize is not None):
@@ -199,6 +209,31 @@ def _examples(table: Table, settings: TaskSettings) -> list[Row]:
             "GLUE's test split has no labels, remove it from `files`"
         )
     return examples
+
+
+def _class_names(table: Table, settings: TaskSettings) -> dict[str, str]:
+    """Number -> name, spelled as in `labels`, where the file itself says which names its numbers stand for."""
+    given = table.classes.get(settings.label or "", ())
+    wanted = {_composed(name).lower(): name for name in settings.labels or ()}
+    if len(given) != len(wanted) or {_composed(name).lower() for name in given} != wanted.keys():
+        return {}
+    return {str(number): _composed(wanted[_composed(name).lower()]) for number, name in enumerate(given)}
+
+
+def _check_start(splits: Splits, tables: Mapping[str, Table], settings: TaskSettings) -> None:
+    """Refuse rows that are numbered from 1, as far as that shows: none of any split has the label 0."""
+    if settings.pairs or settings.binarize or not all(splits.values()):
+        return
+    lowest, highest = (choose(row["label"] for rows in splits.values() for row in rows) for choose in (min, max))
+    labels, named = settings.labels or (), [name for name in settings.positions if isinstance(name, Decimal)]
+    numbers = any(_number(value.strip()) for table in tables.values() for value in table.texts(settings.label or ""))
+    told = any(_class_names(table, settings) for table in tables.values())
+    if lowest and numbers and not named and not told:
+        raise UserError(
+            f"labels: {len(labels)} names given, of the labels 0 to {len(labels) - 1}, but the rows count from "
+            f"{lowest} to {highest}, and none is {labels[0]!r}; number the rows from 0, or name them by their numbers, "
+            'in quotes: ["1", "2", ...]'
+        )
 
 
 def _label(value: str, settings: TaskSettings, found: str) -> float | str | None:
@@ -215,6 +250,8 @@ def _label(value: str, settings: TaskSettings, found: str) -> float | str | None
     if settings.kind == "regression":
         if number is None or not math.isfinite(float(number)) or value.lower() in ("true", "false"):
             raise UserError(f"{found}; expected a number, as the task is a regression")
+        if abs(number) > LARGEST:
+            raise UserError(f"{found}; expected a number below {LARGEST:g} in size; leave out what marks missing ones")
         return float(number)
     if settings.binarize is not None:
         if number is None or not math.isfinite(float(number)):
@@ -223,14 +260,14 @@ def _label(value: str, settings: TaskSettings, found: str) -> float | str | None
         distance = number - threshold
         inside = abs(distance) < margin or distance == 0
         return None if inside else int(distance > 0)
-    for name in (value, number):
+    for name in (value, value.lower() if value.lower() in BOOLEANS else None, number):
         if name is not None and name in settings.positions:
             return settings.positions[name]
-    numbered = any(isinstance(name, Decimal) for name in settings.positions)
-    if number is not None and 0 <= number < 2**63 and number % 1 == 0 and (settings.pairs or not numbered):
-        return int(number)
     if settings.pairs:
         return value
+    numbered = any(isinstance(name, Decimal) for name in settings.positions)
+    if number is not None and 0 <= number < 2**63 and number % 1 == 0 and not numbered:
+        return int(number)
     if numbered:
         raise UserError(f"{found}, which is none of `labels`; name all of them")
     raise UserError(
@@ -241,7 +278,7 @@ def _label(value: str, settings: TaskSettings, found: str) -> float | str | None
 
 def _number(value: str) -> Decimal | None:
     """The finite number that a text spells, exactly; true is 1, false is 0. None for any other text."""
-    spelled = {"true": "1", "false": "0"}.get(value.lower(), value)
+    spelled = BOOLEANS.get(value.lower(), value)
     try:
         number = Decimal(spelled.replace("_", "?"))  # Python reads "1_1", the name of a sentence, as 11
     except InvalidOperation:
@@ -264,7 +301,7 @@ def _group(value: str, pattern: str, found: str) -> str:
         raise UserError(f"pairs.group: found {pattern!r}, no regular expression ({error}); correct it") from None
     except TimeoutError:
         raise UserError(f"{found}, which pairs.group {pattern!r} takes too long to match; simplify it") from None
-    if not group:
+    if not group or not group.group():
         raise UserError(f"{found}, in which pairs.group {pattern!r} finds nothing; correct it")
     return str(group.group())
 
@@ -338,11 +375,6 @@ def _label_names(splits: Splits, labels: Sequence[str] | None) -> list[str]:
     """
     rows = [row for rows in splits.values() for row in rows]
     highest = max(row["label"] for row in rows)  # may be any number: it sizes nothing
-    if labels is not None and highest == len(labels) and min(row["label"] for row in rows) == 1:
-        raise UserError(
-            f"labels: {len(labels)} names given, of the labels 0 to {highest - 1}, but the rows count from 1 to "
-            f'{highest}; number the rows from 0, or name them by their numbers, in quotes: ["1", "2", ...]'
-        )
     if labels is not None and highest >= len(labels):
         raise UserError(f"labels: {len(labels)} names given, but the rows hold label {highest}; name all of them")
     seen = {row["label"] for row in splits["train"]}

@@ -9,7 +9,8 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ FORMATS = {
 }  # fmt: skip
 BATCH = 256  # rows of a parquet file that are decoded at a time
 PACKED = (".bz2", ".xz", ".zip", ".zst", ".7z")  # suffixes of compressed files that are not read
+SHEETS = (".xlsx", ".xls", ".ods")
+BEGINNINGS = {  # of files that are no text -> what to do
+    b"\x1f\x8b": "is compressed by gzip; give it a name that ends in .gz",
+    b"PK\x03\x04": "is a zip archive or a spreadsheet; unpack it, or save it as csv",
+    b"version https://git-lfs.github.com/": "is a pointer of Git LFS, not the file itself; fetch that: git lfs pull",
+}
 POINTER = 16  # bytes that a row takes at least, also if all its values are missing
 Row = dict[str, Any]
 
@@ -40,16 +47,19 @@ class Table:
     Attributes:
         name: the file's name, for messages.
         rows: column -> value, one dictionary a row. A row may lack a column, as a line of JSON does.
-        first: the number of the first row in its file, for messages.
+        numbers: of the rows in their file, for messages; default: from 1.
+        classes: column -> names of the numbers in it, if the file tells them (a `ClassLabel` of the library datasets).
     """
 
     name: str
     rows: list[Row]
-    first: int = 1
+    numbers: Sequence[int] = ()
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def where(self, position: int, column: str) -> str:
         """The start of a message about a value: file, row and column."""
-        return f"{self.name}: row {self.first + position}: column {column!r}"
+        number = self.numbers[position] if self.numbers else position + 1
+        return f"{self.name}: row {number}: column {column!r}"
 
     def texts(self, column: str, fix: str = "name another") -> list[str]:
         """A column as text; the empty string for a missing value.
@@ -96,29 +106,32 @@ def read_table(
     """
     if path.suffix.lower() in PACKED:
         raise UserError(f"{path.name}: is compressed; unpack it, or compress it by gzip, with a name that ends in .gz")
+    if path.suffix.lower() in SHEETS:
+        raise UserError(f"{path.name}: is a spreadsheet; save it as csv")
     name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     format = format or FORMATS.get(name.suffix.lower())
     if format is None:
         raise UserError(
             f"{path.name}: format unknown; add `format:`, one of {', '.join(sorted(set(FORMATS.values())))}"
         )
-    budget, first = Budget(path, max_bytes), 1
+    budget = Budget(path, max_bytes)
+    numbers: list[int] = []
+    classes: dict[str, list[str]] = {}
     if format == "parquet":
-        rows, names = _parquet(path, used, budget)
+        rows, names, classes = _parquet(path, used, budget)
     else:
         text = _read_text(path, budget)
         if format in ("csv", "tsv"):
-            first = 1 if columns else 2
-            rows, names = _separated(path, text, format, columns)
+            rows, numbers, names = _separated(path, text, format, columns)
         elif format == "jsonl":
-            rows, names = _json(path, text, used)
+            rows, numbers, names = _json(path, text, used)
         else:
             rows = [{"text": line.rstrip("\n")} for line in io.StringIO(text, newline=None)]
             names = ["text"]
     if not rows:
         raise UserError(f"{path.name}: has no rows; expected a table with at least one")
     _check_columns(path.name, names, used)
-    return Table(path.name, rows, first)
+    return Table(path.name, rows, numbers, classes)
 
 
 def _check_columns(name: str, columns: Sequence[str], used: Sequence[str] | None) -> None:
@@ -147,6 +160,8 @@ def _read_text(path: Path, budget: Budget) -> str:
                 data = file.read()
         else:
             data = path.read_bytes()
+        if fix := next((fix for beginning, fix in BEGINNINGS.items() if data.startswith(beginning)), None):
+            raise UserError(f"{path.name}: {fix}")
         text = data.decode("utf-8-sig")
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and storage_message(error):
@@ -154,18 +169,24 @@ def _read_text(path: Path, budget: Budget) -> str:
         raise UserError(f"{path.name}: is damaged ({error}); download it again") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    if "\0" in text:
+        raise UserError(f"{path.name}: holds zero bytes, as UTF-16 does; save the file as UTF-8")
     if not text.strip():
         raise UserError(f"{path.name}: is empty; expected a table with at least one row")
     return text
 
 
-def _separated(path: Path, text: str, format: str, columns: Sequence[str] | None) -> tuple[list[Row], list[str]]:
-    """The rows of a CSV or TSV file. Values stay text: "007" is not 7, and "NA" is not missing.
+def _separated(
+    path: Path, text: str, format: str, columns: Sequence[str] | None
+) -> tuple[list[Row], list[int], list[str]]:
+    """The rows of a CSV or TSV file, their numbers and the columns.
 
-    Quotation marks are ordinary characters in a TSV file, as in the files of GLUE.
+    Values stay text: "007" is not 7, and "NA" is not missing. Quotation marks are ordinary characters in a TSV file, as
+    in the files of GLUE.
     """
     names = list(columns) if columns is not None else None
     rows: list[Row] = []
+    numbers: list[int] = []
     lines = _csv_lines(path, text) if format == "csv" else _tsv_lines(text)
     for number, values in enumerate(lines, start=1):
         if names is None:
@@ -176,17 +197,22 @@ def _separated(path: Path, text: str, format: str, columns: Sequence[str] | None
         if not values and len(names) > 1:
             continue
         row = values or [""]
+        if columns is not None and not rows and row == names:
+            raise UserError(f"{path.name}: its first row holds the names in `columns`; remove `columns`")
         if len(row) != len(names):
             raise UserError(
                 f"{path.name}: row {number} has {len(row)} values, expected {len(names)} "
                 f"({', '.join(names) if len(names) <= 20 else '...'}); correct the file, `columns` or `format`"
             )
         rows.append(dict(zip(names, row, strict=True)))
-    return rows, names or []
+        numbers.append(number)
+    return rows, numbers, names or []
 
 
 def _tsv_lines(text: str) -> Iterator[list[str]]:
     """The values of each line of a TSV file."""
+    if "\n" not in text:  # as old Macs end lines
+        text = text.replace("\r", "\n")
     lines = (line.removesuffix("\r") for line in text.removesuffix("\n").split("\n"))
     return (line.split("\t") if line else [] for line in lines)
 
@@ -211,10 +237,10 @@ def _csv_lines(path: Path, text: str) -> Iterator[list[str]]:
         csv.field_size_limit(before)
 
 
-def _json(path: Path, text: str, used: Sequence[str] | None) -> tuple[list[Row], list[str]]:
-    """The rows of a JSON lines file, or of a file that holds one array of rows. Values stay as they are written.
+def _json(path: Path, text: str, used: Sequence[str] | None) -> tuple[list[Row], list[int], list[str]]:
+    """The rows of a JSON lines file, or of a file that holds one array of rows; their numbers and columns.
 
-    If all columns are used, every row gets all of them.
+    Values stay as they are written. If all columns are used, every row gets all of them.
     """
 
     def pairs(found: list[tuple[str, Any]]) -> Row:
@@ -236,24 +262,31 @@ def _json(path: Path, text: str, used: Sequence[str] | None) -> tuple[list[Row],
 
     if text.lstrip().startswith("["):
         rows = parsed(text, 1)
+        numbers = list(range(1, len(rows) + 1))
     else:
-        rows = [parsed(line, number) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    for number, row in enumerate(rows, start=1):
+        filled = {number: line for number, line in enumerate(text.split("\n"), start=1) if line.strip()}
+        rows, numbers = [parsed(line, number) for number, line in filled.items()], list(filled)
+    for number, row in zip(numbers, rows, strict=True):
         if not isinstance(row, dict):
             raise UserError(f"{path.name}: row {number} is {shown(row)}, expected an object with the columns as keys")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return (rows if used is not None else [{name: row.get(name) for name in names} for row in rows]), names
+    return (rows if used is not None else [{name: row.get(name) for name in names} for row in rows]), numbers, names
 
 
-def _parquet(path: Path, used: Sequence[str] | None, budget: Budget) -> tuple[list[Row], list[str]]:
-    """The rows of a parquet file, read a few at a time: a short file may hold a long text many times."""
+def _parquet(
+    path: Path, used: Sequence[str] | None, budget: Budget
+) -> tuple[list[Row], list[str], dict[str, list[str]]]:
+    """The rows of a parquet file, its columns, and the names of the numbers in them.
+
+    Rows are read a few at a time: a short file may hold a long text many times.
+    """
     import pyarrow
     from pyarrow import parquet
 
     rows: list[Row] = []
     try:
         with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
+            names, classes = file.schema_arrow.names, _classes(file.schema_arrow.metadata or {})
             _check_columns(path.name, names, used)
             for batch in file.iter_batches(BATCH, columns=None if used is None else list(dict.fromkeys(used))):
                 whole = [column.dictionary_decode() if _is_dictionary(column) else column for column in batch.columns]
@@ -264,7 +297,19 @@ def _parquet(path: Path, used: Sequence[str] | None, budget: Budget) -> tuple[li
             raise
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path.name}: not readable as parquet ({why}); correct the file or `format`") from None
-    return rows, names
+    return rows, names, classes
+
+
+def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Column -> names of the numbers in it, as the library datasets writes them into a parquet file."""
+    with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {
+            column: list(map(str, feature["names"]))
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    return {}
 
 
 def _is_dictionary(column: Any) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation")
 UNLABELLED = -100  # the class of a sentence without a label, which cross_entropy ignores; of a regression task, NaN
 STRETCH = 32  # batches whose sequences are sorted by length together
+NO_TYPES = {"big_bird"}  # types that its tokenizer makes, and transformers has never passed on
 RESERVED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # tokens of the tokenizer's own
 PIECE = 32  # tokens at the start of a window that are looked for in a training text
 PART = 1 << 20  # tokens of the training text that are searched at a time
@@ -259,14 +260,15 @@ def sentences(
             f"{key}: found {max_length}, but a {what} of {task.name} takes {least} tokens at least, {special} of them "
             f"special ones of {model.name}; raise it"
         )
-    if examples.pairs and model.structure.architecture == "decoder" and (separator := task.manifest.get("separator")):
-        # In the second sentence: truncation takes the end of the first.
-        examples = replace(examples, pairs=[separator + pair for pair in examples.pairs])
-    found = _encode(model.tokenizer, examples, max_length)
+    separator = task.manifest.get("separator", "") if model.structure.architecture == "decoder" else ""
+    found = _encode(model.tokenizer, examples, max_length, separator)
     columns = {"input_ids": found["input_ids"], "labels": examples.labels}
-    named = "token_type_ids" in model.tokenizer.model_input_names and "token_type_ids" in found
-    if named and model.token_types > 1:
-        columns["token_type_ids"] = found["token_type_ids"]
+    types = found.get("token_type_ids", [])
+    # Since version 5 transformers leaves out the types of ALBERT, RemBERT and others, which were trained with them.
+    named = "token_type_ids" in model.tokenizer.model_input_names
+    made = model.model_config.model_type not in NO_TYPES and any(map(any, types))
+    if model.token_types > 1 and types and (named or made):
+        columns["token_type_ids"] = types
     return columns
 
 
@@ -295,27 +297,32 @@ def _sentence_splits(
         columns = sentences(model, task, split, max_length, unlabelled=unlabelled if split == "train" else None)
         if [] in columns["input_ids"]:
             row = columns["input_ids"].index([]) + 1
-            raise UserError(
-                f"{task.path / split}.jsonl: line {row} has no token for {model.name}; remove the row from the source"
-            )
+            own = len(task.examples(split).texts)
+            where = f"{task.path / split}.jsonl: line {row}" if row <= own else f"{unlabelled}: a sentence of train"
+            raise UserError(f"{where} has no token for {model.name}; remove the row from the source")
         features = datasets.Features({name: types[name] for name in columns})
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     return splits
 
 
-def _encode(tokenizer: Any, examples: Examples, max_length: int) -> Any:
-    """Token ids of sentences or pairs, truncated to `max_length`.
+def _encode(tokenizer: Any, examples: Examples, max_length: int, separator: str = "") -> Any:
+    """Token ids of sentences or pairs, with `separator` between two, truncated to `max_length`; and their token types.
 
     A token that the tokenizer itself puts around texts is text where a text spells it, as in scraped web pages: `</s>`
     within a sentence does not end it. Other special tokens, which a user has added as markers, are meant.
     """
     texts, pairs = examples.texts, examples.pairs
     for token in filter(None, [getattr(tokenizer, f"{role}_token", None) for role in RESERVED]):
-        if any(token in text for text in [*texts, *(pairs or [])]):
+        if len(token) > 1 and any(token in text for text in [*texts, *(pairs or [])]):
             apart = f"{token[0]} {token[1:]}"
             texts = [text.replace(token, apart) for text in texts]
             pairs = pairs and [text.replace(token, apart) for text in pairs]
-    return tokenizer(texts, pairs, truncation=True, max_length=max_length)
+    if pairs and separator:  # beside the cut that truncation makes in the longer text, not behind it
+        if tokenizer.truncation_side == "left":
+            texts = [text + separator for text in texts]
+        else:
+            pairs = [separator + text for text in pairs]
+    return tokenizer(texts, pairs, truncation=True, max_length=max_length, return_token_type_ids=True)
 
 
 def _checked(task: TaskFolder, split: str) -> Examples:
@@ -372,6 +379,6 @@ def _key(
     }
     versions = [version("tokenizers"), version("transformers")]
     texts = [sha256(folder.path / MANIFEST) for folder in (task, text) if folder]
-    kind = [model.token_types, model.structure.architecture]
+    kind = [model.token_types, model.structure.architecture, model.model_config.model_type]
     parts = [files, kind, texts, max_length, dict(evaluation or {}), code, versions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

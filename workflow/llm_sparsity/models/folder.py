@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.roles import TensorRole
-from llm_sparsity.storage.files import MANIFEST, read_json, read_manifest, weight_bytes
+from llm_sparsity.storage.files import MANIFEST, read_json, read_manifest
 
 if TYPE_CHECKING:
     from llm_sparsity.models.checkpoint import ModelReader
@@ -132,7 +132,9 @@ class ModelFolder:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight files."""
-        return weight_bytes(self.manifest)
+        from llm_sparsity.storage.container import weight_files
+
+        return sum(file.stat().st_size for file in weight_files(self.path))
 
     def open(self) -> "ModelReader":
         """A reader of its tensors, by the names that they have in the model."""
@@ -204,7 +206,9 @@ class ModelFolder:
 
     @cached_property
     def token_types(self) -> int:
-        """The number of token types (segments) that the model has embeddings for; 0 if it knows none."""
+        """The number of token types (segments) that the model tells apart; 0 if it knows none."""
+        if self.model_config.model_type == "xlnet":
+            return 4  # those of two texts, of the token for the class and of padding; it compares them, and embeds none
         return int(getattr(self.model_config, "type_vocab_size", 0))
 
     @cached_property
