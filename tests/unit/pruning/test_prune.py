@@ -15,6 +15,7 @@ from torch.nn.utils import prune as torch_prune
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import load_causal, load_model
+from llm_sparsity.pruning import prune as stage
 from llm_sparsity.pruning import unstructured
 from llm_sparsity.storage.files import read_json, read_manifest, write_manifest
 from llm_sparsity.study.sparsity import Sparsity
@@ -474,3 +475,66 @@ def test_dtypes_may_differ_but_not_be_quantised(tmp_path: Path) -> None:
     tensors[query(1)] = torch.tensor([[2, 3]], dtype=torch.int8)
     with pytest.raises(UserError, match=r"tensor .*layer.1.* is int8, a quantised weight; prune the model before"):
         pruned(model_of(tensors, tmp_path / "int8"), "0.5", tmp_path / "no")
+
+
+def test_a_pruned_model_is_pruned_again(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    stage.prune(tiny_model("llama"), {0.5: tmp_path / "once"}, method="magnitude", scope="linear")
+    stage.prune(tmp_path / "once/model", {0.9: tmp_path / "twice"}, method="magnitude", scope="linear")
+    stage.prune(tiny_model("llama"), {0.9: tmp_path / "at once"}, method="magnitude", scope="linear")
+    stage.prune(tmp_path / "once/model", {0: tmp_path / "quantised"}, method="int8", scope="linear")
+    manifests = {name: read_manifest(tmp_path / name / "model")["pruned"] for name in ("twice", "at once", "quantised")}
+    assert manifests["twice"] == manifests["at once"]
+    assert manifests["quantised"]["method"] == "int8" and manifests["quantised"]["measured_sparsity"] >= 0.5
+    twice, at_once = (load(tmp_path / name / "model") for name in ("twice", "at once"))
+    assert all(torch.equal(twice[name], at_once[name]) for name in at_once)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "more", "message"),
+    [
+        ({}, {}, "outputs: found {}; give a folder for each sparsity"),
+        ([0.5], {}, "outputs: found [0.5]; give a folder for each sparsity"),
+        ({0.5: "a", "0.50": "b"}, {}, "outputs: 0.5, 0.50 name one sparsity twice"),
+        ({0.5: "a", 0.9: "x/../a"}, {}, "is given for two sparsities; give each its own folder"),
+        ({0.5: "."}, {}, "holds the model itself, in model/; name another folder"),
+        ({0.5: "file"}, {}, "/file is a file; name a folder"),
+        ({0.5: "file/below"}, {}, "/file is a file; name a folder"),
+        ({0.5: "a"}, {"seed": "a"}, "seed: found 'a'; give a whole number"),
+        ({0.5: "a"}, {"min_density": float("nan")}, "min_density: found nan; give a fraction in [0, 1)"),
+        ({0.5: "a"}, {"min_density": -1}, "min_density: found -1; give"),
+        ({0.5: "a"}, {"layerwise": "OWL"}, "layerwise: found 'OWL'; give uniform or owl"),
+        (
+            {0.5: "a"},
+            {"calibration": {"samples": 8}},
+            "calibration: found {'samples': 8}; give samples, sequence_length",
+        ),
+        (
+            {0.5: "a"},
+            {"calibration": {"samples": 8.0, "sequence_length": 8, "seed": 0}},
+            "calibration.samples: found 8.0; give a whole number, 1 or more",
+        ),
+    ],
+)
+def test_arguments_without_a_meaning(
+    outputs: Any, more: dict[str, Any], message: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model("bert"), tmp_path / "model")
+    (tmp_path / "file").write_text("")
+    if isinstance(outputs, dict):
+        outputs = {level: tmp_path / name for level, name in outputs.items()}
+    before = (tmp_path / "model/manifest.json").read_bytes()
+    with pytest.raises(UserError) as error:
+        stage.prune(tmp_path / "model", outputs, **{"method": "magnitude", "scope": "linear", **more})
+    assert message in str(error.value)
+    assert (tmp_path / "model/manifest.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    tensors = load(tmp_path / "model")
+    del tensors[next(name for name in tensors if "up_proj" in name)]
+    save(tmp_path / "model", tensors, sparse=False)
+    with pytest.raises(UserError, match="1 missing"):
+        stage.prune(tmp_path / "model", {0.5: tmp_path / "out"}, method="magnitude", scope="linear")
+    assert not (tmp_path / "out").exists()

@@ -152,3 +152,12 @@ def test_nothing_is_removed_without_a_method(tiny_model: Callable[[str], Path], 
         UserError, match=r"^sparsity 0.5: method int8 removes nothing; give sparsity 0, or a method bef"
     ):
         prune(tiny_model("bert"), {"0.5": tmp_path}, method="int8", scope="linear")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("bits", "group"), [(8, 64), (4, 32)])
+def test_the_largest_numbers_stay_finite(bits: int, group: int, dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    values = nearest(torch.tensor([[largest, -largest, largest / 3]], dtype=dtype), bits=bits, group=group).values()
+    assert values.isfinite().all()
+    assert values[0, 0] == -values[0, 1] > 0.98 * largest

@@ -162,8 +162,8 @@ def test_infinities_of_a_configuration_stay(tmp_path: Path) -> None:
 def test_the_smallest_blocks_are_removed(tmp_path: Path) -> None:
     sizes = torch.tensor([[3.0, -1.0], [-2.0, 4.0]])
     weight = sizes.repeat_interleave(16, 0).repeat_interleave(16, 1)
-    prune(model_of({query(0): weight}, tmp_path / "model"), {"0.5": tmp_path}, method="block", scope="linear")
-    after = load(tmp_path / "model")[query(0)]
+    prune(model_of({query(0): weight}, tmp_path / "model"), {"0.5": tmp_path / "out"}, method="block", scope="linear")
+    after = load(tmp_path / "out/model")[query(0)]
     assert after[::16, ::16].tolist() == [[3, 0], [0, 4]]
     assert torch.equal(after, after[::16, ::16].repeat_interleave(16, 0).repeat_interleave(16, 1))
 
@@ -189,3 +189,16 @@ def test_every_method_declares_its_granularity() -> None:
         assert rule.GRANULARITY is None or len(rule.GRANULARITY) == 2
         assert hasattr(rule, "observe") or rule.COMPARISON in ("scope", "tensor", "layer")
         assert "arXiv" in rule.__doc__
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_heads_that_are_gone_are_not_removed_by_halves(with_manifest: bool, tmp_path: Path) -> None:
+    """BERT's configuration tells no width of a head but that of all: of two heads left, four halves would be made."""
+    model = random_model("bert", tmp_path / "model")
+    prune(model, {"0.5": tmp_path / "once"}, method="structured", scope="attention")
+    if not with_manifest:
+        (tmp_path / "once/model/manifest.json").unlink()
+    with pytest.raises(UserError, match=r"has lost heads already, and how many does not stand in config\.json; prune"):
+        prune(tmp_path / "once/model", {"0.5": tmp_path / "twice"}, method="structured", scope="attention")
+    prune(tmp_path / "once/model", {"0.5": tmp_path / "neurons"}, method="structured", scope="mlp")
+    assert load_base(ModelFolder(tmp_path / "neurons/model"))

@@ -64,6 +64,8 @@ def empty_model(auto_class: Any, config: Any) -> Any:
     Raises:
         UserError: transformers cannot make it, or has no such model of this type.
     """
+    if not hasattr(auto_class, "_model_mapping"):
+        raise UserError(f"found {auto_class!r}; give one of transformers' Auto classes, such as AutoModelForCausalLM")
     if type(config) not in auto_class._model_mapping:
         kind = auto_class.__name__.removeprefix("AutoModel") or "model"
         raise UserError(f"transformers has no {kind} of type {config.model_type!r}; choose another model")

@@ -43,6 +43,8 @@ def check(tensors: ScoredTensors, sparsities: Sequence[Sparsity], *, min_density
 def _check_values(tensors: ScoredTensors, name: str) -> None:
     """Refuse quantised and non-finite weights."""
     dtype = tensors.reader.dtype(name)
+    if 0 in tensors.reader.shape(name):
+        raise UserError(f"{tensors.model}: tensor {name} has no weights; choose a scope without it")
     if not dtype.is_floating_point:
         raise UserError(
             f"{tensors.model}: tensor {name} is {str(dtype).removeprefix('torch.')}, a quantised weight; "

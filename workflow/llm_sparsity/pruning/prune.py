@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llm_sparsity.data.tasks import TaskFolder
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.models.checkpoint import copied_embeddings
 from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.loading import check_checkpoint
 from llm_sparsity.models.roles import layers_of
 from llm_sparsity.pruning.checks import check
 from llm_sparsity.pruning.pruner import Pruner, Row
@@ -37,6 +39,8 @@ COLUMNS = [
     "name", "stack", "layer", "part", "shape", "dtype", "size", "removed", "zeros", "sparsity", "threshold", "error",
     "block_error",
 ]  # fmt: skip
+LAYERWISE = ("uniform", "owl")
+SAMPLING = {"samples": 1, "sequence_length": 1, "seed": 0}  # keys of a calibration -> least number
 Rows = dict[str, Row]  # name of a tensor -> its row of sparsity.csv
 
 
@@ -50,7 +54,7 @@ def prune(
     min_density: float = 0.0,
     layerwise: str = "uniform",
     calibration: Mapping[str, int] | None = None,
-    text: TaskFolder | None = None,
+    text: TaskFolder | Path | str | None = None,
 ) -> None:
     """Prune a model to one or several sparsities.
 
@@ -61,7 +65,7 @@ def prune(
     inputs from the pruned blocks before it, and `block_error` the relative change of the whole block's output.
 
     Args:
-        model: a dense model, pretrained or fine-tuned.
+        model: a model, pretrained or fine-tuned, or one that was pruned before; its zeros are the lowest of all.
         outputs: sparsity, or its text or number -> output folder.
         method: the name of a module in `llm_sparsity.pruning.methods`, and the steps after it, see `methods.Chain`.
         scope: as in a config, a word or a list of layers; see `TensorRole.in_scope`.
@@ -73,13 +77,18 @@ def prune(
         text: for calibrated methods and steps: a task with a train split, of sentences or running text.
 
     Raises:
-        UserError: names that are no chain, no sparsity or no scope, the scope or a layer that it lists has no tensors,
+        UserError: arguments that have no meaning, outputs that overwrite each other or the model, a checkpoint that is
+            not whole, names that are no chain, no sparsity or no scope, a scope or a layer of it that has no tensors,
             no method can rank the weights, a pattern or a block does not divide a matrix, a sparsity would remove all
             heads or neurons of a layer or contradicts `min_density`, the text is too short, or a matrix of the scope
             does not run on it.
     """
     model, part = ModelFolder.of(model), str(_read("scope", scope, scope_of))
-    folders = {_read("outputs", each, Sparsity.of): Path(output) for each, output in outputs.items()}
+    folders = _folders(outputs, model)
+    text = TaskFolder(Path(text)) if isinstance(text, Path | str) else text
+    _check_numbers(seed, min_density, layerwise, calibration)
+    check_checkpoint(model)
+    facts = model.facts
     chain = _chain(method, list(folders), can_calibrate=calibration is not None and text is not None)
     sampling = {"text": text, "calibration": calibration}
     rows: dict[Sparsity, Rows] = {sparsity: {} for sparsity in folders}
@@ -116,7 +125,46 @@ def prune(
         listed = [rows[sparsity][name] for name in sorted(rows[sparsity])]
         write_csv(output / "sparsity.csv", listed, COLUMNS)
         counts = _counts(parts[chain.parts[0]], sparsity, listed)
-        write_manifest(output / "model", **model.facts, pruned={"sparsity": str(sparsity), **settings, **counts})
+        pruned = {"sparsity": str(sparsity), **settings, **counts}
+        write_manifest(output / "model", **(facts | {"pruned": pruned}))
+
+
+def _folders(outputs: Mapping[Any, Path | str], model: ModelFolder) -> dict[Sparsity, Path]:
+    """The folder of each sparsity.
+
+    Raises:
+        UserError: there is none, two are one, or one cannot be written or holds the model itself.
+    """
+    if not isinstance(outputs, Mapping) or not outputs:
+        raise UserError(f"outputs: found {outputs!r}; give a folder for each sparsity, such as {{0.5: 'pruned'}}")
+    folders = {_read("outputs", each, Sparsity.of): Path(output) for each, output in outputs.items()}
+    if len(folders) < len(outputs):
+        raise UserError(f"outputs: {', '.join(map(str, outputs))} name one sparsity twice; leave one out")
+    if len({output.resolve() for output in folders.values()}) < len(folders):
+        raise UserError(f"outputs: {folders[max(folders)]} is given for two sparsities; give each its own folder")
+    for output in folders.values():
+        if file := next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None):
+            raise UserError(f"outputs: {file} is a file; name a folder")
+        if (output / "model").resolve() == model.path.resolve():
+            raise UserError(f"outputs: {output} holds the model itself, in model/; name another folder")
+    return folders
+
+
+def _check_numbers(seed: Any, min_density: Any, layerwise: Any, calibration: Any) -> None:
+    """Refuse settings that a config cannot have either."""
+    if not isinstance(seed, Integral):
+        raise UserError(f"seed: found {seed!r}; give a whole number")
+    if not isinstance(min_density, Real) or not 0 <= float(min_density) < 1:
+        raise UserError(f"min_density: found {min_density!r}; give a fraction in [0, 1)")
+    if layerwise not in LAYERWISE:
+        raise UserError(f"layerwise: found {layerwise!r}; give {' or '.join(LAYERWISE)}")
+    if calibration is None:
+        return
+    if not isinstance(calibration, Mapping) or calibration.keys() != SAMPLING.keys():
+        raise UserError(f"calibration: found {calibration!r}; give {', '.join(SAMPLING)}")
+    for key, least in SAMPLING.items():
+        if not isinstance(calibration[key], Integral) or calibration[key] < least:
+            raise UserError(f"calibration.{key}: found {calibration[key]!r}; give a whole number, {least} or more")
 
 
 def _read(key: str, value: Any, read: Callable[[Any], Any]) -> Any:

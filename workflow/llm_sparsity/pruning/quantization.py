@@ -56,14 +56,17 @@ def nearest(weight: Tensor, *, bits: int, group: int) -> Quantized:
     """
     columns = weight.shape[-1]
     strips = weight.reshape(-1, columns).split(max(STRIP // columns, 1))
-    codes, scales = zip(*(_rounded(strip.float(), 2 ** (bits - 1) - 1, group) for strip in strips), strict=True)
+    codes, scales = zip(*(_rounded(strip, 2 ** (bits - 1) - 1, group) for strip in strips), strict=True)
     return Quantized(torch.cat(codes).view(weight.shape), torch.cat(scales), bits, group, weight.dtype)
 
 
 def _rounded(weight: Tensor, last: int, group: int) -> tuple[Tensor, Tensor]:
     """The codes of some rows in [-last, last], and their scales."""
     rows, columns = weight.shape
-    groups = pad(weight, (0, -columns % group)).view(rows, -1, group)
+    groups = pad(weight.float(), (0, -columns % group)).view(rows, -1, group)
     scales = (groups.abs().amax(dim=2) / last).bfloat16()
+    # The largest numbers of a dtype: a scale that was rounded up would make them infinite.
+    above = scales.double() * last > torch.finfo(weight.dtype).max
+    scales = torch.where(above, (scales.view(torch.int16) - 1).view(torch.bfloat16), scales)
     codes = (groups / scales.float()[..., None]).nan_to_num_(0.0).round_().clamp_(-last, last)  # 0 / 0 of a group of 0
     return codes.view(rows, -1)[:, :columns].to(torch.int8), scales

@@ -37,6 +37,7 @@ class StructuredPruner(Pruner):
         self._tensors, self._sparsities = tensors, sparsities
         names = tensors.reader.names
         self._axes = {name: axis for name in names if (axis := tensors.model.structure.axis(name))}
+        self._check_heads()
         self._scores = self._block_scores()
         self._kept = {
             (sparsity, block): _kept(block, scores, sparsity, min_density)
@@ -91,6 +92,18 @@ class StructuredPruner(Pruner):
                     zeros = removed + int(np.count_nonzero((weight == 0).numpy()))
                     row = tensor_row(weight, size, removed, zeros) | {"threshold": ""}
             yield PrunedTensor(sparsity, name, weight, row)
+
+    def _check_heads(self) -> None:
+        """Refuse layers that have lost heads already: the configuration does not say how many are left."""
+        structure, reader = self._tensors.model.structure, self._tensors.reader
+        whole = dict(load_skeleton(self._tensors.model).named_parameters())
+        for name, role in self._tensors.roles.items():
+            parameter, dim = whole.get(structure.body_name(name)), self._axes[name].dim
+            if role.part == "attention" and parameter is not None and reader.shape(name)[dim] != parameter.shape[dim]:
+                raise UserError(
+                    f"method structured: {name} has lost heads already, and how many does not stand in config.json; "
+                    "prune the model that it was made from, or scope mlp"
+                )
 
     def _block_scores(self) -> dict[str, Tensor]:
         """Attention or feed-forward block -> the score of each of its heads or neurons, float64."""
