@@ -17,7 +17,9 @@ def test_it_has_one_spelling(given: object, text: str) -> None:
     assert Sparsity.of(given) == Sparsity(text)
 
 
-@pytest.mark.parametrize("given", [1, 1.5, -0.1, "4of2", "0of4", "4of4", "half", "", None, True, "nan", "inf"])
+@pytest.mark.parametrize(
+    "given", [1, 1.5, -0.1, "4of2", "0of4", "4of4", "half", "", None, True, "nan", "inf", "0." + "9" * 20]
+)
 def test_anything_else_is_refused(given: object) -> None:
     with pytest.raises(ValueError, match="expected a fraction"):
         Sparsity.of(given)
@@ -37,7 +39,9 @@ def test_they_sort_by_fraction_then_kind() -> None:
 
 
 def test_labels() -> None:
-    assert [Sparsity(text).label for text in ("0", "0.5", "0.955", "2of4")] == ["0 %", "50 %", "95.5 %", "2of4"]
+    assert [Sparsity(text).label for text in ("0", "0.5", "0.955", "0.99999999", "2of4")] == [
+        "0 %", "50 %", "95.5 %", "99.999999 %", "2of4",
+    ]  # fmt: skip
     assert ZERO.is_dense
     assert not Sparsity("0.1").is_dense
 

@@ -151,7 +151,11 @@ class Task(Section):
         "tokenizer puts there, which is often nothing",
     )
     label: str | None = Field(None, description="column of the label, for classification and regression")
-    labels: list[str] | None = Field(None, description="names of the labels, in the order of their numbers")
+    labels: list[str] | None = Field(
+        None,
+        description="names of the labels, in the order of their numbers; in any order if the file names its numbers, as "
+        "parquet files of the library datasets do",
+    )
     binarize: Binarize | None = None
     split: Split | None = None
     pairs: Pairs | None = None

@@ -31,7 +31,7 @@ class Sparsity:
             if 0 < kept < group:
                 object.__setattr__(self, "text", f"{kept}of{group}")
                 return
-        elif re.fullmatch(r"\d*\.?\d+([eE][-+]?\d+)?", text) and 0 <= (fraction := Decimal(text)) < 1:
+        elif re.fullmatch(r"\d*\.?\d+([eE][-+]?\d+)?", text) and 0 <= float(fraction := Decimal(text)) < 1:
             object.__setattr__(self, "text", format(fraction.normalize(), "f"))
             return
         raise ValueError("expected a fraction in [0, 1) such as 0.5, or a pattern N of M kept such as 2of4")
@@ -73,7 +73,7 @@ class Sparsity:
     @property
     def label(self) -> str:
         """For readers: "50 %", or "2of4"."""
-        return self.text if self.pattern else f"{100 * self.fraction:g} %"
+        return self.text if self.pattern else f"{(100 * Decimal(self.text)).normalize():f} %"
 
     def count(self, size: int) -> int:
         """The number of weights removed from `size`: the nearest whole number, halves to even; of a pattern, M - N of
