@@ -153,8 +153,8 @@ class Task(Section):
     label: str | None = Field(None, description="column of the label, for classification and regression")
     labels: list[str] | None = Field(
         None,
-        description="names of the labels, in the order of their numbers; in any order if the file names its numbers, as "
-        "parquet files of the library datasets do",
+        description="names of the labels, in the order of their numbers; in any order if the file names its numbers, "
+        "as parquet files of the library datasets do",
     )
     binarize: Binarize | None = None
     split: Split | None = None
