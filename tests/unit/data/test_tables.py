@@ -1,5 +1,6 @@
 """Tables: formats, and one-line errors for files that are not readable."""
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -134,10 +135,12 @@ def test_compressed_table(tmp_path: Path) -> None:
 def test_unreadable_file_is_one_line(
     name: str, content: bytes, columns: list[str] | None, message: str, tmp_path: Path
 ) -> None:
+    limit = csv.field_size_limit()
     with pytest.raises(UserError) as error:
         rows_of(tmp_path, name, content, columns=columns)
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+    assert csv.field_size_limit() == limit, "other readers of csv have it too"
 
 
 @pytest.mark.parametrize("name", ["train.csv", "train.tsv", "train.csv.gz", "train.jsonl"])

@@ -51,7 +51,7 @@ def test_a_folder_without_a_manifest_is_incomplete(tiny_model: Callable[[str], P
     (tmp_path / "config.json").write_text((tiny_model("bert") / "config.json").read_text())
     folder = ModelFolder(tmp_path)
     with pytest.raises(UserError, match=r"no manifest\.json, so this folder is not complete"):
-        _ = folder.weight_bytes
+        _ = folder.manifest
 
 
 def test_facts_are_the_manifest_without_files(tiny_model: Callable[[str], Path]) -> None:

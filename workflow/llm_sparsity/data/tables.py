@@ -8,8 +8,8 @@ import lzma
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -187,29 +187,29 @@ def _separated(
     names = list(columns) if columns is not None else None
     rows: list[Row] = []
     numbers: list[int] = []
-    lines = _csv_lines(path, text) if format == "csv" else _tsv_lines(text)
-    for number, values in enumerate(lines, start=1):
-        if names is None:
-            names = values if any(values) else None
-            if format == "csv" and len(values) == 1 and ";" in values[0]:
-                raise UserError(f"{path.name}: its columns are parted by `;`; save it with commas, or as tsv")
-            continue
-        if not values and len(names) > 1:
-            continue
-        row = values or [""]
-        if columns is not None and not rows and row == names:
-            raise UserError(f"{path.name}: its first row holds the names in `columns`; remove `columns`")
-        if len(row) != len(names):
-            raise UserError(
-                f"{path.name}: row {number} has {len(row)} values, expected {len(names)} "
-                f"({', '.join(names) if len(names) <= 20 else '...'}); correct the file, `columns` or `format`"
-            )
-        rows.append(dict(zip(names, row, strict=True)))
-        numbers.append(number)
+    with closing(_csv_lines(path, text) if format == "csv" else _tsv_lines(text)) as lines:
+        for number, values in enumerate(lines, start=1):
+            if names is None:
+                names = values if any(values) else None
+                if format == "csv" and len(values) == 1 and ";" in values[0]:
+                    raise UserError(f"{path.name}: its columns are parted by `;`; save it with commas, or as tsv")
+                continue
+            if not values and len(names) > 1:
+                continue
+            row = values or [""]
+            if columns is not None and not rows and row == names:
+                raise UserError(f"{path.name}: its first row holds the names in `columns`; remove `columns`")
+            if len(row) != len(names):
+                raise UserError(
+                    f"{path.name}: row {number} has {len(row)} values, expected {len(names)} "
+                    f"({', '.join(names) if len(names) <= 20 else '...'}); correct the file, `columns` or `format`"
+                )
+            rows.append(dict(zip(names, row, strict=True)))
+            numbers.append(number)
     return rows, numbers, names or []
 
 
-def _tsv_lines(text: str) -> Iterator[list[str]]:
+def _tsv_lines(text: str) -> Generator[list[str], None, None]:
     """The values of each line of a TSV file."""
     if "\n" not in text:  # as old Macs end lines
         text = text.replace("\r", "\n")
@@ -217,7 +217,7 @@ def _tsv_lines(text: str) -> Iterator[list[str]]:
     return (line.split("\t") if line else [] for line in lines)
 
 
-def _csv_lines(path: Path, text: str) -> Iterator[list[str]]:
+def _csv_lines(path: Path, text: str) -> Generator[list[str], None, None]:
     """The values of each record of a CSV file, of any length: the limit of the module csv is 131072 characters."""
     before = csv.field_size_limit(max(len(text), 1))
     done = 0
