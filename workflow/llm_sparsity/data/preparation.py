@@ -91,6 +91,11 @@ class TaskSettings:
         numbers = {_number(name): label for label, name in enumerate(names) if name.lower() not in BOOLEANS}
         return found | {number: label for number, label in numbers.items() if number is not None}
 
+    @property
+    def numbered(self) -> bool:
+        """Whether a name is a number, so that numbers in the label column are names."""
+        return any(isinstance(name, Decimal) for name in self.positions)
+
 
 def prepare(
     paths: Mapping[str, Path], folder: Path, settings: TaskSettings, max_bytes: int | None = None
@@ -225,10 +230,10 @@ def _check_start(splits: Splits, tables: Mapping[str, Table], settings: TaskSett
     if settings.pairs or settings.binarize or not all(splits.values()):
         return
     lowest, highest = (choose(row["label"] for rows in splits.values() for row in rows) for choose in (min, max))
-    labels, named = settings.labels or (), [name for name in settings.positions if isinstance(name, Decimal)]
-    numbers = any(_number(value.strip()) for table in tables.values() for value in table.texts(settings.label or ""))
-    told = any(_class_names(table, settings) for table in tables.values())
-    if lowest and numbers and not named and not told:
+    if not lowest or settings.numbered or any(_class_names(table, settings) for table in tables.values()):
+        return
+    labels = settings.labels or ()
+    if any(_number(value.strip()) for table in tables.values() for value in table.texts(settings.label or "")):
         raise UserError(
             f"labels: {len(labels)} names given, of the labels 0 to {len(labels) - 1}, but the rows count from "
             f"{lowest} to {highest}, and none is {labels[0]!r}; number the rows from 0, or name them by their numbers, "
@@ -248,7 +253,7 @@ def _label(value: str, settings: TaskSettings, found: str) -> float | str | None
         return _group(value, settings.group, found)
     number = _number(value)
     if settings.kind == "regression":
-        if number is None or not math.isfinite(float(number)) or value.lower() in ("true", "false"):
+        if number is None or not math.isfinite(float(number)) or value.lower() in BOOLEANS:
             raise UserError(f"{found}; expected a number, as the task is a regression")
         if abs(number) > LARGEST:
             raise UserError(f"{found}; expected a number below {LARGEST:g} in size; leave out what marks missing ones")
@@ -265,10 +270,9 @@ def _label(value: str, settings: TaskSettings, found: str) -> float | str | None
             return settings.positions[name]
     if settings.pairs:
         return value
-    numbered = any(isinstance(name, Decimal) for name in settings.positions)
-    if number is not None and 0 <= number < 2**63 and number % 1 == 0 and not numbered:
+    if number is not None and 0 <= number < 2**63 and number % 1 == 0 and not settings.numbered:
         return int(number)
-    if numbered:
+    if settings.numbered:
         raise UserError(f"{found}, which is none of `labels`; name all of them")
     raise UserError(
         f"{found}; expected 0, 1, ... or a name from `labels`; a rating needs `binarize`, and GLUE's test split has no "
