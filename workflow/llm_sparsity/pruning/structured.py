@@ -96,10 +96,11 @@ class StructuredPruner(Pruner):
     def _check_heads(self) -> None:
         """Refuse layers that have lost heads already: the configuration does not say how many are left."""
         structure, reader = self._tensors.model.structure, self._tensors.reader
-        whole = dict(load_skeleton(self._tensors.model).named_parameters())
-        for name, role in self._tensors.roles.items():
+        names = [name for name, role in self._tensors.roles.items() if role.part == "attention"]
+        whole = dict(load_skeleton(self._tensors.model).named_parameters()) if names else {}
+        for name in names:
             parameter, dim = whole.get(structure.body_name(name)), self._axes[name].dim
-            if role.part == "attention" and parameter is not None and reader.shape(name)[dim] != parameter.shape[dim]:
+            if parameter is not None and reader.shape(name)[dim] != parameter.shape[dim]:
                 raise UserError(
                     f"method structured: {name} has lost heads already, and how many does not stand in config.json; "
                     "prune the model that it was made from, or scope mlp"
