@@ -44,6 +44,18 @@ def test_the_lowest_of_equal_scores_are_the_first() -> None:
     assert lowest(scores, torch.tensor([[0], [3]])).tolist() == [[False] * 4, [True, True, True, False]]
 
 
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_the_lowest_are_those_that_a_stable_sort_puts_first(rows: int, columns: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(5, (rows, columns), generator=generator).float()  # many are equal
+    counts = torch.randint(columns + 1, (rows, 1), generator=generator)
+    ranks = scores.argsort(stable=True).argsort()
+    assert torch.equal(lowest(scores, counts), ranks < counts)
+    assert torch.equal(lowest(scores.t().contiguous().t(), counts), ranks < counts)
+    assert torch.equal(lowest(scores[0], int(counts[0])), ranks[0] < counts[0])
+
+
 def test_min_density_keeps_a_part_of_every_tensor(tmp_path: Path) -> None:
     small, large = torch.arange(1, 9.0).reshape(1, 8), torch.arange(101, 109.0).reshape(1, 8)
     model = model_of({query(0): small, query(1): large}, tmp_path / "model")
