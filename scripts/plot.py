@@ -16,11 +16,15 @@ def main() -> None:
     parser.add_argument(
         "--claims", type=Path, nargs="?", help="file of claims of an earlier study, judged in the tables"
     )
+    parser.add_argument("--processes", type=int, default=1, help="processes that draw (default 1)")
     args = parser.parse_args()
 
     from llm_sparsity.reporting.plot import plot
 
-    plot(args.tables, args.output, published=args.published, claims=args.claims, **args.settings)
+    plot(
+        args.tables, args.output, published=args.published, claims=args.claims, processes=args.processes,
+        **args.settings,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ if ":" in str(WORKFLOW):
 
 RULES = {"download": ("download_model", "download_task"), "prune": ("prune", "prune_finetuned")}  # of a stage
 LONGEST = 1 << 16  # bytes of a quoted string in a command, of which the kernel takes twice as many
-# Rules of jobs that compute, except measure; for two such jobs or more, one process imports torch for all.
-FORKED = {*RULES["prune"], "weights", "finetune", "evaluate", "zero_shot"}
+# Rules of jobs that compute; for two such jobs or more, one process imports torch for all.
+FORKED = {*RULES["prune"], "weights", "finetune", "evaluate", "zero_shot", "measure"}
 LARGE = 1 << 28  # bytes of a file that is hashed at every start, in a fraction of a second
 
 try:
@@ -302,6 +302,11 @@ def runtime(stage):
         return plan.requested_minutes(found)
 
     return minutes
+
+
+def all_cores(_):
+    """Threads of a rule: all cores on this machine; elsewhere a job has a slot."""
+    return (workflow.local_exec and workflow.resource_settings.cores) or 1
 
 
 def megabytes(estimate, stage):

@@ -16,7 +16,7 @@ rule measure:
         "logs/measure/{model}/{variant}.log",
     # On this machine all cores: a job of this workflow beside it would show in its seconds. Elsewhere a job has a slot,
     # with a GPU of its own.
-    threads: lambda wildcards: (workflow.local_exec and workflow.resource_settings.cores) or 1
+    threads: all_cores
     resources:
         gpu=1,
         runtime=runtime("measure"),

@@ -30,6 +30,7 @@ rule plot:
         summary=f"reports/{STUDY.name}/summary.txt",
     log:
         f"logs/plot/{STUDY.name}.log",
+    threads: all_cores
     resources:
         mem_mb=megabytes(footprint.mem_mb, "plot"),
         disk_mb=megabytes(footprint.disk_mb, "plot"),
@@ -45,4 +46,4 @@ rule plot:
     shell:
         'python "$LLM_SPARSITY/scripts/plot.py" --tables "$(dirname {input.manifest:q})"'
         ' --output "$(dirname {output.page:q})" --claims {input.claims:q} --published {input.published:q}'
-        " --settings {params.settings:q} > {log:q} 2>&1"
+        " --processes {threads} --settings {params.settings:q} > {log:q} 2>&1"

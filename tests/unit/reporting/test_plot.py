@@ -79,9 +79,9 @@ def plotted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once("plotted", tmp_path_factory, _plot)
 
 
-def _plot(folder: Path) -> None:
+def _plot(folder: Path, **options: Any) -> None:
     config = write_tables(folder / "tables", ["minilm"], ["magnitude"], recipes=("kept", "released"))
-    plot(folder / "tables", folder, config=config, methods={})
+    plot(folder / "tables", folder, config=config, methods={}, **options)
 
 
 def test_figures_and_page(plotted: Path) -> None:
@@ -101,7 +101,7 @@ def test_the_same_tables_give_the_same_bytes_and_many_rows_a_small_page(
 ) -> None:
     monkeypatch.setattr(pages, "ROWS", 1)
     monkeypatch.setattr(pages, "FIGURES", 1e4)
-    _plot(tmp_path)
+    _plot(tmp_path, processes=2)
     for path in sorted((plotted / "figures").iterdir()):
         assert path.read_bytes() == (tmp_path / "figures" / path.name).read_bytes(), path.name
     page, whole = (html.unescape((folder / "report.html").read_text()) for folder in (tmp_path, plotted))
