@@ -24,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, forked=False)  # what it measures is a process of its own
+    run(main)

@@ -49,15 +49,15 @@ def quoted(value: object) -> str:
     return shlex.quote(str(value)).replace("{", "{{").replace("}", "}}")
 
 
-def run(main: Callable[[], None], *, forked: bool = True) -> None:
-    """Call a script's `main`. User errors and storage errors end in one line instead of a traceback.
+def run(main: Callable[[], None]) -> None:
+    """Call a script's `main`, in a fork of the process that has imported the libraries where there is one.
+
+    User errors and storage errors end in one line instead of a traceback.
 
     Args:
         main: parses the arguments and does the work.
-        forked: do it in a fork of the process that has imported the libraries, where there is one.
     """
-    if forked:
-        forkserver.hand_over()
+    forkserver.hand_over()
     # Python puts the script's folder first on sys.path, where evaluate.py would shadow the library evaluate.
     sys.path[:] = [path for path in sys.path if path != str(Path(sys.argv[0]).resolve().parent)]
     for stream in (sys.stdout, sys.stderr):

@@ -70,6 +70,13 @@ def start(libraries: Sequence[str] = LIBRARIES) -> None:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
+def load(libraries: Sequence[str] = LIBRARIES) -> None:
+    """Import the libraries, those that are there."""
+    for name in libraries:
+        with suppress(ImportError):  # the job that needs it tells so
+            import_module(name)
+
+
 @contextmanager
 def _address(folder: str) -> Iterator[str]:
     """The address of the socket in a folder, whose path may be longer than the 107 bytes of an address."""
@@ -177,8 +184,6 @@ def _run(job: Job, files: list[int], client: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[4:]:
-        with suppress(ImportError):  # the job that needs it tells so
-            import_module(name)
+    load(sys.argv[4:])
     serve(socket.socket(fileno=int(sys.argv[1])), socket.socket(fileno=int(sys.argv[2])))
     shutil.rmtree(sys.argv[3], ignore_errors=True)
