@@ -56,7 +56,7 @@ class Finetune(Section):
         2e-5, description="highest, after the warm-up; then it falls linearly to 0"
     )
     batch_size: Positive = Field(128, description="sequences per optimizer step, over all processes")
-    micro_batch_size: Positive = Field(32, description="sequences per forward pass and process, at most; a CPU takes 8")
+    micro_batch_size: Positive = Field(32, description="sequences per forward pass and process")
     max_length: Positive = Field(128, description="tokens per sentence or pair; longer ones are truncated")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW, for matrices alone")
     warmup_ratio: Fraction = Field(0.0, description="fraction of all steps")

@@ -20,8 +20,6 @@ from llm_sparsity.training.distillation import Teacher
 from llm_sparsity.training.objective import Objective, summed_loss
 from llm_sparsity.training.setup import autocast
 
-SHORT = 8  # sequences in a micro-batch on a CPU, at most
-
 
 def accumulate_gradients(
     accelerator: Accelerator,
@@ -36,21 +34,15 @@ def accumulate_gradients(
     """Compute the gradients of a batch's mean loss. How the batch is split changes them by rounding, and draws another
     dropout.
 
-    Sequences of similar length share a micro-batch, so that little is padded. On a CPU, to which small products cost no
-    more, micro-batches are small, so that less is.
-
     Args:
         net: the model, wrapped by the accelerator.
         batch: indices of the sequences of all processes.
-        size: sequences in a micro-batch, at most.
+        size: sequences in a micro-batch.
         flags: of this process.
 
     Returns:
         The mean loss; each flag, True if any process has set it, so that all processes act alike.
     """
-    if accelerator.device.type == "cpu":
-        size = min(size, SHORT)
-    batch = batch[np.argsort(split.lengths[batch], kind="stable")]
     mine = batch[accelerator.process_index :: accelerator.num_processes]
     pieces = [(mine[at : at + size], 1.0) for at in range(0, len(mine), size)]
     # Every process takes as many pieces, which FSDP needs; those that one has too few count nothing.
@@ -60,7 +52,7 @@ def accumulate_gradients(
     for number, (piece, share) in enumerate(pieces):
         last = number == len(pieces) - 1
         with (
-            _memory_advice(split, piece),
+            _memory_advice(split, piece, size),
             autocast(accelerator.device),
             nullcontext() if last else accelerator.no_sync(net),
         ):
@@ -97,7 +89,7 @@ def device_batch(
 
 
 @contextmanager
-def _memory_advice(split: TokenSplit, batch: NDArray[np.int64]) -> Iterator[None]:
+def _memory_advice(split: TokenSplit, batch: NDArray[np.int64], size: int) -> Iterator[None]:
     """Turn out-of-memory errors into advice."""
     try:
         yield
@@ -106,5 +98,5 @@ def _memory_advice(split: TokenSplit, batch: NDArray[np.int64]) -> Iterator[None
             raise
         raise UserError(
             f"micro_batch_size: {len(batch)} sequences of {split.lengths[batch].max()} tokens do not fit the memory; "
-            f"lower it below {len(batch)} (batch_size, the optimizer's, stays), or set gradient_checkpointing"
+            f"lower it (now {size}; batch_size, the optimizer's, stays), or set gradient_checkpointing"
         ) from error

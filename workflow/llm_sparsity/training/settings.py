@@ -22,7 +22,7 @@ class FinetuneSettings:
     epochs: passes over the training split; 0: the model is evaluated as it is.
     learning_rate: the maximum of AdamW's learning rate, which falls linearly to 0.
     batch_size: sequences per optimizer step, over all processes.
-    micro_batch_size: sequences in memory at once, per process, at most; a CPU takes 8.
+    micro_batch_size: sequences in memory at once, per process.
     max_length: tokens per sentence or pair, which are truncated; or per training window of a language model.
     weight_decay: decoupled, applied to matrices only.
     warmup_ratio: fraction of all steps over which the learning rate rises.
