@@ -23,6 +23,7 @@ rule download_model:
         weights="resources/models/{model}/model.safetensors",
     log:
         "logs/download/models/{model}.log",
+    priority: 2  # before all others, or the last chain of jobs waits for its model alone
     resources:
         mem_mb=megabytes(footprint.mem_mb, "download"),
         disk_mb=megabytes(footprint.disk_mb, "download"),
@@ -42,6 +43,7 @@ rule download_task:
         "resources/tasks/{task}/manifest.json",
     log:
         "logs/download/tasks/{task}.log",
+    priority: 2
     resources:
         mem_mb=megabytes(footprint.mem_mb, "download"),
         disk_mb=megabytes(footprint.disk_mb, "download"),

@@ -32,7 +32,7 @@ VARIABLE = "LLM_SPARSITY_FORKSERVER"  # of the environment: the folder of the se
 LIBRARIES = (
     "torch", "torch._dynamo", "transformers.modeling_layers", "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto", "accelerate", "datasets", "evaluate", "sklearn.metrics",
-    "scipy.stats", "pandas", "pyarrow.parquet", "matplotlib.pyplot",
+    "scipy.stats", "pandas", "pyarrow.parquet", "matplotlib.pyplot", "pydantic",
 )  # fmt: skip
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 DIGITS = 12  # of the number of bytes of a message
@@ -75,6 +75,8 @@ def load(libraries: Sequence[str] = LIBRARIES) -> None:
     for name in libraries:
         with suppress(ImportError):  # the job that needs it tells so
             import_module(name)
+    if mapping := sys.modules.get("transformers.conversion_mapping"):
+        mapping.get_checkpoint_conversion_mapping("bert")  # the first call compiles a thousand patterns in half a second
 
 
 @contextmanager
