@@ -76,7 +76,7 @@ def load(libraries: Sequence[str] = LIBRARIES) -> None:
         with suppress(ImportError):  # the job that needs it tells so
             import_module(name)
     if mapping := sys.modules.get("transformers.conversion_mapping"):
-        mapping.get_checkpoint_conversion_mapping("bert")  # the first call compiles a thousand patterns in half a second
+        mapping.get_checkpoint_conversion_mapping("bert")  # the first call compiles patterns, for half a second
 
 
 @contextmanager
