@@ -30,7 +30,7 @@ rule plot:
         summary=f"reports/{STUDY.name}/summary.txt",
     log:
         f"logs/plot/{STUDY.name}.log",
-    threads: all_cores
+    threads: lambda wildcards: min(all_cores(wildcards), footprint.PLOTTERS)
     resources:
         mem_mb=megabytes(footprint.mem_mb, "plot"),
         disk_mb=megabytes(footprint.disk_mb, "plot"),

@@ -37,6 +37,7 @@ BACKWARD = 100  # activations kept for the backward pass, per unit of width and 
 FORWARD = 128  # activations of the layer at work, per unit of width: 32 float32 values
 LOGITS = 3 * FLOAT  # per token of the vocabulary: logits, their log-softmax, the gradient of one of them
 # Sizes of the stages' own making.
+PLOTTERS = 4  # processes of `plot`, each with a copy of the tables
 LOGITS_AT_ONCE = 256  # tokens; `evaluate` holds no more logits
 PROMPT_TOKENS = 512  # of a zero-shot prompt and answer
 BLOCK_TOKENS = 2048  # tokens that a block of a calibrated method computes at once, or one sequence
@@ -128,8 +129,10 @@ def mem_mb(
     size = Size(*model_size(config, model)) if model else Size(0, 0)
     gpu = CUDA
     match stage:
-        case "collect" | "plot":
+        case "collect":
             gpu, needed = 0, 2 * _tables(config)
+        case "plot":
+            gpu, needed = 0, (1 + PLOTTERS) * _tables(config)
         case "download" if not model:
             gpu, needed = 0, _rows_bytes(config, task) if task else 0
         case "download" if str(config.models[model].source.path).endswith(".gguf"):
