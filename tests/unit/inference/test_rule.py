@@ -1,6 +1,7 @@
 """The rule measure itself, in a toy workflow: nothing runs beside it, and a dry run needs no number of cores."""
 
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from tests.marks import slow
 
 ROOT = Path(__file__).parents[3]
+RULES = ROOT / "workflow/rules"
 SNAKEFILE = """
 rule all:
     input: expand("results/{{m}}/dense/cost.json", m=list("abc")), expand("other/{{n}}", n=range(6)),
@@ -26,6 +28,7 @@ runtime = lambda stage: 1
 megabytes = lambda estimate, stage: 1
 code = lambda stage: ""
 settings = lambda: ""
+{all_cores}
 include: "{rules}/measure.smk"
 """
 STAND_IN = """
@@ -48,7 +51,8 @@ def snakemake(folder: Path, *arguments: str) -> str:
         (folder / "resources/models" / model).mkdir(parents=True, exist_ok=True)
         for name in ("manifest.json", "model.safetensors"):
             (folder / "resources/models" / model / name).touch()
-    (folder / "Snakefile").write_text(SNAKEFILE.format(rules=ROOT / "workflow/rules"))
+    [all_cores] = re.findall(r"^def all_cores.*?(?=\n\n)", (RULES / "common.smk").read_text(), re.MULTILINE | re.DOTALL)
+    (folder / "Snakefile").write_text(SNAKEFILE.format(rules=RULES, all_cores=all_cores))
     for path in ("measure.py", "scripts/measure.py"):
         (folder / path).write_text(STAND_IN)
     command = [sys.executable, "-m", "snakemake", *arguments]
