@@ -14,8 +14,10 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unittest.mock import patch
 
 from llm_sparsity.data.compressed import Bounded, Budget
 from llm_sparsity.data.hub import LICENCE, Source, card_licence
@@ -153,9 +155,23 @@ def convert_gguf(path: Path, folder: Path, dtype: str = "float32") -> None:
         UserError: the file is damaged, of a type that transformers does not know, or the tokenizer gives other tokens
             after it is saved.
     """
-    with _refused(f"{path.name}: transformers cannot convert this GGUF file"):
+    with _refused(f"{path.name}: transformers cannot convert this GGUF file"), _read_once():
         _convert_weights(path, folder, dtype)
         _convert_tokenizer(path, folder)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Keep what transformers asks of gguf again and again, which would take most of the time: the file, which it reads
+    three times, and the table of tensor names, which it makes for each module of the model.
+    """
+    import gguf
+
+    with (
+        patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)),
+        patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
+    ):
+        yield
 
 
 def _convert_weights(path: Path, folder: Path, dtype: str) -> None:
@@ -174,8 +190,9 @@ def _convert_weights(path: Path, folder: Path, dtype: str) -> None:
         for key, value in read.config.to_dict().items()
         if key not in ("quantization_config", "_name_or_path")
     }
-    plain = type(read)(type(read.config).from_dict(values))
-    plain.load_state_dict(read.state_dict())
+    with torch.device("meta"):  # without drawing values first
+        plain = type(read)(type(read.config).from_dict(values))
+    plain.load_state_dict(read.state_dict(), assign=True)
     if values.get("tie_word_embeddings"):
         plain.tie_weights()
     plain.to(getattr(torch, dtype)).save_pretrained(folder)

@@ -8,6 +8,7 @@ Only on Linux, and only without GPUs: what an import may start there, such as CU
 """
 
 import atexit
+import gc
 import json
 import multiprocessing
 import os
@@ -71,12 +72,15 @@ def start(libraries: Sequence[str] = LIBRARIES) -> None:
 
 
 def load(libraries: Sequence[str] = LIBRARIES) -> None:
-    """Import the libraries, those that are there."""
+    """Import the libraries, those that are there. The garbage collector does not search them, here or in a fork."""
+    gc.disable()
     for name in libraries:
         with suppress(ImportError):  # the job that needs it tells so
             import_module(name)
     if mapping := sys.modules.get("transformers.conversion_mapping"):
         mapping.get_checkpoint_conversion_mapping("bert")  # the first call compiles patterns, for half a second
+    gc.freeze()
+    gc.enable()
 
 
 @contextmanager
