@@ -3,7 +3,8 @@
 #   settings  one sorted JSON string with exactly the values that the job uses
 #   code      a hash of the code that can shape the job's result
 #
-# Snakemake compares these two and the inputs. Nothing else makes a job run again.
+# Snakemake compares these two and the inputs; of files that cannot be inputs, a third param holds the hash of the content.
+# Nothing else makes a job run again.
 
 import atexit
 import functools

@@ -60,7 +60,7 @@ def test_the_answer_is_made_from_the_tables(tmp_path: Path) -> None:
     )
     assert "of the 90 % removed of minilm, 1.1 % are still zero after fine-tuning" in told  # .01 of .9
     assert "The smallest file takes 10 % of the dense model in the same container" in told
-    claims = "Claims of the study that began this one, judged by these results"
+    claims = "Claims of an earlier report, judged by these results"
     assert f"{claims}: 1 do not hold, 4 are undecided." in told
 
 

@@ -265,7 +265,7 @@ def test_the_earlier_study_is_drawn_as_faint_crosses_where_its_claims_are_given(
     values = {x: y for crosses in marks[1] for x, y in zip(crosses.get_xdata(), crosses.get_ydata(), strict=True)}
     assert list(values) == [0, 0.1, 0.5, 0.9, 0.95, 0.99]
     assert values[0] == 0.9117
-    assert "Faint crosses: the study that began this one, which pruned roberta-base" in beside.caption
+    assert "Faint crosses: an earlier report, which pruned roberta-base" in beside.caption
     assert "crosses" not in without.caption
 
 

@@ -29,6 +29,10 @@ PLACES = {  # where a section stands in a config, in the order of the page
     "Recipe": "recipes.NAME", "Schedule": "recipes.NAME.schedule", "Distill": "recipes.NAME.distill",
     "Lora": "recipes.NAME.lora", "Evaluate": "evaluate", "Measure": "measure",
 }  # fmt: skip
+METHODS_HEAD = """Of `methods:`. *Calibrated* ones need `calibration:`. They, `block` and `structured` need scopes of
+matrices of layers, such as `linear`: not `all`, the default, nor `embeddings`. Patterns such as `2of4` are for methods
+that remove single weights: not for `block` and `structured`. Recipes with a `schedule`, such as `gradual`, are for
+`magnitude` and `uniform`, without patterns and without `accelerate: fsdp`."""
 HEAD = """# Configuration
 
 A study is one YAML file. This page lists every key, recipe, method and step; it is made from the code that checks a
@@ -79,7 +83,7 @@ def page() -> str:
         "## Built-in recipes\n\nA study names them in `recipes:` without defining them.\n\n"
         "| name | values |\n|---|---|\n" + built
     )
-    parts.append("## Methods\n\nOf `methods:`. *Calibrated* ones need `calibration:`.\n\n" + _notes(METHODS))
+    parts.append(f"## Methods\n\n{METHODS_HEAD}\n\n{_notes(METHODS)}")
     parts.append("## Steps\n\nAfter a method and a +; `int8` and `int4` stand alone, too.\n\n" + _notes(STEPS))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -61,7 +61,9 @@ class Model(Section):
 
     architecture: Architecture = Field(description="compared with the model when it is downloaded")
     source: Source
-    gpus: Positive = Field(1, description="GPUs of one fine-tuning, fewer if the machine has fewer; whole nodes if > 1")
+    gpus: Positive = Field(
+        1, description="GPUs of one fine-tuning, fewer if the machine has fewer; on Polaris whole nodes if > 1"
+    )
     accelerate: Literal["node", "fsdp"] = Field(
         "node", description="with several GPUs: node replicates the model on each, fsdp shards it over them"
     )
