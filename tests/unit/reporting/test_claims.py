@@ -13,7 +13,7 @@ from llm_sparsity.evaluation.weights import GRID
 from llm_sparsity.jobs.errors import UserError
 from llm_sparsity.reporting import tables
 from llm_sparsity.reporting.claims import judge, load
-from llm_sparsity.reporting.quantities import QUANTITIES
+from llm_sparsity.reporting.quantities import QUANTITIES, Cell
 from tests.tables import CLAIMS
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -172,6 +172,13 @@ def test_one_run_decides_nothing_about_time() -> None:
     assert three[three.claim == claim].verdict.item() == "holds"
 
 
+def test_what_was_not_trained_took_no_time() -> None:
+    rows = runs_of({"0": [0.9] * 3, "0.9": [0.8] * 3}, "minilm", "sst2")
+    for row in rows["runs"]:
+        row["train_seconds"] *= row["sparsity"] == "0"
+    assert judged(rows).set_index("claim").verdict["Pruning does not change training time"] == "not studied"
+
+
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.0, "holds"), (0.1, "does not hold")])
 def test_size(ratio: float, verdict: str) -> None:
     sizes = [
@@ -209,6 +216,13 @@ def test_weights() -> None:
     assert found.verdict["RoBERTa's weights have spikes near ±.25"] == "not studied"
 
 
+def test_a_limit_below_what_was_counted_is_not_studied() -> None:
+    data = {"weights": tables.frame("weights", weights_of("gpt2", np.random.default_rng(0).normal(0, 1e-6, 100), {}))}
+    cell = Cell(data, "magnitude", "gpt2")
+    assert QUANTITIES["share_within"].measure(cell, limit=1e-8) is None
+    assert QUANTITIES["share_within"].measure(cell, limit=1e-3) is not None
+
+
 @pytest.mark.parametrize(("spike", "verdict"), [(0, "does not hold"), (5_000, "holds")])
 def test_spikes(spike: int, verdict: str) -> None:
     values = np.append(np.random.default_rng(0).normal(0, 0.1, 100_000), np.full(spike, 0.25))
@@ -227,20 +241,26 @@ def test_a_study_without_claims_has_an_empty_table() -> None:
     assert found.empty
 
 
-CHANGE = {"claim": "c", "quantity": "score_change", "sparsity": 0.5}
+CHANGE = {"claim": "c", "quantity": "score_change", "sparsity": 0.5, "low": -0.02}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quantity": "scor_change"}, "claims.1.quantity: found 'scor_change'; did you mean 'score_change'?"),
-        ({"sparsity": 1.5}, "claims.1.sparsity: found 1.5; give a sparsity such as 0.5 or 2of4"),
-        ({"hihg": 0}, "claims.1.hihg: unknown key; did you mean 'high'?"),
+        ({"quantity": "scor_change"}, "claims.1: quantity: found 'scor_change'; did you mean 'score_change'?"),
+        ({"sparsity": 1.5}, "claims.1: sparsity: found 1.5; give a sparsity such as 0.5 or 2of4"),
+        ({"hihg": 0}, "claims.1: hihg: unknown key; did you mean 'high'?"),
         ({"low": "none"}, "claims.1.low: found 'none'; input should be a valid number"),
-        ({"quantity": "share_within", "limit": "x"}, "claims.1.sparsity: unknown key; known: claim, quantity"),
-        ({"quantity": "best_above_majority"}, "claims.1.sparsity: unknown key; did you mean 'sparsities'?"),
-        ({"low": 0.1, "high": -0.1}, "claims.1.low: found 0.1, which is not up to high, -0.1; correct one of them"),
-        ({"low": math.nan}, "claims.1.low: found nan, which is not up to high, inf; correct one of them"),
+        ({"quantity": "share_within", "limit": "x"}, "claims.1: sparsity: unknown key; known: claim, quantity"),
+        ({"quantity": "best_above_majority"}, "claims.1: sparsity: unknown key; did you mean 'sparsities'?"),
+        ({"low": 0.1, "high": -0.1}, "claims.1: low: found 0.1, which is not up to high, -0.1; correct one of them"),
+        ({"low": math.nan}, "claims.1.low: found nan; input should be a finite number"),
+        ({"low": None}, "claims.1.low: found nothing; give a value, or remove it"),
+        (
+            {"low": False},
+            "claims.1.low: found False; yes, no, on and off are true and false in YAML; write a number, or ",
+        ),
+        ({"low": -2}, "claims.1: low, high: found -2; scores are fractions, so two points are 0.02"),
     ],
 )
 def test_a_wrong_claim_is_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -255,16 +275,18 @@ def test_a_wrong_claim_is_one_line(changes: dict[str, Any], message: str, tmp_pa
 @pytest.mark.parametrize(
     ("claim", "message"),
     [
-        ({"quantity": "score_change"}, "claims.0.sparsity: missing; add it, score_change needs it"),
-        ({"quantity": "share_within", "limit": "x"}, "claims.0.limit: found 'x'; give a number above 0"),
-        ({"quantity": "share_within", "limit": 0}, "claims.0.limit: found 0; give a number above 0"),
-        ({"quantity": "density_ratio", "magnitude": -1}, "claims.0.magnitude: found -1; give a number above 0"),
-        ({"quantity": "best_above_majority", "sparsities": []}, "claims.0.sparsities: found []; give a list of "),
-        ({"quantity": "best_above_majority", "sparsities": 0.5}, "claims.0.sparsities: found 0.5; give a list of "),
+        ({"quantity": "score_change"}, "claims.0: sparsity: missing; add it, score_change needs it"),
+        ({"quantity": "share_within", "limit": "x"}, "claims.0: limit: found 'x'; give a number above 0"),
+        ({"quantity": "share_within", "limit": 0}, "claims.0: limit: found 0; give a number above 0"),
+        ({"quantity": "share_within", "limit": True}, "claims.0: limit: found True; give a number above 0"),
+        ({"quantity": "score_change", "sparsity": 0.5, "low": -math.inf}, "claims.0.low: found -inf; input should be"),
+        ({"quantity": "density_ratio", "magnitude": -1}, "claims.0: magnitude: found -1; give a number above 0"),
+        ({"quantity": "best_above_majority", "sparsities": []}, "claims.0: sparsities: found []; give a list of "),
+        ({"quantity": "best_above_majority", "sparsities": 0.5}, "claims.0: sparsities: found 0.5; give a list of "),
     ],
 )
 def test_a_wrong_argument_is_one_line(claim: dict[str, Any], message: str, tmp_path: Path) -> None:
-    path = _written(tmp_path, claims=[{"claim": "c", **claim}])
+    path = _written(tmp_path, claims=[{"claim": "c", "high": 1, **claim}])
     with pytest.raises(UserError) as caught:
         load(path)
     assert str(caught.value).startswith(f"{path}: {message}")
@@ -274,11 +296,17 @@ def test_a_wrong_argument_is_one_line(claim: dict[str, Any], message: str, tmp_p
     ("file", "message"),
     [
         ({"source": {"name": "s"}}, "source.summary: missing; add it"),
-        ({"claim": []}, "claim: unknown key; remove or correct it"),
-        ({"scopes": []}, "scopes: found '()'; "),
+        ({"claim": []}, "claim: unknown key; did you mean 'claims'?"),
+        ({"scopes": []}, "scopes: found nothing; give at least one"),
+        (
+            {"scopes": ["linaer"]},
+            "scopes.0: found 'linaer'; expected all, linear, attention, mlp, embeddings, encoder, decoder or a list ",
+        ),
+        ({"method": "magnitud"}, "method: found 'magnitud', which is not defined; did you mean 'magnitude'?"),
+        ({"method": "int8"}, "method: found int8, which removes nothing; claims are of pruned models"),
         (
             {"source": {"name": "s", "summary": "p", "tasks": {"t": {"examples": 5, "majority": 6}}}},
-            "source.tasks.t.majority: found 6 of 5 examples; correct one of them",
+            "source.tasks.t: majority: found 6 of 5 examples; correct one of them",
         ),
     ],
 )
@@ -286,7 +314,7 @@ def test_a_wrong_file_is_one_line(file: dict[str, Any], message: str, tmp_path: 
     path = _written(tmp_path, **file)
     with pytest.raises(UserError) as caught:
         load(path)
-    assert str(caught.value).startswith(f"{path}: {message}".split("found '")[0])
+    assert str(caught.value).startswith(f"{path}: {message}")
 
 
 @pytest.mark.parametrize(
@@ -296,6 +324,13 @@ def test_a_wrong_file_is_one_line(file: dict[str, Any], message: str, tmp_path: 
         ("model,task,method,metric,value\n", "numbers.csv: column sparsity is missing, found model, task"),
         ("gpt2,sst2,magnitude,2,accuracy,0.5", "numbers.csv: line 2: sparsity: found '2'; give a fraction"),
         ("gpt2,sst2,magnitude,0.5,accuracy,high", "numbers.csv: line 2: value: found 'high'; give a number"),
+        ("gpt2,sst2,magnitude,0.5,accuracy,91", "numbers.csv: line 2: value: found 91; scores are fractions, such as"),
+        (
+            "gpt2,sst2,magnitude,0.5,accuracy,nan",
+            "numbers.csv: line 2: value: found nan; scores are fractions, such as",
+        ),
+        ("gpt2,t,magnitude,0.5,perplexity,0.5", "numbers.csv: line 2: value: found 0.5; perplexities are at least 1"),
+        ("a,t,magnitude,0.5,f1,0.9\na,t,magnitude,0.5,f1,0.8", "numbers.csv: line 3: gives a number again; remove one"),
         ("gpt2,sst2,magnitude,0.5,accuracy,0.5", "claims.yaml: source.tasks: sst2 is missing, numbers.csv has it"),
     ],
 )
@@ -308,6 +343,12 @@ def test_wrong_numbers_are_one_line(numbers: str | None, message: str, tmp_path:
         load(path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_that_are_a_folder_are_one_line(tmp_path: Path) -> None:
+    path = _written(tmp_path, source={"name": "s", "summary": "pruned", "numbers": "."})
+    with pytest.raises(UserError, match="no CSV table"):
+        load(path)
 
 
 @pytest.mark.parametrize("text", ["claims: [", "- a list"])

@@ -9,7 +9,7 @@ import pytest
 
 from llm_sparsity.evaluation import scores
 from llm_sparsity.reporting.intervals import Score, combined
-from llm_sparsity.reporting.paired import FUNCTIONS, paired_error
+from llm_sparsity.reporting.paired import FUNCTIONS, paired_error, weighted
 
 
 def rows(labels: Any, predictions: Any) -> pd.DataFrame:
@@ -48,13 +48,30 @@ def test_a_score_of_weighted_examples_is_that_of_the_library(score: str, classes
     weights = generator.integers(1, 4, size=50)
     average = "binary" if classes == 2 else "macro"
     known = scores.FUNCTIONS[score](np.repeat(labels, weights), np.repeat(predictions, weights), average)
-    assert FUNCTIONS[score](labels, predictions, weights.astype(float)) == pytest.approx(known, abs=0.002)
+    assert weighted(score, average)(labels, predictions, weights.astype(float)) == pytest.approx(known, abs=0.002)
+
+
+def test_labels_that_do_not_occur_change_no_score() -> None:
+    """A task with three labels, of which two occur: F1 is that of both, not that of the second alone."""
+    generator = np.random.default_rng(2)
+    labels, ours, theirs = example("combined", 2, 200, generator)
+    known = scores.FUNCTIONS["combined"](labels, ours, "macro")
+    assert weighted("combined", "macro")(labels, ours, np.ones(200)) == pytest.approx(known)
+    macro, binary = (
+        paired_error("combined", rows(labels, ours), rows(labels, theirs), way) for way in ("macro", "binary")
+    )
+    assert macro != binary
 
 
 @pytest.mark.parametrize(("score", "classes"), [("accuracy", 2), *CASES])
 def test_the_error_is_that_of_differences_on_other_examples(score: str, classes: int) -> None:
     """Beside the standard deviation over 200 data sets; scores on different examples would differ more."""
-    function = FUNCTIONS.get(score, lambda labels, predictions, _: np.mean(labels == predictions))
+    average = "binary" if classes == 2 else "macro"
+    function = (
+        (lambda labels, predictions, _: np.mean(labels == predictions))
+        if score == "accuracy"
+        else weighted(score, average)
+    )
     found, differences, values = [], [], []
     for seed in range(200):
         labels, dense, pruned = example(score, classes, 300, np.random.default_rng(seed))
@@ -62,7 +79,7 @@ def test_the_error_is_that_of_differences_on_other_examples(score: str, classes:
         differences.append(ours - theirs)
         values.append(theirs)
         if seed < 5:
-            found.append(paired_error(score, rows(labels, pruned), rows(labels, dense)))
+            found.append(paired_error(score, rows(labels, pruned), rows(labels, dense), average))
     assert np.mean(found) == pytest.approx(np.std(differences), rel=0.2)
     assert np.mean(found) < np.std(values) * math.sqrt(2)
 

@@ -455,6 +455,55 @@ def test_low_rank_updates_leave_the_weights_as_they_were_pruned(other: dict[str,
         config.load(values)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"mask": "released"}, "recipes.mine: mask: released: without effect, as finetune.epochs is 0; remove one"),
+        ({"distill": {}}, "recipes.mine: distill: without effect, as finetune.epochs is 0; remove one of them"),
+        ({"lora": {}}, "recipes.mine: lora: without effect, as finetune.epochs is 0; remove one of them"),
+    ],
+)
+def test_a_recipe_without_training_has_no_setting_of_it(
+    recipe: dict[str, Any], said: str, values: dict[str, Any]
+) -> None:
+    values["recipes"] = {"mine": {"start": "finetuned", "finetune": {"epochs": 0}, **recipe}}
+    assert said in refused(values)
+
+
+def test_sentences_without_labels_need_a_loss(values: dict[str, Any]) -> None:
+    values["recipes"] = {"mine": {"distill": {"unlabelled": True, "logits": 0, "hidden": 0}}}
+    assert "unlabelled: nothing is learned from it, as logits and hidden are 0; raise one" in refused(values)
+
+
+def test_frozen_zeros_cannot_be_released(values: dict[str, Any]) -> None:
+    values["study"] = [values["study"][0] | {"scopes": ["embeddings"], "recipes": ["released"]}]
+    config.load(values)
+    values["finetune"]["freeze_embeddings"] = True
+    assert "study.0.recipes: released releases zeros, but on task sst2 freeze_embeddings keeps those of" in refused(
+        values
+    )
+
+
+@pytest.mark.parametrize("method", ["structured", "block", "magnitude+int8"])
+def test_every_method_keeps_the_least_density(method: str, values: dict[str, Any]) -> None:
+    values["prune"] = {"min_density": 0.5}
+    grid = {"methods": [method], "scopes": ["linear"], "sparsities": [0.5], "recipes": ["kept"], "tasks": []}
+    values["study"] = [values["study"][0] | grid]
+    config.load(values)
+    values["study"][0]["sparsities"] = [0.9]
+    assert f"{method} cannot remove 0.9, as prune.min_density 0.5 keeps this fraction" in refused(values)
+
+
+def test_a_batch_size_is_measured_once(values: dict[str, Any]) -> None:
+    values["measure"] = {"batch_sizes": [1, 1]}
+    assert "measure: batch_sizes: 1 is given twice; remove one" in refused(values)
+
+
+def test_a_name_is_no_number_of_several_spellings(values: dict[str, Any]) -> None:
+    values["name"] = 1.10
+    assert "name: found 1.1; a number has no one spelling; write the name in quotes" in refused(values)
+
+
 def test_a_task_overrides_the_defaults_of_finetune(values: dict[str, Any]) -> None:
     values["tasks"]["mrpc"]["finetune"] = {"epochs": 5}
     study = config.load(values)

@@ -15,6 +15,7 @@ from llm_sparsity.study.document import read_document
         ("finetune: {epochs: 10}\nname: a\nfinetune: {batch_size: 8}\n", "line 3: finetune is given twice; remove one"),
         ("tasks:\n  a: {kind: b}\n  'a': {kind: c}\n", "line 3: a is given twice; remove one"),
         ("models: {1.10: a, 1.1: b}\n", "line 1: 1.1 is given twice; remove one"),
+        ("models: {1: a, '1': b}\n", "line 1: 1 is given twice; remove one"),
         ("- {a: 1, b: 2, a: 3}\n", "line 1: a is given twice; remove one"),
         ("epochs: 010\n", "line 1: YAML reads 010 in base eight; write it in base ten, or in quotes as a word"),
         ("a:\n- 1\n- 1:30\n", "line 3: YAML reads 1:30 in base sixty; write it in base ten, or in quotes as a word"),

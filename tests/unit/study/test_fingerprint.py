@@ -86,6 +86,7 @@ SILENT = {
     "docstring of a class": ("class f:\n    x = 1\n", 'class f:\n    """Doc."""\n\n    x = 1\n'),
     "docstring of an attribute": ("class f:\n    x = 1\n", 'class f:\n    x = 1\n    """Doc."""\n'),
     "annotations": ("def f(x=1): return x\n", "def f(x: int = 1) -> int: return x\n"),
+    "result of a decorated function": ("@print\ndef f(x): return x\n", "@print\ndef f(x) -> int: return x\n"),
     "annotation of a variable": ("def f():\n    x = 1\n", "def f():\n    y: str\n    x: int = 1\n"),
     "annotation of a constant": ("f = print\n", "from typing import Any, Final\nf: Final[Any] = print\n"),
     "name in an annotation": (F, F.replace("f()", "f() -> other", 1)),
@@ -131,6 +132,10 @@ COUNTS = {
     "default of a field, by name": ("X = 1\nclass f:\n    x: int = X\n", "X = 2\nclass f:\n    x: int = X\n"),
     "default of an argument": ("X = 1\ndef f(x=X): return x\n", "X = 2\ndef f(x=X): return x\n"),
     "argument of a decorator": ("X = 1\n@cache(X)\ndef f(): pass\n", "X = 2\n@cache(X)\ndef f(): pass\n"),
+    "argument's annotation, which a decorator may read": (
+        "@print\ndef f(x: int): pass\n",
+        "@print\ndef f(x: str): pass\n",
+    ),
     "decorator": ("def f(): pass\n", "@staticmethod\ndef f(): pass\n"),
     "assignment": ("X, Y = 1, 2\ndef f(): return Y\n", "X, Y = 1, 3\ndef f(): return Y\n"),
     "annotated assignment": ("X: int = 1\ndef f(): return X\n", "X: int = 2\ndef f(): return X\n"),

@@ -171,6 +171,25 @@ def test_a_damaged_checkpoint_is_not_used(made: Callable[..., RunCache], capsys:
     assert "the run starts anew" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"step": 4}'])
+def test_a_damaged_progress_is_not_used(
+    text: str, made: Callable[..., RunCache], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made()
+    with run.opened():
+        save(run, 4)
+    (run.folder / "progress.json").write_text(text)
+    for index in run.folder.parent.glob("runs/*/caches.json"):
+        index.write_text(text)
+    (run.folder / "run.json").unlink()
+    with run.opened():
+        assert run.load() is None
+        assert run.saved_step() == 0
+        save(run, 1)
+        assert run.saved_step() == 1
+    assert "damaged, the run starts anew" in capsys.readouterr().err or text in ("{}", "[]")
+
+
 def test_an_owner_that_lost_its_lock_saves_nothing_more(made: Callable[..., RunCache]) -> None:
     run = made()
     with run.opened():

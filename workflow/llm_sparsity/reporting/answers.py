@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from llm_sparsity.reporting.contrasts import by_recipe, differ, widest
 from llm_sparsity.reporting.decisions import LATENCY, Decision, decisions, useless
 from llm_sparsity.reporting.options import Option, options
-from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, are_masked, judged, scored, start_of
+from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, are_masked, fractions, judged, scored, start_of
 from llm_sparsity.reporting.tolerance import Cell, Verdict, tolerance, verdict
 from llm_sparsity.reporting.wording import (
     constant_answer,
@@ -284,7 +284,7 @@ def _seconds(data: Tables) -> str:
 def _regrown(data: Tables) -> str:
     """The zeros that remain where the mask is released."""
     runs = data["runs"]
-    released = runs[(runs["mask"] == "released") & (runs.method != "dense")]
+    released = runs[(runs["mask"] == "released") & (fractions(runs) > 0)]
     if released.empty:
         return ""
     row = released[released.sparsity == max(released.sparsity)].iloc[0]

@@ -19,7 +19,7 @@ YAML file that the config of a study names.
       - claim: Removing 10 % costs nothing
         quantity: score_change           # a function of `quantities`; its arguments are keys of the claim
         sparsity: 0.1
-        low: -0.02                       # true from low to high; default: no limit
+        low: -0.02                       # true from low to high, one of which may be left out
       - claim: ...
         models: [gpt2]                   # judged for these models and tasks alone; default: all
         tasks: [sst2]
@@ -27,14 +27,14 @@ YAML file that the config of a study names.
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_args
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from llm_sparsity.jobs.errors import UserError, guess
 from llm_sparsity.reporting.intervals import Estimate
@@ -43,13 +43,9 @@ from llm_sparsity.reporting.references import NUMBERS, read_numbers
 from llm_sparsity.reporting.tables import Tables, frame, judged
 from llm_sparsity.reporting.wording import in_points
 from llm_sparsity.study.document import read_document
+from llm_sparsity.study.fields import ScopeName, Section, lines
+from llm_sparsity.study.methods import Chain
 from llm_sparsity.study.sparsity import Sparsity
-
-
-class Section(BaseModel):
-    """A part of a claims file: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Split(Section):
@@ -73,13 +69,13 @@ class Source(Section):
     numbers: str | None = None
     scope: str = ""
     recipe: str = ""
-    tasks: dict[str, Split] = {}
+    tasks: dict[str, Split] = Field({})
 
 
-class Claim(BaseModel):
+class Claim(Section):
     """A claim: true where its quantity lies between low and high. Other keys are arguments of the quantity."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
 
     claim: str
     quantity: str
@@ -94,6 +90,11 @@ class Claim(BaseModel):
             raise ValueError(f"low: found {self.low:g}, which is not up to high, {self.high:g}; correct one of them")
         if self.quantity not in QUANTITIES:
             raise ValueError(f"quantity: found {self.quantity!r}{guess(self.quantity, QUANTITIES)}")
+        edges = [edge for edge in (self.low, self.high) if math.isfinite(edge)]
+        if not edges:
+            raise ValueError("low: missing, and high; a claim without either is always true, give one")
+        if self.function.points and (outside := [edge for edge in edges if abs(edge) > 1]):
+            raise ValueError(f"low, high: found {outside[0]:g}; scores are fractions, so two points are 0.02")
         parameters = self.function.parameters
         for key in self.model_extra or {}:
             if key not in parameters:
@@ -121,8 +122,18 @@ class File(Section):
 
     source: Source
     method: str
-    scopes: tuple[str, ...] = Field(min_length=1)
+    scopes: tuple[ScopeName, ...] = Field(min_length=1)
     claims: tuple[Claim, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _method_removes_weights(self) -> Self:
+        try:
+            removes = Chain(self.method).method
+        except ValueError as error:
+            raise ValueError(f"method: {error}") from None
+        if not removes:
+            raise ValueError(f"method: found {self.method}, which removes nothing; claims are of pruned models")
+        return self
 
 
 @dataclass(frozen=True)
@@ -168,7 +179,7 @@ def load(path: Path) -> Claims:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no YAML ({' '.join(str(error).split())}); correct it") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {_line(error.errors()[0])}") from None
+        raise UserError(f"{path}: {lines(error, File)[0]}") from None
     numbers = pd.DataFrame(columns=NUMBERS)
     if file.source.numbers:
         numbers = read_numbers(path.parent / file.source.numbers, NUMBERS)
@@ -186,7 +197,7 @@ def _argument(name: str, value: Any, kind: Any) -> Any:
             found = tuple(get_args(kind)[0].of(each) for each in value)
         else:
             found = Sparsity.of(value) if kind is Sparsity else kind(value)
-        if found == () or (kind is float and not 0 < found < math.inf):
+        if found == () or (kind is float and (isinstance(value, bool) or not 0 < found < math.inf)):
             raise ValueError
         return found
     except (ValueError, TypeError):
@@ -194,19 +205,6 @@ def _argument(name: str, value: Any, kind: Any) -> Any:
         raise ValueError(
             f"{name}: found {value!r}; give {expected.get(kind, 'a list of sparsities such as [0.5, 2of4]')}"
         ) from None
-
-
-def _line(fault: Mapping[str, Any]) -> str:
-    """A fault of the file in one line: key, value, fix."""
-    key = ".".join(map(str, fault["loc"]))
-    if fault["type"] == "missing":
-        return f"{key}: missing; add it"
-    if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key; remove or correct it"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "value_error":
-        return f"{key}.{message}"
-    return f"{key or 'file'}: found {str(fault['input'])[:60]!r}; {message[0].lower()}{message[1:]}"
 
 
 def judge(claims: Claims | None, tables: Tables) -> pd.DataFrame:

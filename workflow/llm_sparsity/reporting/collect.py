@@ -127,7 +127,8 @@ def _metrics(head: Row, cell: Run | Evaluation, score: str | None, root: Path) -
         facts["windows"] = len(ours) if "nll" in ours else None
         if not cell.variant.is_dense and metrics[score] is not None:
             theirs = pd.read_csv(root / cell.dense.folder / "predictions.csv")
-            metrics[f"{score}{tables.PAIRED}"] = paired_error(score, ours, theirs)
+            average = "binary" if "f1" in metrics else "macro"
+            metrics[f"{score}{tables.PAIRED}"] = paired_error(score, ours, theirs, average)
     return [{**head, "metric": metric, "value": value, **facts} for metric, value in metrics.items()]
 
 

@@ -117,7 +117,7 @@ def combined(
     value, spread, counts = 0.0, 0.0, []
     for kind in dict.fromkeys(score.kind for _, score in terms):
         mine = [weight * score.values for weight, score in terms if score.kind == kind]
-        sums = pd.concat(mine, axis=1, join="inner").sum(axis=1)
+        sums = pd.concat(mine, axis=1, join="inner").dropna().sum(axis=1)
         if sums.empty:
             return None
         value += float(sums.mean())

@@ -14,14 +14,16 @@ from llm_sparsity.study.sources import SCORES
 DRAWS = 200  # of a bootstrap, whose standard error is then known to 5 %
 
 Array = NDArray[np.float64]
+Weighted = Callable[[Array, Array, Array], float]  # a score from labels, predictions and weights
 
 
-def paired_error(score: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
+def paired_error(score: str, ours: pd.DataFrame, theirs: pd.DataFrame, average: str = "binary") -> float:
     """The standard error of the difference of a score; of perplexities, of the logarithm of their ratio.
 
     Args:
         score: of `scores.FUNCTIONS`, or "perplexity".
         ours, theirs: rows of predictions.csv: `label` and `prediction` of an example, or `nll` of a window of text.
+        average: of F1 in `combined`: "macro" for a task with more than two labels, whether they occur or not.
     """
     if score == "perplexity":
         return float((ours.nll - theirs.nll).sem())
@@ -29,7 +31,7 @@ def paired_error(score: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
     if score == "accuracy":
         one, other = (each == labels for each in predictions)
         return _of_shares(int((one & ~other).sum()), int((other & ~one).sum()), len(labels))
-    return _bootstrap(score, labels, *predictions)
+    return _bootstrap(weighted(score, average), labels, *predictions, of_classes=score not in SCORES["regression"])
 
 
 def _of_shares(gained: int, lost: int, examples: int) -> float:
@@ -42,14 +44,14 @@ def _of_shares(gained: int, lost: int, examples: int) -> float:
     return float(np.sqrt(more + less - (more - less) ** 2 / count) / count)
 
 
-def _bootstrap(score: str, labels: Array, ours: Array, theirs: Array) -> float:
+def _bootstrap(function: Weighted, labels: Array, ours: Array, theirs: Array, *, of_classes: bool) -> float:
     """By the Bayesian bootstrap (Rubin 1981, doi:10.1214/aos/1176345338) with a fixed seed.
 
     Every example gets a random weight, the same for both models. Of classes, two examples are added, spread evenly over
     labels and outcomes, for the reason given in `_of_shares`.
     """
-    function, shapes = FUNCTIONS[score], np.ones(len(labels))
-    if score not in SCORES["regression"]:
+    shapes = np.ones(len(labels))
+    if of_classes:
         classes = 1 + int(max(1, labels.max(), ours.max(), theirs.max()))
         right = np.tile(np.arange(classes), 4)
         wrong = np.repeat([[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]], classes, axis=1)  # of our model, of theirs
@@ -62,7 +64,7 @@ def _bootstrap(score: str, labels: Array, ours: Array, theirs: Array) -> float:
     return float(np.std(differences, ddof=1))
 
 
-def _of_confusion(function: Callable[[Array], float]) -> Callable[[Array, Array, Array], float]:
+def _of_confusion(function: Callable[[Array], float]) -> Weighted:
     """A score from the weights of each pair of label and prediction, (labels, predictions)."""
 
     def scored(labels: Array, predictions: Array, weights: Array) -> float:
@@ -80,9 +82,9 @@ def _f1(confusion: Array) -> Array:
     return np.asarray(2 * confusion.diagonal()[both > 0] / both[both > 0])
 
 
-def _combined(confusion: Array) -> float:
-    f1 = _f1(confusion)
-    return float((np.trace(confusion) / confusion.sum() + (f1[1] if len(confusion) == 2 else f1.mean())) / 2)
+def _combined(f1: Callable[[Array], float]) -> Weighted:
+    """The mean of accuracy and F1, by how F1 is taken of the labels' own."""
+    return _of_confusion(lambda confusion: float(np.trace(confusion) / confusion.sum() + f1(_f1(confusion))) / 2)
 
 
 def _matthews(confusion: Array) -> float:
@@ -108,11 +110,17 @@ def _ranks(values: Array, weights: Array) -> Array:
 
 
 # The scores of `evaluation.scores`, of weighted examples: those of sklearn take a hundred times as long.
-FUNCTIONS: dict[str, Callable[[Array, Array, Array], float]] = {
+FUNCTIONS: dict[str, Weighted] = {
     "f1": _of_confusion(lambda confusion: float(_f1(confusion)[1])),
     "macro_f1": _of_confusion(lambda confusion: float(_f1(confusion).mean())),
-    "combined": _of_confusion(_combined),
+    "combined": _combined(lambda f1: float(f1[1])),
     "matthews_correlation": _of_confusion(_matthews),
     "pearsonr": _pearson,
     "spearmanr": _spearman,
 }
+_COMBINED_MACRO = _combined(lambda f1: float(f1.mean()))
+
+
+def weighted(score: str, average: str) -> Weighted:
+    """A score of weighted examples, see `paired_error`."""
+    return _COMBINED_MACRO if (score, average) == ("combined", "macro") else FUNCTIONS[score]

@@ -179,9 +179,9 @@ def time_ratio(cell: Cell) -> Estimate | None:
     highest = cell.highest("runs")
     if highest is None:
         return None
-    pruned, dense = (
-        by_seed(rows.assign(value=rows.train_seconds)) for rows in (cell.rows("runs", highest), cell.rows("runs", ZERO))
-    )
+    each = cell.rows("runs", highest), cell.rows("runs", ZERO)
+    trained = [rows[rows.train_seconds > 0] for rows in each]  # a recipe may evaluate only
+    pruned, dense = (by_seed(rows.assign(value=rows.train_seconds)) for rows in trained)
     ratios = (pruned / dense).dropna()
     if ratios.empty:
         return None
@@ -205,7 +205,7 @@ def _cumulative(cell: Cell) -> "pd.Series[float]":
 def share_within(cell: Cell, limit: float) -> Estimate | None:
     """The share of a dense model's weights w with abs(w) <= limit, interpolated between the magnitudes counted."""
     curve = _cumulative(cell)
-    if curve.empty:
+    if curve.empty or not curve.index[0] <= limit <= curve.index[-1]:
         return None
     return Estimate(float(np.interp(math.log(limit), np.log(curve.index), curve)))
 

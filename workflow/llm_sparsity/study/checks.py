@@ -36,7 +36,7 @@ def check(study: "Config") -> None:
         refuse_unknown(f"{where}.recipes", grid.recipes, [*RECIPES, *study.recipes])
         _check_methods(study, where, grid)
         _check_folders(where, grid)
-        _check_schedules(study, where, grid)
+        _check_recipes(study, where, grid)
         _check_starts(study, where, grid)
         _check_unlabelled(study, where, grid)
         _check_models(study, where, grid)
@@ -78,7 +78,7 @@ def _check_methods(study: "Config", where: str, grid: "Grid") -> None:
             raise ValueError("calibration.samples: found 1, but reconstruct holds a sequence out; give at least 2")
         kept = study.prune.min_density
         too_many = [each for each in grid.sparsities if not each.fits(kept)]
-        if chain.method in SINGLE and too_many:
+        if chain.method and too_many:
             raise ValueError(
                 f"{where}.sparsities: {method} cannot remove {too_many[0]}, as prune.min_density {kept} keeps this "
                 "fraction of every tensor; lower one of them"
@@ -172,14 +172,19 @@ def _check_unlabelled(study: "Config", where: str, grid: "Grid") -> None:
             )
 
 
-def _check_schedules(study: "Config", where: str, grid: "Grid") -> None:
-    """Refuse a schedule that cannot choose the weights, or would choose others than the method."""
+def _check_recipes(study: "Config", where: str, grid: "Grid") -> None:
+    """Refuse zeros that cannot grow back, and a schedule that cannot choose the weights, or not as the method does."""
     for name in grid.recipes:
-        if (schedule := study.recipe(name).schedule) is None:
-            continue
         frozen = [
             task for task in study.trained_tasks(grid) if study.finetune_settings(task, name)["freeze_embeddings"]
         ]
+        if study.recipe(name).mask == "released" and frozen and "embeddings" in grid.scopes:
+            raise ValueError(
+                f"{where}.recipes: {name} releases zeros, but on task {frozen[0]} freeze_embeddings keeps those of "
+                "scope embeddings; remove it, or choose another scope"
+            )
+        if (schedule := study.recipe(name).schedule) is None:
+            continue
         if schedule.scores == "movement" and frozen and (scopes := {"all", "embeddings"} & set(grid.scopes)):
             raise ValueError(
                 f"{where}.recipes: {name} ranks weights by movement, but on task {frozen[0]} freeze_embeddings keeps "

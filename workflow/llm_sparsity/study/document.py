@@ -79,7 +79,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         given = set[object]()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                value = self.construct_object(key)  # 1.1 and 1.10 are one
+                value = str(self.construct_object(key))  # 1.1 and 1.10 are one, and 1 and "1" one name
                 if value in given:
                     raise _error(key, f"{key.value} is given twice; remove one")
                 given.add(value)

@@ -35,6 +35,12 @@ def _matches(pattern: str, expected: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _as_written(value: Any) -> Any:
+    if isinstance(value, float):
+        raise ValueError("a number has no one spelling; write the name in quotes")
+    return value
+
+
 def _inside(value: str) -> str:
     if climbs(value) or not PurePosixPath(value).parts:
         raise ValueError("a path inside the source is expected, neither absolute nor with '..'")
@@ -84,6 +90,7 @@ Name = Annotated[
         NAME,
         "a name becomes a folder: use letters, digits, '.', '_' and '-' only, 80 of them at most",
     ),
+    BeforeValidator(_as_written),  # the last one comes first
 ]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Commit = Annotated[

@@ -43,6 +43,11 @@ class Measure(Section):
     sequence_length: Positive = Field(128, description="tokens per sequence")
     repeats: Annotated[int, Field(ge=3)] = Field(15, description="rounds, each of which runs every model once")
 
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        refuse_repeats(self)
+        return self
+
 
 class Finetune(Section):
     """How a variant is fine-tuned."""
@@ -97,6 +102,8 @@ class Distill(Section):
     def _not_all_zero(self) -> Self:
         if not (self.labels or self.logits or self.hidden):
             raise ValueError("labels, logits and hidden are all 0, so nothing is learned; raise one")
+        if self.unlabelled and not (self.logits or self.hidden):
+            raise ValueError("unlabelled: nothing is learned from it, as logits and hidden are 0; raise one")
         return self
 
 
@@ -129,6 +136,9 @@ class Recipe(Section):
             raise ValueError("schedule: removes weights of the fine-tuned dense model in any case; remove start")
         if not self.trains and self.start == "pretrained":
             raise ValueError("finetune.epochs: found 0, which needs start: finetuned; add it, or give at least 1")
+        of_training = {"mask: released": self.mask == "released", "distill": self.distill, "lora": self.lora}
+        if not self.trains and (useless := [key for key, given in of_training.items() if given]):
+            raise ValueError(f"{useless[0]}: without effect, as finetune.epochs is 0; remove one of them")
         if self.lora and (self.schedule or self.mask == "released"):
             other = "schedule" if self.schedule else "mask: released"
             raise ValueError(f"lora: keeps the weights as they were pruned, which excludes {other}; remove one")

@@ -182,21 +182,23 @@ class _Normaliser(ast.NodeTransformer):
         return self._scope(node, in_class=True)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.returns = None
-        return self._scope(node, in_class=False)
+        return self._function(node)
 
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return self._function(node)
+
+    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
         node.returns = None
+        if not node.decorator_list:  # a decorator may read them
+            for argument in ast.walk(node.args):
+                if isinstance(argument, ast.arg):
+                    argument.annotation = None
         return self._scope(node, in_class=False)
 
     def _scope(self, node: ast.AST, in_class: bool) -> ast.AST:
         outer, self._in_class = self._in_class, in_class
         node = self.generic_visit(node)
         self._in_class = outer
-        return node
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        node.annotation = None
         return node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:

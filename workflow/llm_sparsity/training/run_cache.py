@@ -114,8 +114,8 @@ class RunCache:
             ours = [self.folder, self._of_output, self._output, self._output / "model"]
             for folder in [*ours, *self.folder.glob("*/")]:
                 remove_partial(folder, alone=True)
-            if (self.folder / "progress.json").exists():
-                self._remove_old(read_json(self.folder / "progress.json"))
+            if progress := self._progress():
+                self._remove_old(progress)
             if not (self.folder / "run.json").exists():
                 self._register()
                 self._describe()
@@ -128,15 +128,14 @@ class RunCache:
 
     def load(self) -> Saved | None:
         """The last save; None if there is none, or if it is damaged."""
-        if not (self.folder / "progress.json").exists():
+        if not (progress := self._progress()):
             return None
         try:
-            progress = read_json(self.folder / "progress.json")
             weights, state = (
                 StoredTensors(self.folder / folder) if folder else {}
                 for folder in (progress["weights"], progress["state"])
             )
-        except (UserError, ValueError, KeyError) as error:
+        except (UserError, ValueError) as error:
             print(f"{self.folder}: not used, the run starts anew: {error}", file=sys.stderr)
             return None
         print(f"{self.folder}: going on after step {progress['step']}", file=sys.stderr)
@@ -171,14 +170,13 @@ class RunCache:
     def record(self, progress: Mapping[str, Any]) -> None:
         """Replace the progress of the last save."""
         if self._main:
-            last = read_json(self.folder / "progress.json")
-            write_json(self.folder / "progress.json", {**last, **progress})
+            write_json(self.folder / "progress.json", {**self._progress(), **progress})
 
     def finish(self) -> None:
         """Remove what only a run that goes on needs, once all results are written: twice the size of the model."""
         if self._main:
             self._assert_locked()
-            last = {**read_json(self.folder / "progress.json"), "state": None}
+            last = {**self._progress(), "state": None}
             write_json(self.folder / "progress.json", last)
             self._remove_old(last)
 
@@ -188,8 +186,19 @@ class RunCache:
 
     def saved_step(self) -> int:
         """The step that a repeated run would continue from; 0 for the beginning."""
+        return int(self._progress().get("step", 0))
+
+    def _progress(self) -> dict[str, Any]:
+        """The progress of the last save; empty if there is none, or if its file is damaged."""
         path = self.folder / "progress.json"
-        return int(read_json(path)["step"]) if path.exists() else 0
+        try:
+            progress = dict(read_json(path)) if path.exists() else {}
+        except (ValueError, TypeError):
+            progress = {"damaged": True}
+        if progress and not {"step", "weights", "state"} <= set(progress):
+            print(f"{path}: damaged, the run starts anew", file=sys.stderr)
+            return {}
+        return progress
 
     def _save(
         self,
@@ -239,7 +248,10 @@ class RunCache:
     def _register(self) -> None:
         """Add this cache to those of its results folder, and say why the others are not used."""
         index = self._of_output / "caches.json"
-        others = read_json(index) if index.exists() else []
+        try:
+            others = read_json(index) if index.exists() else []
+        except ValueError:  # damaged: the others are not named
+            others = []
         others = [key for key in others if (self._work / key / "run.json").exists()]
         for key in others:
             other = read_json(self._work / key / "run.json")
