@@ -124,6 +124,22 @@ def test_gguf_file_becomes_a_plain_model(tmp_path: Path) -> None:
     assert all(torch.equal(weight, held[name].half()) for name, weight in half_weights.items())
 
 
+def test_a_gguf_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks for it three times, and for the table of names with each module."""
+    gguf = pytest.importorskip("gguf")
+    write_tiny_gguf(tmp_path / "gguf")
+    asked: list[str] = []
+
+    def count(name: str) -> None:
+        plain = getattr(gguf, name)
+        monkeypatch.setattr(gguf, name, lambda *arguments: asked.append(name) or plain(*arguments))
+
+    count("GGUFReader")
+    count("get_tensor_name_map")
+    convert_gguf(tmp_path / "gguf/tiny.gguf", tmp_path / "plain")
+    assert sorted(asked) == ["GGUFReader", "get_tensor_name_map"]
+
+
 def test_model_from_a_gguf_file_in_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tiny_gguf(tmp_path / "gguf")
     with zipfile.ZipFile(tmp_path / "tiny.whl", "w") as file:
