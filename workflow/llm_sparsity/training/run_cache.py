@@ -21,7 +21,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -191,14 +191,14 @@ class RunCache:
     def _progress(self) -> dict[str, Any]:
         """The progress of the last save; empty if there is none, or if its file is damaged."""
         path = self.folder / "progress.json"
-        try:
-            progress = dict(read_json(path)) if path.exists() else {}
-        except (ValueError, TypeError):
-            progress = {"damaged": True}
-        if progress and not {"step", "weights", "state"} <= set(progress):
-            print(f"{path}: damaged, the run starts anew", file=sys.stderr)
+        if not path.exists():
             return {}
-        return progress
+        with suppress(ValueError, TypeError):
+            progress = dict(read_json(path))
+            if {"step", "weights", "state"} <= progress.keys():
+                return progress
+        print(f"{path}: damaged, the run starts anew", file=sys.stderr)
+        return {}
 
     def _save(
         self,
