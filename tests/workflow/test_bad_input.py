@@ -67,7 +67,7 @@ def test_a_study_without_models_does_not_borrow_those_of_the_default_config(fres
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
-        ("report/claims.yaml", "limit: 0.5", "limit: 0", "claims.8.limit: found 0; give a number above 0"),
+        ("report/claims.yaml", "limit: 0.5", "limit: 0", "claims.8: limit: found 0; give a number above 0"),
         ("published.csv", "sparsity", "sparsty", "published.csv: column sparsity is missing"),
     ],
 )
