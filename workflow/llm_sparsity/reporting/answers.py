@@ -133,7 +133,7 @@ def answers(data: Tables, asked: list[Question]) -> list[str]:
     told = asked if len(asked) <= NAMED else [*asked[: NAMED // 2], *asked[-NAMED // 2 :]]
     pruned = [option for question in asked for option in question.options if not option.is_dense]
     found = [_seen(data), _without(asked), *(_verdict(question) for question in told), _method(pruned), _part(pruned)]
-    found += [_bytes(data), _seconds(data), _recipe_gain(pruned), _recovery(pruned), _regrown(data)]
+    found += [_bytes(data), _seconds(data), _recipe_gain(data, pruned), _recovery(pruned), _regrown(data)]
     return [line for line in found if line]
 
 
@@ -222,17 +222,26 @@ def _part(pruned: Sequence[Option]) -> str:
     )
 
 
-def _recipe_gain(pruned: Sequence[Option]) -> str:
-    """The largest gain in points of a recipe over plain fine-tuning."""
+def _recipe_gain(data: Tables, pruned: Sequence[Option]) -> str:
+    """The largest gain in points of a recipe over plain fine-tuning, with the steps of both if they differ."""
     pairs = by_recipe([option for option in pruned if in_points(option.metric)], "kept")
     gains = [pair for pair in pairs if pair[1].value > pair[0].value and differ(*pair, len(pairs))]
     if not gains:
         return ""
     plain, best = max(gains, key=lambda pair: pair[1].value - pair[0].value)
+    more, fewer = _steps(data, best), _steps(data, plain)
     return (
         f"The recipe matters: {best.model} without {best.sparsity.label} of {scope_name(best.scope)} reaches "
-        f"{name_of_metric(best.metric)} {best.value:.3f} on {best.task} by {best.recipe}, {plain.value:.3f} by kept."
+        f"{name_of_metric(best.metric)} {best.value:.3f} on {best.task} by {best.recipe}, {plain.value:.3f} by kept"
+        f"{f', but in {more:,} steps, not {fewer:,}' if more != fewer else ''}."
     )
+
+
+def _steps(data: Tables, option: Option) -> int:
+    """The steps of an option's training; not those of the dense model, from which it may start."""
+    runs = data["history"]
+    keys = ["task", "recipe", *CELL]
+    return int(runs.step[(runs[keys] == [getattr(option, key) for key in keys]).all(axis=1)].max())
 
 
 def _recovery(pruned: Sequence[Option]) -> str:

@@ -22,6 +22,7 @@ from llm_sparsity.reporting.numbers import results, versions
 from llm_sparsity.reporting.tables import CELL, MACHINE, SECONDS, VERSIONS, Tables
 from llm_sparsity.reporting.wording import (
     begin,
+    caveat,
     cost_of,
     name_of,
     name_of_metric,
@@ -111,18 +112,6 @@ def _data_uri(svg: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
-def _caveat(config: Mapping[str, Any], model: str) -> str:
-    """What a reader must know about a model whose published weights are codes already; "" for others."""
-    source = config.get("models", {}).get(model, {}).get("source", {})
-    codes = re.search(r"(?:^|[._-])(I?Q(\d)\w*?)(?:-\d+-of-\d+)?\.gguf$", str(source.get("path") or ""), re.IGNORECASE)
-    if codes is None:
-        return ""
-    return (
-        f"{model} is published as a file of {codes[2]}-bit codes ({codes[1]}). That flatters quantising here, and the "
-        "dense model of this study is larger than what its users hold."
-    )
-
-
 def _picture(drawn: Iterable[Mapping[str, str]], task: str) -> str:
     """The file of the figure that a chart of the page shows as well."""
     return next((figure["name"] for figure in drawn if figure["name"] == f"frontier-{task}"), "")
@@ -170,7 +159,7 @@ def _asked(question: Question, config: Mapping[str, Any]) -> dict[str, Any]:
         "dense": question.dense,
         "nothing": nothing(question.decisions),
         "rows": [_decision(question, decision) for decision in question.decisions],
-        "caveats": [*filter(None, [_caveat(config, question.model)])],
+        "caveats": [*filter(None, [caveat(config, question.model)])],
     }
 
 

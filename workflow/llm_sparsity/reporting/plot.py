@@ -74,7 +74,7 @@ def plot(
         with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
             drawn = [figure for figures in pool.map(draw, kinds) for figure in figures]
     sections = {name: [figure for figure in drawn if figure["section"] == name] for name in SECTIONS}
-    write_text(output / "summary.txt", summary(found, output, study.claims))
+    write_text(output / "summary.txt", summary(found, output, study.claims, config))
     write_text(output / "report.html", page(found, config, methods, sections, study.claims))
 
 

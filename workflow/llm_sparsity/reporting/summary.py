@@ -1,31 +1,36 @@
 """The summary that ends a run: the finding, what to take, and where to read more."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llm_sparsity.reporting.answers import NAMED, Question, answers, questions, ranked, title
 from llm_sparsity.reporting.claims import Claims
 from llm_sparsity.reporting.decisions import nothing
 from llm_sparsity.reporting.numbers import versions
 from llm_sparsity.reporting.tables import Tables
-from llm_sparsity.reporting.wording import cost_of, name_of, name_of_metric, percent, shown, wrapped
+from llm_sparsity.reporting.wording import caveat, cost_of, name_of, name_of_metric, percent, shown, wrapped
 
 VERDICTS = {"holds": "hold", "does not hold": "do not hold", "undecided": "are undecided"}
 WIDTH = 100  # columns of a sentence
 
 
-def summary(data: Tables, output: Path, claims: Claims | None = None) -> str:
+def summary(data: Tables, output: Path, claims: Claims | None = None, config: Mapping[str, Any] | None = None) -> str:
     """The last lines of a run.
 
     Args:
         data: the tables of the study.
         output: the folder of the study in `reports/`.
         claims: of an earlier study; None: the summary has no such line.
+        config: of the study, for what a reader must know about a model.
     """
     asked = ranked(questions(data))
     lines = [*_wrapped(f"{title(asked)}.", ""), ""]
     for question in asked[:NAMED]:
         lines += [*_decisions(question), ""]
+        if known := caveat(config or {}, question.model):
+            lines += [*_wrapped(known, "  "), ""]
     if len(asked) > NAMED:
         lines += [f"The page has {len(asked) - NAMED} more.", ""]
     for answer in answers(data, asked):

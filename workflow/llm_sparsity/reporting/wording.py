@@ -1,8 +1,9 @@
 """Names and numbers as text, for sentences, tables and figures."""
 
 import math
+import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llm_sparsity.reporting.intervals import Estimate, Score, quantile
@@ -157,4 +158,16 @@ def resolution(data: Tables, task: str) -> str:
         f"The validation split has {count} examples: near the dense {name_of_metric(metric)} of "
         f"{span((float(score.values.mean()) for score in known), 2)}, their number alone "
         f"leaves ±{span(bands, 1)} points of chance (95 %); seeds add theirs."
+    )
+
+
+def caveat(config: Mapping[str, Any], model: str) -> str:
+    """What a reader must know about a model whose published weights are codes already; "" for others."""
+    source = config.get("models", {}).get(model, {}).get("source", {})
+    codes = re.search(r"(?:^|[._-])(I?Q(\d)\w*?)(?:-\d+-of-\d+)?\.gguf$", str(source.get("path") or ""), re.IGNORECASE)
+    if codes is None:
+        return ""
+    return (
+        f"{model} is published as a file of {codes[2]}-bit codes ({codes[1]}). That flatters quantising here, and the "
+        "dense model of this study is larger than what its users hold."
     )

@@ -58,6 +58,13 @@ def check(study: "Config") -> None:
                 )
     for number, grid in enumerate(study.study):
         _check_untrained(study, f"study.{number}", grid)
+    if study.calibration is not None and study.calibration.task is None:
+        for model, variant in study.cells().variants:
+            if variant.is_calibrated:
+                raise ValueError(
+                    f"calibration.task: missing, but {variant.method} prunes {model} before it is fine-tuned, too; "
+                    "name a language-model task with a split train, or give it the recipe one-shot and measure: false"
+                )
 
 
 def _check_methods(study: "Config", where: str, grid: "Grid") -> None:
@@ -222,7 +229,7 @@ def _check_starts(study: "Config", where: str, grid: "Grid") -> None:
 def _check_texts(study: "Config") -> None:
     """Refuse tasks that are named as a text but have none to train on, or pairs for sentences."""
     texts = {f"tasks.{name}.train_on": task.train_on for name, task in study.tasks.items() if task.train_on}
-    if study.calibration is not None:
+    if study.calibration is not None and study.calibration.task:
         texts["calibration.task"] = study.calibration.task
     for key, name in texts.items():
         refuse_unknown(key, [name], study.tasks)

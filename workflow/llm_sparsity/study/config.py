@@ -192,8 +192,8 @@ class Config(Section):
         cells = self.cells()
         trained, measured = ([cell.task for cell in found] for found in (cells.runs, cells.evaluations))
         texts = [self.training_text(run.task, run.recipe) for run in cells.runs]
-        if self.calibration and any(variant.is_calibrated for _, variant in cells.variants):
-            texts.append(self.calibration.task)
+        if any(variant.is_calibrated for _, variant in cells.variants):
+            texts.append(self.calibration and self.calibration.task)
         heads = [self.models[model].head for model, _ in cells.variants]
         return list(dict.fromkeys(task for task in [*trained, *measured, *texts, *heads] if task))
 

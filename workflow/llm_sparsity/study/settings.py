@@ -23,7 +23,11 @@ class Prune(Section):
 class Calibration(Section):
     """The sequences that calibrated methods observe."""
 
-    task: Name = Field(description="a language-model task whose split train is the text")
+    task: Name | None = Field(
+        None,
+        description="a language-model task whose split train is the text; absent: only fine-tuned models are pruned by "
+        "these methods, which observe the task's own sentences (`one-shot`)",
+    )
     samples: Positive = Field(128, description="number of sequences")
     sequence_length: Positive = Field(2048, description="tokens per sequence")
     seeds: list[Seed] = Field(
@@ -163,9 +167,9 @@ RECIPES = {  # built in, so that these words mean the same in every study
     "kept": Recipe(),
     "released": Recipe(mask="released"),
     "one-shot": Recipe(start="finetuned", finetune={"epochs": 0}),
+    "lora": Recipe(lora=Lora(), finetune={"learning_rate": 1e-3}),
     # Small batches and a high learning rate: at 90 % sparsity the remaining weights have to move far. Chosen on MiniLM,
     # and provisional (BENCHMARKS.md, Recovery); a larger model may need a lower rate.
-    "lora": Recipe(lora=Lora(), finetune={"learning_rate": 1e-3}),
     "gradual": Recipe(schedule=Schedule(), distill=Distill(), finetune={"learning_rate": 1.5e-3, "batch_size": 8}),
     "gradual-unlabelled": Recipe(
         schedule=Schedule(), distill=Distill(unlabelled=True), finetune={"learning_rate": 2e-3, "batch_size": 16}
