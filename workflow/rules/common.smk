@@ -32,7 +32,7 @@ from llm_sparsity.storage.files import MANIFEST, sha256, write_text
 from llm_sparsity.study import config as study_config
 from llm_sparsity.study import footprint, methods, plan
 from llm_sparsity.study.cells import RESULTS, TASKS, Run, Variant, results_folder, variant_folder
-from llm_sparsity.study.document import read_config
+from llm_sparsity.study.document import read_config, read_document
 from llm_sparsity.study.fingerprint import code_hash
 
 # Jobs run this Python with the library beside this file, so that the hashed code is the code that runs. The paths are
@@ -190,8 +190,8 @@ def claims_numbers():
     """The table of an earlier study's numbers, which the file of its claims names, as an input."""
     claims = found_file("claims")
     try:
-        named = yaml.safe_load(claims.read_text(encoding="utf-8"))["source"]["numbers"] if claims else None
-    except (ValueError, TypeError, LookupError, yaml.YAMLError):
+        named = read_document(claims)["source"]["numbers"] if claims else None
+    except (OSError, ValueError, RecursionError, TypeError, LookupError, UserError, yaml.YAMLError):
         return []  # there is none, or the start of a run says what is wrong with the file
     return literal(claims.parent / str(named)) if named else []
 

@@ -127,6 +127,17 @@ def test_counts_stay_exact_beyond_what_float32_can_count(tmp_path: Path) -> None
     assert values(table, "overall", "histogram").max() == zeros.numel() - 1
 
 
+def test_the_same_numbers_whatever_the_dtype(tmp_path: Path) -> None:
+    """float64 is not converted, so nothing may be computed in its place."""
+    drawn = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
+    single, double = (
+        table_of(ModelFolder(model_of({query(0): drawn.to(dtype)}, tmp_path / str(dtype))), tmp_path / str(dtype))
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert values(double, "overall", "min") == [float(drawn.min())]
+    pd.testing.assert_frame_equal(single, double)
+
+
 def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     for bad in (float("nan"), float("inf"), -float("inf")):
         model = model_of({query(0): torch.tensor([[1.0, bad]])}, tmp_path / str(bad))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.sparse import SparseSemiStructuredTensorCUTLASS
 
-from llm_sparsity.inference.memory import CLEAR_REFS, inference_bytes
+from llm_sparsity.inference.memory import CLEAR_REFS, inference_bytes, memory_bytes
+from llm_sparsity.inference.sparse_layers import SparseLinear
 
 
 @pytest.mark.skipif(not CLEAR_REFS.exists(), reason="this system does not report a process's peak memory")
@@ -39,3 +40,15 @@ def test_2of4_matrices_take_their_values_and_positions(monkeypatch: pytest.Monke
         inference_bytes(model, lambda model: model(), torch.device("cpu"))
         == 2 * (4 * 32 * 32 + 2 * 32 * 4) + 4 * 32 + 5
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sparse_layer_takes_the_bytes_of_its_bias_too(dtype: torch.dtype) -> None:
+    dense = torch.nn.Linear(64, 100, dtype=dtype)
+    biased = SparseLinear(dense)
+    dense.bias = None
+    in_each_dtype = 100 * sum({4, dtype.itemsize})
+    assert memory_bytes(biased) == memory_bytes(biased.matrix) + in_each_dtype
+    assert biased.bias is not None
+    assert biased.bias.shape == (100,)
+    assert SparseLinear(dense).bias is None

@@ -14,7 +14,7 @@ from snakemake.shell import shell
 from snakemake.utils import format as snakemake_format
 
 from llm_sparsity.jobs.command import arguments, parse_and_lease, quoted, run
-from llm_sparsity.jobs.errors import UserError, storage_message
+from llm_sparsity.jobs.errors import UserError, is_out_of_memory, storage_message
 from llm_sparsity.storage.files import write_json
 
 
@@ -102,8 +102,27 @@ def test_a_full_gpu_is_one_line() -> None:
     def main() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
 
-    with pytest.raises(SystemExit, match=r"error: the GPU's memory is full; lower .*Tried to allocate 2 GiB"):
+    with pytest.raises(SystemExit, match=r"error: the memory is full; lower .*Tried to allocate 2 GiB"):
         run(main)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError("Unable to allocate")]
+)
+def test_a_full_machine_is_one_line(error: Exception) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit, match=r"error: the memory is full; lower "):
+        run(main)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.AcceleratorError("CUDA error: device-side assert triggered"), RecursionError()]
+)
+def test_not_every_runtime_error_is_a_full_memory(error: Exception) -> None:
+    assert isinstance(error, RuntimeError)
+    assert not is_out_of_memory(error)
 
 
 def test_other_errors_keep_their_traceback() -> None:

@@ -95,6 +95,25 @@ def test_of_two_that_take_over_one_gives_back(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["lock"]
 
 
+def test_a_lock_that_is_taken_over_may_be_removed_by_its_next_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next owner takes the renamed lock, in which the dead owner stands, for one that a killed process left."""
+    path = tmp_path / "lock"
+    dead = json.dumps({"host": process._host(), "pid": os.getpid(), "started": "1"})
+    path.write_text(dead)
+    rename = Path.rename
+
+    def then_removed(self: Path, target: Path) -> Path:
+        done = rename(self, target)
+        lock._remove_left(path)
+        return done
+
+    monkeypatch.setattr(Path, "rename", then_removed)
+    lock._take_over(path, dead)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_process_left_that_was_killed_while_it_took_over_is_removed(tmp_path: Path) -> None:
     dead, alive = tmp_path / "lock.here.1", tmp_path / "lock.there.2"
     dead.write_text(json.dumps({"host": process._host(), "pid": os.getpid(), "started": "1"}))

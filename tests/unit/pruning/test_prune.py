@@ -1,6 +1,7 @@
 import shutil
 from collections.abc import Callable
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -528,6 +529,17 @@ def test_arguments_without_a_meaning(
     assert message in str(error.value)
     assert (tmp_path / "model/manifest.json").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
+
+
+def test_numbers_of_other_libraries_are_numbers(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Of NumPy, whose types JSON does not know, and fractions."""
+    numbers: list[Any] = [(1, 0.25), (np.int64(1), np.float32(0.25)), (1, Fraction(1, 4))]
+    made = []
+    for seed, density in numbers:
+        output = tmp_path / str(len(made))
+        prune(tiny_model("bert"), {0.5: output}, method="random", scope="linear", seed=seed, min_density=density)
+        made.append(read_json(output / "model/manifest.json")["pruned"])
+    assert made[0] == made[1] == made[2]
 
 
 def test_a_checkpoint_that_is_not_whole_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

@@ -483,6 +483,17 @@ def test_many_models_are_told_by_their_extremes(tmp_path: Path) -> None:
     assert "The page has 2 more." in summary_of(tmp_path)
 
 
+def test_a_model_of_codes_has_a_caveat(tmp_path: Path) -> None:
+    """Quantising a model that is published as 4-bit codes costs less than it would cost others."""
+    write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], text=False)
+    source = {"package": "p==1", "path": "p/minilm.Q4_1.gguf"}
+    said = "minilm is published as a file of 4-bit codes (Q4_1). That flatters quantising here"
+    known, unknown = ({"models": {"minilm": {"source": each}}} for each in (source, {"folder": "minilm"}))
+    for config, times in ((known, 1), (unknown, 0), (None, 0)):
+        text = summary(read(tmp_path / "tables"), tmp_path, config=config)
+        assert " ".join(text.split()).count(said) == times
+
+
 @pytest.mark.parametrize(("examples", "accuracy", "band"), [(408, 0.86, 3.4), (872, 0.93, 1.7)])
 def test_what_a_validation_split_can_tell(examples: int, accuracy: float, band: float) -> None:
     """MRPC's and SST-2's, at the accuracies that BERT reaches."""
@@ -497,8 +508,16 @@ def test_what_a_validation_split_can_tell(examples: int, accuracy: float, band: 
 
 def test_a_recipe_has_a_line_and_an_answer_of_its_own(tmp_path: Path) -> None:
     write_tables(tmp_path / "tables", ["minilm"], ["magnitude"], 3, recipes=("kept", "gradual"))
-    told = summary_of(tmp_path)
+    told = " ".join(summary_of(tmp_path).split())
     assert "The recipe matters: minilm without 90 % of linear reaches accuracy" in told
+    assert "by kept, but" not in told
+    history = tmp_path / "tables" / "history.csv"
+    steps = pd.read_csv(history, keep_default_na=False)
+    steps.loc[steps.recipe == "gradual", "step"] *= 4000
+    steps.to_csv(history, index=False)
+    assert re.search(
+        r"by gradual, 0\.\d+ by kept, but in 80,000 steps, not 20\.", " ".join(summary_of(tmp_path).split())
+    )
     (table,) = (each for each in results(read(tmp_path / "tables")) if each["metric"] == "accuracy")
     kept, gradual = table["lines"]
     assert kept != gradual

@@ -317,6 +317,15 @@ def test_a_wrong_file_is_one_line(file: dict[str, Any], message: str, tmp_path: 
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
+@pytest.mark.parametrize("text", [b"claims: 2024-13-45", b"[" * 5000, b"name: \xff", b"a: b: c"])
+def test_a_file_that_is_no_yaml_is_one_line(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "claims.yaml"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match="no YAML") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [

@@ -1,7 +1,10 @@
 """What Slurm is asked."""
 
 import os
+import re
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +35,30 @@ def test_the_job_of_five_minutes_is_submitted_as_those_of_the_study(
     )
     said = submit._job(place(config.load(MOOD_STUDY), tmp_path), "true")
     assert " --account=a --partition=p --qos=q --constraint=c --reservation=r --gres=gpu:1 --wrap=true" in said
+
+
+def test_ctrl_c_cancels_the_job_that_was_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("sbatch", "scancel"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/{name}.txt\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "config.yaml").write_text("executor: slurm\n")
+
+    where = place(config.load(MOOD_STUDY), tmp_path)
+    communicate = subprocess.Popen.communicate
+
+    def interrupted(waits: subprocess.Popen[str], *arguments: Any, **options: Any) -> tuple[str, str]:
+        if "sbatch" in waits.args[0]:  # type: ignore[index, operator]
+            waits.wait()
+            raise KeyboardInterrupt
+        return communicate(waits, *arguments, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submit._job(where, "true")
+    (name,) = re.findall(r"--job-name=(\S+)", (tmp_path / "sbatch.txt").read_text())
+    assert (tmp_path / "scancel.txt").read_text().split() == ["--me", f"--name={name}"]
 
 
 @pytest.mark.parametrize("caps", ["", "set-resources: {finetune: {mem_mb: 400}}\n"])

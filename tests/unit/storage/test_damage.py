@@ -88,6 +88,17 @@ def test_a_header_that_lies_is_refused(change: Change, message: str, folder: Pat
     assert "\n" not in str(refused.value)
 
 
+def test_entries_that_are_gone_are_noticed(folder: Path) -> None:
+    path = folder / container.WEIGHTS
+    whole = path.read_bytes()
+    end = 8 + struct.unpack("<Q", whole[:8])[0]
+    other = whole[8:end].replace(b'"tensors"', b'"tensorz"')
+    begin = header._BEGIN
+    path.write_bytes(whole[:8] + other[:begin] + header._checksum(other) + other[begin + 64 :] + whole[end:])
+    with pytest.raises(UserError, match=r"damaged .*tensors"):
+        load(folder)
+
+
 def test_metadata_that_are_gone_are_noticed(folder: Path) -> None:
     """Without metadata the file is plain safetensors, whose tensors are rows of bytes."""
     path = folder / container.WEIGHTS

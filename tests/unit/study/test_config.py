@@ -122,6 +122,7 @@ def test_a_sparsity_has_one_spelling(given: Any, expected: str, values: dict[str
         (lambda v: v.update(recipes={"long": {"mak": "kept"}}), "recipes.long.mak: unknown key; did you mean 'mask'?"),
         (lambda v: v.update(recipes={"long": {"finetune": {"epoch": 9}}}), "recipes.long.finetune.epoch: unknown key"),
         (lambda v: v["study"][0].update(seeds=[-1]), "study.0.seeds.0: found -1"),
+        (lambda v: v["tasks"]["sst2"].update(limit={"seed": -1}), "tasks.sst2.limit.seed: found -1"),
         (lambda v: v["study"][0].update(seeds=[2**32]), "study.0.seeds.0: found 4294967296; input should be"),
         (lambda v: v.update(finetune=None), "config: finetune: found nothing; give a value, or remove it"),
         (lambda v: v["study"][0].update(scopes=[list(range(86))]), "study.0.scopes: found layers.0.1.2"),
@@ -616,6 +617,15 @@ def test_only_calibrated_methods_use_the_calibration(calibrated: dict[str, Any])
     assert study.prune_settings("sparsegpt") == {"min_density": 0.0, "layerwise": "uniform", "calibration": drawn}
 
 
+def test_fine_tuned_models_are_calibrated_by_their_own_sentences(calibrated: dict[str, Any]) -> None:
+    calibrated["calibration"] = {"samples": 8}
+    grid = {"methods": ["wanda+swaps"], "tasks": ["sst2"], "recipes": ["one-shot"], "measure": False}
+    calibrated["study"] = [calibrated["study"][0] | grid]
+    assert config.load(calibrated).wanted_tasks() == ["sst2"]
+    calibrated["study"][0]["recipes"] = ["kept", "one-shot"]
+    assert "calibration.task: missing, but wanda+swaps prunes gpt2" in refused(calibrated)
+
+
 def test_each_calibration_seed_is_a_variant(calibrated: dict[str, Any]) -> None:
     calibrated["calibration"]["seeds"] = [0, 5]
     study = config.load(calibrated)
@@ -628,6 +638,10 @@ def test_each_calibration_seed_is_a_variant(calibrated: dict[str, Any]) -> None:
     ("change", "said"),
     [
         (lambda v: v.pop("calibration"), "study.0.methods: sparsegpt needs calibration text; add calibration"),
+        (
+            lambda v: v["calibration"].pop("task"),
+            "calibration.task: missing, but sparsegpt prunes gpt2 before it is fine-tuned, too; name a language-model",
+        ),
         (lambda v: v["calibration"].update(task="texts"), "calibration.task: found 'texts', which is not defined; did"),
         (
             lambda v: v["calibration"].update(task="sst2"),

@@ -231,6 +231,18 @@ def test_a_batch_that_does_not_fit_the_memory(
         run(dense("bert"), task, tmp_path)
 
 
+@pytest.mark.parametrize("error", [NotImplementedError("no such kernel"), RuntimeError("shapes do not match")])
+def test_other_errors_of_a_batch_are_not_about_memory(
+    error: Exception, dense: Make, task: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.nn.functional, "linear", wrong)
+    with pytest.raises(type(error), match=str(error)):
+        run(dense("bert"), task, tmp_path)
+
+
 def test_cached_weights_of_a_sparse_run_are_small_and_a_model_to_go_on_from(
     variant: Make, task: TaskFolder, tmp_path: Path
 ) -> None:

@@ -190,7 +190,7 @@ def _labelled(tables: Mapping[str, Table], settings: TaskSettings) -> tuple[Spli
 
 def _examples(table: Table, settings: TaskSettings) -> list[Row]:
     """The labelled examples of a table, without rows that have no text or a rating inside the margin."""
-    assert settings.label is not None, "config.py refuses a classification task without a label"
+    assert settings.label is not None, "sources.py refuses a classification task without a label"
     texts = {key: table.texts(column) for key, column in settings.texts.items()}
     values = table.texts(settings.label, "a row has one label, so write a task for each of several, or name another")
     names = _class_names(table, settings)

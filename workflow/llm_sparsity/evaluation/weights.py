@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -63,7 +64,7 @@ class Tally:
     def add(self, weight: Tensor) -> None:
         """Add the weights of a tensor."""
         for part in weight.reshape(-1).split(CHUNK):
-            double = part.double().numpy()
+            double = part.to(torch.float64, copy=True).numpy()
             self.total += float(double.sum())
             self.squares += float(np.square(double, out=double).sum())
         values = np.sort(weight.reshape(-1).float().numpy())

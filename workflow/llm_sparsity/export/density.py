@@ -51,14 +51,14 @@ def densities(cell: Cell, model: Any) -> list[Density]:
             if name in roles and place.names:
                 stored.setdefault(place.names[0], []).append(name)
         for name in (each for own in parameters for each in stored.get(own, ())):
-            # What the model holds as it is stored, is not read again; of experts it holds several in one.
+            # A tensor that the model holds as it is stored is not read again; experts are fused in the model.
             role, place = roles[name], places[name]
             tensor = reader.tensor(name) if place.fused else parameters[place.names[0]]
             matrix = name.removesuffix(".weight").partition(f".{role.layer}.")[2] or name.removesuffix(".weight")
             matrix = re.sub(r"\bexperts\.\d+\b", "experts", matrix)
             counts = found.setdefault((role.stack, role.layer, role.part, matrix), [0, 0])
             counts[0] += int(tensor.count_nonzero())
-            # Fused matrices keep their size; names of others begin otherwise once a model is fine-tuned.
+            # A fused matrix has its dense size. Others are found by body name: fine-tuning changes prefixes.
             counts[1] += tensor.numel() if place.fused else sizes.get(structure.body_name(name), tensor.numel())
     return [Density(*key, *counts) for key, counts in found.items()]
 

@@ -1,5 +1,6 @@
 """Export: a cell becomes the folder of a plain transformers model, with a model card, checked by transformers alone."""
 
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -63,9 +64,9 @@ def summary(exported: Exported, output: Path) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this program's checkout; None for an installed wheel."""
+    """The commit of this program's checkout; None for an installed wheel, or without git."""
     checkout = Path(__file__).parents[3]
-    if not (checkout / ".git").exists():
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
         return None
     done = subprocess.run(
         ["git", "-C", checkout, "describe", "--always", "--abbrev=12", "--dirty"],

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from llm_sparsity.inference.sparse_layers import SparseLinear
+
 CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 resets the peak of this process's memory (Linux)
 STATUS = Path("/proc/self/status")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -45,8 +47,9 @@ def inference_bytes(model: Module, run: Callable[[Module], object], device: torc
 
 
 def memory_bytes(model: Module) -> int:
-    """Bytes of memory that a model's parameters and buffers take; shared ones count once."""
-    tensors = [part for tensor in [*model.parameters(), *model.buffers()] for part in _parts(tensor)]
+    """Bytes of memory of a model's parameters, buffers and the biases of sparse layers; shared ones count once."""
+    held = [bias for module in model.modules() if isinstance(module, SparseLinear) for bias in module.held]
+    tensors = [part for tensor in [*model.parameters(), *model.buffers(), *held] for part in _parts(tensor)]
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 

@@ -96,8 +96,6 @@ class SparseLinear(Module):
         path: set of instructions, see `Packed`.
     """
 
-    bias: Tensor
-
     def __init__(self, dense: Any, keep_layout: bool = False, path: str | None = None) -> None:
         super().__init__()
         weight = dense.weight.detach()
@@ -119,6 +117,16 @@ class SparseLinear(Module):
     def weight(self) -> Tensor:
         """The dense matrix without its values: code of models, such as T5's, asks for its dtype."""
         return torch.empty(self.out_features, self.in_features, dtype=self.source_dtype, device="meta")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(outputs,), float32; None if the dense layer has none."""
+        return self._bias[torch.float32] if self.has_bias else None
+
+    @property
+    def held(self) -> list[Tensor]:
+        """What it holds beside the matrix, though not as parameters: the bias, in each dtype that it needs."""
+        return [*self._bias.values()]
 
     # Kernels get addresses, which tensors that are traced do not have.
     @torch.compiler.disable  # type: ignore[untyped-decorator]

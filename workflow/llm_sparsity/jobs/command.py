@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_sparsity.jobs import forkserver
-from llm_sparsity.jobs.errors import UserError, storage_message
+from llm_sparsity.jobs.errors import UserError, is_out_of_memory, storage_message
 from llm_sparsity.jobs.lease import lease
 
 
@@ -68,13 +68,13 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this job may not have imported
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or "no more could be had"
         sys.exit(
-            "error: the GPU's memory is full; lower batch_size, batch_sizes or sequence_length of this stage, or use a "
-            f"larger GPU ({reason})"
+            "error: the memory is full; lower batch_size, batch_sizes or sequence_length of this stage, or use a "
+            f"machine or GPU with more ({reason})"
         )
     except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

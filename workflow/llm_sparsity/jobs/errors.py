@@ -21,6 +21,13 @@ def guess(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known) or 'none'}" if len(known) <= FEW else "; correct it"
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the memory of a GPU or of this machine is full; torch need not be imported."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    said = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")  # by torch on a CPU, CUDA, cuBLAS
+    return named or (isinstance(error, RuntimeError) and any(text in str(error) for text in said))
+
+
 _FULL = {errno.ENOSPC: "no space is left on the disk", errno.EDQUOT: "the disk quota is used up"}
 _FIXES = {
     errno.EROFS: "the file system is read-only; choose a working directory that can be written to",

@@ -117,10 +117,11 @@ def _take_over(path: Path, dead: str) -> None:
         path.rename(mine)
     except FileNotFoundError:
         return
-    if mine.read_text() == dead:
-        mine.unlink(missing_ok=True)
-    else:
-        mine.rename(path)
+    with suppress(FileNotFoundError):  # the new owner has removed it: see `_remove_left`
+        if mine.read_text() == dead:
+            mine.unlink()
+        else:
+            mine.rename(path)
 
 
 def _remove_left(path: Path) -> None:

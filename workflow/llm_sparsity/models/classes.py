@@ -1,5 +1,6 @@
 """The class of transformers that makes a model of a folder: the one that config.json names, if the folder holds it."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,6 +9,7 @@ import transformers
 from llm_sparsity.models.checkpoint import stored_names
 from llm_sparsity.models.derivation import empty_model
 from llm_sparsity.models.folder import ModelFolder
+from llm_sparsity.models.roles import POOLERS
 
 # Several auto classes may make one class: BERT's causal model is also the decoder of others. These come first.
 FIRST = (
@@ -53,7 +55,7 @@ def held_class(folder: ModelFolder, wanted: Iterable[Any], **fields: Any) -> Any
     for auto in wanted:
         if type(config) in auto._model_mapping:
             drawn = drawn_parameters(empty_model(auto, config), folder)
-            if all("pooler" in name for name in drawn):
+            if all(re.search(POOLERS, name) for name in drawn):
                 return auto
     return transformers.AutoModel
 
@@ -62,7 +64,7 @@ def drawn_parameters(model: Any, folder: ModelFolder) -> list[str]:
     """The parameters that a folder does not hold, so that transformers draws them at random: of a head or pooler."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     held = {id(parameters[name]) for name in stored_parameters(model, folder)}
-    body = {id(weight) for name, weight in model.base_model.named_parameters() if "pooler" not in name}
+    body = {id(weight) for name, weight in model.base_model.named_parameters() if not re.search(POOLERS, name)}
     return [name for name, weight in parameters.items() if id(weight) not in held | body]
 
 

@@ -114,7 +114,7 @@ class ModelFolder:
         """
         return read_manifest(self.path)
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """What a folder made from this one repeats: the manifest without its list of files.
 

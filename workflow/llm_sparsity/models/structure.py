@@ -76,8 +76,8 @@ class Structure:
     def file_names(self, stored: Iterable[str]) -> dict[str, str]:
         """Name to use -> name in a checkpoint, for each tensor of the checkpoint.
 
-        They are the same but for two kinds of files. Old ones call the weight and bias of a norm gamma and beta. And of
-        tied tensors a file may keep any: if the input embeddings are absent, a copy stands for them.
+        Both names are equal except in two kinds of files. Old ones call the weight and bias of a norm gamma and beta.
+        And of tied tensors a file may keep any: if the input embeddings are absent, a copy stands for them.
         """
         found = {modern(name): name for name in stored}
         places = {name: self.body_name(name) for name in found}

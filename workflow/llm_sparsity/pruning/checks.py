@@ -34,14 +34,22 @@ def check(tensors: ScoredTensors, sparsities: Sequence[Sparsity], *, min_density
                 f"sparsity {sparsity}: min_density {min_density} keeps this fraction of every tensor; lower one of them"
             )
     for name in tensors.roles:
-        _check_values(tensors, name)
         _check_shape(tensors, name, sparsities)
         if tensors.is_calibrated and layerwise == "uniform":
             _check_density(tensors, name, sparsities, min_density)
 
 
+def check_values(tensors: ScoredTensors) -> None:
+    """Refuse quantised and non-finite weights, and tensors without weights. Reads the scope once.
+
+    Raises:
+        UserError: the first problem found.
+    """
+    for name in tensors.roles:
+        _check_values(tensors, name)
+
+
 def _check_values(tensors: ScoredTensors, name: str) -> None:
-    """Refuse quantised and non-finite weights."""
     dtype = tensors.reader.dtype(name)
     if 0 in tensors.reader.shape(name):
         raise UserError(f"{tensors.model}: tensor {name} has no weights; choose a scope without it")

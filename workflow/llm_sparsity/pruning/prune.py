@@ -14,7 +14,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ from llm_sparsity.models.checkpoint import copied_embeddings
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.loading import check_checkpoint
 from llm_sparsity.models.roles import layers_of
-from llm_sparsity.pruning.checks import check
+from llm_sparsity.pruning.checks import check, check_values
 from llm_sparsity.pruning.pruner import Pruner, Row
 from llm_sparsity.pruning.scores import ScoredTensors
 from llm_sparsity.pruning.structured import StructuredPruner
@@ -33,13 +33,14 @@ from llm_sparsity.storage.container import WEIGHTS, Reader, copy_companions, wri
 from llm_sparsity.storage.files import MANIFEST, write_csv, write_json, write_manifest
 from llm_sparsity.study.fields import scope_of
 from llm_sparsity.study.methods import KINDS, STEPS, Chain
+from llm_sparsity.study.settings import Prune
 from llm_sparsity.study.sparsity import Sparsity
 
 COLUMNS = [
     "name", "stack", "layer", "part", "shape", "dtype", "size", "removed", "zeros", "sparsity", "threshold", "error",
     "block_error",
 ]  # fmt: skip
-LAYERWISE = ("uniform", "owl")
+LAYERWISE = get_args(Prune.model_fields["layerwise"].annotation)
 SAMPLING = {"samples": 1, "sequence_length": 1, "seed": 0}  # keys of a calibration -> least number
 Rows = dict[str, Row]  # name of a tensor -> its row of sparsity.csv
 
@@ -87,6 +88,8 @@ def prune(
     folders = _folders(outputs, model)
     text = TaskFolder(Path(text)) if isinstance(text, Path | str) else text
     _check_numbers(seed, min_density, layerwise, calibration)
+    seed, min_density = int(seed), float(min_density)  # NumPy's numbers, too, go into the manifest
+    calibration = calibration and {key: int(number) for key, number in calibration.items()}
     check_checkpoint(model)
     facts = model.facts
     chain = _chain(method, list(folders), can_calibrate=calibration is not None and text is not None)
@@ -95,6 +98,7 @@ def prune(
     configs: dict[Sparsity, dict[str, Any] | None] = dict.fromkeys(folders)
     with model.open() as reader:
         parts = {name: _scored_tensors(model, reader, list(folders), name, part, seed) for name in chain.parts}
+        check_values(parts[chain.parts[0]])
         for name, tensors in parts.items():
             own = name == chain.method
             check(

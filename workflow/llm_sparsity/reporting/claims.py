@@ -176,10 +176,10 @@ def load(path: Path) -> Claims:
         file = File.model_validate(read_document(path))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; correct `claims` in the config, or remove it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no YAML ({' '.join(str(error).split())}); correct it") from None
     except ValidationError as error:
         raise UserError(f"{path}: {lines(error, File)[0]}") from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: no YAML ({' '.join(str(error).split())}); correct it") from None
     numbers = pd.DataFrame(columns=NUMBERS)
     if file.source.numbers:
         numbers = read_numbers(path.parent / file.source.numbers, NUMBERS)

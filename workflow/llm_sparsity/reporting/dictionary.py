@@ -18,11 +18,11 @@ import pyarrow.parquet
 
 from llm_sparsity.reporting.tables import COLUMNS, INTEGERS, RUN, TEXT, VARIANT, Tables
 from llm_sparsity.storage.files import atomic, write_csv
+from llm_sparsity.study.sources import SCORES
 
 PAGE = Path(__file__).parents[3] / "docs" / "outputs.md"
 CELLS = {"the cell": RUN, "the variant": VARIANT}  # columns that identify a row
 IDENTIFYING = "*"  # the table of their meanings
-OF_A_SCORE = ("-1 to 1", "a metric that tasks of this study have, on the validation split")
 COLUMN = ["table", "column", "type", "unit", "meaning"]
 
 
@@ -56,8 +56,20 @@ def _described(table: str, columns: list[str]) -> Iterator[dict[str, str]]:
         for column in group
     }
     for column in columns:
-        unit, meaning = known.get(column, OF_A_SCORE)
+        unit, meaning = known.get(column) or _of_a_score(column)
         yield {"table": table, "column": column, "type": column_type(column), "unit": unit, "meaning": meaning}
+
+
+def _of_a_score(column: str) -> tuple[str, str]:
+    """Unit and meaning of a column of a score that only some tasks have, such as f1_mismatched or pearsonr_stderr."""
+    if column.endswith("_stderr"):
+        return (
+            "",
+            f"standard error of {column.removesuffix('_stderr')} over the examples, where it is the task's score",
+        )
+    known = max((name for names in SCORES.values() for name in names if column.startswith(name)), key=len, default="")
+    split = column.removeprefix(known).removeprefix("_") if known else ""
+    return "-1 to 1", f"a metric that tasks of this study have, on the {split or 'validation'} split"
 
 
 def _meanings(table: str) -> list[tuple[list[str], str, str]]:

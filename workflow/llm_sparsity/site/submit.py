@@ -77,9 +77,9 @@ def _job(place: Place, command: str) -> str:
     words = ["sbatch", "--wait", f"--job-name={name}", f"--time={MINUTES}", "--nodes=1", "--mem=2000"]
     words.append(f"--output={FOLDER}/job.log")
     words += ["--gpus=1"] * any(job.gpus for job in place.submitted)
-    for name in ("slurm_account", "slurm_partition", "qos", "constraint"):
-        if value := place.resource(name):
-            words.append(f"--{name.removeprefix('slurm_')}={value}")
+    for key in ("slurm_account", "slurm_partition", "qos", "constraint"):
+        if value := place.resource(key):
+            words.append(f"--{key.removeprefix('slurm_')}={value}")
     words += shlex.split(place.resource("slurm_extra"))
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     try:

@@ -17,7 +17,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Sink(Protocol):
-    """What gets the data: a binary file, or what only counts."""
+    """The destination of the encoded bytes: a binary file, or a counter."""
 
     def write(self, part: bytes | memoryview, /) -> object:
         """Append bytes."""

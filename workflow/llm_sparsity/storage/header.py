@@ -122,7 +122,7 @@ def read_entries(path: Path, metadata: Mapping[str, str], stored: Stored) -> dic
     if not header.startswith(tuple(_BEGINS.values())) or header[_BEGIN : _BEGIN + 64] != _checksum(header):
         raise damaged(path, "its checksum differs")
     try:
-        entries = _ENTRIES.validate_json(metadata["tensors"])
+        entries = _ENTRIES.validate_json(metadata.get("tensors", ""))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise damaged(path, f"tensors: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

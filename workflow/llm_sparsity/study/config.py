@@ -104,7 +104,7 @@ class Config(Section):
         return bool(self.finetune_settings(task, recipe)["epochs"])
 
     def training_text(self, task: str, recipe: str) -> str | None:
-        """Another task that runs train on: instead of their own text, or beside it by a teacher's answers."""
+        """Another task that runs learn from: instead of their own text (`train_on`), or beside it (`unlabelled`)."""
         entry, distill = self.tasks[task], self.recipe(recipe).distill
         return entry.train_on or (entry.unlabelled if distill and distill.unlabelled else None)
 
@@ -192,8 +192,8 @@ class Config(Section):
         cells = self.cells()
         trained, measured = ([cell.task for cell in found] for found in (cells.runs, cells.evaluations))
         texts = [self.training_text(run.task, run.recipe) for run in cells.runs]
-        if any(variant.is_calibrated for _, variant in cells.variants):
-            texts.append(self.calibration and self.calibration.task)
+        if self.calibration and any(variant.is_calibrated for _, variant in cells.variants):
+            texts.append(self.calibration.task)
         heads = [self.models[model].head for model, _ in cells.variants]
         return list(dict.fromkeys(task for task in [*trained, *measured, *texts, *heads] if task))
 

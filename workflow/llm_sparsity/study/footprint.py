@@ -122,7 +122,7 @@ def mem_mb(
         model: a model of the study; empty for a job that has none.
         task: of the stages finetune, evaluate and zero_shot; of a download without a model.
         recipe: of a fine-tuning.
-        variant: name of a variant; by default the one that needs most.
+        variant: name of a variant; of the stage measure, by default the one that needs most.
     """
     known = Variant.parse(variant) if variant else None
     chain = known.method if known else ""

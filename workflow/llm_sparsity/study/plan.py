@@ -180,7 +180,7 @@ def _measured(stage: str, model: str, task: str, recipe: str, settings: str, sen
 
 
 def jobs(config: Config) -> list[Job]:
-    """All jobs of a study; one whose output exists is done."""
+    """The jobs of a study, but for the last two and the harness; one whose output exists is done."""
     cells = config.cells()
     found: list[Job] = []
 

@@ -13,6 +13,7 @@ from llm_sparsity.study.fields import (
     Pinned,
     Positive,
     Section,
+    Seed,
     Sha256,
 )
 from llm_sparsity.study.settings import Evaluate
@@ -88,7 +89,7 @@ class Split(Section):
     """Split a validation set off the training rows."""
 
     validation: Positive = Field(description="rows")
-    seed: int = Field(0, description="of the draw")
+    seed: Seed = Field(0, description="of the draw")
 
 
 class Pairs(Section):
@@ -96,7 +97,7 @@ class Pairs(Section):
 
     train: Positive = Field(description="pairs")
     validation: Positive = Field(description="pairs")
-    seed: int = Field(0, description="of the draw")
+    seed: Seed = Field(0, description="of the draw")
     group: Pattern | None = Field(
         None, description="regular expression; rows whose labels start with equal matches share a label"
     )
@@ -108,7 +109,7 @@ class Limit(Section):
     train: Positive | None = Field(None, description="rows")
     validation: Positive | None = Field(None, description="rows")
     test: Positive | None = Field(None, description="rows")
-    seed: int = Field(0, description="of the draw")
+    seed: Seed = Field(0, description="of the draw")
 
 
 Score = Literal["accuracy", "f1", "macro_f1", "combined", "matthews_correlation", "pearsonr", "spearmanr", "perplexity"]

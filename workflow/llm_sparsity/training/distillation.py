@@ -2,8 +2,8 @@
 
 Besides the labels, the sparse model learns the teacher's probabilities (Hinton et al. 2015, arXiv:1503.02531) and the
 output of each of its layers (Jiao et al. 2020, arXiv:1909.10351), with the distance of Kurtic et al. (2023,
-arXiv:2310.06927): squared distance relative to the square of the teacher's output. Neither model uses dropout. Both are
-also learned on sentences without labels, if the recipe asks for those that the task names.
+arXiv:2310.06927): squared distance relative to the square of the teacher's output. Neither model uses dropout. With
+`unlabelled: true`, both are also learned on the sentences without labels that the task names.
 """
 
 import copy

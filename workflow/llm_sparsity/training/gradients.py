@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from llm_sparsity.data.tokens import TokenSplit
-from llm_sparsity.jobs.errors import UserError
+from llm_sparsity.jobs.errors import UserError, is_out_of_memory
 from llm_sparsity.training.distillation import Teacher
 from llm_sparsity.training.objective import Objective, summed_loss
 from llm_sparsity.training.setup import autocast
@@ -45,7 +45,7 @@ def accumulate_gradients(
     """
     mine = batch[accelerator.process_index :: accelerator.num_processes]
     pieces = [(mine[at : at + size], 1.0) for at in range(0, len(mine), size)]
-    # Every process takes as many pieces, which FSDP needs; those that one has too few count nothing.
+    # FSDP needs equally many forward passes in each process: for a missing one, a sequence is repeated with weight 0.
     most = math.ceil(math.ceil(len(batch) / accelerator.num_processes) / size)
     pieces += [(batch[:1], 0.0)] * (most - len(pieces))
     total = torch.tensor([0.0, *flags], device=accelerator.device)
@@ -93,8 +93,8 @@ def _memory_advice(split: TokenSplit, batch: NDArray[np.int64], size: int) -> It
     """Turn out-of-memory errors into advice."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "can't allocate memory" not in str(error):  # torch's message on a CPU
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"micro_batch_size: {len(batch)} sequences of {split.lengths[batch].max()} tokens do not fit the memory; "

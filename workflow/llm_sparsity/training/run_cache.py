@@ -61,7 +61,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class Saved:
-    """A save that is whole: the fields of progress.json, the model's tensors, all others; none of an ended run."""
+    """A complete save: the fields of progress.json, the model's tensors, and others (none once the run has ended)."""
 
     progress: dict[str, Any]
     weights: Tensors

@@ -40,8 +40,8 @@ class PrunedScope:
         left = sum(local(weight).count_nonzero() for weight in scoped)
         if any(isinstance(weight, DTensor) for weight in scoped):
             left = self._accelerator.reduce(left, "sum")
-        removed = pruned["size"] - int(left)  # zero, or gone with a head or neuron
-        return pruned | {"removed": removed, "measured_sparsity": removed / pruned["size"]}
+        gone = pruned["size"] - int(left)  # zero, or cut out with a head or neuron
+        return pruned | {"measured_sparsity": gone / pruned["size"]}
 
     def sparsity(self, weights: Mapping[str, Tensor]) -> float:
         """The fraction of the scope's weights that are zero or gone; 0 for a dense model."""
