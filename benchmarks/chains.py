@@ -19,7 +19,7 @@ LEVELS = ["0.5", "0.6", "2of4"]
 CHAINS = [
     "uniform", "uniform+reconstruct", "wanda", "wanda+swaps", "wanda+reconstruct", "wanda+swaps+reconstruct",
     "sparsegpt", "sparsegpt+swaps", "sparsegpt+reconstruct", "admm", "admm+swaps", "admm+reconstruct",
-    "wanda+int8", "wanda+reconstruct+int8",
+    "wanda+int8", "wanda+reconstruct+int8", "admm+reconstruct+int8",
 ]  # fmt: skip
 CELLS = ["dense-0", "int8-0", "int4-0", *(f"{chain}-{level}" for level in LEVELS for chain in CHAINS)]
 

@@ -85,7 +85,7 @@ def test_a_refused_qsub_ends_the_run_with_its_output(site: Site) -> None:
     assert not site.events("begin")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_job_that_pbs_loses_is_reported_and_replaced_a_few_times(site: Site) -> None:
     """prod accepts 10 nodes for 24 hours and returns an id, but the job does not exist."""
     site.pools(UNDER_PBS)
@@ -160,7 +160,7 @@ threading.Thread(target=interrupt, daemon=True).start()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_signal_that_the_kernel_hands_to_another_thread_ends_the_run(site: Site) -> None:
     site.pools(UNDER_PBS, slots=1)
     with (site.folder / "pools.py").open("a") as file:
@@ -221,7 +221,7 @@ def test_a_second_driver_is_refused_and_once_the_first_is_killed_finds_no_second
     assert not site.leftovers()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_job_that_does_not_fit_what_is_left_of_a_pilot_waits_for_a_new_one(site: Site) -> None:
     """A pilot has 64 seconds for jobs. A minute is planned for each; whichever is first takes ten of them."""
     site.pools(UNDER_PBS, slots=1, seconds=64)
@@ -268,7 +268,7 @@ def test_pilots_that_end_at_once_are_given_up(site: Site) -> None:
     assert "no such module" in said
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_interchange_that_dies_ends_the_run_and_its_pilots(site: Site) -> None:
     site.pools(UNDER_PBS, slots=1)
     driver = site.start("long-3")
@@ -281,7 +281,7 @@ def test_an_interchange_that_dies_ends_the_run_and_its_pilots(site: Site) -> Non
     site.wait(lambda: [job["job_state"] for job in site.jobs().values()] == ["F"])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_jobs_of_a_bad_node_are_moved(site: Site) -> None:
     site.pools(ON_THIS_MACHINE, pilots=2, slots=2)
     (site.folder / "bad-node").write_text("0")

@@ -168,7 +168,7 @@ def _run_study(half: Path, root: Path, hub: Path) -> None:
     checkout(root, folder)
     study = yaml.safe_load((root / "tests/config.yaml").read_text())
     trained, evaluated, one_shot = study["study"][:3]
-    trained["recipes"], evaluated["methods"], one_shot["methods"] = ["kept", "brief"], ["uniform"], ["wanda"]
+    trained["recipes"], evaluated["methods"], one_shot["methods"] = ["kept", "brief"], ["uniform"], ["wanda+swaps"]
     study["study"] = [trained, evaluated, one_shot]
     (folder / "config.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     (folder / "inputs").mkdir()

@@ -46,7 +46,7 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_claims_and_published_values_with_odd_names(finished: Project, tmp_path: Path) -> None:
     project = copied(finished, tmp_path / ODD)
     claims, numbers, published = f"-{ODD}/-claims.yaml", f"-{ODD}/-{{numbers.csv", f"-{ODD}/-p.csv"
@@ -67,9 +67,9 @@ def test_claims_and_published_values_with_odd_names(finished: Project, tmp_path:
     ("fault", "arguments"),
     [
         ("message", ("--cores", "1")),
-        slow("traceback", ("--cores", "1")),
         slow("killed", ("--cores", "1")),
-        slow("message", ("--profile", "profiles/node")),
+        pytest.param("traceback", ("--cores", "1"), marks=pytest.mark.exhaustive),
+        pytest.param("message", ("--profile", "profiles/node"), marks=pytest.mark.exhaustive),
         pytest.param("message", ("--cores", "1", "--quiet", "rules"), marks=pytest.mark.exhaustive),
     ],
 )

@@ -47,9 +47,9 @@ def one_shot(variant: str) -> list[str]:
 
 RECIPES = ("kept", "brief", "released")
 UNIFORM, STRUCTURED = "uniform-linear-0.5", "structured-linear-0.5"
-WANDA, INT8 = "wanda-linear-0.5", "int8-linear-0"
+WANDA, CHAIN, INT8 = "wanda-linear-0.5", "wanda+swaps-linear-0.5", "int8-linear-0"
 MRPC = [
-    *runs("dense", "mrpc"), *runs("magnitude-linear-0.5", "mrpc", RECIPES), *one_shot(WANDA), *one_shot(INT8),
+    *runs("dense", "mrpc"), *runs("magnitude-linear-0.5", "mrpc", RECIPES), *one_shot(CHAIN), *one_shot(INT8),
 ]  # fmt: skip
 SST2 = [
     job
@@ -86,7 +86,7 @@ PRUNES = [f"prune model={model} pruned={variant}" for model, variant in VARIANTS
 STAGES = [*PRUNES, *WEIGHTS, *(job for cell in MEASURED for job in measured(*cell)), *EVALUATE, *TRAINED]
 PRUNED = [job for job in STAGES if "variant=dense" not in job]  # prune, and all that follows
 CALIBRATED = [
-    *pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *one_shot(WANDA),
+    *pruned("gpt2", WANDA), *evaluations(WANDA), *recovered(WANDA), *one_shot(CHAIN),
 ]  # fmt: skip
 DOWNLOADS = [
     *(f"download_model model={model}" for model in ("roberta-base", "gpt2", "bart-base")),
@@ -268,13 +268,17 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
         appended(f"{LIBRARY}pruning/methods/wanda.py", "\nCHANGED = 1\n"),
         [*CALIBRATED, *END],
     ),
+    "code of a step": (
+        appended(f"{LIBRARY}pruning/steps/swaps.py", "\nCHANGED = 1\n"),
+        [*one_shot(CHAIN), *END],
+    ),
     "code of calibration": (
         replaced(f"{LIBRARY}pruning/calibration.py", "TOKENS = 2048", "TOKENS = 2047"),
         [*CALIBRATED, *END],
     ),
     "another calibration seed": (
         config(lambda values: values["calibration"].update(seeds=[0, 1])),
-        [*(job.replace(WANDA, f"{WANDA}-1") for job in CALIBRATED), *END],
+        [*(job.replace("-linear-0.5", "-linear-0.5-1") for job in CALIBRATED), *END],
     ),
     "layerwise sparsity": (
         config(lambda values: values.update(prune={"layerwise": "owl"})),
@@ -313,7 +317,7 @@ CASES: dict[str, tuple[Callable[[Project], object], list[str]]] = {
             *(job for cell in VARIANTS if cell[1] not in ("dense", WANDA) for job in pruned(*cell)),
             *(job for cell in MEASURED if cell[1] != "dense" for job in measured(*cell)),
             *(job for job in EVALUATE if "dense" not in job and WANDA not in job),
-            *(job for job in [*MRPC, *SST2] if not any(word in job for word in ("dense", WANDA, INT8))), *END,
+            *(job for job in [*MRPC, *SST2] if not any(word in job for word in ("dense", CHAIN, INT8))), *END,
         ],
     ),
     "code of plot": (replaced(f"{LIBRARY}reporting/figures/style.py", "#0072B2", "#0072B3"), ["plot"]),
