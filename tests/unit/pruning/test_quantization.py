@@ -95,6 +95,11 @@ def test_tied_embeddings_stay_tied_and_other_tensors_are_quantised(
     prune(tiny_model("llama"), {"0": tmp_path}, method="int8", scope="all")
     names = {row["name"] for row in rows_of(tmp_path)}
     assert any("embed" in name for name in names)
+    before, after = load(tiny_model("llama")), load(tmp_path / "model")
+    norms = {name for name, weight in before.items() if weight.dim() < 2}
+    assert norms
+    assert names.isdisjoint(norms)
+    assert all(torch.equal(before[name], after[name]) for name in norms)
     model = load_model(transformers.AutoModelForCausalLM, ModelFolder(tmp_path / "model"))
     assert bool(model(input_ids=torch.tensor([[1, 2]])).logits.isfinite().all())
 

@@ -1,7 +1,8 @@
-"""Quantisation: the tensors of a scope become whole numbers and scales, which the container stores in their bits.
+"""Quantisation: the matrices of a scope become whole numbers and scales, which the container stores in their bits.
 
-A model is read back with the products of both, so it is evaluated and measured as any other. The step comes last:
-nothing changes the values afterwards.
+Vectors, as of norms, stay as they are: they hold few weights, each of which scales a whole feature. A model is read
+back with the products of codes and scales, so it is evaluated and measured as any other. The step comes last: nothing
+changes the values afterwards.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from llm_sparsity.study.sparsity import Sparsity
 
 
 class QuantisingPruner(Pruner):
-    """Quantises the tensors of the scope, one at a time.
+    """Quantises the matrices of the scope, one at a time.
 
     Args:
         tensors: their method is the step.
@@ -34,7 +35,7 @@ class QuantisingPruner(Pruner):
         """Yield every tensor, in the order of the names."""
         for name in names:
             weight = self._before.tensor(name)
-            if name not in self._tensors.roles:
+            if name not in self._tensors.roles or weight.dim() < 2:
                 yield PrunedTensor(self._sparsity, name, weight, None)
                 continue
             quantized: Quantized = self._tensors.method.quantize(weight)

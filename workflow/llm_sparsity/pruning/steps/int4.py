@@ -1,5 +1,6 @@
-"""4-bit integers: rounds each weight to the nearest multiple of its group's scale, -7 to 7 times; a group is 32
-neighbours in a row, and the largest of them gives the scale (the baseline of Frantar et al. 2022, arXiv:2210.17323).
+"""4-bit integers: rounds each weight of a matrix to the nearest multiple of its group's scale, -7 to 7 times; a
+group is 32 neighbours in a row, and the largest of them gives the scale (the baseline of Frantar et al. 2022,
+arXiv:2210.17323).
 """
 
 from torch import Tensor

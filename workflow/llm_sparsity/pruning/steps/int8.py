@@ -1,5 +1,6 @@
-"""8-bit integers: rounds each weight to the nearest multiple of its group's scale, -127 to 127 times; a group is 64
-neighbours in a row, and the largest of them gives the scale (the baseline of Dettmers et al. 2022, arXiv:2208.07339).
+"""8-bit integers: rounds each weight of a matrix to the nearest multiple of its group's scale, -127 to 127 times; a
+group is 64 neighbours in a row, and the largest of them gives the scale (the baseline of Dettmers et al. 2022,
+arXiv:2208.07339).
 """
 
 from torch import Tensor
