@@ -18,6 +18,7 @@ from llm_sparsity.reporting.intervals import Estimate, Score, combined
 from llm_sparsity.reporting.tables import CELL, UNTRAINED, Tables, dense, examples, judged, start_of
 from llm_sparsity.reporting.wording import in_points
 from llm_sparsity.study.cells import Run, Variant, variant_folder
+from llm_sparsity.study.methods import Chain
 from llm_sparsity.study.sparsity import ZERO, Sparsity
 
 
@@ -57,6 +58,11 @@ class Option:
     def is_dense(self) -> bool:
         """Whether this is the dense model itself."""
         return self.method == "dense"
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether its weights are stored as whole numbers and scales."""
+        return not self.is_dense and Chain(self.method).is_quantised
 
     @property
     def values(self) -> "pd.Series[float]":

@@ -79,7 +79,10 @@ def _front(ax: Axes, options: list[Option], model: str, cost: Callable[[Option],
 
 
 def names(options: Sequence[Option], best: Sequence[Option]) -> dict[Option, str]:
-    """The options that are named, with their names: all of a few; of many, dense models and those of the frontier."""
+    """The options that are named, with their names: all of a few; of many, dense models and those of the frontier.
+
+    A quantised model has no other recipe than `one-shot`, so its name leaves that out.
+    """
     scopes = len({option.scope for option in options if not option.is_dense}) > 1
     plain = UNTRAINED if any(option.recipe == UNTRAINED for option in options) else "kept"
     return {
@@ -87,7 +90,7 @@ def names(options: Sequence[Option], best: Sequence[Option]) -> dict[Option, str
             [
                 point_name(option),
                 *([scope_name(option.scope)] if scopes and not option.is_dense else []),
-                *([option.recipe] if option.recipe != plain else []),
+                *([option.recipe] if option.recipe != plain and not option.is_quantised else []),
             ]
         )
         for option in options
