@@ -39,11 +39,15 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
+    from llm_sparsity.storage.container import Reader
     from llm_sparsity.storage.files import read_json
+    from llm_sparsity.storage.sizes import weight_sizes
     from llm_sparsity.study.methods import is_calibrated
 
     torch.set_num_threads(args.threads)
     halves(args.text, args.folder)
+    with Reader(args.model) as reader:
+        dense = weight_sizes(reader, reader.names, args.model)["container_bytes"]
     end, rows = time.monotonic() + 60 * args.minutes, []
     for cell in CELLS:
         chain, level = cell.rsplit("-", 1)
@@ -60,16 +64,17 @@ def main() -> None:
                     draws.append(read_json(output / CELL))
                     print(output.name, draws[-1], flush=True)
             if draws:
-                size = statistics.mean(draw["bytes"] for draw in draws) / 1e6
-                minutes = draws[0]["cpu"] / 60
-                rows.append([chain, level, str(samples or ""), interval(draws), f"{size:.0f}", f"{minutes:.1f}"])
+                size = dense if chain == "dense" else statistics.mean(draw["bytes"] for draw in draws)
+                sizes = [f"{size / 1e6:.0f}", f"{100 * size / dense:.0f} %"]
+                minutes = f"{draws[0]['cpu'] / 60:.1f}"
+                rows.append([chain, level, str(samples or ""), interval(draws), *sizes, minutes])
     text = (
         f"{args.model.name} on WikiText-2, scope linear. Perplexity of {WINDOWS} windows of {LENGTH} tokens; "
         f"calibration sequences of {LENGTH} tokens; mean over their draws, ± half of the 95 % interval "
-        "(Student's t) if there are three. MB are those of the whole file, whose embeddings are neither pruned nor "
-        "quantised; of the dense model, as it came. CPU minutes are those of pruning and all steps, of the first draw. "
+        "(Student's t) if there are three. MB are those of the whole file in the sparse container, whose embeddings "
+        "are neither pruned nor quantised. CPU minutes are those of pruning and all steps, of the first draw. "
         f"{machine(args.threads)}.\n\n"
-    ) + table(["", "sparsity", "sequences", "perplexity", "MB", "CPU min"], rows, texts=2)
+    ) + table(["", "sparsity", "sequences", "perplexity", "MB", "of dense", "CPU min"], rows, texts=2)
     publish("chains", text, write=args.write)
 
 
