@@ -326,7 +326,7 @@ def test_benchmarks_and_tools_have_the_options_that_pages_give_them(
     """They are asked what they do, in this process, as a new one would import torch for each."""
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     asked = [command.split()[1:] for command in every_command() if re.match(r"\S*python ", command)]
-    assert len(asked) > 8
+    assert len(asked) >= 8
     for script, *words in asked:
         monkeypatch.setattr(sys, "argv", [script, "--help"])
         with pytest.raises(SystemExit) as ended:
