@@ -39,15 +39,17 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
-    from llm_sparsity.storage.container import Reader
+    from llm_sparsity.models.folder import ModelFolder
     from llm_sparsity.storage.files import read_json
     from llm_sparsity.storage.sizes import weight_sizes
     from llm_sparsity.study.methods import is_calibrated
 
     torch.set_num_threads(args.threads)
     halves(args.text, args.folder)
-    with Reader(args.model) as reader:
-        dense = weight_sizes(reader, reader.names, args.model)["container_bytes"]
+    model = ModelFolder(args.model)
+    with model.open() as reader:
+        names = model.structure.without_copies(reader.names)
+        dense = weight_sizes(reader, names, model)["container_bytes"]
     end, rows = time.monotonic() + 60 * args.minutes, []
     for cell in CELLS:
         chain, level = cell.rsplit("-", 1)

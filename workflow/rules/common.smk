@@ -16,7 +16,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
 from snakemake.io import contains_wildcard
 from snakemake.logging import logger
 
@@ -32,7 +31,7 @@ from llm_sparsity.storage.files import MANIFEST, sha256, write_text
 from llm_sparsity.study import config as study_config
 from llm_sparsity.study import footprint, methods, plan
 from llm_sparsity.study.cells import RESULTS, TASKS, Run, Variant, results_folder, variant_folder
-from llm_sparsity.study.document import read_config, read_document
+from llm_sparsity.study.document import UNREADABLE, read_config, read_document
 from llm_sparsity.study.fingerprint import code_hash
 
 # Jobs run this Python with the library beside this file, so that the hashed code is the code that runs. The paths are
@@ -191,7 +190,7 @@ def claims_numbers():
     claims = found_file("claims")
     try:
         named = read_document(claims)["source"]["numbers"] if claims else None
-    except (OSError, ValueError, RecursionError, TypeError, LookupError, UserError, yaml.YAMLError):
+    except (*UNREADABLE, TypeError, LookupError, UserError):
         return []  # there is none, or the start of a run says what is wrong with the file
     return literal(claims.parent / str(named)) if named else []
 

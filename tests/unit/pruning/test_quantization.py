@@ -98,7 +98,7 @@ def test_tied_embeddings_stay_tied_and_other_tensors_are_quantised(
     before, after = load(tiny_model("llama")), load(tmp_path / "model")
     norms = {name for name, weight in before.items() if weight.dim() < 2}
     assert norms
-    assert names.isdisjoint(norms)
+    assert norms <= names
     assert all(torch.equal(before[name], after[name]) for name in norms)
     model = load_model(transformers.AutoModelForCausalLM, ModelFolder(tmp_path / "model"))
     assert bool(model(input_ids=torch.tensor([[1, 2]])).logits.isfinite().all())
@@ -128,6 +128,19 @@ def test_names_of_the_file_are_not_those_of_the_model(
     assert rows_of(tmp_path / "renamed") == rows_of(tmp_path / "plain")
     found, expected = (load(tmp_path / output / "model") for output in ("renamed", "plain"))
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_a_method_has_removed_of_vectors_is_told(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Every tensor of the scope has a row, whether it is quantised or not."""
+    prune(tiny_model("bert"), {"0.5": tmp_path / "alone"}, method="uniform", scope="all")
+    prune(tiny_model("bert"), {"0.5": tmp_path / "both"}, method="uniform+int8", scope="all")
+    rows = [
+        {row["name"]: (row["size"], row["removed"]) for row in rows_of(tmp_path / kind)} for kind in ("alone", "both")
+    ]
+    assert rows[0] == rows[1]
+    alone, both = (read_manifest(tmp_path / kind / "model")["pruned"] for kind in ("alone", "both"))
+    assert (alone["size"], alone["removed"]) == (both["size"], both["removed"])
+    assert both["measured_sparsity"] >= alone["measured_sparsity"]
 
 
 def test_a_narrower_model_is_quantised(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

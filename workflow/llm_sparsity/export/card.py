@@ -258,7 +258,9 @@ def _config(cell: Cell, scores: Sequence[Score]) -> str:
         trained = facts.get("task") or {}
         if task == trained.get("name") and trained.get("labels"):
             task = None  # pruned after it was fine-tuned, on the sentences of the task itself
-        found["calibration"] = {"task": task or "TASK", **calibration, "seeds": [seed]}
+        found["calibration"] = {**({"task": task} if task else {}), **calibration, "seeds": [seed]}
+        if not task:
+            grid["measure"] = False  # which would prune the pretrained model as well, and that needs a text
     if cell.recipe and scores:
         found["finetune"] = {key: scores[0].settings[key] for key in Finetune.model_fields if key in scores[0].settings}
     return str(yaml.dump(found, Dumper=_Excerpt, sort_keys=False, width=100)).strip()

@@ -34,7 +34,7 @@ def on_device(functions: list[Callable[[], Any]], device: torch.device) -> list[
     that of Python, and a warning says so. The graphs share their memory: nothing reads their outputs.
 
     Raises:
-        torch.OutOfMemoryError: the GPU's memory is full.
+        torch.OutOfMemoryError: the memory of the GPU is full.
     """
     if device.type != "cuda":
         return functions

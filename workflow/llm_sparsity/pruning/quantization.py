@@ -35,13 +35,13 @@ class QuantisingPruner(Pruner):
         """Yield every tensor, in the order of the names."""
         for name in names:
             weight = self._before.tensor(name)
-            if name not in self._tensors.roles or weight.dim() < 2:
+            if name not in self._tensors.roles:
                 yield PrunedTensor(self._sparsity, name, weight, None)
                 continue
-            quantized: Quantized = self._tensors.method.quantize(weight)
-            zeros = weight.numel() - int(quantized.values().count_nonzero())
-            row = tensor_row(weight, weight.numel(), 0, zeros) | {"threshold": ""}
-            yield PrunedTensor(self._sparsity, name, quantized, row)
+            stored: Tensor | Quantized = weight if weight.dim() < 2 else self._tensors.method.quantize(weight)
+            values = stored.values() if isinstance(stored, Quantized) else stored
+            row = tensor_row(weight, weight.numel(), 0, weight.numel() - int(values.count_nonzero()))
+            yield PrunedTensor(self._sparsity, name, stored, row | {"threshold": ""})
 
 
 step = QuantisingPruner

@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 import pandas as pd
-import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from llm_sparsity.jobs.errors import UserError, guess
@@ -42,7 +41,7 @@ from llm_sparsity.reporting.quantities import QUANTITIES, Cell, Quantity
 from llm_sparsity.reporting.references import NUMBERS, read_numbers
 from llm_sparsity.reporting.tables import Tables, frame, judged
 from llm_sparsity.reporting.wording import in_points
-from llm_sparsity.study.document import read_document
+from llm_sparsity.study.document import UNREADABLE, read_document
 from llm_sparsity.study.fields import ScopeName, Section, lines
 from llm_sparsity.study.methods import Chain
 from llm_sparsity.study.sparsity import Sparsity
@@ -178,7 +177,7 @@ def load(path: Path) -> Claims:
         raise UserError(f"{path}: not found; correct `claims` in the config, or remove it") from None
     except ValidationError as error:
         raise UserError(f"{path}: {lines(error, File)[0]}") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: no YAML ({' '.join(str(error).split())}); correct it") from None
     numbers = pd.DataFrame(columns=NUMBERS)
     if file.source.numbers:

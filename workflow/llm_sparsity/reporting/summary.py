@@ -29,8 +29,9 @@ def summary(data: Tables, output: Path, claims: Claims | None = None, config: Ma
     lines = [*_wrapped(f"{title(asked)}.", ""), ""]
     for question in asked[:NAMED]:
         lines += [*_decisions(question), ""]
-        if known := caveat(config or {}, question.model):
-            lines += [*_wrapped(known, "  "), ""]
+    for model in dict.fromkeys(question.model for question in asked[:NAMED]):
+        if known := caveat(config or {}, model):
+            lines += [*_wrapped(known, ""), ""]
     if len(asked) > NAMED:
         lines += [f"The page has {len(asked) - NAMED} more.", ""]
     for answer in answers(data, asked):

@@ -91,7 +91,7 @@ def scope_name(scope: str) -> str:
 def name_of(row: Any) -> str:
     """What a cell is, for sentences: "magnitude, 50 % of linear, gradual"; of a quantised part, "int8 of attention"."""
     if row.sparsity.is_dense:
-        part = "all weights" if row.scope == "all" else scope_name(row.scope)
+        part = "all matrices" if row.scope == "all" else scope_name(row.scope)
         what = [row.method if row.scope in USUAL else f"{row.method} of {part}"]
     else:
         what = [row.method, part_of(row.sparsity, scope_name(row.scope))]

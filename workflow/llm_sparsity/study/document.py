@@ -16,6 +16,8 @@ import yaml
 
 from llm_sparsity.jobs.errors import UserError
 
+UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError)  # what `read_document` raises beside a UserError
+
 
 def read_document(path: Path) -> Any:
     """The values of a document.
@@ -35,7 +37,7 @@ def read_config(file: Path) -> Mapping[str, Any]:
     """
     try:
         values = read_document(file)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{file}: no config of a study: {' '.join(str(error).split())}") from None
     if not isinstance(values, Mapping):
         raise UserError(f"{file}: no config of a study: it has no keys such as `models:`")

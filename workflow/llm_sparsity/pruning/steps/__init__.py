@@ -16,7 +16,7 @@ A step that trains sub-blocks, attention or feed-forward, of any method that set
               parameters in float32, and keeps their zeros. `output` runs the sub-block on a batch, `wanted` has the
               dense model's outputs, see `reconstruct`
 
-A step that quantises tensors, which comes last, or stands alone; its tensors have any floating-point dtype:
+A step that quantises matrices, which comes last, or stands alone; they have any floating-point dtype:
 
     quantize  (weight,) -> `Quantized`, codes and scales whose products stand for the weight; zeros stay zeros
 

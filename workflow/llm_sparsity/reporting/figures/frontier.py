@@ -1,6 +1,7 @@
 """Frontier: quality against measured bytes and latency, the choice among all options."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from matplotlib.axes import Axes
@@ -81,8 +82,14 @@ def _front(ax: Axes, options: list[Option], model: str, cost: Callable[[Option],
 def names(options: Sequence[Option], best: Sequence[Option]) -> dict[Option, str]:
     """The options that are named, with their names: all of a few; of many, dense models and those of the frontier.
 
-    A quantised model has no other recipe than `one-shot`, so its name leaves that out.
+    A quantised model is named without its recipe if it has one only.
     """
+    cells = Counter((option.model, option.method, option.scope, option.sparsity) for option in options)
+    alone = {
+        option
+        for option in options
+        if option.is_quantised and cells[option.model, option.method, option.scope, option.sparsity] == 1
+    }
     scopes = len({option.scope for option in options if not option.is_dense}) > 1
     plain = UNTRAINED if any(option.recipe == UNTRAINED for option in options) else "kept"
     return {
@@ -90,7 +97,7 @@ def names(options: Sequence[Option], best: Sequence[Option]) -> dict[Option, str
             [
                 point_name(option),
                 *([scope_name(option.scope)] if scopes and not option.is_dense else []),
-                *([option.recipe] if option.recipe != plain and not option.is_quantised else []),
+                *([option.recipe] if option.recipe != plain and option not in alone else []),
             ]
         )
         for option in options
