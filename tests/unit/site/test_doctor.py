@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -74,6 +75,8 @@ def site(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     # Its versions are those of this checkout's lock; importing torch for every test would take minutes.
     monkeypatch.setattr(machine, "IMPORTED", "print('torch')")
     monkeypatch.setattr(machine, "_installed", dict(_pins(root)).__getitem__)
+    roomy = SimpleNamespace(free=10**12)  # whatever the disk of the machine that runs the tests
+    monkeypatch.setattr(machine, "shutil", SimpleNamespace(**vars(shutil) | {"disk_usage": lambda _: roomy}))
     return made
 
 
