@@ -131,8 +131,13 @@ def _missing(model: Any, parameters: Mapping[str, Tensor], names: Collection[str
     held = {id(parameters[name]) for name in names if name in parameters}
     output = model.get_output_embeddings()
     scored = {id(weight) for weight in output.parameters()} if output else set()
-    body = {id(weight) for name, weight in model.base_model.named_parameters() if not re.search(POOLERS, name)}
-    return [name for name, weight in model.named_parameters() if id(weight) not in held and id(weight) in scored | body]
+    wanted = (scored | body_parameters(model)) - held
+    return [name for name, weight in model.named_parameters() if id(weight) in wanted]
+
+
+def body_parameters(model: Any) -> set[int]:
+    """The ids of the parameters of a model's body, without a pooler, which pretraining may not have."""
+    return {id(weight) for name, weight in model.base_model.named_parameters() if not re.search(POOLERS, name)}
 
 
 def _misshapen(

@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from llm_sparsity.models.checkpoint import stored_names
+from llm_sparsity.models.checkpoint import body_parameters, stored_names
 from llm_sparsity.models.derivation import empty_model
 from llm_sparsity.models.folder import ModelFolder
 from llm_sparsity.models.roles import POOLERS
@@ -64,8 +64,8 @@ def drawn_parameters(model: Any, folder: ModelFolder) -> list[str]:
     """The parameters that a folder does not hold, so that transformers draws them at random: of a head or pooler."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     held = {id(parameters[name]) for name in stored_parameters(model, folder)}
-    body = {id(weight) for name, weight in model.base_model.named_parameters() if not re.search(POOLERS, name)}
-    return [name for name, weight in parameters.items() if id(weight) not in held | body]
+    known = held | body_parameters(model)
+    return [name for name, weight in parameters.items() if id(weight) not in known]
 
 
 def stored_parameters(model: Any, folder: ModelFolder) -> dict[str, str]:

@@ -29,11 +29,8 @@ from llm_sparsity.study.syntax import STATEMENTS, Definition, Module, parse
 PACKAGE = Path(__file__).parents[1]
 
 # What shapes no result. The jobs' environment, which is beside them, does: it measures columns of tables.
-IGNORED = {
-    *(f"llm_sparsity.jobs.{name}" for name in ("command", "driver", "errors", "failures", "forkserver")),
-    *(f"llm_sparsity.jobs.{name}" for name in ("lease", "lock", "process")),
-    "llm_sparsity.training.tracking",
-}
+_JOBS = ("command", "driver", "errors", "failures", "forkserver", "lease", "lock", "process")
+IGNORED = {f"llm_sparsity.jobs.{name}" for name in _JOBS} | {"llm_sparsity.training.tracking"}
 
 EVERYTHING = "*"  # instead of the name of a definition: the whole module
 
