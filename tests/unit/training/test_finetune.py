@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -223,10 +224,7 @@ def test_saving_more_often_changes_nothing(variant: Make, task: TaskFolder, tmp_
 def test_a_batch_that_does_not_fit_the_memory(
     error: Exception, dense: Make, task: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(torch.nn.functional, "linear", full)
+    monkeypatch.setattr(torch.nn.functional, "linear", Mock(side_effect=error))
     with pytest.raises(UserError, match=r"micro_batch_size: 16 sequences of \d+ tokens do not fit .* \(now 16"):
         run(dense("bert"), task, tmp_path)
 
@@ -235,10 +233,7 @@ def test_a_batch_that_does_not_fit_the_memory(
 def test_other_errors_of_a_batch_are_not_about_memory(
     error: Exception, dense: Make, task: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(torch.nn.functional, "linear", wrong)
+    monkeypatch.setattr(torch.nn.functional, "linear", Mock(side_effect=error))
     with pytest.raises(type(error), match=str(error)):
         run(dense("bert"), task, tmp_path)
 

@@ -229,7 +229,7 @@ def _recipe_gain(data: Tables, pruned: Sequence[Option]) -> str:
     if not gains:
         return ""
     plain, best = max(gains, key=lambda pair: pair[1].value - pair[0].value)
-    more, fewer = _steps(data, best), _steps(data, plain)  # fewer are no excuse, and a control has as many
+    more, fewer = _steps(data, best), _steps(data, plain)
     return (
         f"The recipe matters: {best.model} without {best.sparsity.label} of {scope_name(best.scope)} reaches "
         f"{name_of_metric(best.metric)} {best.value:.3f} on {best.task} by {best.recipe}, {plain.value:.3f} by kept"
